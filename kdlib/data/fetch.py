@@ -1,0 +1,297 @@
+"""Find a data set on this machine, or download it; the one place that reads the environment.
+
+KDLIB_DATA     a folder that holds data sets, as `--data DIR` does
+KDLIB_MIRROR   a URL or a local folder that replaces the sources: it holds the files of a set in MIRROR/NAME
+KDLIB_OFFLINE  1: open no socket
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import filelock
+
+from kdlib.data import DataError, DataUnavailable, kaggle, mitdb, transfer
+
+Progress = Callable[[str, int, int], None]  # file, bytes of the whole set received so far, bytes expected
+LIMITS = transfer.Limits()
+LOCK_SECONDS = 3600.0
+UNKNOWN_FILE_BYTES = 2**20  # the most a file of unknown size may have
+
+
+class File(NamedTuple):
+    """A file of a data set; None where it is not known (and the content is checked instead)."""
+
+    name: str
+    sha256: str | None
+    size: int | None
+
+
+class Place(NamedTuple):
+    """Where a data set lies: `origin` is --data, KDLIB_DATA or cache."""
+
+    origin: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is known about one data set."""
+
+    title: str
+    licence: str
+    citation: str
+    url: str
+    bytes: int
+    files: Callable[[], tuple[File, ...]]
+    check: Callable[[Path], Any]  # reads the whole set; raises DataError
+    instead: tuple[str, ...] = ()  # files of another publisher that a user may have in their place
+
+
+def _mitdb_files() -> tuple[File, ...]:
+    pinned = []
+    for line in mitdb.fact("physionet_sha256.txt").decode().splitlines():
+        name, digest = line.split(" sha256:")
+        pinned.append(File(name, digest, 1_950_000 if name.endswith(".dat") else None))
+    # Headers differ between copies in their comments; what they say about the signals is checked on reading.
+    return *pinned, *(File(f"{record}.hea", None, None) for record in mitdb.RECORDS)
+
+
+SOURCES = {
+    "mitdb": Source(
+        title="MIT-BIH Arrhythmia Database 1.0.0",
+        licence="Open Data Commons Attribution License 1.0 (ODC-By 1.0)",
+        citation="Moody and Mark 2001, IEEE Eng. Med. Biol. 20(3):45-50, doi:10.13026/C2F305; "
+        "Goldberger et al. 2000, Circulation 101(23):e215-e220 (PhysioNet)",
+        url="https://physionet.org/files/mitdb/1.0.0",
+        bytes=93_850_000,
+        files=_mitdb_files,
+        check=mitdb.heartbeats,
+        instead=kaggle.FILES,
+    )
+}
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of the data sets."""
+    return tuple(SOURCES)
+
+
+def describe(name: str) -> dict[str, Any]:
+    """Return title, licence, citation, url, bytes and number of files of a data set."""
+    source = _source(name)
+    facts = {key: getattr(source, key) for key in ("title", "licence", "citation", "url", "bytes")}
+    return {"name": name, **facts, "files": len(source.files())}
+
+
+def where(name: str, data: Path | str | None = None) -> Place | None:
+    """Return the first of --data, KDLIB_DATA, user cache that holds (some of) a data set, else None."""
+    source = _source(name)
+    known = [*(file.name for file in source.files()), *source.instead]
+    for origin, root in _roots(data):
+        for folder in (root / name, root):
+            if any((folder / file).is_file() for file in known):
+                return Place(origin, folder)
+    return None
+
+
+def find(name: str, data: Path | str | None = None, progress: Progress | None = None) -> Path:
+    """Return the folder of a data set, after a quick check of its files; download it if it is nowhere.
+
+    Looked for in this order: `data`/NAME (or `data` itself), KDLIB_DATA likewise, the user cache, download.
+    Raises DataError for a place that holds a part of it only, DataUnavailable when it cannot be had.
+    """
+    place = where(name, data)
+    if place is None:
+        return fetch(name, progress)
+    if problems := _file_problems(_source(name), place.path, hashes=False):
+        raise DataError(
+            f"{place.path} ({place.origin}): expected all files of {name}, found {len(problems)} problems: "
+            f"{'; '.join(problems[:3])}{'; ...' if len(problems) > 3 else ''}. {_remedy(name, place.origin)}"
+        )
+    return place.path
+
+
+def verify(name: str, data: Path | str | None = None) -> list[str]:
+    """Read every byte of a data set where it lies and return what is wrong: nothing is the empty list."""
+    source = _source(name)
+    place = where(name, data)
+    if place is None:
+        return [f"{name}: found nowhere; looked at {_looked_at(data)}"]
+    problems = _file_problems(source, place.path, hashes=True)
+    if not problems:
+        try:
+            source.check(place.path)
+        except DataError as error:
+            problems = [str(error)]
+    return problems
+
+
+def fetch(name: str, progress: Progress | None = None) -> Path:
+    """Download a data set into the user cache, or repair it there, and return its folder.
+
+    What was downloaded is kept over a broken connection, but the folder appears only when all of it has been
+    checked. Two processes wait for each other. Raises DataUnavailable, which says why and what to do.
+    """
+    source = _source(name)
+    mirror = _mirror()
+    cache = cache_folder()
+    folder, staging = cache / name, cache / f".{name}.part"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(cache / f".{name}.lock", timeout=LOCK_SECONDS):
+            if folder.is_dir() and not _file_problems(source, folder, hashes=True):
+                return folder
+            _refuse_offline(name, mirror)
+            _take_back(source, folder, staging)
+            _fill(name, source, mirror, staging, progress)
+            source.check(staging)
+            os.replace(staging, folder)
+    except filelock.Timeout as error:
+        raise DataUnavailable(
+            f"{error.lock_file}: expected the other process that fetches {name} to finish within "
+            f"{LOCK_SECONDS:g} seconds, found it still running. Wait for it or end it, then try again."
+        ) from error
+    except DataUnavailable:
+        raise
+    except DataError as error:
+        raise DataUnavailable(f"{name}: the downloaded files are not the published ones: {error}") from error
+    except OSError as error:
+        raise DataUnavailable(
+            f"{cache}: expected to write there, found: {error}. {transfer.REMEDY}"
+        ) from error
+    return folder
+
+
+def cache_folder() -> Path:
+    """Return the folder of this user's downloaded data sets."""
+    try:
+        import platformdirs
+    except ImportError as error:
+        raise DataUnavailable(
+            "The user cache needs the package platformdirs: install kdlib with its dependencies, "
+            "or pass --data DIR, or set KDLIB_DATA."
+        ) from error
+    return platformdirs.user_cache_path("kdlib")
+
+
+def _source(name: str) -> Source:
+    if name not in SOURCES:
+        raise DataError(f"expected a data set ({', '.join(SOURCES)}), found {name!r}. See `kd data list`.")
+    return SOURCES[name]
+
+
+def _roots(data: Path | str | None) -> Iterator[tuple[str, Path]]:
+    if data is not None:
+        if not Path(data).is_dir():
+            raise DataError(f"--data {data}: expected a folder, found none. Correct it or leave it out.")
+        yield "--data", Path(data)
+    if folder := os.environ.get("KDLIB_DATA"):
+        yield "KDLIB_DATA", Path(folder)
+    yield "cache", cache_folder()
+
+
+def _looked_at(data: Path | str | None) -> str:
+    return ", ".join(f"{root} ({origin})" for origin, root in _roots(data))
+
+
+def _mirror() -> str | Path | None:
+    """KDLIB_MIRROR as a URL, a folder, or None where it is not set."""
+    mirror = os.environ.get("KDLIB_MIRROR")
+    if not mirror:
+        return None
+    if urlsplit(mirror).scheme in ("http", "https"):
+        return mirror.rstrip("/")
+    if not Path(mirror).is_dir():
+        raise DataUnavailable(
+            f"KDLIB_MIRROR={mirror}: expected an http(s) URL or an existing folder, found neither. "
+            "Correct or unset it."
+        )
+    return Path(mirror)
+
+
+def _refuse_offline(name: str, mirror: str | Path | None) -> None:
+    offline = os.environ.get("KDLIB_OFFLINE", "").lower() not in ("", "0", "false", "no")
+    if offline and not isinstance(mirror, Path):
+        raise DataUnavailable(
+            f"{name}: expected on this machine, as KDLIB_OFFLINE is set; found neither in --data DIR, nor in "
+            f"KDLIB_DATA, nor in the user cache ({cache_folder()}). Unset KDLIB_OFFLINE to download it, or "
+            f"put the files into DIR/{name} and pass --data DIR (or set KDLIB_DATA=DIR), or set KDLIB_MIRROR "
+            "to a local folder."
+        )
+
+
+def _take_back(source: Source, folder: Path, staging: Path) -> None:
+    """Start from what a damaged set or a broken download left, but not from files no hash speaks for."""
+    if folder.exists():
+        shutil.rmtree(staging, ignore_errors=True)
+        os.replace(folder, staging)
+    staging.mkdir(exist_ok=True)
+    unpinned = {file.name for file in source.files() if file.sha256 is None}
+    for path in staging.iterdir():
+        if path.name in unpinned or path.name.startswith("tmp") or path.suffix == ".part":
+            path.unlink()
+
+
+def _fill(
+    name: str, source: Source, mirror: str | Path | None, staging: Path, progress: Progress | None
+) -> None:
+    try:
+        import pooch  # type: ignore[import-untyped] # noqa: F401
+        import requests
+    except ImportError as error:
+        raise DataUnavailable(
+            f"Downloading {name} needs the package pooch: install kdlib with its dependencies, "
+            "or pass --data DIR."
+        ) from error
+    done = 0
+    with requests.Session() as session:
+        for file in source.files():
+
+            def received(count: int, name: str = file.name, before: int = done) -> None:
+                if progress is not None:
+                    progress(name, before + count, source.bytes)
+
+            target, most_bytes = staging / file.name, file.size or UNKNOWN_FILE_BYTES
+            if isinstance(mirror, Path):
+                root = mirror / name if (mirror / name).is_dir() else mirror
+                received(transfer.copy(root / file.name, target, file.sha256, most_bytes))
+            else:
+                url = f"{source.url if mirror is None else f'{mirror}/{name}'}/{file.name}"
+                transfer.download(session, url, target, file.sha256, most_bytes, LIMITS, received)
+            done += target.stat().st_size
+
+
+def _file_problems(source: Source, folder: Path, hashes: bool) -> list[str]:
+    """Return what is wrong with the files by name, size and (slower) hash."""
+    files = source.files()
+    if not any((folder / file.name).is_file() for file in files):
+        files = tuple(File(name, None, None) for name in source.instead)
+    return [problem for file in files if (problem := _file_problem(folder / file.name, file, hashes))]
+
+
+def _file_problem(path: Path, file: File, hashes: bool) -> str | None:
+    if not path.is_file():
+        return f"{file.name} is missing"
+    size = path.stat().st_size
+    if size == 0 or (file.size is not None and size != file.size):
+        return f"{file.name}: expected {file.size or 'some'} bytes, found {size}"
+    if hashes and file.sha256 is not None:
+        with path.open("rb") as content:
+            found = hashlib.file_digest(content, "sha256").hexdigest()
+        if found != file.sha256:
+            return f"{file.name}: expected SHA-256 {file.sha256}, found {found}"
+    return None
+
+
+def _remedy(name: str, origin: str) -> str:
+    if origin == "cache":
+        return f"`kd data fetch {name}` repairs it."
+    return f"Copy the files there again, or leave {origin} out and `kd data fetch {name}`."

@@ -1,0 +1,149 @@
+"""One file from a server or a local mirror: bounded in bytes and time, checked, never half there."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urljoin, urlsplit
+
+from kdlib.data import DataUnavailable
+
+if TYPE_CHECKING:
+    from requests import Response, Session
+
+CHUNK_BYTES = 2**16
+MOST_REDIRECTS = 5
+REMEDY = "Try again later, set KDLIB_MIRROR to another source, or put the files into DIR and pass --data DIR."
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one download may take; a failed connection is tried again after a pause."""
+
+    connect_seconds: float = 10
+    read_seconds: float = 30  # without a single byte
+    total_seconds: float = 900
+    attempts: int = 3
+    pause_seconds: float = 2
+
+
+def download(
+    session: Session,
+    url: str,
+    target: Path,
+    sha256: str | None,
+    most_bytes: int,
+    limits: Limits,
+    received: Callable[[int], None],
+) -> None:
+    """Download one file to `target`, unless it is there already; `received` hears the bytes so far.
+
+    Raises DataUnavailable, and leaves nothing new at `target`, when the server cannot be reached or answers
+    with an error, a web page, a redirect from https to http, too much, too little, too slowly, another file.
+    """
+    import pooch  # type: ignore[import-untyped]
+    import requests
+    import urllib3
+
+    def stream(url: str, temporary: str, _: object) -> None:
+        _stream(session, url, Path(temporary), most_bytes, limits, received)
+
+    for attempt in range(1, limits.attempts + 1):
+        try:
+            with _silent(pooch.get_logger()):
+                pooch.retrieve(url, sha256, target.name, target.parent, downloader=stream)
+            return
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            if attempt == limits.attempts:
+                raise DataUnavailable(f"{url}: expected a file, found: {error}. {REMEDY}") from error
+            time.sleep(limits.pause_seconds)
+        except ValueError as error:  # pooch's way to say that the hash differs; its text has both
+            raise DataUnavailable(f"{url}: {error} {REMEDY}") from error
+
+
+def copy(source: Path, target: Path, sha256: str | None, most_bytes: int) -> int:
+    """Copy one file of a local mirror to `target` and return its size; raises as `download` does."""
+    if not source.is_file():
+        raise DataUnavailable(f"{source}: expected a file of the mirror, found none. {REMEDY}")
+    size = source.stat().st_size
+    if size > most_bytes:
+        raise DataUnavailable(f"{source}: expected at most {most_bytes} bytes, found {size}. {REMEDY}")
+    content = source.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if sha256 is not None and found != sha256:
+        raise DataUnavailable(f"{source}: expected SHA-256 {sha256}, found {found}. {REMEDY}")
+    temporary = target.with_name(target.name + ".part")
+    temporary.write_bytes(content)
+    os.replace(temporary, target)
+    return len(content)
+
+
+def _stream(
+    session: Session, url: str, target: Path, most_bytes: int, limits: Limits, received: Callable[[int], None]
+) -> None:
+    end = time.monotonic() + limits.total_seconds
+    total = 0
+    with _open(session, url, limits) as response, target.open("wb") as file:
+        response.raise_for_status()
+        # read1 gives what has arrived: waiting for full chunks, a dripping server would outlive the deadline.
+        while chunk := response.raw.read1(CHUNK_BYTES):
+            if total == 0 and _is_page(response, chunk):
+                raise DataUnavailable(
+                    f"{url}: expected a data file, found a web page (a login, proxy or error page): "
+                    f"{chunk[:80]!r}. {REMEDY}"
+                )
+            total += len(chunk)
+            if total > most_bytes:
+                raise DataUnavailable(f"{url}: expected at most {most_bytes} bytes, found more. {REMEDY}")
+            if time.monotonic() > end:
+                raise DataUnavailable(
+                    f"{url}: expected the file within {limits.total_seconds:g} seconds, "
+                    f"found {total} bytes by then. {REMEDY}"
+                )
+            file.write(chunk)
+            received(total)
+
+
+def _open(session: Session, url: str, limits: Limits) -> Response:
+    """Follow redirects by hand, so that each step is looked at before it is taken."""
+    timeout = (limits.connect_seconds, limits.read_seconds)
+    for _ in range(MOST_REDIRECTS + 1):
+        response = session.get(
+            url, stream=True, allow_redirects=False, timeout=timeout, headers={"Accept-Encoding": "identity"}
+        )
+        if not response.is_redirect:
+            return response
+        response.close()
+        url = _next_url(url, response.headers["location"])
+    raise DataUnavailable(f"{url}: expected a file, found more than {MOST_REDIRECTS} redirects. {REMEDY}")
+
+
+def _next_url(url: str, location: str) -> str:
+    onward = urljoin(url, location)
+    if urlsplit(url).scheme == "https" and urlsplit(onward).scheme != "https":
+        raise DataUnavailable(f"{url}: expected to stay on https, found a redirect to {onward}. {REMEDY}")
+    return onward
+
+
+def _is_page(response: Response, start: bytes) -> bool:
+    kind = response.headers.get("content-type", "")
+    page = (b"<!doctype html", b"<html")
+    return kind.startswith("text/html") or start.lstrip()[:14].lower().startswith(page)
+
+
+@contextmanager
+def _silent(logger: logging.Logger) -> Iterator[None]:
+    """Keep pooch from printing: only the command line talks."""
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,68 @@
+"""Unpack a tar archive of unknown intent: plain files inside the folder, bounded, all of it or nothing."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+import tarfile
+import tempfile
+import zlib
+from pathlib import Path
+from typing import IO
+
+from kdlib.data import DataError
+
+REMEDY = "Delete the archive and fetch it again from its source."
+
+
+class _Bounded:
+    """A reader that stops after so many bytes, whatever the archive's headers or its compression say."""
+
+    def __init__(self, file: IO[bytes], most_bytes: int) -> None:
+        self.file, self.left = file, most_bytes
+
+    def read(self, size: int) -> bytes:
+        content = self.file.read(size)
+        self.left -= len(content)
+        if self.left < 0:
+            raise DataError("more bytes than allowed")
+        return content
+
+
+def unpack(archive: Path, folder: Path, most_bytes: int, most_members: int) -> None:
+    """Unpack a .tar or .tar.gz archive into `folder`, which must not exist and appears only if all went well.
+
+    Raises DataError for a member that is a link or a device or would land outside the folder, for more than
+    `most_members` members or `most_bytes` unpacked bytes, and for a damaged archive.
+    """
+    if folder.exists():
+        raise DataError(f"{folder}: expected no such folder yet, found one. Delete it, then unpack again.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        _extract(archive, staging, most_bytes, most_members)
+        os.replace(staging, folder)
+    except (DataError, tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        expected = f"an archive of at most {most_members} plain files and {most_bytes} bytes"
+        raise DataError(f"{archive}: expected {expected}, found {error}. {REMEDY}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _extract(archive: Path, staging: Path, most_bytes: int, most_members: int) -> None:
+    with archive.open("rb") as start:
+        opener = gzip.open if start.read(2) == b"\x1f\x8b" else open
+    # 10 KiB of headers and padding per member, on top of what the members hold.
+    with opener(archive, "rb") as file:
+        bounded = _Bounded(file, most_bytes + 10_240 * (most_members + 1))  # type: ignore[arg-type]
+        with tarfile.open(fileobj=bounded, mode="r|") as tar:  # type: ignore[call-overload]
+            for count, member in enumerate(tar, 1):
+                if count > most_members:
+                    raise DataError(f"more than {most_members} members")
+                if not (member.isfile() or member.isdir()):
+                    raise DataError(f"the member {member.name!r}, a link or a special file")
+                most_bytes -= member.size
+                if most_bytes < 0:
+                    raise DataError("more bytes than allowed")
+                tar.extract(member, staging, filter="data")

@@ -1,0 +1,500 @@
+"""Finding and downloading, against a local server that lies in every way a server can."""
+
+import hashlib
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+import time
+
+import filelock
+import pytest
+
+from kdlib.data import DataError, DataUnavailable, fetch, kaggle, mitdb, transfer
+
+CONTENT = {"one.dat": bytes(range(256)) * 2000, "two.dat": b"two" * 1000, "two.hea": b"two 1 360 3000\n"}
+PINNED = ("one.dat", "two.dat")
+QUICK = transfer.Limits(connect_seconds=2, read_seconds=0.4, total_seconds=1, attempts=2, pause_seconds=0)
+
+
+def sha256(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+def check(folder):
+    """The whole set's own check: what no hash speaks for must be right, too."""
+    if (folder / "two.hea").is_file() and (folder / "two.hea").read_bytes() != CONTENT["two.hea"]:
+        raise DataError(f"{folder / 'two.hea'}: expected a header, found another")
+
+
+@pytest.fixture(autouse=True)
+def world(tmp_path, monkeypatch, server):
+    """A tiny data set whose source is the local server, an empty cache, no settings from outside."""
+    for name in ("KDLIB_DATA", "KDLIB_MIRROR", "KDLIB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "*")
+    files = [fetch.File(name, sha256(CONTENT[name]), len(CONTENT[name])) for name in PINNED]
+    files.append(fetch.File("two.hea", None, None))
+    total = sum(map(len, CONTENT.values()))
+    source = fetch.Source(
+        "Tiny", "MIT", "nobody", server.url, total, lambda: tuple(files), check, ("own.csv",)
+    )
+    monkeypatch.setattr(fetch, "SOURCES", {"tiny": source})
+    monkeypatch.setattr(fetch, "LIMITS", QUICK)
+    monkeypatch.setattr(fetch, "cache_folder", lambda: tmp_path / "cache")
+    server.routes.update({f"/{name}": content for name, content in CONTENT.items()})
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return tmp_path / "cache"
+
+
+def fill(folder):
+    folder.mkdir(parents=True)
+    for name, content in CONTENT.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def holds_all(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()} == CONTENT
+
+
+def no_socket(*_, **__):
+    raise AssertionError("a socket was opened")
+
+
+# --- the good cases --------------------
+
+
+def test_a_download_is_complete_checked_and_reported(server, cache, capfd):
+    heard = []
+    folder = fetch.find("tiny", progress=lambda *told: heard.append(told))
+    assert folder == cache / "tiny"
+    assert holds_all(folder)
+    assert sorted(path.name for path in cache.iterdir()) in ([".tiny.lock", "tiny"], ["tiny"])
+    total = sum(map(len, CONTENT.values()))
+    assert heard[-1] == ("two.hea", total, total)
+    assert [done for _, done, _ in heard] == sorted(done for _, done, _ in heard)
+    assert fetch.find("tiny") == folder
+    assert fetch.verify("tiny") == []
+    assert len(server.asked) == 3  # nothing was asked for twice
+    assert capfd.readouterr() == ("", "")  # neither this library nor pooch prints
+
+
+def test_places_are_looked_at_in_order(tmp_path, cache, monkeypatch, server):
+    data, environment = fill(tmp_path / "data" / "tiny"), fill(tmp_path / "environment" / "tiny")
+    fill(cache / "tiny")
+    monkeypatch.setenv("KDLIB_DATA", str(environment.parent))
+    assert fetch.where("tiny", data.parent) == ("--data", data)
+    assert fetch.where("tiny") == ("KDLIB_DATA", environment)
+    assert fetch.find("tiny", data.parent) == data
+    assert fetch.find("tiny", data) == data  # the set's own folder will do
+    shutil.rmtree(data)
+    assert fetch.find("tiny", data.parent) == environment
+    shutil.rmtree(environment.parent)
+    assert fetch.where("tiny") == ("cache", cache / "tiny")
+    shutil.rmtree(cache / "tiny")
+    assert fetch.where("tiny") is None
+    assert fetch.verify("tiny")[0].startswith("tiny: found nowhere; looked at")
+    assert server.asked == []
+
+
+def test_an_owned_file_of_another_publisher_will_do(tmp_path):
+    folder = tmp_path / "data" / "tiny"
+    folder.mkdir(parents=True)
+    (folder / "own.csv").write_text("1,2,3\n")
+    assert fetch.find("tiny", folder.parent) == folder
+    assert fetch.verify("tiny", folder.parent) == []
+
+
+def test_a_mirror_replaces_the_source(server, monkeypatch, cache):
+    server.routes = {f"/mirror/tiny/{name}": content for name, content in CONTENT.items()}
+    monkeypatch.setenv("KDLIB_MIRROR", f"{server.url}/mirror/")
+    assert holds_all(fetch.find("tiny"))
+
+
+@pytest.mark.parametrize("inner", ["tiny", "."])
+def test_a_local_mirror_needs_no_socket(tmp_path, monkeypatch, inner):
+    fill(tmp_path / "mirror" / inner)
+    monkeypatch.setenv("KDLIB_MIRROR", str(tmp_path / "mirror"))
+    monkeypatch.setenv("KDLIB_OFFLINE", "1")
+    monkeypatch.setattr(socket.socket, "connect", no_socket)
+    assert holds_all(fetch.find("tiny"))
+
+
+def test_a_redirect_to_another_path_is_followed(server):
+    server.routes["/one.dat"] = redirect("/elsewhere")
+    server.routes["/elsewhere"] = CONTENT["one.dat"]
+    assert holds_all(fetch.find("tiny"))
+
+
+def test_a_body_in_chunks_is_read(server):
+    server.routes["/one.dat"] = chunked(CONTENT["one.dat"])
+    assert holds_all(fetch.find("tiny"))
+
+
+def test_a_passing_failure_is_tried_again(server):
+    answers = iter([lambda handler: handler.send_error(503), send(CONTENT["one.dat"])])
+    server.routes["/one.dat"] = lambda handler: next(answers)(handler)
+    assert holds_all(fetch.find("tiny"))
+
+
+# --- the hostile cases --------------------
+
+
+def send(content, length=None, kind=None):
+    def answer(handler):
+        handler.send_response(200)
+        if length is not None:
+            handler.send_header("Content-Length", str(length))
+        if kind is not None:
+            handler.send_header("Content-Type", kind)
+        handler.end_headers()
+        handler.wfile.write(content)
+
+    return answer
+
+
+def redirect(to):
+    def answer(handler):
+        handler.send_response(302)
+        handler.send_header("Location", to)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    return answer
+
+
+def endless(handler):
+    handler.send_response(200)
+    handler.end_headers()
+    while True:
+        handler.wfile.write(b"x" * 65536)
+
+
+def silent(handler):
+    handler.send_response(200)
+    handler.send_header("Content-Length", "512000")
+    handler.end_headers()
+    handler.wfile.write(b"x")
+    handler.wfile.flush()
+    time.sleep(1)
+
+
+def dripping(handler):
+    handler.send_response(200)
+    handler.end_headers()
+    for _ in range(40):  # each pause is shorter than the limit on silence
+        handler.wfile.write(b"x")
+        handler.wfile.flush()
+        time.sleep(0.1)
+
+
+def chunked(content, whole=True):
+    def answer(handler):
+        handler.protocol_version = "HTTP/1.1"
+        handler.send_response(200)
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        for start in range(0, len(content), 5000):
+            piece = content[start : start + 5000]
+            handler.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+        handler.wfile.write(b"0\r\n\r\n" if whole else b"1388\r\nxxx")
+        handler.close_connection = True
+
+    return answer
+
+
+HTML = b"<!DOCTYPE html><html><head><title>Sign in</title></head></html>"
+HOSTILE = {
+    "wrong hash": (send(CONTENT["one.dat"][:-1] + b"!"), "SHA256 .*expected " + sha256(CONTENT["one.dat"])),
+    "web page with status 200": (send(HTML), "expected a data file, found a web page"),
+    "web page by its type": (send(b"sign in", kind="text/html; charset=utf-8"), "found a web page"),
+    "cut connection": (
+        send(CONTENT["one.dat"][:1000], length=len(CONTENT["one.dat"])),
+        "512000|IncompleteRead",
+    ),
+    "cut without a length": (send(CONTENT["one.dat"][:1000]), "SHA256"),
+    "cut in a chunk": (chunked(CONTENT["one.dat"][:10_000], whole=False), "IncompleteRead|SHA256"),
+    "empty": (send(b""), "SHA256"),
+    "endless": (endless, "expected at most 512000 bytes, found more"),
+    "silent": (silent, "timed out"),
+    "dripping": (dripping, "expected the file within 1 seconds"),
+    "missing": (lambda handler: handler.send_error(404), "404"),
+    "broken": (lambda handler: handler.send_error(500), "500"),
+    "redirects in a circle": (redirect("/one.dat"), "more than 5 redirects"),
+    "redirect to a file": (redirect("file:///etc/passwd"), "file:///etc/passwd"),
+    "not http": (lambda handler: handler.wfile.write(b"\0\1\2\3" * 100), "expected a file, found"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_bad_answer_is_an_error_that_names_it_and_leaves_nothing(server, cache, case):
+    server.routes["/one.dat"] = case[0]
+    with pytest.raises(DataUnavailable, match=rf"one\.dat: .*({case[1]})") as caught:
+        fetch.find("tiny")
+    assert transfer.REMEDY in str(caught.value)
+    assert fetch.where("tiny") is None
+    assert not (cache / "tiny").exists()
+    assert [path.name for path in (cache / ".tiny.part").iterdir()] == []
+    server.routes["/one.dat"] = CONTENT["one.dat"]  # and the next try starts clean
+    assert holds_all(fetch.find("tiny"))
+
+
+@pytest.mark.parametrize("content", [b"two 1 36", HTML], ids=["cut", "web page"])
+def test_what_no_hash_speaks_for_is_checked_too(server, cache, content):
+    server.routes["/two.hea"] = send(content)
+    with pytest.raises(DataUnavailable, match=r"two\.hea: expected"):
+        fetch.find("tiny")
+    assert not (cache / "tiny").exists()
+    server.routes["/two.hea"] = CONTENT["two.hea"]
+    assert holds_all(fetch.find("tiny"))
+
+
+def test_nobody_listening_is_an_error(server, monkeypatch):
+    server.close()
+    with pytest.raises(DataUnavailable, match=r"one\.dat: expected a file, found: .*refused"):
+        fetch.find("tiny")
+
+
+@pytest.fixture
+def https_server(server, tmp_path, monkeypatch):
+    """The same server behind TLS, with a certificate that is trusted for the test."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("the openssl command is not here to make a certificate")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    make = [
+        openssl,
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+    ]
+    files = ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*make, "2", *files, *names], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.http.socket = context.wrap_socket(server.http.socket, server_side=True)
+    server.scheme = "https"
+    monkeypatch.setenv("KDLIB_MIRROR", server.url)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+    server.routes = {f"/tiny/{name}": content for name, content in CONTENT.items()}
+    return server
+
+
+def test_https_is_not_left_for_http(https_server, cache):
+    plain = type(https_server)()
+    plain.routes["/one.dat"] = CONTENT["one.dat"]
+    https_server.routes["/tiny/one.dat"] = redirect(f"{plain.url}/one.dat")
+    with pytest.raises(
+        DataUnavailable, match=rf"expected to stay on https, found a redirect to {plain.url}/one\.dat"
+    ):
+        fetch.find("tiny")
+    plain.close()
+    assert plain.asked == []  # not even asked
+    assert not (cache / "tiny").exists()
+    https_server.routes["/tiny/one.dat"] = redirect("/moved")
+    https_server.routes["/moved"] = CONTENT["one.dat"]
+    assert holds_all(fetch.find("tiny"))
+
+
+def test_an_untrusted_certificate_is_refused(https_server, monkeypatch):
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+    with pytest.raises(DataUnavailable, match="certificate"):
+        fetch.find("tiny")
+
+
+@pytest.mark.parametrize("onward", ["http://a.org/x", "ftp://a.org/x", "//a.org:80/x"])
+def test_a_step_from_https_is_judged_by_its_scheme(onward):
+    if onward.startswith("//"):
+        assert transfer._next_url("https://a.org/y", onward) == "https://a.org:80/x"
+    else:
+        with pytest.raises(DataUnavailable, match="stay on https"):
+            transfer._next_url("https://a.org/y", onward)
+
+
+# --- offline, mirrors, folders that are not whole --------------------
+
+
+@pytest.mark.parametrize("mirror", [None, "https://example.org/mirror"])
+def test_offline_opens_no_socket_and_says_what_to_do(monkeypatch, mirror):
+    if mirror:
+        monkeypatch.setenv("KDLIB_MIRROR", mirror)
+    monkeypatch.setenv("KDLIB_OFFLINE", "1")
+    monkeypatch.setattr(socket.socket, "connect", no_socket)
+    monkeypatch.setattr(socket, "getaddrinfo", no_socket)
+    with pytest.raises(
+        DataUnavailable, match=r"KDLIB_OFFLINE is set.*--data DIR .*KDLIB_DATA=DIR.*KDLIB_MIRROR"
+    ):
+        fetch.find("tiny")
+
+
+def test_offline_off_is_not_offline(monkeypatch):
+    monkeypatch.setenv("KDLIB_OFFLINE", "0")
+    assert holds_all(fetch.find("tiny"))
+
+
+@pytest.mark.parametrize("mirror", ["file:///tmp", "nowhere/at/all", "ftp://example.org"])
+def test_a_mirror_that_is_none_is_refused(monkeypatch, mirror):
+    monkeypatch.setenv("KDLIB_MIRROR", mirror)
+    with pytest.raises(DataUnavailable, match=r"KDLIB_MIRROR=.*expected an http.* URL or an existing folder"):
+        fetch.find("tiny")
+
+
+MIRROR_EDITS = {
+    "wrong hash": (lambda path: path.write_bytes(b"x" * path.stat().st_size), "expected SHA-256 .*found"),
+    "missing": (lambda path: path.unlink(), "expected a file of the mirror, found none"),
+    "too large": (
+        lambda path: path.write_bytes(bytes(600_000)),
+        "expected at most 512000 bytes, found 600000",
+    ),
+}
+
+
+@pytest.mark.parametrize("edit", MIRROR_EDITS.values(), ids=MIRROR_EDITS.keys())
+def test_a_bad_local_mirror_is_refused(tmp_path, monkeypatch, cache, edit):
+    mirror = fill(tmp_path / "mirror" / "tiny")
+    edit[0](mirror / "one.dat")
+    monkeypatch.setenv("KDLIB_MIRROR", str(mirror.parent))
+    with pytest.raises(DataUnavailable, match=rf"one\.dat: {edit[1]}"):
+        fetch.find("tiny")
+    assert not (cache / "tiny").exists()
+
+
+def test_a_part_of_a_set_is_never_taken_for_the_set(tmp_path, cache, server):
+    data = fill(tmp_path / "data" / "tiny")
+    (data / "two.dat").unlink()
+    (data / "one.dat").write_bytes(b"short")
+    with pytest.raises(
+        DataError,
+        match=r"data/tiny \(--data\): .*2 problems: one\.dat: expected 512000 bytes, found 5; two\.dat is m",
+    ):
+        fetch.find("tiny", data.parent)
+    assert server.asked == []  # nor silently replaced by a download
+
+
+def test_verify_reads_every_byte(tmp_path):
+    data = fill(tmp_path / "data" / "tiny")
+    (data / "one.dat").write_bytes(CONTENT["one.dat"][::-1])
+    assert fetch.find("tiny", data.parent) == data  # the quick look does not see it
+    (problem,) = fetch.verify("tiny", data.parent)
+    assert (
+        problem
+        == f"one.dat: expected SHA-256 {sha256(CONTENT['one.dat'])}, found {sha256(CONTENT['one.dat'][::-1])}"
+    )
+    (data / "one.dat").write_bytes(CONTENT["one.dat"])
+    (data / "two.hea").write_bytes(b"nonsense")
+    assert "two.hea: expected a header" in fetch.verify("tiny", data.parent)[0]
+
+
+def test_a_damaged_cache_is_named_and_repaired_with_the_least_download(cache, server):
+    fetch.fetch("tiny")
+    (cache / "tiny" / "two.dat").write_bytes(b"")
+    (cache / "tiny" / "note.txt").write_text("of the user")
+    with pytest.raises(
+        DataError, match=r"tiny \(cache\).*two\.dat: expected 3000 bytes, found 0.*kd data fetch tiny"
+    ):
+        fetch.find("tiny")
+    server.asked.clear()
+    fetch.fetch("tiny")
+    assert server.asked == ["/two.dat", "/two.hea"]
+    assert fetch.verify("tiny") == []
+    assert (cache / "tiny" / "note.txt").read_text() == "of the user"
+
+
+def test_a_broken_download_goes_on_where_it_was(server, cache):
+    server.routes["/two.dat"] = send(b"two", length=3000)
+    with pytest.raises(DataUnavailable):
+        fetch.find("tiny")
+    (cache / ".tiny.part" / "tmp_of_a_killed_process").write_bytes(b"half")
+    server.routes["/two.dat"] = CONTENT["two.dat"]
+    server.asked.clear()
+    assert holds_all(fetch.find("tiny"))
+    assert "/one.dat" not in server.asked
+
+
+def test_two_fetches_at_once_download_once(server):
+    slow = server.routes["/one.dat"]
+    server.routes["/one.dat"] = lambda handler: (time.sleep(0.3), send(slow)(handler))
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(fetch.fetch("tiny"))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found[0] == found[1]
+    assert sorted(server.asked) == ["/one.dat", "/two.dat", "/two.hea"]
+
+
+def test_waiting_for_another_fetch_ends(cache, monkeypatch):
+    monkeypatch.setattr(fetch, "LOCK_SECONDS", 0.05)
+    cache.mkdir()
+    with (
+        filelock.FileLock(cache / ".tiny.lock"),
+        pytest.raises(DataUnavailable, match="expected the other process that fetches tiny to finish"),
+    ):
+        fetch.fetch("tiny")
+
+
+def test_a_cache_that_cannot_be_written_is_an_error(cache):
+    cache.write_text("a file where the folder should be")
+    with pytest.raises(DataUnavailable, match="cache: expected to write there, found"):
+        fetch.fetch("tiny")
+
+
+def test_mistaken_names_and_folders_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"expected a data set \(tiny\), found 'mnits'"):
+        fetch.find("mnits")
+    with pytest.raises(DataError, match=r"--data .*nowhere: expected a folder, found none"):
+        fetch.find("tiny", tmp_path / "nowhere")
+
+
+# --- the real sources --------------------
+
+
+@pytest.fixture
+def real_sources(monkeypatch):
+    monkeypatch.undo()
+    return fetch.SOURCES
+
+
+def test_the_files_of_mitdb(real_sources):
+    files = real_sources["mitdb"].files()
+    assert len(files) == len({file.name for file in files}) == 144
+    assert {file.name for file in files} == {
+        f"{r}.{kind}" for r in mitdb.RECORDS for kind in ("dat", "atr", "hea")
+    }
+    assert sum(file.sha256 is not None for file in files) == 96
+    assert all(file.size == 650_000 * 3 for file in files if file.name.endswith(".dat"))
+    assert fetch.names() == ("mitdb",)
+    facts = fetch.describe("mitdb")
+    assert facts["files"] == 144
+    assert facts["url"].startswith("https://")
+    assert facts["licence"].startswith("Open Data Commons")
+
+
+def test_kaggle_files_are_found_as_mitdb(real_sources, tmp_path):
+    for name in kaggle.FILES:
+        (tmp_path / name).write_text("0\n")
+    assert fetch.find("mitdb", tmp_path) == tmp_path
+    assert "mitbih_train.csv, line 1: expected 188 values" in fetch.verify("mitdb", tmp_path)[0]
+    (tmp_path / kaggle.FILES[1]).unlink()
+    with pytest.raises(DataError, match=r"mitbih_test\.csv is missing"):
+        fetch.find("mitdb", tmp_path)
+
+
+@pytest.mark.real_data
+def test_the_real_records_verify(real_sources, real_folder):
+    start = time.perf_counter()
+    assert fetch.find("mitdb", real_folder) == real_folder
+    assert time.perf_counter() - start < 0.5
+    assert fetch.verify("mitdb", real_folder) == []
