@@ -1,0 +1,61 @@
+"""Which rows are drawn and how they are mixed: plans of row numbers and weights, from explicit generators."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdlib.errors import KDError
+
+__all__ = ["Mix", "balanced_draw", "mixup", "unmixed"]
+
+
+@dataclass(frozen=True, eq=False)
+class Mix:
+    """A plan of N mixed rows: row i is weight[i] * values[first[i]] + (1 - weight[i]) * values[second[i]]."""
+
+    first: Tensor  # int64 (N,)
+    second: Tensor  # int64 (N,)
+    weight: Tensor  # float (N,), of the first partner
+
+    def __getitem__(self, rows: Tensor) -> Mix:
+        """The same plan for some of its rows, in their order."""
+        return Mix(self.first[rows], self.second[rows], self.weight[rows])
+
+    def blend(self, values: Tensor) -> Tensor:
+        """The mixed rows of values (any, ...), in the values' floating-point type."""
+        weight = self.weight.to(values).view(-1, *[1] * (values.ndim - 1))
+        return torch.lerp(values.index_select(0, self.second), values.index_select(0, self.first), weight)
+
+
+def balanced_draw(labels: Tensor, count: int, classes: int, generator: torch.Generator) -> Tensor:
+    """Row numbers (count,) drawn with replacement: each class equally likely, then each of its rows.
+
+    Raises KDError where a class has no row.
+    """
+    sizes = labels.bincount(minlength=classes).cpu()
+    absent = [k for k in range(classes) if sizes[k] == 0]
+    if absent or len(sizes) > classes:
+        raise KDError(f"expected rows of each of the classes 0 to {classes - 1} and of no other, found none "
+                      f"of {absent} and labels up to {int(labels.max())}; add examples or draw fewer classes")
+    drawn = torch.randint(classes, (count,), generator=generator)
+    # In float64 the fraction stays below 1 after scaling, so the last row of a class is never overrun.
+    fraction = torch.rand(count, dtype=torch.float64, generator=generator)
+    position = (sizes.cumsum(0) - sizes)[drawn] + (fraction * sizes[drawn]).long()
+    return labels.argsort(stable=True)[position.to(labels.device)]
+
+
+def mixup(rows: Tensor, alpha: float, generator: torch.Generator) -> Mix:
+    """Mix row i with row N-1-i, each with its own weight from Beta(alpha, alpha) (Zhang et al. 2018)."""
+    # torch's Beta takes no generator.  NumPy's falls back to logarithms where alpha is small: never 0/0.
+    seed = int(torch.randint(2**63 - 1, (), generator=generator))
+    weight = torch.from_numpy(np.random.default_rng(seed).beta(alpha, alpha, len(rows)))
+    return Mix(rows, rows.flip(0), weight.float().to(rows.device))
+
+
+def unmixed(rows: Tensor) -> Mix:
+    """The rows as they are: class-balanced draws without mixing."""
+    return Mix(rows, rows, torch.ones(len(rows), device=rows.device))

@@ -1,0 +1,86 @@
+"""Keras's defaults for torch modules: initialisers, batch norm, Adam, and its way to count parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from kdlib.errors import KDError
+
+__all__ = ["he_normal_", "he_uniform_", "keras_adam", "keras_batch_norm", "keras_glorot_", "parameter_count"]
+
+M = TypeVar("M", bound=nn.Module)
+
+# Standard deviation of a standard normal cut at +-2; Keras divides by it to keep the variance asked for.
+TRUNCATED_STD = 0.87962566103423978
+
+
+def keras_glorot_(module: M, generator: torch.Generator) -> M:
+    """Glorot-uniform weights and zero biases in every dense and convolutional layer: Keras's default."""
+    return _initialise(module, lambda w, fan_in, fan_out: _uniform(w, 6 / (fan_in + fan_out), generator))
+
+
+def he_uniform_(module: M, generator: torch.Generator) -> M:
+    """He-uniform weights and zero biases in every dense and convolutional layer."""
+    return _initialise(module, lambda w, fan_in, fan_out: _uniform(w, 6 / fan_in, generator))
+
+
+def he_normal_(module: M, generator: torch.Generator) -> M:
+    """He-normal weights, cut at two standard deviations as Keras does, and zero biases."""
+    def draw(weight: Tensor, fan_in: int, fan_out: int) -> Tensor:
+        std = math.sqrt(2 / fan_in) / TRUNCATED_STD
+        return nn.init.trunc_normal_(weight, 0.0, std, -2 * std, 2 * std, generator=generator)
+    return _initialise(module, draw)
+
+
+def keras_batch_norm(features: int, dims: int) -> nn.BatchNorm1d | nn.BatchNorm2d:
+    """Batch norm with Keras's momentum (0.99, torch's 0.01) and epsilon; dims: axes after the features.
+
+    torch's moving variance is the unbiased one; Keras's is so in its fused kernel (pictures) alone.
+    """
+    if dims not in (0, 1, 2):
+        raise KDError(f"expected 0 (dense), 1 or 2 axes after the features, found {dims}")
+    kind = nn.BatchNorm2d if dims == 2 else nn.BatchNorm1d
+    return kind(features, eps=1e-3, momentum=0.01)
+
+
+def keras_adam(parameters: Iterable[Tensor], lr: float = 1e-3) -> torch.optim.Adam:
+    """Adam with Keras's epsilon of 1e-7.
+
+    Not Keras to the last bit: torch adds epsilon after the bias correction of sqrt(v), Keras before it, so at
+    step t torch's epsilon is in effect smaller by sqrt(1 - 0.999^t).  That matters only in the first few
+    thousand steps and for gradients not far above 1e-7.
+    """
+    return torch.optim.Adam(parameters, lr=lr, eps=1e-7, fused=True)
+
+
+def parameter_count(module: nn.Module, trainable_only: bool = False) -> int:
+    """Parameters as Keras counts them: batch norm's moving mean and variance too, as not trainable."""
+    parameters = list(module.parameters())
+    if trainable_only:
+        return sum(p.numel() for p in parameters if p.requires_grad)
+    moving = [b for name, b in module.named_buffers() if name.endswith(("running_mean", "running_var"))]
+    return sum(p.numel() for p in [*parameters, *moving])
+
+
+def _initialise(module: M, draw: Callable[[Tensor, int, int], Tensor]) -> M:
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d):
+            # Drawn on the CPU, so that every device starts from the same weights.
+            weight = torch.empty(layer.weight.shape)
+            field = weight[0, 0].numel()
+            fan_in, fan_out = weight.shape[1] * field, weight.shape[0] * field
+            with torch.no_grad():
+                layer.weight.copy_(draw(weight, fan_in, fan_out))
+                if layer.bias is not None:
+                    layer.bias.zero_()
+    return module
+
+
+def _uniform(weight: Tensor, squared_limit: float, generator: torch.Generator) -> Tensor:
+    limit = math.sqrt(squared_limit)
+    return weight.uniform_(-limit, limit, generator=generator)

@@ -1,0 +1,93 @@
+"""Class-balanced draws and mixup plans against their distributions."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from kdlib.augment import Mix, balanced_draw, mixup, unmixed
+from kdlib.errors import KDError
+from kdlib.seeds import generator
+
+LABELS = torch.tensor([2] * 50 + [0] * 3 + [1] * 10 + [0] * 2)
+
+
+def test_balanced_draw_takes_classes_equally_and_rows_within_them_equally():
+    rows = balanced_draw(LABELS, 30_000, 3, generator(0, "draw"))
+    assert rows.dtype == torch.int64
+    share = 1 / (3 * LABELS.bincount()[LABELS].double())  # of one row
+    test = stats.chisquare(rows.bincount(minlength=len(LABELS)), 30_000 * share)
+    assert test.pvalue > 0.01
+    assert stats.chisquare(LABELS[rows].bincount()).pvalue > 0.01
+    # no memory from one draw to the next
+    pairs = LABELS[rows].view(-1, 2)
+    assert stats.chisquare((3 * pairs[:, 0] + pairs[:, 1]).bincount()).pvalue > 0.01
+
+
+def test_balanced_draw_repeats_with_its_generator():
+    draws = [balanced_draw(LABELS, 40, 3, generator(seed, "draw")).tolist() for seed in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2]
+
+
+@pytest.mark.parametrize(("classes", "named"), [(5, r"\[3, 4\]"), (2, "labels up to 2")])
+def test_balanced_draw_refuses_an_absent_or_unknown_class(classes, named):
+    with pytest.raises(KDError, match=named):
+        balanced_draw(LABELS, 10, classes, generator(0, "draw"))
+
+
+def test_mixup_pairs_each_row_with_the_one_opposite():
+    rows = torch.tensor([7, 3, 3, 9])
+    mix = mixup(rows, 1.0, generator(0, "mix"))
+    assert mix.first.tolist() == [7, 3, 3, 9]
+    assert mix.second.tolist() == [9, 3, 3, 7]
+    assert len(set(mix.weight.tolist())) == 4  # one for each ordered pair
+
+
+@pytest.mark.parametrize("alpha", [0.4, 1.0, 3.0])
+def test_mixup_weights_are_beta_distributed(alpha):
+    weight = mixup(torch.arange(5000), alpha, generator(0, "mix")).weight
+    assert stats.kstest(weight.double().numpy(), stats.beta(alpha, alpha).cdf).pvalue > 0.01
+
+
+def test_mixup_weights_are_beta_distributed_where_most_round_to_0_or_1():
+    weight = mixup(torch.arange(50_000), 0.1, generator(0, "mix")).weight
+    assert ((weight >= 0) & (weight <= 1)).all()  # false for NaN
+    # float32 puts 9% of the weights at 1 exactly, so the law is tested in bins, not by its largest distance
+    edges = np.array([0, 1e-6, 1e-3, 0.03, 0.2, 0.5, 0.8, 0.97, 0.999, 1.0])
+    expected = 50_000 * np.diff(stats.beta(0.1, 0.1).cdf(edges))
+    assert stats.chisquare(np.histogram(weight.double(), edges)[0], expected).pvalue > 0.01
+
+
+@pytest.mark.parametrize("alpha", [1e-4, 1e-2])
+def test_mixup_weights_are_numbers_at_the_smallest_alphas(alpha):
+    weight = mixup(torch.arange(20_000), alpha, generator(0, "mix")).weight
+    assert ((weight >= 0) & (weight <= 1)).all()
+    assert weight.mean().item() == pytest.approx(0.5, abs=0.02)
+
+
+def test_mixup_repeats_with_its_generator_and_moves_it_on():
+    stream = generator(0, "mix")
+    first, second = (mixup(torch.arange(9), 0.1, stream).weight for _ in range(2))
+    assert torch.equal(first, mixup(torch.arange(9), 0.1, generator(0, "mix")).weight)
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 4), (6, 2, 3, 3)])
+def test_blend_is_the_weighted_sum_of_the_partners(shape):
+    values = torch.tensor(np.random.default_rng(0).normal(size=shape))
+    mix = Mix(torch.tensor([0, 5, 2]), torch.tensor([1, 1, 4]), torch.tensor([0.25, 1.0, 0.0]))
+    expected = torch.stack([0.25 * values[0] + 0.75 * values[1], values[5], values[4]])
+    np.testing.assert_allclose(mix.blend(values), expected, rtol=1e-12)
+
+
+def test_some_rows_of_a_plan():
+    mix = mixup(torch.arange(10, 20), 1.0, generator(0, "mix"))
+    part = mix[torch.tensor([3, 0])]
+    assert (part.first.tolist(), part.second.tolist()) == ([13, 10], [16, 19])
+    assert torch.equal(part.weight, mix.weight[[3, 0]])
+
+
+def test_unmixed_leaves_the_rows_as_they_are():
+    values = torch.randn(8, 3, generator=generator(0, "values"))
+    rows = torch.tensor([4, 4, 0])
+    assert torch.equal(unmixed(rows).blend(values), values[rows])

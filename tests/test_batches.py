@@ -1,0 +1,127 @@
+"""Batches: what belongs together stays together, and an epoch is a function of its number."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import softmax
+
+from kdlib.augment import mixup
+from kdlib.batches import STEPS_PER_GATHER, Batches, Examples
+from kdlib.errors import KDError
+from kdlib.seeds import generator
+from kdlib.targets import SoftTargets
+
+K, SIZE = 5, 3
+N = SIZE * STEPS_PER_GATHER * 2 + 7  # three gathers, the last batch short
+
+
+@pytest.fixture
+def examples():
+    """Inputs that say their row number."""
+    rows = torch.arange(N)
+    return Examples(torch.stack([rows, -rows], 1).double(), rows * 7 % K, "data")
+
+
+@pytest.fixture
+def soft():
+    """Logits of which no two rows are alike."""
+    return SoftTargets(torch.tensor(np.random.default_rng(3).normal(0, 2, (N, K))), "run", "data")
+
+
+def plan(epoch):
+    return mixup(torch.randperm(N, generator=generator(5, "rows", epoch)), 0.5, generator(5, "mix", epoch))
+
+
+def joined(batches, epoch):
+    parts = list(batches(epoch))
+    return {name: torch.cat([getattr(part, name) for part in parts])
+            for name in ("inputs", "labels", "indices", "soft") if getattr(parts[0], name) is not None}
+
+
+def test_every_row_once_with_its_label_and_its_soft_target(examples, soft):
+    batches = Batches(examples, SIZE, 0, soft)
+    seen = []
+    for batch in batches(1):
+        rows = batch.indices
+        assert torch.equal(batch.inputs, torch.stack([rows, -rows], 1).double())
+        assert torch.equal(batch.labels, rows * 7 % K)
+        assert torch.equal(batch.soft, soft.logits[rows])
+        seen += rows.tolist()
+    assert sorted(seen) == list(range(N))
+    assert seen != sorted(seen)
+
+
+def test_last_short_batch_is_kept_and_length_counts_it(examples):
+    batches = Batches(examples, SIZE, 0)
+    sizes = [len(batch.inputs) for batch in batches(1)]
+    assert len(batches) == len(sizes) == math.ceil(N / SIZE)
+    assert sizes == [SIZE] * (N // SIZE) + [N % SIZE]
+    assert [len(batch.labels) for batch in Batches(examples, N + 1, 0)(1)] == [N]
+
+
+@pytest.mark.parametrize("mix", [None, plan])
+def test_an_epoch_is_a_pure_function_of_its_number(examples, soft, mix):
+    batches = Batches(examples, SIZE, 0, soft, mix, K)
+    first = joined(batches, 4)
+    torch.rand(3)  # the global stream plays no part
+    joined(batches, 5)
+    for again in (joined(batches, 4), joined(Batches(examples, SIZE, 0, soft, mix, K), 4)):
+        assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_order_differs_by_epoch_and_by_seed(examples):
+    orders = [joined(Batches(examples, SIZE, seed), epoch)["indices"] for seed in (0, 1) for epoch in (1, 2)]
+    assert len({tuple(order.tolist()) for order in orders}) == 4
+
+
+def test_soft_targets_make_no_difference_to_the_order(examples, soft):
+    alone, taught = joined(Batches(examples, SIZE, 0), 1), joined(Batches(examples, SIZE, 0, soft), 1)
+    assert torch.equal(alone["indices"], taught["indices"])
+
+
+@pytest.mark.parametrize("other", [{"digest": "other data"}, {"views": "flipped"}])
+def test_refuses_soft_targets_of_other_data_or_views(examples, soft, other):
+    theirs = Examples(examples.inputs, examples.labels, **{"digest": "data", **other})
+    with pytest.raises(KDError, match=next(iter(other.values()))):
+        Batches(theirs, SIZE, 0, soft)
+
+
+def test_mixes_inputs_labels_and_soft_targets_with_one_weight(examples, soft):
+    batch = joined(Batches(examples, SIZE, 0, soft, plan, K), 1)
+    mix = plan(1)
+    row = {int(first): i for i, first in enumerate(mix.first)}  # first partners are all different here
+    seen = [row[int(index)] for index in batch["indices"]]
+    assert sorted(seen) == list(range(N))
+    first, second = mix.first[seen].numpy(), mix.second[seen].numpy()
+    weight = mix.weight[seen].double().numpy()[:, None]
+    assert len(np.unique(weight)) > N / 2
+
+    def mixed(values):
+        return weight * values[first] + (1 - weight) * values[second]
+
+    np.testing.assert_allclose(batch["inputs"], mixed(examples.inputs.numpy()), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(batch["labels"], mixed(np.eye(K)[examples.labels]), rtol=1e-12, atol=1e-12)
+    probs = softmax(soft.logits.numpy(), 1)
+    np.testing.assert_allclose(softmax(batch["soft"].numpy(), 1), mixed(probs), rtol=1e-6)
+
+
+def test_mixed_batches_are_a_shuffle_of_the_plan(examples):
+    order = joined(Batches(examples, SIZE, 0, mix=plan, classes=K), 1)["indices"]
+    assert not torch.equal(order, plan(1).first)
+
+
+def test_refuses_a_mix_without_classes_or_of_another_length(examples):
+    with pytest.raises(KDError, match="classes"):
+        Batches(examples, SIZE, 0, mix=plan)
+    short = Batches(examples, SIZE, 0, mix=lambda epoch: plan(epoch)[torch.arange(N - 1)], classes=K)
+    with pytest.raises(KDError, match=f"a mix of {N} rows"):
+        next(short(1))
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(3), torch.zeros(4, dtype=torch.int64),
+                                    torch.zeros(3, 1, dtype=torch.int64)])
+def test_examples_refuse_labels_that_are_not_one_integer_per_input(labels):
+    with pytest.raises(KDError, match="one per input"):
+        Examples(torch.zeros(3, 2), labels, "data")

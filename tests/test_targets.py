@@ -1,0 +1,125 @@
+"""Soft targets belong to their examples; distributions made without a trained teacher."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import softmax
+from scipy.stats import gmean
+
+from kdlib.batches import Examples
+from kdlib.errors import KDError
+from kdlib.seeds import generator
+from kdlib.targets import SoftTargets, mean_of_distributions, mix_logits, smoothed_labels, virtual_teacher
+
+N, K = 40, 5
+
+
+@pytest.fixture
+def logits():
+    return torch.tensor(np.random.default_rng(1).normal(0, 3, (N, K)))
+
+
+@pytest.fixture
+def labels():
+    return torch.tensor(np.random.default_rng(2).integers(K, size=N))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 5.0])
+def test_probabilities(logits, temperature):
+    probs = SoftTargets(logits, "run", "data").probabilities(temperature)
+    np.testing.assert_allclose(probs, softmax(logits.numpy() / temperature, 1), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("digest", "views", "rows", "named"), [
+    ("other", "plain", N, "other"), ("data", "flipped", N, "flipped"), ("data", "plain", N - 1, "39 rows")])
+def test_check_refuses_other_examples_and_names_both(logits, labels, digest, views, rows, named):
+    soft = SoftTargets(logits, "run 7", "data")
+    soft.check(Examples(torch.zeros(N, 3), labels, "data"))
+    with pytest.raises(KDError, match=named) as caught:
+        soft.check(Examples(torch.zeros(rows, 3), labels[:rows], digest, views))
+    assert "run 7 (data data, views 'plain', 40 rows)" in str(caught.value)
+
+
+def test_sham_permutes_within_classes_only(labels):
+    soft = SoftTargets(torch.arange(N).view(N, 1), "run", "data", "views")
+    sham = soft.permuted_within_classes(labels, generator(0, "sham"))
+    source = sham.logits[:, 0]
+    assert sorted(source.tolist()) == list(range(N))
+    assert torch.equal(labels[source], labels)
+    assert (source != torch.arange(N)).sum() > N / 2
+    assert (sham.teacher_run, sham.data_digest, sham.views) == ("run", "data", "views")
+    assert soft.logits[:, 0].tolist() == list(range(N))
+    again = soft.permuted_within_classes(labels, generator(0, "sham"))
+    assert torch.equal(again.logits, sham.logits)
+    other = soft.permuted_within_classes(labels, generator(1, "sham"))
+    assert not torch.equal(other.logits, sham.logits)
+
+
+def test_sham_takes_every_permutation_of_a_class_equally_often():
+    soft, labels = SoftTargets(torch.arange(5).view(5, 1), "run", "data"), torch.tensor([1, 0, 1, 0, 1])
+    stream = generator(0, "sham")
+    drawn = [tuple(soft.permuted_within_classes(labels, stream).logits[:, 0].tolist()) for _ in range(1200)]
+    counts = [drawn.count(permutation) for permutation in set(drawn)]
+    assert len(counts) == 12  # 3! x 2!
+    assert max(abs(count - 100) for count in counts) < 45  # 4.5 standard deviations
+
+
+def test_sham_refuses_labels_of_another_length(logits, labels):
+    with pytest.raises(KDError, match="one per soft target"):
+        SoftTargets(logits, "run", "data").permuted_within_classes(labels[1:], generator(0, "sham"))
+
+
+def test_means_of_distributions(logits):
+    members = [logits, logits.flip(0), 2 * logits.roll(1, 1) + 9]
+    probs = np.stack([softmax(member.numpy(), 1) for member in members])
+    arithmetic = softmax(mean_of_distributions(members, "arithmetic").numpy(), 1)
+    np.testing.assert_allclose(arithmetic, probs.mean(0), rtol=1e-12)
+    geometric = gmean(probs, axis=0)
+    np.testing.assert_allclose(softmax(mean_of_distributions(members, "geometric").numpy(), 1),
+                               geometric / geometric.sum(1, keepdims=True), rtol=1e-12)
+
+
+def test_means_are_finite_at_huge_logits_and_refuse_another_kind():
+    members = [torch.tensor([[1e4, -1e4, 0.0]]), torch.tensor([[-1e4, 1e4, 0.0]])]
+    arithmetic = mean_of_distributions(members, "arithmetic")
+    assert torch.isfinite(arithmetic).all()
+    np.testing.assert_allclose(arithmetic.softmax(-1), [[0.5, 0.5, 0.0]])
+    assert torch.isfinite(mean_of_distributions(members, "geometric")).all()
+    with pytest.raises(KDError, match="harmonic"):
+        mean_of_distributions(members, "harmonic")
+
+
+def test_mix_logits_mixes_the_distributions(logits):
+    weight = torch.linspace(0, 1, N, dtype=torch.float64)
+    other = 2 * logits.flip(0) + 5
+    share = weight.numpy()[:, None]
+    expected = share * softmax(logits.numpy(), 1) + (1 - share) * softmax(other.numpy(), 1)
+    np.testing.assert_allclose(softmax(mix_logits(logits, other, weight).numpy(), 1), expected, rtol=1e-12)
+
+
+def test_mix_logits_is_finite_at_huge_logits_and_weights_0_and_1():
+    first, second = torch.tensor([[1e4, -1e4, 0.0]] * 4), torch.tensor([[-1e4, 1e4, 0.0]] * 4)
+    mixed = mix_logits(first, second, torch.tensor([0.0, 1.0, 0.25, 1e-30]))
+    assert torch.isfinite(mixed).all()
+    np.testing.assert_allclose(mixed.softmax(-1)[:3], [[0, 1, 0], [1, 0, 0], [0.25, 0.75, 0]], rtol=1e-6)
+
+
+def test_smoothed_labels(labels):
+    expected = np.full((N, K), 0.1 / K)
+    expected[np.arange(N), labels] += 0.9
+    np.testing.assert_allclose(smoothed_labels(labels, K, 0.1), expected, rtol=1e-6)
+    np.testing.assert_array_equal(smoothed_labels(labels, K, 0.0), np.eye(K)[labels])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 20.0])
+def test_virtual_teacher_has_its_distribution_at_its_temperature(labels, temperature):
+    soft = SoftTargets(virtual_teacher(labels, K, 0.9, temperature), "none", "data")
+    expected = np.full((N, K), 0.1 / (K - 1))
+    expected[np.arange(N), labels] = 0.9
+    np.testing.assert_allclose(soft.probabilities(temperature), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("certainty", [0.0, 1.0])
+def test_virtual_teacher_refuses_a_certain_one(labels, certainty):
+    with pytest.raises(KDError, match="0 < correct_probability < 1"):
+        virtual_teacher(labels, K, certainty, 1.0)
