@@ -1,0 +1,169 @@
+"""Intervals: of a mean over seeds, of runs to come, and over the examples of a finite test set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import special
+
+__all__ = [
+    "Interval", "accuracy_interval", "f1_bootstrap", "f1_interval", "holm", "kendall_tau", "mcnemar",
+    "needed_seeds", "prediction_interval", "sample_std", "t_interval", "t_quantile",
+]  # fmt: skip
+
+MOST_SEEDS = 10_000  # beyond this, "more seeds" is no advice
+Floats = NDArray[np.float64]
+
+
+class Interval(NamedTuple):
+    """Bounds of a mean: its 95% interval, each one-sided 95% bound, the two-sided p value against zero."""
+
+    low: float
+    high: float
+    lower: float  # one-sided 95%
+    upper: float  # one-sided 95%
+    p: float = math.nan
+
+
+# ---- over seeds and runs
+
+
+@lru_cache(maxsize=4096)
+def t_quantile(probability: float, freedom: int) -> float:
+    """Quantile of Student's t distribution."""
+    return float(special.stdtrit(freedom, probability))
+
+
+def t_interval(sample: ArrayLike) -> Interval:
+    """Student's t interval of the mean of `sample` (n,), n >= 2, not all equal."""
+    values = np.asarray(sample, dtype=np.float64)
+    freedom = len(values) - 1
+    mean, error = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values))
+    wide, narrow = t_quantile(0.975, freedom) * error, t_quantile(0.95, freedom) * error
+    p = 2 * float(special.stdtr(freedom, -abs(mean) / error))
+    return Interval(mean - wide, mean + wide, mean - narrow, mean + narrow, p)
+
+
+def prediction_interval(mean: float, std: float, runs: int, further: int = 1) -> tuple[float, float]:
+    """Where the mean of `further` new runs lies with 95%, by mean and sample std of `runs` >= 2 old ones."""
+    half = t_quantile(0.975, runs - 1) * std * math.sqrt(1 / further + 1 / runs)
+    return mean - half, mean + half
+
+
+def sample_std(std: float, runs: int, kind: str) -> float:
+    """The n - 1 standard deviation, from one of `kind` "population" or "sample"."""
+    return std * math.sqrt(runs / (runs - 1)) if kind == "population" else std
+
+
+@lru_cache(maxsize=1)
+def _unit_half_widths() -> Floats:
+    n = np.arange(2, MOST_SEEDS + 1)
+    widths: Floats = special.stdtrit(n - 1, 0.975) / np.sqrt(n)
+    return widths
+
+
+def needed_seeds(std: float, half_width: float) -> int | None:
+    """Smallest n >= 5 with t(0.975, n - 1) std / sqrt(n) < half_width; None where 10,000 are too few."""
+    enough = _unit_half_widths() * std < half_width
+    first = int(enough.argmax())
+    return max(5, first + 2) if enough[first] else None
+
+
+def holm(p_values: Sequence[float]) -> Floats:
+    """Holm's step-down adjusted p values, in the order given."""
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
+    return adjusted
+
+
+def kendall_tau(values: ArrayLike) -> float:
+    """Kendall's tau-b of `values` (k,) with their position; 0 where all are equal."""
+    row = np.asarray(values, dtype=np.float64)
+    signs = np.sign(row[None, :] - row[:, None])[np.triu_indices(len(row), 1)]
+    untied = np.count_nonzero(signs)
+    return float(signs.sum() / math.sqrt(untied * len(signs))) if untied else 0.0
+
+
+# ---- over the examples of a finite test set
+
+
+def mcnemar(first_correct: ArrayLike, second_correct: ArrayLike) -> Interval:
+    """Exact McNemar interval of the accuracy difference first - second; both (seeds, examples) of bool.
+
+    Seeds share the test set, so they are pooled within the example: each has one vote, the sign of its sum
+    over the seeds. The bounds are those of the exact binomial test on the votes: low > 0 where it rejects.
+    """
+    first, second = (np.atleast_2d(np.asarray(c, dtype=bool)) for c in (first_correct, second_correct))
+    balance = (first.astype(np.int64) - second).sum(axis=0)
+    wins, losses = int((balance > 0).sum()), int((balance < 0).sum())
+    if wins + losses == 0:
+        return Interval(0.0, 0.0, 0.0, 0.0, 1.0)
+    scale = float(np.abs(balance).sum() / first.size)
+    low, high, lower, upper = (scale * (2 * share - 1) for share in _clopper_pearson(wins, wins + losses))
+    p = 2 * float(special.bdtr(min(wins, losses), wins + losses, 0.5))
+    return Interval(low, high, lower, upper, min(1.0, p))
+
+
+def accuracy_interval(correct: int, total: int) -> Interval:
+    """Clopper-Pearson interval of an accuracy."""
+    return Interval(*_clopper_pearson(correct, total))
+
+
+def f1_interval(confusion: ArrayLike, resamples: int = 2000, seed: int = 0) -> Interval:
+    """Percentile bootstrap of the macro F1 of a confusion matrix (classes, classes): a row per true class."""
+    counts = np.asarray(confusion, dtype=np.int64)
+    labels, predictions = np.divmod(np.arange(counts.size), len(counts))
+    draws = _multinomial(counts.ravel(), resamples, seed)
+    return _percentiles(_macro_f1(draws, labels, predictions, len(counts)))
+
+
+def f1_bootstrap(
+    labels: ArrayLike, first: ArrayLike, second: ArrayLike, classes: int, resamples: int = 2000, seed: int = 0
+) -> Interval:
+    """Percentile bootstrap over test examples of the macro F1 difference first - second, mean over seeds.
+
+    labels (examples,), first and second (seeds, examples): predicted classes.
+    """
+    first, second = (np.atleast_2d(np.asarray(p)) for p in (first, second))
+    if np.array_equal(first, second):
+        return Interval(0.0, 0.0, 0.0, 0.0, 1.0)
+    # examples with the same label and predictions are exchangeable: resample how many there are of each kind
+    kinds, counts = np.unique(np.vstack([np.asarray(labels), first, second]), axis=1, return_counts=True)
+    draws = _multinomial(counts, resamples, seed)
+    scores = [_macro_f1(draws, kinds[0], row, classes) for row in kinds[1:]]
+    return _percentiles(np.mean(scores[: len(first)], axis=0) - np.mean(scores[len(first) :], axis=0))
+
+
+def _clopper_pearson(successes: int, trials: int) -> tuple[float, float, float, float]:
+    def quantile(a: int, b: int, probability: float) -> float:
+        return float(special.betaincinv(a, b, probability))
+
+    failures = trials - successes
+    low, lower = (quantile(successes, failures + 1, q) if successes else 0.0 for q in (0.025, 0.05))
+    high, upper = (quantile(successes + 1, failures, q) if failures else 1.0 for q in (0.975, 0.95))
+    return low, high, lower, upper
+
+
+def _multinomial(counts: NDArray[np.int64], resamples: int, seed: int) -> Floats:
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(counts.sum(), counts / counts.sum(), size=resamples).astype(np.float64)
+
+
+def _macro_f1(draws: Floats, labels: NDArray[Any], predictions: NDArray[Any], classes: int) -> Floats:
+    actual, predicted = (draws @ np.eye(classes)[column] for column in (labels, predictions))
+    hits = draws @ (np.eye(classes)[labels] * (labels == predictions)[:, None])
+    f1: Floats = (2 * hits / np.maximum(actual + predicted, 1)).mean(axis=1)  # 0 where a class is nowhere
+    return f1
+
+
+def _percentiles(scores: Floats) -> Interval:
+    low, lower, upper, high = (float(bound) for bound in np.quantile(scores, [0.025, 0.05, 0.95, 0.975]))
+    tail = min(int((scores <= 0).sum()), int((scores >= 0).sum())) + 1
+    return Interval(low, high, lower, upper, min(1.0, 2 * tail / (len(scores) + 1)))

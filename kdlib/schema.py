@@ -1,0 +1,184 @@
+"""Checked reading of TOML: every error names the file, line and key, and what was expected and found."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import tomllib
+import unicodedata
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdlib.errors import KDError
+
+__all__ = ["SchemaError", "Table", "read_toml"]
+
+MAX_FILE_BYTES = 1_000_000
+MAX_TEXT = 500
+MARKUP = re.compile(r"[<>`|\\\[\]*]")  # what would be live in a Markdown table or an HTML page
+_MISSING: Any = object()
+
+
+class SchemaError(KDError):
+    """A file of reported or recorded numbers breaks its schema."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of a TOML file: typed, range-checked access to its keys."""
+
+    path: Path
+    text: str
+    keys: tuple[str, ...]  # where the table stands, from the file's root
+    content: Mapping[str, Any]
+
+    def error(self, key: str, expected: str, found: Any = _MISSING) -> SchemaError:
+        """The error to raise about `key`, or about the table itself where that is empty."""
+        keys = (*self.keys, key) if key else self.keys
+        where = f"{self.path}, line {_line(self.text, keys)}"
+        if found is _MISSING:
+            found = self.content.get(key, _MISSING)
+        shown = "nothing" if found is _MISSING else _shown(found)
+        return SchemaError(f"{where}: {_dotted(keys)}: expected {expected}, found {shown}")
+
+    def only(self, allowed: Collection[str]) -> None:
+        """Refuse keys other than `allowed`."""
+        for key in self.content:
+            if key not in allowed:
+                near = difflib.get_close_matches(key, allowed, 1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise self.error(key, f"only the keys {', '.join(sorted(allowed))}{hint}", key)
+
+    def text_of(self, key: str, default: str = _MISSING, pattern: str = "", expected: str = "") -> str:
+        """One line of plain text, without markup or control characters; `pattern` must match all of it."""
+        if key not in self.content and default is not _MISSING:
+            return default
+        found = self.content.get(key)
+        plain = f"one line of at most {MAX_TEXT} characters, without markup or control characters"
+        if not isinstance(found, str) or not is_plain(found):
+            raise self.error(key, expected or plain)
+        if pattern and not re.fullmatch(pattern, found):
+            raise self.error(key, expected)
+        return found
+
+    def choice(self, key: str, options: Collection[str], default: str = _MISSING) -> str:
+        """One of a few texts."""
+        if key not in self.content and default is not _MISSING:
+            return default
+        if not isinstance(found := self.content.get(key), str) or found not in options:
+            raise self.error(key, f"one of {', '.join(options)}")
+        return found
+
+    def number(
+        self, key: str, low: float = -1e15, high: float = 1e15, default: float = _MISSING, above: bool = False
+    ) -> float:
+        """A finite number from `low` (not itself, where `above`) to `high`."""
+        if key not in self.content and default is not _MISSING:
+            return default
+        found = self.content.get(key)
+        if isinstance(found, int | float) and not isinstance(found, bool):
+            # comparisons come first: a huge integer cannot be made a float; nan fails them
+            inside = low < found <= high if above else low <= found <= high
+            if inside:
+                return float(found)
+        raise self.error(key, f"a number {'above' if above else 'from'} {low:g} to {high:g}")
+
+    def integer(self, key: str, low: int, high: int, default: int = _MISSING) -> int:
+        """A whole number from `low` to `high`."""
+        if key not in self.content and default is not _MISSING:
+            return default
+        found = self.content.get(key)
+        if not isinstance(found, int) or isinstance(found, bool) or not low <= found <= high:
+            raise self.error(key, f"a whole number from {low} to {high}")
+        return found
+
+    def flag(self, key: str) -> bool:
+        """Whether a key is true; a missing one is false."""
+        if not isinstance(found := self.content.get(key, False), bool):
+            raise self.error(key, "true or false")
+        return found
+
+    def list_of(self, key: str, fewest: int = 0) -> list[Any]:
+        """A list of at least `fewest` things, its items not yet checked."""
+        found = self.content.get(key, _MISSING if fewest else [])
+        if not isinstance(found, list) or not fewest <= len(found) <= 1000:
+            raise self.error(key, f"a list of at least {fewest}")
+        return found
+
+    def table(self, key: str, needed: bool = True) -> Table:
+        """A table within this one."""
+        found = self.content.get(key, _MISSING if needed else {})
+        if not isinstance(found, dict):
+            raise self.error(key, "a table")
+        return Table(self.path, self.text, (*self.keys, key), found)
+
+    def tables(self) -> Iterator[tuple[str, Table]]:
+        """All keys of this table, each of which must be a table."""
+        for key in self.content:
+            yield key, self.table(key)
+
+
+def read_toml(path: Path) -> Table:
+    """The root table of a TOML file."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise SchemaError(f"{path}: expected a readable TOML file, found: {error.strerror}") from error
+    if len(raw) > MAX_FILE_BYTES:
+        raise SchemaError(f"{path}: expected at most {MAX_FILE_BYTES:,} bytes, found more")
+    try:
+        text = raw.decode("utf-8")
+        # RecursionError: arrays nested without end; ValueError: also integers too long to convert
+        return Table(path, text, (), tomllib.loads(text))
+    except (ValueError, RecursionError) as error:
+        raise SchemaError(f"{path}: expected TOML in UTF-8, found: {_shown(str(error))}") from error
+
+
+def is_plain(text: str) -> bool:
+    """Whether `text` is one short line that neither a terminal, Markdown nor HTML takes for more."""
+    # C: control, format (the marks that reverse direction), private use; Zl, Zp: line breaks
+    live = any(unicodedata.category(c) in ("Zl", "Zp") or unicodedata.category(c)[0] == "C" for c in text)
+    return bool(text.strip()) and len(text) <= MAX_TEXT and not live and not MARKUP.search(text)
+
+
+def _shown(found: Any) -> str:
+    if isinstance(found, float) and not math.isfinite(found):
+        return f"{found}"
+    try:
+        shown = ascii(found)
+    except ValueError:  # an integer of more digits than Python writes
+        shown = "a number of thousands of digits"
+    return shown if len(shown) <= 80 else shown[:77] + "..."
+
+
+def _dotted(keys: tuple[str, ...]) -> str:
+    return ".".join(key if re.fullmatch(r"[\w-]{1,80}", key, re.ASCII) else _shown(key) for key in keys)
+
+
+def _line(text: str, keys: tuple[str, ...]) -> int:
+    """The line of a key, or of the nearest table around it; looked for, as tomllib keeps no places."""
+    best, best_depth, header = 1, 0, tuple[str, ...]()
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.lstrip().startswith("["):
+            header = here = _keys_of(line)
+        else:
+            here = (*header, *_keys_of(line.partition("=")[0] + "= 0")) if "=" in line else ()
+        if here and len(here) > best_depth and keys[: len(here)] == here:
+            best, best_depth = number, len(here)
+    return best
+
+
+def _keys_of(line: str) -> tuple[str, ...]:
+    try:
+        found: Any = tomllib.loads(line)
+    except (ValueError, RecursionError):
+        return ()
+    keys = []
+    while isinstance(found, dict) and found:
+        key, found = next(iter(found.items()))
+        keys.append(key)
+    return tuple(keys)

@@ -1,0 +1,607 @@
+"""The schema of `reported.toml` and `recorded.toml`, and judging: claims, arms and seeds to a verdict."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from kdlib.claims import AS_DESCRIBED, AS_RELEASED, CONTROLLED, load_reported, reported_range
+from kdlib.errors import KDError
+from kdlib.judging import Predictions, judge
+from kdlib.recorded import (
+    Record,
+    band,
+    changes,
+    check_bands,
+    inside_ranges,
+    read_recorded,
+    record_bands,
+    write_recorded,
+)
+from kdlib.schema import SchemaError
+from kdlib.verdicts import Outcome
+
+ARMS = ("teacher", "baseline", "distilled", "released_baseline", "t2", "t4", "t8", "sham")
+ECG = Path(__file__).parents[1] / "replications" / "ecg" / "reported.toml"
+ECG_ARMS = (
+    "released_teacher", "released_baseline", "released_distilled", "teacher", "baseline", "distilled",
+    "baseline_balanced", "baseline_mixup", "distilled_plain", "distilled_balanced", "sham",
+)  # fmt: skip
+
+GOOD = """\
+[source]
+citation = "A source, 2020"
+url = "https://example.org/post"
+
+[values."distilled.accuracy"]
+value = 0.75
+unit = "accuracy, test"
+decimals = 2
+spread = 0.02
+spread_kind = "population"
+runs = 5
+place = "Table 1"
+also = ["t2"]
+
+[values."baseline.accuracy"]
+value = 0.64
+unit = "accuracy, test"
+decimals = 2
+place = "Table 1"
+
+[claims.C1]
+kind = "effect"
+primary = true
+metric = "accuracy"
+statement = "Distillation gains 11 points."
+place = "Table 1"
+reported = 0.11
+decimals = 2
+
+[claims.C1.modes]
+"as described" = { arm = "distilled", over = "baseline" }
+"controlled" = { arm = "t4", over = "baseline" }
+
+[claims.C2]
+kind = "KIND"
+metric = "accuracy"
+statement = "Another one."
+place = "Section 2"
+"""
+
+KINDS = {
+    "effect": ("reported = 0.1\ndecimals = 2", '{ arm = "t4", over = "t2" }'),
+    "value": ("reported = 0.75\ndecimals = 2\ntrivial = 0.5", '{ arm = "distilled" }'),
+    "direction": ("", '{ arm = "distilled", over = "sham" }'),
+    "direction by threshold": ("threshold = 0.7", '{ arm = "distilled" }'),
+    "non-inferior": ("margin = 0.03", '{ arm = "distilled", over = "teacher" }'),
+    "comparable": ("margin = 0.03", '{ arm = "distilled", over = "teacher" }'),
+    "best": ("", '{ arm = "t4", over = ["t2", "t8"] }'),
+    "trend": ("", '{ along = ["t2", "t4", "t8"] }'),
+    "exact": ("", "{ expected = { teacher = 0.5, t2 = 0.25 } }"),
+}
+
+
+def _text(kind="direction", more=None, mode=None):
+    keys, arms = KINDS[kind]
+    keys, arms = keys if more is None else more, arms if mode is None else mode
+    claim = GOOD.replace("KIND", kind.split(" ")[0])
+    return f'{claim}{keys}\n\n[claims.C2.modes]\n"controlled" = {arms}\n'
+
+
+def _load(tmp_path, text):
+    path = tmp_path / "reported.toml"
+    path.write_text(text, encoding="utf-8")
+    return load_reported(path, ARMS)
+
+
+def _refused(tmp_path, text, key, expected, line_of=None):
+    """The error names the file, the key, what was expected, and the line (that of the text `line_of`)."""
+    with pytest.raises(SchemaError) as caught:
+        _load(tmp_path, text)
+    message = str(caught.value)
+    assert message.startswith(str(tmp_path / "reported.toml"))
+    assert key in message
+    assert expected in message
+    assert message.isascii()
+    assert message.isprintable()
+    assert len(message) < 700
+    if line_of is not None:
+        line = text[: text.index(line_of)].count("\n") + 1
+        assert f"line {line}:" in message
+    return message
+
+
+# ---- the schema
+
+
+def test_a_file_is_read_whole(tmp_path):
+    reported = _load(tmp_path, _text())
+    assert reported.source.citation == "A source, 2020"
+    distilled = reported.values["distilled.accuracy"]
+    assert (distilled.arm, distilled.metric) == ("distilled", "accuracy")
+    assert (distilled.value, distilled.runs) == (0.75, 5)
+    assert distilled.std == pytest.approx(0.02 * math.sqrt(5 / 4))
+    assert reported.value("t2", "accuracy") is distilled
+    assert reported.value("t4", "accuracy") is None
+    assert reported.values["baseline.accuracy"].margin == 0.01  # one point, unless it says otherwise
+    claim = reported.claims["C1"]
+    assert (claim.kind, claim.primary, claim.ours, claim.reported) == ("effect", True, False, 0.11)
+    assert set(claim.modes) == {AS_DESCRIBED, CONTROLLED}
+    assert (claim.modes[CONTROLLED].arms, claim.modes[CONTROLLED].over) == (("t4",), ("baseline",))
+    assert claim.reported_std is None  # the baseline's is not reported
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_can_be_written_and_judged(tmp_path, kind):
+    claim = _load(tmp_path, _text(kind)).claims["C2"]
+    found = judge(claim, CONTROLLED, {})
+    assert (found.verdict, found.n) == (Outcome.TOO_FEW_SEEDS, 0)
+
+
+def test_the_sources_spread_of_a_difference_serves_every_mode(tmp_path):
+    spread = 'decimals = 2\nspread = 0.03\nspread_kind = "sample"\nruns = 4\nplace'
+    head, header, tail = _text().partition('[values."baseline.accuracy"]')
+    reported = _load(tmp_path, head + header + tail.replace("decimals = 2\nplace", spread, 1))
+    assert reported.claims["C1"].reported_std == pytest.approx(math.sqrt(0.02**2 * 5 / 4 + 0.03**2))
+    assert reported.claims["C1"].reported_runs == 4
+
+
+NOT_NUMBERS = ["nan", "inf", "-inf", "1e999", "true", '"0.11"', "[0.11]", "1" + "0" * 400]
+
+
+@pytest.mark.parametrize("wrong", [*NOT_NUMBERS, "0", "0.0", "-0.11", "11"])
+def test_a_reported_effect_is_a_share_above_zero(tmp_path, wrong):
+    text = _text().replace("reported = 0.11", f"reported = {wrong}")
+    _refused(tmp_path, text, "claims.C1.reported", "a number above 0 to 1", "reported = ")
+
+
+@pytest.mark.parametrize("wrong", [*NOT_NUMBERS, "75"])
+def test_a_value_is_a_finite_share(tmp_path, wrong):
+    text = _text().replace("value = 0.75", f"value = {wrong}")
+    _refused(tmp_path, text, "values.'distilled.accuracy'.value", "a number from 0 to 1", "value = ")
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "key", "expected"),
+    [
+        ("decimals = 2", "decimals = 2.0", ".decimals", "a whole number from -9 to 15"),
+        ("decimals = 2", "decimals = true", ".decimals", "a whole number"),
+        ("decimals = 2", "decimals = 400", ".decimals", "a whole number"),
+        ("decimals = 2\n", "", ".decimals", "a whole number"),
+        ("runs = 5", "runs = 1", ".runs", "at least 2"),
+        ("runs = 5\n", "", ".runs", "at least 2"),
+        ("spread = 0.02\n", "", ".spread", "a number from 0"),
+        ("spread = 0.02", "spread = -0.02", ".spread", "a number from 0"),
+        ('"population"', '"standard"', ".spread_kind", "one of population, sample"),
+        ('spread_kind = "population"\n', "", ".spread_kind", "one of population, sample"),
+        ('also = ["t2"]', 'also = ["t3"]', ".also", "an arm of this experiment"),
+        ('also = ["t2"]', 'also = "t2"', ".also", "a list"),
+        ('also = ["t2"]', 'also = [["t2"]]', ".also", "an arm of this experiment"),
+        ('[values."baseline.accuracy"]', '[values."t2.accuracy"]', "t2.accuracy", "one reported accuracy"),
+        ('[values."baseline.accuracy"]', '[values."student.accuracy"]', "student.accuracy", "the arm one of"),
+        ('[values."baseline.accuracy"]', "[values.baseline]", "values.baseline", "<arm>.<metric>"),
+        ('unit = "accuracy, test"\n', "", ".unit", "one line"),
+        ('url = "https://', 'url = "http://', "source.url", "https://"),
+        ('url = "https://example.org/post"', 'url = "javascript:alert(1)"', "source.url", "https://"),
+        ("[source]", "[origin]", "origin", "only the keys"),
+        ('citation = "A source, 2020"\n', "", "source.citation", "one line"),
+        ("primary = true", "primary = 1", "claims.C1.primary", "true or false"),
+        ("primary = true\n", "", "claims", "at least one claim with primary = true"),
+        ("primary = true", "primary = true\nours = true", "claims.C1.primary", "only the source's claims"),
+        ('kind = "effect"', 'kind = "efect"', "claims.C1.kind", "one of effect, value"),
+        ('kind = "effect"\n', "", "claims.C1.kind", "one of effect, value"),
+        ('kind = "effect"', 'kind = ["effect"]', "claims.C1.kind", "one of effect, value"),
+        ("reported = 0.11", "reportd = 0.11", "claims.C1.reportd", "did you mean reported?"),
+        ("reported = 0.11", "reported = 0.11\nmargin = 0.1", "claims.C1.margin", "only the keys"),
+        ("reported = 0.11", "reported = 0.15", "modes.'as described'.arm", "what the reported values give"),
+        ("[claims.C1]", "[claims.claim1]", "claims.claim1", "a claim named by a capital"),
+        ('metric = "accuracy"', 'metric = "Accuracy %"', "claims.C1.metric", "a metric's name"),
+        ('place = "Section 2"\n', "", "claims.C2.place", "one line"),
+        ('"as described" =', '"as desribed" =', "claims.C1.modes", "did you mean as described?"),
+        ('"as described" =', '"sham" =', "claims.C1.modes.sham", "only the keys"),
+        ('{ arm = "distilled", over = "baseline" }', '"distilled"', "'as described'", "a table"),
+        ('over = "baseline" }\n"con', 'over = "x" }\n"con', "'as described'.over", "an arm of this experiment"),
+        ('arm = "distilled", over = "baseline"', 'arm = 1, over = "t2"', ".arm", "an arm of this experiment"),
+        ('arm = "distilled", over', 'arm = "baseline", over', "'as described'.over", "different arms"),
+        ('over = "baseline" }\n"con', 'over = "baseline", under = "t2" }\n"con', ".under", "only the keys"),
+        ('over = "baseline" }\n"con', 'unter = "baseline" }\n"con', ".unter", "only the keys"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named_with_its_place(tmp_path, right, wrong, key, expected):
+    text = _text()
+    assert right in text
+    _refused(tmp_path, text.replace(right, wrong, 1), key, expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "mode", "key", "expected"),
+    [
+        ("value", "reported = 0.75\ndecimals = 2", None, ".trivial", "a number from 0 to 1"),
+        ("value", "reported = 0.4\ndecimals = 2\ntrivial = 0.5", None, ".reported", "better than the trivial"),
+        ("value", "reported = 0.8\ndecimals = 2\ntrivial = 0.5", None, ".arm", "the reported values give"),
+        ("value", None, '{ arm = "distilled", over = "baseline" }', ".over", "only the keys"),
+        ("direction", "margin = 0.1", None, ".margin", "only the keys"),
+        ("direction by threshold", None, '{ arm = "t2", over = "t4" }', ".over", "only the keys"),
+        ("direction by threshold", "threshold = nan", None, ".threshold", "a number"),
+        ("non-inferior", "", None, ".margin", "a number above 0"),
+        ("non-inferior", "margin = 0", None, ".margin", "a number above 0"),
+        ("comparable", "margin = -0.1", None, ".margin", "a number above 0"),
+        ("comparable", "margin = 0.1\nlower_is_better = true", None, ".lower_is_better", "only the keys"),
+        ("best", None, '{ arm = "t4", over = ["t2"] }', ".over", "a list of at least 2"),
+        ("best", None, '{ arm = "t4", over = "t2" }', ".over", "a list of at least 2"),
+        ("best", None, '{ arm = "t4", over = ["t2", "t4"] }', ".over", "none of them t4"),
+        ("best", None, '{ arm = "t4", over = ["t2", "t2"] }', ".over", "different arms"),
+        ("trend", None, '{ along = ["t2", "t4"] }', ".along", "a list of at least 3"),
+        ("trend", None, '{ along = ["t2", "t4", "t2"] }', ".along", "all different"),
+        ("trend", None, '{ along = ["t2", "t4", "t8"], over = ["t2", "t2", "t2", "t2"] }', ".over", "as many"),
+        ("exact", None, "{ expected = {} }", ".expected", "at least one"),
+        ("exact", None, '{ arm = "teacher" }', ".arm", "only the keys expected"),
+        ("exact", None, "{ expected = { student = 1 } }", ".student", "an arm of this experiment"),
+        ("exact", None, '{ expected = { teacher = "1" } }', ".teacher", "a number"),
+        ("exact", None, "{ expected = { teacher = inf } }", ".teacher", "a number"),
+    ],
+)
+def test_a_mistake_in_a_kind_of_claim(tmp_path, kind, more, mode, key, expected):
+    inside = ".modes.controlled" if mode or key == ".arm" else ""
+    place = '"controlled" = { arm = "distilled" }' if key == ".arm" and not mode else None
+    message = _refused(tmp_path, _text(kind, more, mode), f"claims.C2{inside}", expected, place)
+    assert f"{key}: expected" in message
+
+
+def test_a_claim_needs_a_mode(tmp_path):
+    text = _text().replace('"controlled" = { arm = "distilled", over = "sham" }\n', "")
+    _refused(tmp_path, text, "claims.C2.modes", "at least one of as described", "[claims.C2.modes]")
+
+
+def test_the_line_is_that_of_the_key_or_else_of_its_table(tmp_path):
+    text = _text().replace("reported = 0.11", "reported = -1")
+    _refused(tmp_path, text, "claims.C1.reported", "above 0", "reported = -1")
+    text = _text().replace("reported = 0.11\n", "")
+    _refused(tmp_path, text, "claims.C1.reported", "found nothing", "[claims.C1]")
+    text = _text().replace("runs = 5", "runs = 0")
+    _refused(tmp_path, text, "runs", "whole number", "runs = 0")
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "<script>alert(1)</script>", "a | b", "![x](http://example.org)", "`code`", "**bold**",
+        r"\u001b[31mred", r"line\nbreak", r"tab\there", r"\u202egnp", r"\u2028", r"\u0000", r"\u007f", "",
+        "   ", "x" * 501,
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("key", ["statement", "citation", "place", "unit"])
+def test_text_is_plain(tmp_path, key, hostile):
+    before, _, after = _text().partition(f'{key} = "')
+    text = f'{before}{key} = "{hostile}{after[after.index(chr(34)):]}'
+    _refused(tmp_path, text, key, "one line of at most 500 characters")
+
+
+def test_names_are_shown_without_what_they_hide(tmp_path):
+    name = r'"\u001b[2J\u202e<b>"'
+    _refused(tmp_path, _text() + f"\n[claims.{name}]\nkind = 'direction'\n", "claims.", "a claim named")
+    _refused(tmp_path, _text() + f"\n[values.{name}]\nvalue = 1\n", "values.", "<arm>.<metric>")
+    _refused(tmp_path, _text() + f"\n[{name}]\n", "x1b", "only the keys")
+    _refused(tmp_path, _text().replace('arm = "t4"', f"arm = {name}"), ".arm", "an arm of this experiment")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[source", b"a = 1\na = 2", b"\xff\xfe", b"a = " + b"[" * 100_000, b"a = " + b"9" * 10_000,
+        b"a = 1\n" * 200_000,
+    ],
+    ids=["cut", "twice", "bytes", "nested", "digits", "large"],
+)  # fmt: skip
+def test_what_is_not_toml_is_refused(tmp_path, content):
+    path = tmp_path / "reported.toml"
+    path.write_bytes(content)
+    with pytest.raises(SchemaError, match=r"reported\.toml: expected") as caught:
+        load_reported(path, ARMS)
+    assert len(str(caught.value)) < 400
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(SchemaError, match="expected a readable TOML file"):
+        load_reported(tmp_path / "reported.toml", ARMS)
+
+
+# ---- ranges
+
+
+def test_a_range_is_the_prediction_interval_or_the_margin(tmp_path):
+    values = _load(tmp_path, _text()).values
+    s = 0.02 * math.sqrt(5 / 4)
+    for n in (1, 5):
+        half = stats.t.ppf(0.975, 4) * s * math.sqrt(1 / n + 1 / 5) + 0.005
+        assert reported_range(values["distilled.accuracy"], n) == pytest.approx((0.75 - half, 0.75 + half))
+    assert reported_range(values["baseline.accuracy"]) == pytest.approx((0.64 - 0.015, 0.64 + 0.015))
+
+
+def test_inside_ranges(tmp_path):
+    reported = _load(tmp_path, _text())
+    metrics = _metrics("accuracy", baseline=[0.62, 0.66, 0.65], distilled=[0.5], t2=[0.75], t4=[0.1])
+    inside = inside_ranges(reported, metrics)
+    assert inside == {"baseline.accuracy": True, "distilled.accuracy": False, "t2.accuracy": True}
+
+
+# ---- judging
+
+
+def _metrics(metric, **arms):
+    return {arm: {seed: {metric: x} for seed, x in enumerate(values)} for arm, values in arms.items()}
+
+
+def _judged(tmp_path, kind, metrics, more=None, mode=None, predictions=None):
+    return judge(_load(tmp_path, _text(kind, more, mode)).claims["C2"], CONTROLLED, metrics, predictions)
+
+
+def test_only_seeds_that_both_arms_have_are_paired(tmp_path):
+    metrics = {
+        "distilled": {seed: {"accuracy": 0.8 + 0.01 * seed} for seed in (0, 1, 2, 3, 4, 5, 9)},
+        "baseline": {seed: {"accuracy": 0.7 + 0.011 * seed} for seed in (5, 4, 3, 2, 1, 7)},
+    }
+    found = judge(_load(tmp_path, _text()).claims["C1"], AS_DESCRIBED, metrics)
+    differences = np.array([0.1 - 0.001 * seed for seed in (1, 2, 3, 4, 5)])
+    low, high = stats.ttest_1samp(differences, 0).confidence_interval()
+    assert (found.n, found.verdict) == (5, Outcome.REPLICATED)
+    assert (found.mean, found.low, found.high) == pytest.approx((differences.mean(), low, high))
+    del metrics["baseline"][3]
+    assert judge(_load(tmp_path, _text()).claims["C1"], AS_DESCRIBED, metrics).verdict == Outcome.TOO_FEW_SEEDS
+
+
+NOISE = np.array([-0.002, -0.001, 0.0, 0.001, 0.002])
+
+
+@pytest.mark.parametrize(
+    ("kind", "arms", "mode", "outcome", "mean"),
+    [
+        ("effect", {"t4": 0.8 + NOISE, "t2": [0.7] * 5}, None, Outcome.REPLICATED, 0.1),
+        ("effect", {"t4": 0.7 + NOISE, "t2": [0.8] * 5}, None, Outcome.NOT_REPLICATED_REVERSED, -0.1),
+        ("value", {"distilled": 0.751 + NOISE}, None, Outcome.REPLICATED, 0.251),
+        ("value", {"distilled": 0.5 + NOISE}, None, Outcome.NOT_REPLICATED, 0.0),
+        ("direction", {"distilled": 0.8 + NOISE, "sham": [0.7] * 5}, None, Outcome.REPLICATED, 0.1),
+        ("direction by threshold", {"distilled": 0.69 + NOISE}, None, Outcome.REVERSED, -0.01),
+        ("non-inferior", {"distilled": 0.79 + NOISE, "teacher": [0.8] * 5}, None, Outcome.REPLICATED, -0.01),
+        ("non-inferior", {"distilled": 0.9 + NOISE, "teacher": [0.8] * 5}, None, Outcome.REPLICATED, 0.1),
+        ("comparable", {"distilled": 0.9 + NOISE, "teacher": [0.8] * 5}, None, Outcome.NOT_REPLICATED, 0.1),
+        ("best", {"t4": 0.8 + NOISE, "t2": [0.7] * 5, "t8": [0.6] * 5}, None, Outcome.REPLICATED, 0.1),
+        ("best", {"t4": 0.65 + NOISE, "t2": [0.7] * 5, "t8": [0.6] * 5}, None, Outcome.CONTRADICTED, -0.05),
+        ("trend", {"t2": 0.1 + NOISE, "t4": 0.2 - NOISE, "t8": 0.3 + NOISE}, None, Outcome.REPLICATED, 1.0),
+        (
+            "trend",
+            {"t2": [0.1] * 5, "t4": [0.2] * 5, "t8": [0.3] * 5, "baseline": [0.0] * 5, "sham": [0.9] * 5},
+            '{ along = ["t2", "t4", "t8"], over = ["baseline", "baseline", "sham"] }', Outcome.REVERSED, -1 / 3,
+        ),
+        ("exact", {"teacher": [0.5], "t2": [0.25] * 2}, None, Outcome.REPLICATED, 0.0),
+        ("exact", {"teacher": [0.5], "t2": [0.25, 0.5]}, None, Outcome.NOT_REPLICATED, 0.25),
+    ],
+)  # fmt: skip
+def test_each_kind_reads_its_arms(tmp_path, kind, arms, mode, outcome, mean):
+    found = _judged(tmp_path, kind, _metrics("accuracy", **arms), mode=mode)
+    assert (found.verdict, found.mean) == (outcome, pytest.approx(mean))
+    assert not found.analogue
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "arms"),
+    [
+        (
+            "effect", "reported = 0.1\ndecimals = 2\nlower_is_better = true",
+            {"t4": 0.2 + NOISE, "t2": [0.3] * 5},
+        ),
+        ("direction", "lower_is_better = true", {"distilled": 0.2 + NOISE, "sham": [0.3] * 5}),
+        ("direction by threshold", "threshold = 0.7\nlower_is_better = true", {"distilled": 0.6 + NOISE}),
+        (
+            "non-inferior", "margin = 0.03\nlower_is_better = true",
+            {"distilled": 0.3 + NOISE, "teacher": [0.4] * 5},
+        ),
+        ("best", "lower_is_better = true", {"t4": 0.1 + NOISE, "t2": [0.2] * 5, "t8": [0.3] * 5}),
+    ],
+)  # fmt: skip
+def test_fewer_errors_are_better(tmp_path, kind, more, arms):
+    found = _judged(tmp_path, kind, _metrics("accuracy", **arms), more=more)
+    assert (found.verdict, found.mean) == (Outcome.REPLICATED, pytest.approx(0.1))
+
+
+def test_a_lower_value_is_better_than_a_higher_trivial_one(tmp_path):
+    more = "reported = 0.25\ndecimals = 2\ntrivial = 0.5\nlower_is_better = true"
+    for measured, outcome in ((0.251, Outcome.REPLICATED), (0.3, Outcome.MUCH_SMALLER), (0.1, Outcome.LARGER)):
+        metrics = _metrics("accuracy", t4=measured + NOISE)
+        assert _judged(tmp_path, "value", metrics, more, '{ arm = "t4" }').verdict == outcome
+
+
+def test_analogue_is_marked(tmp_path):
+    metrics = _metrics("accuracy", distilled=0.8 + NOISE, sham=[0.7] * 5)
+    claim = _load(tmp_path, _text(more="analogue = true")).claims["C2"]
+    assert judge(claim, CONTROLLED, metrics).analogue
+    claim = _load(tmp_path, _text()).claims["C2"]
+    assert judge(claim, CONTROLLED, metrics, analogue=True).analogue
+
+
+@pytest.mark.parametrize("wrong", [{}, {"accuracy": math.nan}, {"accuracy": math.inf}])
+def test_a_run_without_a_finite_metric_is_named(tmp_path, wrong):
+    metrics = _metrics("accuracy", distilled=[0.8] * 5, sham=[0.7] * 5)
+    metrics["sham"][3] = wrong
+    with pytest.raises(KDError, match="sham, seed 3: expected a finite accuracy"):
+        _judged(tmp_path, "direction", metrics)
+
+
+def test_a_mode_the_claim_lacks_is_refused(tmp_path):
+    with pytest.raises(KDError, match="expected a mode of controlled, found 'as released'"):
+        judge(_load(tmp_path, _text()).claims["C2"], AS_RELEASED, {})
+
+
+def _about(metric, kind):
+    return _text(kind).replace('"accuracy"\nstatement = "Ano', f'"{metric}"\nstatement = "Ano')
+
+
+def _equal_runs(metric, first, second):
+    """Five equal seeds, 200 examples of 2 classes, the first so many wrong: their scores and predictions."""
+    labels = np.arange(200) % 2
+    wrong = {"distilled": first, "sham": second}
+    arms = {arm: np.where(np.arange(200) < count, 1 - labels, labels) for arm, count in wrong.items()}
+    # the wrong ones are of both classes alike: macro F1 and accuracy are the same number
+    scores = {arm: [float((found == labels).mean())] * 5 for arm, found in arms.items()}
+    by_arm = {arm: dict.fromkeys(range(5), found) for arm, found in arms.items()}
+    return _metrics(metric, **scores), Predictions(labels, 2, by_arm)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
+@pytest.mark.parametrize(
+    ("first", "second", "outcome"),
+    [
+        (10, 40, Outcome.REPLICATED), (40, 10, Outcome.REVERSED), (10, 12, Outcome.INCONCLUSIVE),
+        (10, 10, Outcome.NO_DIFFERENCE),
+    ],
+)  # fmt: skip
+def test_equal_seeds_are_judged_by_their_predictions(tmp_path, metric, first, second, outcome):
+    metrics, predictions = _equal_runs(metric, first, second)
+    claim = _load(tmp_path, _about(metric, "direction")).claims["C2"]
+    assert judge(claim, CONTROLLED, metrics, predictions).verdict == outcome
+    assert judge(claim, CONTROLLED, metrics).verdict == Outcome.INCONCLUSIVE
+    missing = Predictions(predictions.labels, 2, {"distilled": predictions.by_arm["distilled"]})
+    assert judge(claim, CONTROLLED, metrics, missing).verdict == Outcome.INCONCLUSIVE
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
+def test_equal_values_are_judged_by_their_predictions(tmp_path, metric):
+    metrics, predictions = _equal_runs(metric, 50, 0)
+    claim = _load(tmp_path, _about(metric, "value")).claims["C2"]
+    found = judge(claim, CONTROLLED, metrics, predictions)
+    assert (found.verdict, found.mean) == (Outcome.REPLICATED, 0.25)
+    exact = stats.binomtest(150, 200).proportion_ci(0.95)
+    assert (found.low, found.high) == pytest.approx((exact.low - 0.5, exact.high - 0.5), abs=0.012)
+
+
+# ---- the ECG replication's file
+
+
+def test_the_ecg_claims():
+    reported = load_reported(ECG, ECG_ARMS)
+    c1 = reported.claims["C1"]
+    assert [name for name, claim in reported.claims.items() if claim.primary] == ["C1"]
+    assert [name for name, claim in reported.claims.items() if claim.ours] == ["S1"]
+    assert c1.reported_std == pytest.approx(math.sqrt(2 * 0.02**2 * 6 / 5))
+    assert c1.reported_runs == 6
+    for mode, arms in (
+        (AS_DESCRIBED, ("distilled", "baseline")),
+        (AS_RELEASED, ("released_distilled", "released_baseline")),
+        (CONTROLLED, ("distilled", "baseline_mixup")),
+    ):
+        assert (c1.modes[mode].arms + c1.modes[mode].over) == arms
+    same = _metrics("macro_f1", released_teacher=0.82 + NOISE, released_distilled=[0.78] * 5)
+    assert judge(reported.claims["C2"], AS_RELEASED, same).verdict == Outcome.REPLICATED
+    counts = {"teacher": 17221, "baseline": 3909, "distilled": 3909}
+    metrics = {arm: {0: {"parameters": float(count)}} for arm, count in counts.items()}
+    assert judge(reported.claims["C3"], AS_DESCRIBED, metrics).verdict == Outcome.REPLICATED
+    assert set(inside_ranges(reported, metrics).values()) == {True}
+    assert reported.value("released_baseline", "macro_f1").value == 0.67
+
+
+# ---- bands
+
+
+def test_a_band_is_the_prediction_interval_of_one_more_run():
+    values = {3: 0.81, 0: 0.80, 1: 0.79, 2: 0.83, 7: 0.78, 5: 0.80}
+    found = band(values, "abc123")
+    sample = np.array(list(values.values()))
+    half = stats.t.ppf(0.975, 5) * sample.std(ddof=1) * math.sqrt(1 + 1 / 6)
+    assert (found.low, found.high) == pytest.approx((sample.mean() - half, sample.mean() + half))
+    assert found.seeds == (0, 1, 2, 3, 5, 7)
+    assert found.values == (0.80, 0.79, 0.83, 0.81, 0.80, 0.78)
+
+
+def test_a_band_needs_five_finite_runs():
+    for values in ({0: 0.1, 1: 0.2, 2: 0.3, 3: 0.4}, {**dict.fromkeys(range(5), 0.1), 5: math.nan}):
+        with pytest.raises(KDError, match="run more seeds"):
+            band(values, "abc123")
+
+
+def test_a_miss_names_arm_seed_band_observed_and_commit():
+    metrics = _metrics("macro_f1", baseline=[0.70, 0.72, 0.71, 0.73, 0.69])
+    bands = record_bands(metrics, ["macro_f1", "accuracy"], "abc123")
+    assert set(bands) == {"baseline.macro_f1"}
+    assert check_bands(bands, metrics) == []
+    assert check_bands(bands, {}) == []
+    observed = {"baseline": {4: {"macro_f1": 0.9}, 1: {"macro_f1": 0.71}, 2: {}, 3: {"macro_f1": math.inf}}}
+    misses = check_bands(bands, observed)
+    assert [miss.seed for miss in misses] == [2, 3, 4]
+    expected = bands["baseline.macro_f1"]
+    bounds = f"{expected.low:.6g} to {expected.high:.6g}"
+    for part in ("baseline", "seed 4", "macro_f1", "0.9", bounds, "abc123"):
+        assert part in str(misses[2])
+
+
+def test_a_band_without_width_forgives_rounding_only():
+    bands = record_bands(_metrics("accuracy", t2=[0.1 + 0.2] * 5), ["accuracy"], "abc123")
+    assert check_bands(bands, _metrics("accuracy", t2=[0.3])) == []
+    assert len(check_bands(bands, _metrics("accuracy", t2=[0.3001]))) == 1
+
+
+def _recorded():
+    bands = record_bands(
+        _metrics("macro_f1", baseline=[0.70, 0.72, 0.71, 0.73, 0.69], teacher=[0.8, 0.81, 0.82, 0.83, 0.84]),
+        ["macro_f1"], "abc123",
+    )  # fmt: skip
+    verdicts = {"C1": {AS_RELEASED: Outcome.REPLICATED, AS_DESCRIBED: Outcome.SMALLER}}
+    full = Record({}, verdicts, {"teacher.macro_f1": True, "baseline.macro_f1": False})
+    return {("91a4", "quick"): Record(bands), ("91a4", "full"): full, ("0000", "quick"): Record(bands)}
+
+
+def test_recorded_comes_back_as_written(tmp_path):
+    path, again = tmp_path / "recorded.toml", tmp_path / "again.toml"
+    assert read_recorded(path) == {}
+    recorded = _recorded()
+    write_recorded(path, recorded)
+    assert read_recorded(path) == recorded
+    write_recorded(again, dict(reversed(recorded.items())))
+    assert again.read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "key", "expected"),
+    [
+        ("low = ", "low = nan #", ".low", "a number"),
+        ("low = ", "low = 9 #", ".low", "at most high"),
+        ("high = ", "hihg = ", ".hihg", "did you mean high?"),
+        ("n = 5", "n = 6", ".n", "the number of seeds, 5"),
+        ("seeds = [0, ", "seeds = [0.5, ", ".seeds", "whole numbers"),
+        ("seeds = [0, ", "seeds = [7, 0, ", ".n", "the number of seeds, 6"),
+        ("values = [0.7, ", "values = [true, ", ".values", "finite numbers"),
+        ("values = [0.7, ", "values = [nan, ", ".values", "finite numbers"),
+        ('commit = "abc123"', 'commit = "<b>"', ".commit", "one line"),
+        ('= "replicated"', '= "yes"', "C1.'as released'", "one of replicated"),
+        ('"teacher.macro_f1" = true', '"teacher.macro_f1" = 1', "teacher.macro_f1", "true or false"),
+        ("[bands.", "[band.", "band", "did you mean bands?"),
+    ],
+)
+def test_a_broken_recorded_file_is_named(tmp_path, right, wrong, key, expected):
+    path = tmp_path / "recorded.toml"
+    write_recorded(path, _recorded())
+    text = path.read_text()
+    assert right in text
+    path.write_text(text.replace(right, wrong, 1))
+    with pytest.raises(SchemaError, match=r"recorded\.toml, line \d+: ") as caught:
+        read_recorded(path)
+    assert key in str(caught.value)
+    assert expected in str(caught.value)
+
+
+def test_a_changed_verdict_is_a_sentence():
+    record = _recorded()["91a4", "full"]
+    same = {"C1": {AS_RELEASED: Outcome.REPLICATED, AS_DESCRIBED: Outcome.SMALLER}}
+    assert changes(record, same, record.inside) == []
+    assert changes(record, {}, {}) == []  # what was not run has not changed
+    changed = {"C1": {AS_RELEASED: Outcome.REPLICATED, AS_DESCRIBED: Outcome.INCONCLUSIVE}}
+    found = changes(record, changed, {"teacher.macro_f1": False, "baseline.macro_f1": True})
+    assert len(found) == 3
+    assert "C1, as described: recorded effect replicated" in found[0]
+    assert "now inconclusive" in found[0]
+    assert "baseline.macro_f1: recorded outside" in found[1]
+    assert "teacher.macro_f1: recorded inside" in found[2]

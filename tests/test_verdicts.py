@@ -1,0 +1,476 @@
+"""The rule of verdicts against SciPy, statsmodels, scikit-learn, its equations by hand, and simulation."""
+
+from __future__ import annotations
+
+import gc
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn.metrics import f1_score
+from statsmodels.stats.contingency_tables import mcnemar as oracle_mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
+from statsmodels.stats.weightstats import ttost_paired
+
+from kdlib import intervals, verdicts
+from kdlib.intervals import Interval
+from kdlib.verdicts import Outcome, Verdict
+
+# five numbers of mean 0 and standard deviation 1
+UNIT = np.array([-1.0, -0.5, 0.0, 0.5, 1.0]) / math.sqrt(2.5 / 4)
+NONE = (0.0, 0.0, 0.0, 0.0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _cheap_garbage_collection():
+    # statsmodels' multipletests collects garbage at every call: spare it everything imported
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@st.composite
+def samples(draw, fewest=2, most=12):
+    n = draw(st.integers(fewest, most))
+    seed = draw(st.integers(0, 2**32 - 1))
+    mean, std = draw(st.floats(-3, 3)), draw(st.floats(0.01, 3))
+    return np.random.default_rng(seed).normal(mean, std, n)
+
+
+# ---- intervals
+
+
+@given(samples())
+def test_t_interval_is_scipys(sample):
+    ours, test = intervals.t_interval(sample), stats.ttest_1samp(sample, 0)
+    assert ours[:2] == pytest.approx(tuple(test.confidence_interval(0.95)), rel=1e-9, abs=1e-12)
+    assert ours[2:4] == pytest.approx(tuple(test.confidence_interval(0.90)), rel=1e-9, abs=1e-12)
+    assert ours.p == pytest.approx(test.pvalue, rel=1e-9, abs=1e-300)
+
+
+@pytest.mark.parametrize("further", [1, 5])
+def test_prediction_interval_covers_95_percent_of_new_means(further):
+    generator, trials, runs = np.random.default_rng(1), 20_000, 6
+    old, new = generator.normal(size=(trials, runs)), generator.normal(size=(trials, further)).mean(axis=1)
+    mean, std = old.mean(axis=1), old.std(axis=1, ddof=1)
+    bounds = [intervals.prediction_interval(m, s, runs, further) for m, s in zip(mean, std, strict=True)]
+    low, high = np.array(bounds).T
+    assert np.mean((low < new) & (new < high)) == pytest.approx(0.95, abs=0.006)
+
+
+@given(samples())
+def test_population_std_becomes_the_sample_one(sample):
+    converted = intervals.sample_std(float(sample.std()), len(sample), "population")
+    assert converted == pytest.approx(sample.std(ddof=1))
+    assert intervals.sample_std(0.3, len(sample), "sample") == 0.3
+
+
+@given(st.floats(0.01, 2), st.floats(0.2, 2))
+def test_needed_seeds_is_the_first_n_that_is_narrow_enough(std, half_width):
+    n = 5
+    while stats.t.ppf(0.975, n - 1) * std / math.sqrt(n) >= half_width:
+        n += 1
+    assert intervals.needed_seeds(std, half_width) == n
+
+
+def test_needed_seeds_gives_up():
+    assert intervals.needed_seeds(1.0, 0.0) is None
+    assert intervals.needed_seeds(1.0, 1e-3) is None
+
+
+@settings(max_examples=50)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_is_statsmodels(p_values):
+    assert intervals.holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1])
+
+
+@given(st.lists(st.integers(-3, 3), min_size=2, max_size=9))
+def test_kendall_is_scipys_with_ties(values):
+    expected = stats.kendalltau(range(len(values)), values).statistic if len(set(values)) > 1 else 0.0
+    assert intervals.kendall_tau(values) == pytest.approx(expected)
+
+
+# ---- the error of the test set
+
+
+@given(st.integers(0, 60), st.integers(0, 30), st.integers(0, 30), st.integers(0, 20))
+def test_mcnemar_is_statsmodels(both, wins, losses, neither):
+    first = np.repeat([True, True, False, False, True], [both, wins, losses, neither, 1])
+    second = np.repeat([True, False, True, False, True], [both, wins, losses, neither, 1])
+    ours = intervals.mcnemar(first, second)
+    p = oracle_mcnemar([[both + 1, wins], [losses, neither]], exact=True).pvalue
+    assert ours.p == pytest.approx(p)
+    assert ours.low - 1e-12 <= (wins - losses) / len(first) <= ours.high + 1e-12
+    assert (ours.low > 0 or ours.high < 0) == (p < 0.05)
+    if wins + losses:
+        share = stats.binomtest(wins, wins + losses).proportion_ci(0.95)
+        scale = (wins + losses) / len(first)
+        assert ours[:2] == pytest.approx((scale * (2 * share.low - 1), scale * (2 * share.high - 1)))
+
+
+def test_mcnemar_of_repeated_seeds_is_that_of_one():
+    generator = np.random.default_rng(2)
+    first, second = generator.random((2, 200)) < 0.8
+    assert intervals.mcnemar([first] * 6, [second] * 6) == pytest.approx(intervals.mcnemar(first, second))
+
+
+@given(st.integers(0, 40), st.integers(1, 40))
+def test_accuracy_interval_is_clopper_pearson(correct, more):
+    ours = intervals.accuracy_interval(correct, correct + more)
+    assert ours[:2] == pytest.approx(proportion_confint(correct, correct + more, 0.05, "beta"))
+    assert ours[2:4] == pytest.approx(proportion_confint(correct, correct + more, 0.10, "beta"))
+
+
+def _guesses(generator, labels, right):
+    return np.where(generator.random(len(labels)) < right, labels, generator.integers(0, 3, len(labels)))
+
+
+def _f1(labels, predictions):
+    scores = []
+    for c in range(3):
+        hits = np.sum((labels == c) & (predictions == c))
+        scores.append(2 * hits / (np.sum(labels == c) + np.sum(predictions == c)))
+    return sum(scores) / 3
+
+
+def test_f1_intervals_are_those_of_a_bootstrap_by_hand():
+    generator = np.random.default_rng(3)
+    labels = generator.integers(0, 3, 150)
+    first, second = _guesses(generator, labels, 0.9), _guesses(generator, labels, 0.5)
+    confusion = np.zeros((3, 3), int)
+    np.add.at(confusion, (labels, first), 1)
+    assert _f1(labels, second) == pytest.approx(f1_score(labels, second, average="macro"))
+    one, gain = [], []
+    for _ in range(4000):
+        rows = generator.integers(0, 150, 150)
+        scores = [_f1(labels[rows], p[rows]) for p in (first, second)]
+        one.append(scores[0])
+        gain.append(scores[0] - scores[1])
+    quantiles = [0.025, 0.975, 0.05, 0.95]
+    assert intervals.f1_interval(confusion)[:4] == pytest.approx(np.quantile(one, quantiles), abs=0.01)
+    assert intervals.f1_bootstrap(labels, first, second, 3)[:4] == pytest.approx(
+        np.quantile(gain, quantiles), abs=0.015
+    )
+
+
+def test_f1_bootstrap_averages_over_seeds_and_knows_identical_predictions():
+    generator = np.random.default_rng(4)
+    labels = generator.integers(0, 3, 90)
+    first, second = _guesses(generator, labels, 0.8), _guesses(generator, labels, 0.8)
+    assert intervals.f1_bootstrap(labels, first, first, 3) == (0, 0, 0, 0, 1)
+    swapped = intervals.f1_bootstrap(labels, [first, second], [second, first], 3)
+    assert swapped[:4] == pytest.approx(NONE, abs=1e-12)
+    one, many = (intervals.f1_bootstrap(labels, [first] * k, [second] * k, 3) for k in (1, 5))
+    assert many == pytest.approx(one)
+
+
+# ---- effect: each branch by hand. D = 0.10, so m = 0.05; n = 5: t(0.975, 4) = 2.776445, t(0.95, 4) = 2.1318
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "source", "outcome"),
+    [
+        # s = 0.02: L = d - 0.0248, U1 = d + 0.0191, PI = 2.776445 * 0.02 * sqrt(1.2) + 0.001 = 0.0618
+        (0.100, 0.02, (None, None), Outcome.REPLICATED),
+        (0.149, 0.02, (None, None), Outcome.REPLICATED),
+        (0.051, 0.02, (None, None), Outcome.REPLICATED),
+        (0.151, 0.02, (None, None), Outcome.LARGER),
+        (0.035, 0.02, (None, None), Outcome.SMALLER),
+        (0.030, 0.02, (None, None), Outcome.MUCH_SMALLER),
+        (0.000, 0.02, (None, None), Outcome.NOT_REPLICATED),
+        (0.024, 0.02, (None, None), Outcome.NOT_REPLICATED),
+        (-0.024, 0.02, (None, None), Outcome.NOT_REPLICATED),
+        (-0.026, 0.02, (None, None), Outcome.NOT_REPLICATED_REVERSED),
+        # s = 0.06: L = d - 0.0745, U1 = d + 0.0572
+        (0.040, 0.06, (None, None), Outcome.INCONCLUSIVE),
+        (-0.006, 0.06, (None, None), Outcome.INCONCLUSIVE),
+        (-0.008, 0.06, (None, None), Outcome.NOT_REPLICATED),
+        # s = 0.002: PI = 0.0071 is below m / 4 = 0.0125, which then is the limit
+        (0.088, 0.002, (None, None), Outcome.REPLICATED),
+        (0.087, 0.002, (None, None), Outcome.SMALLER),
+        (0.113, 0.002, (None, None), Outcome.LARGER),
+        # the source's spread over 6 runs: PI = t(0.975, 9) sqrt(so^2 / 6 + s^2 / 5) + 0.001, t = 2.262157
+        (0.072, 0.002, (0.03, 6), Outcome.REPLICATED),  # PI = 0.0288
+        (0.070, 0.002, (0.03, 6), Outcome.SMALLER),
+        (0.060, 0.002, (0.05, 6), Outcome.REPLICATED),  # PI = 0.0472
+        (0.049, 0.002, (0.90, 6), Outcome.SMALLER),  # PI = 0.83: no spread makes up for the margin
+    ],
+)
+def test_effect_by_hand(mean, std, source, outcome):
+    found = verdicts.effect(mean + std * UNIT, 0.10, 0.001, *source)
+    assert found.verdict == outcome
+    assert found.mean == pytest.approx(mean)
+    half = 2.776445 * std / math.sqrt(5)
+    assert (found.low, found.high) == pytest.approx((mean - half, mean + half), rel=1e-5)
+    assert (found.needed_n is not None) == (outcome is Outcome.INCONCLUSIVE)
+
+
+def _effect_by_the_equations(d, reported, r, so, n_p):
+    """The rule in float64 NumPy, written from its statement."""
+    n, mean, s = len(d), np.mean(d), np.std(d, ddof=1)
+    low, high = stats.t.interval(0.95, n - 1, mean, s / np.sqrt(n)) if n > 1 else (np.nan, np.nan)
+    upper = mean + stats.t.ppf(0.95, n - 1) * s / np.sqrt(n)
+    m = reported / 2
+    if n < 5:
+        return "inconclusive (too few seeds)"
+    if r >= reported / 2:
+        return "replicated" if low > 0 else "reversed" if high < 0 else "inconclusive"
+    nu = n + n_p - 2 if n_p >= 2 else n - 1
+    so, n_p = (so, n_p) if n_p >= 2 else (s, 1)
+    prediction = stats.t.ppf(0.975, nu) * np.sqrt(so**2 / n_p + s**2 / n) + r
+    if low > 0 and abs(mean - reported) <= m and abs(mean - reported) <= max(prediction, m / 4):
+        return "replicated"
+    if low > 0 and upper < reported - m:
+        return "much smaller than reported"
+    if low > 0:
+        size = "larger" if mean > reported else "smaller"
+        return f"effect replicated, magnitude differs ({size})"
+    if upper < reported - m:
+        return "not replicated (reversed)" if high < 0 else "not replicated"
+    return "inconclusive"
+
+
+@settings(max_examples=200)
+@given(samples(), st.floats(0.05, 4), st.floats(0, 0.6), st.floats(0.01, 2), st.sampled_from([0, 1, 2, 6]))
+def test_effect_is_its_equations(differences, reported, rounding, reported_std, runs):
+    found = verdicts.effect(differences, reported, rounding, reported_std, runs)
+    assert found.verdict == _effect_by_the_equations(differences, reported, rounding, reported_std, runs)
+    if found.verdict == "inconclusive" and rounding < reported / 2:
+        assert found.needed_n is None or found.needed_n > found.n
+
+
+@given(samples(5), st.floats(0.1, 4), st.floats(0.01, 100), st.randoms())
+def test_effect_knows_neither_unit_nor_order(differences, reported, unit, random):
+    shuffled = list(differences * unit)
+    random.shuffle(shuffled)
+    ours, other = verdicts.effect(differences, reported, 0.0), verdicts.effect(shuffled, reported * unit, 0.0)
+    assert ours.verdict == other.verdict
+    assert other.mean == pytest.approx(ours.mean * unit)
+
+
+@pytest.mark.parametrize("n", [5, 6, 10])
+@pytest.mark.parametrize("reported", [0.3, 1.0, 2.0, 4.0])
+def test_no_true_effect_is_rarely_replicated(n, reported):
+    generator = np.random.default_rng(int(1000 * reported) + n)
+    found = [verdicts.effect(generator.normal(size=n), reported, 0.0).verdict for _ in range(2000)]
+    assert found.count(Outcome.REPLICATED) <= 0.03 * len(found)
+    if (n, reported) == (5, 2.0):
+        assert 0.3 < found.count(Outcome.INCONCLUSIVE) / len(found) < 0.5
+
+
+def test_a_true_effect_is_mostly_replicated():
+    generator = np.random.default_rng(7)
+    found = [verdicts.effect(4 + generator.normal(size=5), 4.0, 0.0).verdict for _ in range(500)]
+    assert found.count(Outcome.REPLICATED) >= 0.85 * len(found)
+
+
+def test_a_difference_printed_too_coarsely_is_a_direction():
+    differences = 0.5 + 0.02 * UNIT  # far more than the 0.02 reported
+    assert verdicts.effect(differences, 0.02, 0.001).verdict == Outcome.LARGER
+    assert verdicts.effect(differences, 0.02, 0.01).verdict == Outcome.REPLICATED
+    assert verdicts.effect(-differences, 0.02, 0.01).verdict == Outcome.REVERSED
+
+
+@pytest.mark.parametrize("reported", [0.0, -0.1, math.nan])
+def test_a_reported_difference_is_above_zero(reported):
+    with pytest.raises(ValueError, match="swap the arms"):
+        verdicts.effect(UNIT, reported, 0.0)
+
+
+@given(samples(5), st.floats(0.5, 4), st.floats(0.01, 0.2))
+def test_value_is_the_effect_rule_with_its_own_margin(above, reported, margin):
+    assert verdicts.value(above, reported, reported / 2, 0.0) == verdicts.effect(above, reported, 0.0)
+    found = verdicts.value(above, reported, margin, 0.0).verdict
+    if found == Outcome.REPLICATED:
+        assert abs(above.mean() - reported) <= margin
+
+
+def test_value_by_hand():
+    # accuracy 0.90 reported, 0.10 by chance, margin 0.01, printed with 2 decimals: L, U1 = d -+ about 0.001
+    for measured, outcome in (
+        (0.897, Outcome.REPLICATED), (0.885, Outcome.MUCH_SMALLER), (0.915, Outcome.LARGER),
+        (0.100, Outcome.NOT_REPLICATED), (0.050, Outcome.NOT_REPLICATED_REVERSED),
+    ):  # fmt: skip
+        assert verdicts.value(measured - 0.1 + 0.001 * UNIT, 0.8, 0.01, 0.005).verdict == outcome
+
+
+# ---- the other kinds
+
+
+@given(samples(5))
+def test_direction_is_the_paired_t_test(differences):
+    test = stats.ttest_1samp(differences, 0)
+    sure = Outcome.REPLICATED if differences.mean() > 0 else Outcome.REVERSED
+    expected = sure if test.pvalue < 0.05 else Outcome.INCONCLUSIVE
+    assert verdicts.direction(differences).verdict == expected
+
+
+@given(samples(5), st.floats(0.01, 3))
+def test_comparable_is_statsmodels_tost(differences, margin):
+    p = ttost_paired(differences, np.zeros_like(differences), -margin, margin)[0]
+    found = verdicts.comparable(differences, margin).verdict
+    assert (found == Outcome.REPLICATED) == (p < 0.05)
+    assert found == verdicts.comparable(-differences, margin).verdict
+    if found == Outcome.NOT_REPLICATED:
+        outside = [
+            stats.ttest_1samp(differences, margin, alternative="greater").pvalue,
+            stats.ttest_1samp(differences, -margin, alternative="less").pvalue,
+        ]
+        assert min(outside) < 0.05
+
+
+@given(samples(5), st.floats(0.01, 3))
+def test_non_inferior_is_a_one_sided_t_test(differences, margin):
+    above = stats.ttest_1samp(differences, -margin, alternative="greater").pvalue < 0.05
+    below = stats.ttest_1samp(differences, -margin, alternative="less").pvalue < 0.05
+    expected = Outcome.REPLICATED if above else Outcome.NOT_REPLICATED if below else Outcome.INCONCLUSIVE
+    assert verdicts.non_inferior(differences, margin).verdict == expected
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 2**32 - 1), st.floats(-1.5, 1.5), st.integers(2, 5))
+def test_best_is_holm_over_paired_t_tests(seed, lead, rivals):
+    generator = np.random.default_rng(seed)
+    arm, others = generator.normal(lead, 0.5, 6), generator.normal(0, 0.5, (rivals, 6))
+    tests = [stats.ttest_rel(arm, other) for other in others]
+    rejected = multipletests([t.pvalue for t in tests], 0.05, "holm")[0]
+    better = [bool(r) and t.statistic > 0 for r, t in zip(rejected, tests, strict=True)]
+    worse = [bool(r) and t.statistic < 0 for r, t in zip(rejected, tests, strict=True)]
+    sure = Outcome.REPLICATED if all(better) else Outcome.INCONCLUSIVE
+    expected = Outcome.CONTRADICTED if any(worse) else sure
+    assert verdicts.best({f"r{i}": arm - other for i, other in enumerate(others)}).verdict == expected
+
+
+def test_best_by_hand():
+    near, far = 0.1 * UNIT + 0.13, 0.1 * UNIT + 5  # p = 0.044 by itself
+    assert verdicts.direction(near).verdict == Outcome.REPLICATED
+    assert verdicts.best({"near": near, "far": far}).verdict == Outcome.REPLICATED  # Holm: 0.044 comes last
+    assert verdicts.best({"near": near, "nearer": near}).verdict == Outcome.INCONCLUSIVE  # 2 * 0.044
+    contradicted = verdicts.best({"far": far, "better": -far, "unsure": 9 * UNIT - 6})
+    assert contradicted.verdict == Outcome.CONTRADICTED
+    assert "better" in contradicted.detail
+    assert verdicts.best({"far": far, "few": far[:3]}).verdict == Outcome.TOO_FEW_SEEDS
+    same = {"far": far, "same": np.zeros(5)}
+    assert verdicts.best(same, {"same": Interval(0, 0, 0, 0, 1.0)}).verdict == Outcome.NO_DIFFERENCE
+    assert verdicts.best(same).verdict == Outcome.INCONCLUSIVE
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(-2, 2), st.integers(3, 6))
+def test_trend_is_a_t_test_of_kendalls_tau(seed, slope, arms):
+    measured = np.random.default_rng(seed).normal(size=(6, arms)) + slope * np.arange(arms)
+    taus = np.array([stats.kendalltau(range(arms), row).statistic for row in measured])
+    if np.ptp(taus) > 1e-9:
+        low, high = stats.ttest_1samp(taus, 0).confidence_interval()
+    else:
+        low = high = taus[0]
+    expected = Outcome.REPLICATED if low > 0 else Outcome.REVERSED if high < 0 else Outcome.INCONCLUSIVE
+    assert verdicts.trend(measured).verdict == expected
+
+
+def test_trend_where_all_seeds_agree():
+    rising = np.arange(4.0) + np.arange(5.0)[:, None]
+    assert verdicts.trend(rising).verdict == Outcome.REPLICATED
+    assert verdicts.trend(-rising).verdict == Outcome.REVERSED
+    assert verdicts.trend(np.ones((5, 4))).verdict == Outcome.NO_DIFFERENCE
+    assert verdicts.trend(rising[:4]).verdict == Outcome.TOO_FEW_SEEDS
+    assert verdicts.trend([]).verdict == Outcome.TOO_FEW_SEEDS
+
+
+def test_exact():
+    expected = {"teacher": 17221.0, "student": 3909.0}
+    equal = verdicts.exact({"teacher": [17221.0], "student": [3909.0, 3909.0]}, expected)
+    assert (equal.verdict, equal.n) == (Outcome.REPLICATED, 1)
+    wrong = verdicts.exact({"teacher": [17221.0], "student": [3909.0, 3910.0]}, expected)
+    assert (wrong.verdict, wrong.mean) == (Outcome.NOT_REPLICATED, 1)
+    assert "student is 3910, not 3909" in wrong.detail
+    missing = verdicts.exact({"teacher": [17221.0]}, expected)
+    assert missing.verdict == Outcome.TOO_FEW_SEEDS
+    assert "student" in missing.detail
+
+
+# ---- s = 0, too few seeds, and the order of outcomes
+
+EVERY_RULE = {
+    "effect": lambda d, t: verdicts.effect(d, 0.1, 0.001, test_set=t),
+    "value": lambda d, t: verdicts.value(d, 0.1, 0.02, 0.001, test_set=t),
+    "direction": verdicts.direction,
+    "non-inferior": lambda d, t: verdicts.non_inferior(d, 0.05, t),
+    "comparable": lambda d, t: verdicts.comparable(d, 0.05, t),
+    "best": lambda d, t: verdicts.best({"a": d, "b": d}, {"a": t, "b": t} if t else None),
+}
+
+
+@pytest.mark.parametrize("kind", EVERY_RULE)
+@pytest.mark.parametrize("n", [0, 1, 2, 4])
+def test_no_verdict_on_fewer_than_five_seeds(kind, n):
+    found = EVERY_RULE[kind](0.1 + 0.001 * np.arange(n), None)
+    assert (found.verdict, found.n) == (Outcome.TOO_FEW_SEEDS, n)
+    assert found.needed_n >= 5
+    # nor can the test set stand in for seeds
+    assert EVERY_RULE[kind](np.full(n, 0.1), Interval(0.09, 0.11, 0.09, 0.11, 0.0)).verdict == found.verdict
+
+
+@pytest.mark.parametrize("kind", EVERY_RULE)
+def test_equal_differences_need_the_test_set(kind):
+    # differ by rounding alone: 0.81 - 0.71, 0.82 - 0.72, ...
+    equal = np.array([0.81, 0.82, 0.83, 0.84, 0.85]) - np.array([0.71, 0.72, 0.73, 0.74, 0.75])
+    assert np.ptp(equal) > 0
+    alone = EVERY_RULE[kind](equal, None)
+    assert (alone.verdict, alone.needed_n) == (Outcome.INCONCLUSIVE, None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "test_set", "outcome"),
+    [
+        ("effect", Interval(0.06, 0.14, 0.065, 0.135, 0.001), Outcome.REPLICATED),
+        ("effect", Interval(-0.01, 0.21, 0.001, 0.19, 0.08), Outcome.INCONCLUSIVE),
+        ("value", Interval(0.06, 0.14, 0.065, 0.135, 0.001), Outcome.REPLICATED),
+        ("direction", Interval(0.06, 0.14, 0.065, 0.135, 0.001), Outcome.REPLICATED),
+        ("direction", Interval(-0.01, 0.21, 0.001, 0.19, 0.08), Outcome.INCONCLUSIVE),
+        ("non-inferior", Interval(-0.04, 0.24, 0.0, 0.2, 0.1), Outcome.REPLICATED),
+        ("comparable", Interval(0.06, 0.14, 0.065, 0.135, 0.001), Outcome.NOT_REPLICATED),
+        ("comparable", Interval(-0.04, 0.24, 0.0, 0.2, 0.1), Outcome.INCONCLUSIVE),
+        ("best", Interval(0.06, 0.14, 0.065, 0.135, 0.001), Outcome.REPLICATED),
+        ("best", Interval(0.001, 0.2, 0.01, 0.19, 0.04), Outcome.INCONCLUSIVE),
+    ],
+)
+def test_equal_differences_are_judged_on_the_test_set(kind, test_set, outcome):
+    found = EVERY_RULE[kind](np.full(5, 0.1), test_set)
+    assert (found.verdict, found.low, found.high) == (outcome, test_set.low, test_set.high)
+
+
+@pytest.mark.parametrize("kind", EVERY_RULE)
+def test_identical_predictions(kind):
+    same = kind in ("non-inferior", "comparable")  # these claim that there is no difference
+    found = EVERY_RULE[kind](np.zeros(5), Interval(0, 0, 0, 0, 1.0)).verdict
+    assert found == (Outcome.REPLICATED if same else Outcome.NO_DIFFERENCE)
+
+
+@pytest.mark.parametrize("kind", EVERY_RULE)
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_numbers_must_be_finite(kind, wrong):
+    with pytest.raises(ValueError, match="finite"):
+        EVERY_RULE[kind]([0.1, 0.2, wrong, 0.1, 0.1], None)
+
+
+def test_headline_is_the_worst():
+    def verdict(outcome):
+        return Verdict(outcome, 0.0, 0.0, 0.0, 5, None, "")
+
+    order = [
+        "replicated", "effect replicated, magnitude differs (larger)",
+        "effect replicated, magnitude differs (smaller)", "much smaller than reported", "inconclusive",
+        "inconclusive (too few seeds)", "not replicated", "no difference", "contradicted",
+        "not replicated (reversed)", "reversed",
+    ]  # fmt: skip
+    for i, worse in enumerate(order):
+        for better in order[: i + 1]:
+            both = [verdict(Outcome(better)), verdict(Outcome(worse))]
+            assert verdicts.headline(both).verdict == verdicts.headline(both[::-1]).verdict == worse
+    assert len(order) == len(Outcome)
+    with pytest.raises(ValueError, match="empty"):
+        verdicts.headline([])
