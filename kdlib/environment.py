@@ -1,0 +1,75 @@
+"""What a run's result may depend on beside its description: commit, code, versions, machine."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+# The files of kdlib that can move a result; a change elsewhere (tables, command line) gives no notice.
+TRAINING_MODULES = ("augment", "batches", "losses", "metrics", "networks", "seeds", "targets", "training")
+
+
+def environment(experiment_folder: Path, device: str) -> dict[str, Any]:
+    """Commit, whether the tree was clean, digest of the source files, versions, device (JSON-able; no host names)."""
+    from kdlib import __version__
+
+    commit, clean = git_state(experiment_folder)
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
+                "kdlib": __version__}
+    return {"commit": commit, "clean": clean, "source": source_digest(experiment_folder), "versions": versions,
+            "platform": f"{platform.system()} {platform.machine()}", "device": device_name(device)}
+
+
+@cache
+def git_state(folder: Path) -> tuple[str, bool | None]:
+    """(commit, clean) of the work tree that holds `folder`; ("unknown", None) outside git."""
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True,
+                              timeout=20).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD"), not git("status", "--porcelain", "--untracked-files=no", "--", ":/kdlib",
+                                                 ":/replications")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown", None
+
+
+@cache
+def source_digest(experiment_folder: Path) -> str:
+    """SHA-256 over the source files that can move a result: the experiment's own, those beside it, kdlib's for training."""
+    library = Path(__file__).parent
+    files = [*experiment_folder.glob("*.py"), *experiment_folder.parent.glob("*.py"), *library.glob("data/*.py"),
+             *(library / f"{name}.py" for name in TRAINING_MODULES)]
+    # By name within its folder, not by path: a copied replication has the same digest.
+    parts = sorted((path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files if path.exists())
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def device_name(device: str) -> str:
+    """The processor's or the accelerator's name."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process has held (0 where the system does not say)."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if platform.system() == "Darwin" else peak * 1024)

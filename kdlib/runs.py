@@ -1,0 +1,253 @@
+"""The store of finished runs: one folder a run, named by what was run.
+
+A run's id is the SHA-256 of its description (recipe, protocol, configuration, seed, data, parents); the same
+description is never trained twice.  `manifest.json` holds the SHA-256 of every other file and is written last: a folder
+without a good manifest is not a run.  Nothing here reads pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdlib.errors import KDError
+from kdlib.files import DamagedFile, atomic_write, canonical_json, load_tensors, save_tensors, sha256
+
+ID_LENGTH = 16
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a run is: everything that decides its result.
+
+    `parents` maps a role ("teacher") to "<run id>/<snapshot>"; `config` is JSON-able and includes device kind, threads
+    and precision.
+    """
+
+    recipe: str
+    protocol: int
+    config: Mapping[str, Any]
+    seed: int
+    data: str
+    parents: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """The first 16 hex digits of the SHA-256 of the description's canonical JSON."""
+        return sha256(canonical_json(asdict(self)).encode())[:ID_LENGTH]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a training function gives back.
+
+    `metrics`: snapshot -> metric -> number or (nested) list; `weights`: snapshot -> state dict; `soft_targets`: logits
+    by "<snapshot>.<part>", for runs that will teach (kept as float16, so that a student of a pruned teacher gets the
+    same bytes as one of a whole teacher).
+    """
+
+    metrics: Mapping[str, Mapping[str, Any]]
+    history: list[dict[str, float]]
+    weights: Mapping[str, Mapping[str, Tensor]]
+    soft_targets: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A complete run in a store."""
+
+    folder: Path
+    description: Description
+    metrics: Mapping[str, Mapping[str, Any]]
+    history: list[dict[str, float]]
+    environment: Mapping[str, Any]
+    weights_sha256: str
+
+    @property
+    def id(self) -> str:
+        """The run's id."""
+        return self.description.id
+
+    def weights(self, snapshot: str) -> dict[str, Tensor]:
+        """State dict of a snapshot; KDError where the run was pruned."""
+        path = self.folder / "weights.safetensors"
+        if not path.exists():
+            raise KDError(f"run {self.id}: its weights were pruned; delete {self.folder} and run again to have them back")
+        return _part(path, snapshot)
+
+    def soft_targets(self, part: str) -> Tensor:
+        """The run's float32 logits on a part of its data ("<snapshot>.<part>"), as kept (rounded to float16)."""
+        path = self.folder / "soft_targets.safetensors"
+        if not path.exists():
+            raise KDError(f"run {self.id}: expected soft targets in {path}, found none; it was not trained as a teacher")
+        return _part(path, part)["logits"].float()
+
+
+def _part(path: Path, snapshot: str) -> dict[str, Tensor]:
+    tensors, _ = load_tensors(path)
+    part = {name.partition("/")[2]: value for name, value in tensors.items() if name.startswith(snapshot + "/")}
+    if not part:
+        known = sorted({name.partition("/")[0] for name in tensors})
+        raise KDError(f"{path}: expected snapshot '{snapshot}', found {', '.join(known)}")
+    return part
+
+
+class Store:
+    """Finished runs below `folder`/runs, unfinished ones below `folder`/work."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+
+    def run_folder(self, run_id: str) -> Path:
+        """Where a finished run is kept."""
+        return self.folder / "runs" / run_id
+
+    def work_folder(self, run_id: str) -> Path:
+        """Where an unfinished run keeps its checkpoint and log."""
+        return self.folder / "work" / run_id
+
+    def find(self, description: Description) -> FinishedRun | None:
+        """The finished run of that description, or None; a damaged one is set aside and counts as absent."""
+        folder = self.run_folder(description.id)
+        if not folder.exists():
+            return None
+        try:
+            return read_run(folder)
+        except DamagedFile:
+            self.set_aside(folder)
+            return None
+
+    def set_aside(self, folder: Path) -> Path:
+        """Move a damaged run out of the way, to `folder`/damaged, and say where."""
+        target = self.folder / "damaged" / f"{folder.name}.{time.time_ns()}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(folder, target)
+        return target
+
+    def save(self, description: Description, result: Result, environment: Mapping[str, Any]) -> FinishedRun:
+        """Write a run: to a temporary folder first, manifest last, then renamed into place."""
+        folder = self.run_folder(description.id)
+        temporary = self.folder / "runs" / f".{description.id}.{os.getpid()}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            flat = {f"{snapshot}/{name}": value for snapshot, state in result.weights.items()
+                    for name, value in state.items()}
+            save_tensors(temporary / "weights.safetensors", flat)
+            if result.soft_targets:
+                halves = {f"{part}/logits": value.to(torch.float16) for part, value in result.soft_targets.items()}
+                save_tensors(temporary / "soft_targets.safetensors", halves)
+            size = sum(path.stat().st_size for path in temporary.iterdir())
+            record = {"description": asdict(description), "metrics": result.metrics, "history": result.history,
+                      "environment": {**environment, "stored_bytes": size},
+                      "weights_sha256": sha256((temporary / "weights.safetensors").read_bytes())}
+            atomic_write(temporary / "run.json", _json_file(record))
+            write_manifest(temporary)
+            if folder.exists():  # left by a damaged earlier try; `find` said it is not a run
+                self.set_aside(folder)
+            os.replace(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(self.work_folder(description.id), ignore_errors=True)
+        return read_run(folder)
+
+    @contextmanager
+    def lock(self, run_id: str) -> Iterator[None]:
+        """Hold the run's kernel lock: a second process that wants the same run waits, and a killed one leaves no lock."""
+        from filelock import FileLock
+
+        path = self.folder / "locks" / f"{run_id}.lock"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(path):
+                yield
+        except PermissionError as error:
+            raise KDError(f"{path}: may not be written; choose another store with --store DIR") from error
+
+    def ids(self) -> list[str]:
+        """Ids of all run folders, sorted."""
+        folder = self.folder / "runs"
+        return sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(".")) if folder.exists() else []
+
+    def resolve(self, prefix: str) -> FinishedRun:
+        """The one run whose id starts with `prefix`; KDError where there is none, or more than one."""
+        found = [run_id for run_id in self.ids() if run_id.startswith(prefix)]
+        if len(found) != 1 or not prefix:
+            raise KDError(f"run '{prefix}': expected the beginning of one id in {self.folder}, found {len(found)}; "
+                          "see `kd runs list`")
+        return read_run(self.run_folder(found[0]))
+
+
+def read_run(folder: Path, *, check: bool = True) -> FinishedRun:
+    """Read a finished run; DamagedFile where a file is missing, altered, or not the run its folder's name says.
+
+    `check=False` skips the hashes (for lists); the description must still give the folder's name.
+    """
+    manifest = _read_json(folder / "manifest.json")
+    for name, expected in manifest.items() if check else ():
+        if Path(name).name != name:
+            raise DamagedFile(f"{folder / 'manifest.json'}: expected plain file names, found {name!r}")
+        try:
+            found = sha256((folder / name).read_bytes())
+        except OSError as error:
+            raise DamagedFile(f"{folder / name}: the manifest names it, but it cannot be read ({error.strerror})") from error
+        if found != expected:
+            raise DamagedFile(f"{folder / name}: expected SHA-256 {expected[:16]}..., found {found[:16]}...")
+    record = _read_json(folder / "run.json")
+    try:
+        run = FinishedRun(folder, Description(**record["description"]), record["metrics"], record["history"],
+                          record["environment"], record["weights_sha256"])
+    except (KeyError, TypeError) as error:
+        raise DamagedFile(f"{folder / 'run.json'}: expected a run's record, found other keys ({error})") from error
+    if run.id != folder.name:
+        raise DamagedFile(f"{folder}: its description belongs to run {run.id}; the record was altered or the folder renamed")
+    return run
+
+
+def prune(run: FinishedRun) -> int:
+    """Drop a run's weights, keep their SHA-256 and its soft targets; gives the bytes freed."""
+    path = run.folder / "weights.safetensors"
+    if not path.exists():
+        return 0
+    size = path.stat().st_size
+    # The manifest is written first: killed in between, the run has a file too many, which is no damage.
+    write_manifest(run.folder, without=path.name)
+    path.unlink()
+    return size
+
+
+def write_manifest(folder: Path, without: str = "") -> None:
+    """Write `manifest.json`: the SHA-256 of every other file of the folder."""
+    names = sorted(p.name for p in folder.iterdir()
+                   if p.name not in ("manifest.json", without) and not p.name.startswith("."))
+    atomic_write(folder / "manifest.json", _json_file({name: sha256((folder / name).read_bytes()) for name in names}))
+
+
+def _json_file(value: Any) -> bytes:
+    try:
+        return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+    except ValueError as error:
+        raise KDError(f"a run's record holds a number that is not finite ({error}); nothing was stored") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes(), parse_constant=_refuse)
+    except (OSError, ValueError) as error:
+        raise DamagedFile(f"{path}: expected a JSON file of kdlib, found something unreadable ({error})") from error
+    if not isinstance(value, dict):
+        raise DamagedFile(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is not a finite number")
