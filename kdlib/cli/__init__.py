@@ -1,0 +1,130 @@
+"""The one command line: `kd`, `python -m kdlib`, and `python -m replications.<name>.experiment`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from kdlib.errors import KDError
+
+__all__ = ["main", "run_experiment"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; gives the exit status: 0 good, 1 a run, band or verdict failed, 2 a mistake the user can mend."""
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.command(options)
+        return status
+    except KDError as error:
+        print(f"kd: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nStopped. Every finished run and every finished epoch is saved. To continue:\n  "
+              + shell_command(arguments), file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `kd runs list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def run_experiment(module: str) -> None:
+    """`kd run` for the experiment that is being run as a module: `python -m replications.<name>.experiment ...`."""
+    sys.exit(main(["run", module.split(".")[1], *sys.argv[1:]]))
+
+
+def shell_command(arguments: Sequence[str] | None) -> str:
+    """The command line that was given, to be typed again."""
+    import shlex
+
+    return shlex.join(["kd", *(sys.argv[1:] if arguments is None else arguments)])
+
+
+def _parser() -> argparse.ArgumentParser:
+    # Commands are imported when they run: `kd runs list` should not wait for pandas.
+    from kdlib import __version__
+    from kdlib.cli import data, runs, session
+
+    parser = argparse.ArgumentParser(prog="kd", description="Replications of knowledge-distillation results.")
+    parser.add_argument("--version", action="version", version=f"kdlib {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function: object, about: str, parents: Sequence[argparse.ArgumentParser] = ()) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=about, description=about, parents=list(parents))
+        added.set_defaults(command=function)
+        return added
+
+    common = _common()
+    one = command("run", session.run, "Run a replication: train what the store lacks, judge, write tables.", [common])
+    one.add_argument("name", help="the replication's folder name")
+    one.add_argument("--profile", default="quick", help="smoke, quick (default) or full")
+    one.add_argument("--seeds", type=_positive, help="run seeds 0 .. N-1 (default: the profile's number)")
+    one.add_argument("--seed", type=_natural, help="run this one seed only")
+    one.add_argument("--arms", "--arm", type=_names, default=(), help="comma-separated arms; what they need is run too")
+    one.add_argument("--dry-run", action="store_true", help="list the runs, minutes and disk; train nothing")
+
+    check = command("check", session.check, "Retrain each replication's check arms in an empty store against the recorded "
+                    "bands.", [common])
+    check.add_argument("names", nargs="*", metavar="NAME", help="replications (default: all)")
+
+    record = command("record", session.record, "Run with at least 5 seeds and write runs.jsonl, recorded.toml and the "
+                     "committed tables.", [common])
+    record.add_argument("name")
+    record.add_argument("--profile", default="quick")
+    record.add_argument("--seeds", type=_positive)
+    record.add_argument("--seed", type=_natural, help="record this one seed only, beside those already recorded")
+    record.add_argument("--arms", "--arm", type=_names, default=())
+
+    tables = command("tables", session.tables, "Make the committed tables again from results/*/runs.jsonl.")
+    tables.add_argument("names", nargs="*", metavar="NAME")
+    command("list", session.show_list, "List the replications, their profiles and arms.")
+
+    store = _store()
+    listing = command("runs", runs.runs, "List, show, verify or prune stored runs.", [store])
+    listing.add_argument("action", choices=("list", "show", "verify", "prune"))
+    listing.add_argument("run", nargs="*", help="beginnings of run ids")
+    explain = command("explain", runs.explain, "Say what a run is, where it comes from and whether it is still as made.", [store])
+    explain.add_argument("run")
+
+    held = command("data", data.data, "List, fetch, verify or locate data sets.")
+    held.add_argument("action", choices=("list", "fetch", "verify", "where"))
+    held.add_argument("names", nargs="*", metavar="NAME")
+    held.add_argument("--data", type=Path, metavar="DIR", help="folder that holds the data sets' folders")
+    return parser
+
+
+def _store() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--store", type=Path, default=Path(".kd"), metavar="DIR", help="where runs are kept (default: .kd)")
+    return options
+
+
+def _common() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False, parents=[_store()])
+    options.add_argument("--data", type=Path, metavar="DIR", help="folder that holds the data sets' folders")
+    options.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    options.add_argument("--threads", type=_positive, default=1, help="threads of each training process (default: 1)")
+    options.add_argument("--workers", type=_positive, help="training processes side by side (default: one a core)")
+    options.add_argument("--require-real", action="store_true", help="stop with status 2 where the real data cannot be had")
+    return options
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text}")
+    return number
+
+
+def _natural(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, found {text}")
+    return number
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())

@@ -1,0 +1,60 @@
+"""`kd data`: the data sets and where they are."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from kdlib.data import fetch
+from kdlib.errors import KDError
+
+
+def data(options: argparse.Namespace) -> int:
+    """`kd data list | fetch | verify | where [NAME ...]`."""
+    names = options.names or fetch.names()
+    for name in names:
+        if name not in fetch.names():
+            raise KDError(f"no data set '{name}'; there are {', '.join(fetch.names())}")
+    return {"list": _list, "fetch": _fetch, "verify": _verify, "where": _where}[options.action](names, options)
+
+
+def _list(names: tuple[str, ...], options: argparse.Namespace) -> int:
+    for name in names:
+        about = fetch.describe(name)
+        print(name, *(f"  {key}: {value}" for key, value in about.items() if key != "name"), sep="\n")
+    return 0
+
+
+def _fetch(names: tuple[str, ...], options: argparse.Namespace) -> int:
+    for name in names:
+        place = fetch.where(name, options.data)
+        print(f"{name}: already at {place.path}" if place else f"{name}: fetched to {fetch.fetch(name, _progress)}")
+    return 0
+
+
+def _progress(*numbers: object) -> None:
+    if sys.stderr.isatty():
+        print("\r" + " ".join(str(number) for number in numbers)[:100], end="", file=sys.stderr)
+
+
+def _verify(names: tuple[str, ...], options: argparse.Namespace) -> int:
+    problems = 0
+    for name in names:
+        place = fetch.where(name, options.data)
+        if place is None:
+            print(f"{name}: not here")
+            problems += 1
+            continue
+        found = fetch.verify(name, options.data)
+        problems += len(found)
+        print(f"{name}: {place.path}: " + ("good" if not found else f"{len(found)} problems"))
+        for problem in found:
+            print(f"  {problem}")
+    return 1 if problems else 0
+
+
+def _where(names: tuple[str, ...], options: argparse.Namespace) -> int:
+    for name in names:
+        place = fetch.where(name, options.data)
+        print(f"{name}: {place.path} ({place.origin})" if place else f"{name}: not here; `kd data fetch {name}` gets it")
+    return 0

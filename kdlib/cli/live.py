@@ -1,0 +1,82 @@
+"""Telling how a session goes on: moving bars on a terminal, one plain line an epoch elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from kdlib.engine import Event, Job
+
+SHOWN = ("training_loss", "validation_loss", "validation_macro_f1", "validation_accuracy")
+
+
+@contextmanager
+def reporter(jobs: Sequence[Job]) -> Iterator[Callable[[Event], None]]:
+    """A function that takes the engine's events and shows them."""
+    if not sys.stdout.isatty():
+        yield Plain(jobs)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               TimeRemainingColumn(), TextColumn("{task.fields[numbers]}"))
+    with Progress(*columns) as bars:
+        yield Bars(jobs, bars)
+
+
+class Plain:
+    """One line an event."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self.total, self.settled = len(jobs), 0
+
+    def __call__(self, event: Event) -> None:
+        """Print one event."""
+        if event.kind in ("finished", "reused", "failed", "blocked"):
+            self.settled += 1
+        text = {"epoch": _epoch, "finished": _finished}.get(event.kind, lambda e: f"{e.kind} {e.text}".rstrip())(event)
+        print(f"[{self.settled}/{self.total}] {event.job.label}: {text}", flush=True)
+        if event.kind == "epoch" and event.text:
+            print(f"  notice: {event.text}", flush=True)
+
+
+class Bars:
+    """A bar for the whole and one for each run that is training."""
+
+    def __init__(self, jobs: Sequence[Job], bars: Any) -> None:
+        self.bars, self.tasks = bars, {}
+        self.whole = bars.add_task("all runs", total=len(jobs), numbers="")
+
+    def __call__(self, event: Event) -> None:
+        """Move the bars for one event."""
+        run = event.job.description.id
+        if event.kind == "started":
+            self.tasks[run] = self.bars.add_task(event.job.label, total=_epochs(event.job), numbers="")
+        elif event.kind == "epoch":
+            self.bars.update(self.tasks[run], completed=event.epoch, numbers=_numbers(event))
+        elif event.kind in ("finished", "reused", "failed", "blocked"):
+            self.bars.advance(self.whole)
+            if run in self.tasks:
+                self.bars.remove_task(self.tasks.pop(run))
+        if event.text:
+            self.bars.console.print(f"{event.job.label}: {event.kind}: {event.text}", markup=False)
+
+
+def _epochs(job: Job) -> int | None:
+    total = getattr(job.config, "epochs", None)
+    return None if total is None else int(total) + int(getattr(job.config, "tail_epochs", 0))
+
+
+def _epoch(event: Event) -> str:
+    total = _epochs(event.job)
+    return f"epoch {event.epoch}{f'/{total}' if total else ''}  {_numbers(event)}"
+
+
+def _finished(event: Event) -> str:
+    return f"finished in {event.numbers['seconds']:.0f} s"
+
+
+def _numbers(event: Event) -> str:
+    return "  ".join(f"{name} {event.numbers[name]:.4f}" for name in SHOWN if name in event.numbers)

@@ -1,0 +1,1 @@
+"""What runs come to: their records, tables and pages."""
