@@ -164,9 +164,7 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
     except DataError as error:
         raise DataUnavailable(f"{name}: the downloaded files are not the published ones: {error}") from error
     except OSError as error:
-        raise DataUnavailable(
-            f"{cache}: expected to write there, found: {error}. {transfer.REMEDY}"
-        ) from error
+        raise DataUnavailable(f"{cache}: expected to write there, found: {error}. {transfer.REMEDY}") from error
     return folder
 
 
@@ -211,8 +209,7 @@ def _mirror() -> str | Path | None:
         return mirror.rstrip("/")
     if not Path(mirror).is_dir():
         raise DataUnavailable(
-            f"KDLIB_MIRROR={mirror}: expected an http(s) URL or an existing folder, found neither. "
-            "Correct or unset it."
+            f"KDLIB_MIRROR={mirror}: expected an http(s) URL or an existing folder, found neither. Correct or unset it."
         )
     return Path(mirror)
 
@@ -240,16 +237,13 @@ def _take_back(source: Source, folder: Path, staging: Path) -> None:
             path.unlink()
 
 
-def _fill(
-    name: str, source: Source, mirror: str | Path | None, staging: Path, progress: Progress | None
-) -> None:
+def _fill(name: str, source: Source, mirror: str | Path | None, staging: Path, progress: Progress | None) -> None:
     try:
-        import pooch  # type: ignore[import-untyped] # noqa: F401
+        import pooch  # noqa: F401
         import requests
     except ImportError as error:
         raise DataUnavailable(
-            f"Downloading {name} needs the package pooch: install kdlib with its dependencies, "
-            "or pass --data DIR."
+            f"Downloading {name} needs the package pooch: install kdlib with its dependencies, or pass --data DIR."
         ) from error
     done = 0
     with requests.Session() as session:

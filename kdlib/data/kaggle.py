@@ -37,9 +37,7 @@ def checked_lines(path: Path, row_of: dict[int, int]) -> Iterator[tuple[int, NDA
             values, label = _parse(path, here, line)
             number = row_of.get(checksum(values, label))
             if number is None:
-                raise _bad(
-                    path, here, "one of this file's published rows", "another (altered values or class)"
-                )
+                raise _bad(path, here, "one of this file's published rows", "another (altered values or class)")
             if number in seen:
                 raise _bad(path, here, "each published row once", f"the row of line {seen[number]} again")
             seen[number] = here

@@ -93,9 +93,7 @@ def record_heartbeats(folder: Path, record: int) -> tuple[Rows, Classes]:
     path = folder / f"{record}.atr"
     rows, classes = cut_beats(signal, *physionet.read_annotations(path), path)
     if len(rows) != RECORDS[record]:
-        raise DataError(
-            f"{path}: expected {RECORDS[record]} heartbeats, found {len(rows)}. {physionet.REMEDY}"
-        )
+        raise DataError(f"{path}: expected {RECORDS[record]} heartbeats, found {len(rows)}. {physionet.REMEDY}")
     return rows, classes
 
 
@@ -122,9 +120,7 @@ def cut_beats(
     return _scaled_rows(signal, starts, ends, path), class_of[codes[beats]].astype(np.uint8)
 
 
-def _scaled_rows(
-    signal: NDArray[np.int16], starts: NDArray[np.int64], ends: NDArray[np.int64], path: Path
-) -> Rows:
+def _scaled_rows(signal: NDArray[np.int16], starts: NDArray[np.int64], ends: NDArray[np.int64], path: Path) -> Rows:
     lengths = -((starts - ends) // STEP)
     offsets = np.cumsum(lengths) - lengths
     # All segments one after the other: the extremes are those of the whole segment, cropped or not.
@@ -168,9 +164,7 @@ def inter_patient_split(classes: Classes, records: Records) -> Split:
     return Split(*(np.flatnonzero(np.isin(records, part)) for part in (train, DS1_VALIDATION, DS2)))
 
 
-def stratified_split(
-    classes: Classes, seed: int, fractions: tuple[float, float, float] = (0.80, 0.04, 0.16)
-) -> Split:
+def stratified_split(classes: Classes, seed: int, fractions: tuple[float, float, float] = (0.80, 0.04, 0.16)) -> Split:
     """Split every class at random in the given fractions (default: the published split's), rows ascending."""
     if min(fractions) < 0 or not np.isclose(sum(fractions), 1):
         raise DataError(f"stratified_split: expected fractions >= 0 that add up to 1, found {fractions}.")

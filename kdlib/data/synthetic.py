@@ -84,9 +84,7 @@ def _habits(generator: Generator) -> tuple[float, Floats, Floats, float]:
     )
 
 
-def _beat(
-    generator: Generator, label: int, seconds: float, heights: Floats, widths: Floats, noise: float
-) -> mitdb.Rows:
+def _beat(generator: Generator, label: int, seconds: float, heights: Floats, widths: Floats, noise: float) -> mitdb.Rows:
     """Make one beat and the one after it (N, or Q after Q), then cut its row as the real ones are cut."""
     shapes = [_shape(generator, label), _shape(generator, 4 if label == 4 else 0)]
     intervals = seconds * np.array([shape[2] for shape in shapes]) * generator.lognormal(0.0, 0.05, 2)

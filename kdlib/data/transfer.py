@@ -48,7 +48,7 @@ def download(
     Raises DataUnavailable, and leaves nothing new at `target`, when the server cannot be reached or answers
     with an error, a web page, a redirect from https to http, too much, too little, too slowly, another file.
     """
-    import pooch  # type: ignore[import-untyped]
+    import pooch
     import requests
     import urllib3
 
@@ -85,9 +85,7 @@ def copy(source: Path, target: Path, sha256: str | None, most_bytes: int) -> int
     return len(content)
 
 
-def _stream(
-    session: Session, url: str, target: Path, most_bytes: int, limits: Limits, received: Callable[[int], None]
-) -> None:
+def _stream(session: Session, url: str, target: Path, most_bytes: int, limits: Limits, received: Callable[[int], None]) -> None:
     end = time.monotonic() + limits.total_seconds
     total = 0
     with _open(session, url, limits) as response, target.open("wb") as file:
@@ -96,16 +94,14 @@ def _stream(
         while chunk := response.raw.read1(CHUNK_BYTES):
             if total == 0 and _is_page(response, chunk):
                 raise DataUnavailable(
-                    f"{url}: expected a data file, found a web page (a login, proxy or error page): "
-                    f"{chunk[:80]!r}. {REMEDY}"
+                    f"{url}: expected a data file, found a web page (a login, proxy or error page): {chunk[:80]!r}. {REMEDY}"
                 )
             total += len(chunk)
             if total > most_bytes:
                 raise DataUnavailable(f"{url}: expected at most {most_bytes} bytes, found more. {REMEDY}")
             if time.monotonic() > end:
                 raise DataUnavailable(
-                    f"{url}: expected the file within {limits.total_seconds:g} seconds, "
-                    f"found {total} bytes by then. {REMEDY}"
+                    f"{url}: expected the file within {limits.total_seconds:g} seconds, found {total} bytes by then. {REMEDY}"
                 )
             file.write(chunk)
             received(total)
@@ -115,9 +111,7 @@ def _open(session: Session, url: str, limits: Limits) -> Response:
     """Follow redirects by hand, so that each step is looked at before it is taken."""
     timeout = (limits.connect_seconds, limits.read_seconds)
     for _ in range(MOST_REDIRECTS + 1):
-        response = session.get(
-            url, stream=True, allow_redirects=False, timeout=timeout, headers={"Accept-Encoding": "identity"}
-        )
+        response = session.get(url, stream=True, allow_redirects=False, timeout=timeout, headers={"Accept-Encoding": "identity"})
         if not response.is_redirect:
             return response
         response.close()

@@ -51,9 +51,7 @@ def _pack_annotations() -> Callable[..., bytes]:
 def write_record(tmp_path: Path) -> Callable[..., Path]:
     """Write record 100 of the given samples (frames, signals) and annotations; returns the folder."""
 
-    def write(
-        samples: np.ndarray, annotations: list[tuple[int, int]], extras: dict[int, bytes] | None = None
-    ) -> Path:
+    def write(samples: np.ndarray, annotations: list[tuple[int, int]], extras: dict[int, bytes] | None = None) -> Path:
         lines = [f"100 {samples.shape[1]} 360 {len(samples)}"]
         for channel in samples.T:
             checksum = (int(channel.sum()) + 32768) % 65536 - 32768

@@ -37,9 +37,7 @@ def world(tmp_path, monkeypatch, server):
     files = [fetch.File(name, sha256(CONTENT[name]), len(CONTENT[name])) for name in PINNED]
     files.append(fetch.File("two.hea", None, None))
     total = sum(map(len, CONTENT.values()))
-    source = fetch.Source(
-        "Tiny", "MIT", "nobody", server.url, total, lambda: tuple(files), check, ("own.csv",)
-    )
+    source = fetch.Source("Tiny", "MIT", "nobody", server.url, total, lambda: tuple(files), check, ("own.csv",))
     monkeypatch.setattr(fetch, "SOURCES", {"tiny": source})
     monkeypatch.setattr(fetch, "LIMITS", QUICK)
     monkeypatch.setattr(fetch, "cache_folder", lambda: tmp_path / "cache")
@@ -295,9 +293,7 @@ def test_https_is_not_left_for_http(https_server, cache):
     plain = type(https_server)()
     plain.routes["/one.dat"] = CONTENT["one.dat"]
     https_server.routes["/tiny/one.dat"] = redirect(f"{plain.url}/one.dat")
-    with pytest.raises(
-        DataUnavailable, match=rf"expected to stay on https, found a redirect to {plain.url}/one\.dat"
-    ):
+    with pytest.raises(DataUnavailable, match=rf"expected to stay on https, found a redirect to {plain.url}/one\.dat"):
         fetch.find("tiny")
     plain.close()
     assert plain.asked == []  # not even asked
@@ -332,9 +328,7 @@ def test_offline_opens_no_socket_and_says_what_to_do(monkeypatch, mirror):
     monkeypatch.setenv("KDLIB_OFFLINE", "1")
     monkeypatch.setattr(socket.socket, "connect", no_socket)
     monkeypatch.setattr(socket, "getaddrinfo", no_socket)
-    with pytest.raises(
-        DataUnavailable, match=r"KDLIB_OFFLINE is set.*--data DIR .*KDLIB_DATA=DIR.*KDLIB_MIRROR"
-    ):
+    with pytest.raises(DataUnavailable, match=r"KDLIB_OFFLINE is set.*--data DIR .*KDLIB_DATA=DIR.*KDLIB_MIRROR"):
         fetch.find("tiny")
 
 
@@ -387,10 +381,7 @@ def test_verify_reads_every_byte(tmp_path):
     (data / "one.dat").write_bytes(CONTENT["one.dat"][::-1])
     assert fetch.find("tiny", data.parent) == data  # the quick look does not see it
     (problem,) = fetch.verify("tiny", data.parent)
-    assert (
-        problem
-        == f"one.dat: expected SHA-256 {sha256(CONTENT['one.dat'])}, found {sha256(CONTENT['one.dat'][::-1])}"
-    )
+    assert problem == f"one.dat: expected SHA-256 {sha256(CONTENT['one.dat'])}, found {sha256(CONTENT['one.dat'][::-1])}"
     (data / "one.dat").write_bytes(CONTENT["one.dat"])
     (data / "two.hea").write_bytes(b"nonsense")
     assert "two.hea: expected a header" in fetch.verify("tiny", data.parent)[0]
@@ -400,9 +391,7 @@ def test_a_damaged_cache_is_named_and_repaired_with_the_least_download(cache, se
     fetch.fetch("tiny")
     (cache / "tiny" / "two.dat").write_bytes(b"")
     (cache / "tiny" / "note.txt").write_text("of the user")
-    with pytest.raises(
-        DataError, match=r"tiny \(cache\).*two\.dat: expected 3000 bytes, found 0.*kd data fetch tiny"
-    ):
+    with pytest.raises(DataError, match=r"tiny \(cache\).*two\.dat: expected 3000 bytes, found 0.*kd data fetch tiny"):
         fetch.find("tiny")
     server.asked.clear()
     fetch.fetch("tiny")
@@ -470,9 +459,7 @@ def real_sources(monkeypatch):
 def test_the_files_of_mitdb(real_sources):
     files = real_sources["mitdb"].files()
     assert len(files) == len({file.name for file in files}) == 144
-    assert {file.name for file in files} == {
-        f"{r}.{kind}" for r in mitdb.RECORDS for kind in ("dat", "atr", "hea")
-    }
+    assert {file.name for file in files} == {f"{r}.{kind}" for r in mitdb.RECORDS for kind in ("dat", "atr", "hea")}
     assert sum(file.sha256 is not None for file in files) == 96
     assert all(file.size == 650_000 * 3 for file in files if file.name.endswith(".dat"))
     assert fetch.names() == ("mitdb",)

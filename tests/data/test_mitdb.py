@@ -33,9 +33,7 @@ def test_beats_are_cut_as_the_rule_says():
     code_of = dict(zip(table["symbol"], table["label_store"], strict=True))
     generator = np.random.default_rng(0)
     signal = generator.integers(-2048, 2048, 60_000).astype(np.int16)
-    samples = np.sort(
-        generator.choice(59_000, 200, replace=False)
-    )  # gaps both shorter and longer than 187 * 3
+    samples = np.sort(generator.choice(59_000, 200, replace=False))  # gaps both shorter and longer than 187 * 3
     symbols = generator.choice([*SYMBOLS, "+", "~", "|", "x", '"'], 200).tolist()
     codes = np.array([code_of[symbol] for symbol in symbols], np.uint8)
     rows, classes = mitdb.cut_beats(signal, samples, codes, PATH)
@@ -58,9 +56,7 @@ def test_extremes_are_those_of_the_whole_segment_also_where_it_is_cropped():
 
 
 def test_no_beats_give_no_rows():
-    rows, classes = mitdb.cut_beats(
-        np.zeros(100, np.int16), np.array([5, 9]), np.array([28, 28], np.uint8), PATH
-    )
+    rows, classes = mitdb.cut_beats(np.zeros(100, np.int16), np.array([5, 9]), np.array([28, 28], np.uint8), PATH)
     assert rows.shape == (0, 187)
     assert classes.shape == (0,)
 
@@ -68,20 +64,14 @@ def test_no_beats_give_no_rows():
 def test_a_constant_segment_is_refused_by_record_and_sample():
     signal = np.arange(3000, dtype=np.int16)
     signal[1000:2500] = 7
-    with pytest.raises(
-        DataError, match=r"100\.dat: expected .*varies.*found a constant.*sample 1000\. Replace"
-    ):
+    with pytest.raises(DataError, match=r"100\.dat: expected .*varies.*found a constant.*sample 1000\. Replace"):
         mitdb.cut_beats(signal, np.array([0, 1000, 1500, 1600]), np.array([1, 1, 1, 1], np.uint8), PATH)
 
 
-@pytest.mark.parametrize(
-    "samples", [[10, 10, 10, 20], [10, 4000, 4001]], ids=["empty beat", "beyond the end"]
-)
+@pytest.mark.parametrize("samples", [[10, 10, 10, 20], [10, 4000, 4001]], ids=["empty beat", "beyond the end"])
 def test_a_beat_outside_its_record_is_refused(samples):
     codes = np.ones(len(samples), np.uint8)
-    with pytest.raises(
-        DataError, match=r"100\.atr: expected a beat that ends between.*found one from sample 10 to"
-    ):
+    with pytest.raises(DataError, match=r"100\.atr: expected a beat that ends between.*found one from sample 10 to"):
         mitdb.cut_beats(np.arange(3000, dtype=np.int16), np.array(samples), codes, PATH)
 
 
@@ -142,10 +132,7 @@ def test_stratified_split_keeps_the_fractions_of_every_class():
 
 def lines_of(rows, classes):
     """Lines as Kaggle's files have them: the class is written as a float, too."""
-    return [
-        ",".join([*(f"{v:.18e}" for v in row), f"{label:.18e}"]) + "\n"
-        for row, label in zip(rows, classes, strict=True)
-    ]
+    return [",".join([*(f"{v:.18e}" for v in row), f"{label:.18e}"]) + "\n" for row, label in zip(rows, classes, strict=True)]
 
 
 @pytest.fixture
@@ -153,9 +140,7 @@ def small_file(tmp_path):
     """Six made-up rows as a file, and the map of their checksums to the row numbers 0, 10, ... 50."""
     generator = np.random.default_rng(0)
     rows, classes = generator.random((6, 187), np.float32), [0, 1, 2, 3, 4, 0]
-    row_of = {
-        kaggle.checksum(row, label): 10 * k for k, (row, label) in enumerate(zip(rows, classes, strict=True))
-    }
+    row_of = {kaggle.checksum(row, label): 10 * k for k, (row, label) in enumerate(zip(rows, classes, strict=True))}
     path = tmp_path / "mitbih_test.csv"
     path.write_text("".join(lines_of(rows, classes)))
     return path, rows, classes, row_of
@@ -242,9 +227,7 @@ def test_heartbeats_from_kaggle_files_are_in_the_rebuilt_order(small_world, tmp_
 def test_a_test_row_in_the_training_file_is_refused(small_world, tmp_path):
     train, test = (tmp_path / name for name in kaggle.FILES)
     train.write_text(test.read_text() + train.read_text())
-    with pytest.raises(
-        DataError, match=r"mitbih_train\.csv, line 1: expected one of this file's published rows"
-    ):
+    with pytest.raises(DataError, match=r"mitbih_train\.csv, line 1: expected one of this file's published rows"):
         mitdb.heartbeats(tmp_path)
 
 
@@ -255,9 +238,7 @@ def test_rows_that_pass_every_line_but_not_the_sum_are_refused(small_world, tmp_
 
 
 def test_one_csv_without_the_other_is_refused(small_file):
-    with pytest.raises(
-        DataError, match=r"mitbih_train\.csv: expected both mitbih_train\.csv and mitbih_test\.csv"
-    ):
+    with pytest.raises(DataError, match=r"mitbih_train\.csv: expected both mitbih_train\.csv and mitbih_test\.csv"):
         mitdb.heartbeats(small_file[0].parent)
 
 
@@ -274,9 +255,7 @@ def test_real_heartbeats_are_the_published_ones(real):
     assert dict(zip(*np.unique(records, return_counts=True), strict=True)) == mitdb.RECORDS
     low = rows.max(1) < 1  # the shortcut DATA.md warns of
     assert np.bincount(classes[low], minlength=5).tolist() == [33, 179, 13, 0, 0]
-    assert all(
-        kaggle.checksum(rows[k], classes[k]) == mitdb.checksums()[k] for k in range(0, mitdb.COUNT, 17)
-    )
+    assert all(kaggle.checksum(rows[k], classes[k]) == mitdb.checksums()[k] for k in range(0, mitdb.COUNT, 17))
 
 
 @pytest.mark.real_data
@@ -305,9 +284,7 @@ def test_real_class_counts_of_the_splits(real):
     assert not set(records[split.train]) & set(records[split.validation])
     assert all(np.bincount(classes[part], minlength=5).min() > 0 for part in split)
     assert sum(map(len, split)) == mitdb.COUNT - sum(mitdb.RECORDS[record] for record in mitdb.PACED)
-    train, published_test = (
-        set(records[part]) for part in (mitdb.published_split()[0], mitdb.published_split()[2])
-    )
+    train, published_test = (set(records[part]) for part in (mitdb.published_split()[0], mitdb.published_split()[2]))
     assert train == published_test == set(mitdb.RECORDS)  # the leak between patients DATA.md warns of
 
 
@@ -321,9 +298,7 @@ def test_real_records_that_are_not_the_published_ones_are_refused(real, real_fol
     octets[at + 1] = octets[at + 1] & 3 | 5 << 2  # one N beat becomes a V beat
     (tmp_path / "103.atr").unlink()
     (tmp_path / "103.atr").write_bytes(octets)
-    with pytest.raises(
-        DataError, match=r"SHA-256 of the classes .*first different row is \d+, of record 103"
-    ):
+    with pytest.raises(DataError, match=r"SHA-256 of the classes .*first different row is \d+, of record 103"):
         mitdb.heartbeats(tmp_path)
 
 

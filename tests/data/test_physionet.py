@@ -86,9 +86,7 @@ def test_a_record_of_another_length_than_its_header_says_is_refused(write_record
     folder = write_record(samples(), ANNOTATIONS)
     packed = (folder / "100.dat").read_bytes()
     (folder / "100.dat").write_bytes(packed[:change] if change < 0 else packed + bytes(change))
-    with pytest.raises(
-        DataError, match=rf"100\.dat: expected 30000 bytes.*100\.hea says, found {30000 + change}"
-    ):
+    with pytest.raises(DataError, match=rf"100\.dat: expected 30000 bytes.*100\.hea says, found {30000 + change}"):
         physionet.read_signals(physionet.read_header(folder / "100.hea"))
 
 

@@ -44,9 +44,7 @@ def test_every_split_applies(beats):
     _, classes, records = beats
     split = mitdb.inter_patient_split(classes, records)
     assert min(map(len, split)) > 0
-    assert all(
-        np.bincount(classes[part], minlength=5).min() > 0 for part in mitdb.stratified_split(classes, 0)
-    )
+    assert all(np.bincount(classes[part], minlength=5).min() > 0 for part in mitdb.stratified_split(classes, 0))
     paced = np.isin(records, mitdb.PACED)
     assert (classes[paced] == 4).all()
     assert paced.sum() > (classes == 4).sum() / 2

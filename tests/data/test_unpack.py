@@ -51,9 +51,7 @@ def test_a_hostile_archive_is_refused_and_leaves_nothing(tmp_path, case):
     inner = tmp_path / "inner"
     inner.mkdir()
     archive = archive_of(inner, *case[0])
-    with pytest.raises(
-        DataError, match=rf"set\.tar\.gz: expected an archive of at most 5 .*found .*{case[1]}.*Delete"
-    ):
+    with pytest.raises(DataError, match=rf"set\.tar\.gz: expected an archive of at most 5 .*found .*{case[1]}.*Delete"):
         unpack(archive, inner / "out", 1000, 5)
     assert [path.name for path in inner.iterdir()] == ["set.tar.gz"]
     assert [path.name for path in tmp_path.iterdir()] == ["inner"]
