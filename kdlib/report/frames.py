@@ -18,7 +18,7 @@ from kdlib.verdicts import Outcome, Verdict, all_equal
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["FULL", "arms_table", "claims_table", "is_full", "metrics_of", "on_claims_scale", "says"]
+__all__ = ["arms_table", "claims_table", "is_full", "metrics_of", "on_claims_scale", "says"]
 
 FULL = "full"  # the profile whose runs get verdicts
 NAN = float("nan")
@@ -52,7 +52,7 @@ def arms_table(
 
 
 def metrics_of(reported: Reported) -> list[str]:
-    """The metrics that the source makes claims about or reports, in its order, but for those of exact claims."""
+    """The metrics that the source claims or reports something of, but for those of exact claims."""
     claims = list(reported.claims.values())
     exact = {claim.metric for claim in claims if claim.kind == "exact"}
     named = [*(c.metric for c in claims if not c.ours), *(v.metric for v in reported.values.values())]

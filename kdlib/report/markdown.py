@@ -51,7 +51,7 @@ class Scale:
     decimals: int = 3
 
     def show(self, number: float, sign: str = "", decimals: int | None = None) -> str:
-        """A number, an em dash for nan; `sign` "+" for differences; `decimals` as of a share, not of percent."""
+        """A number, an em dash for nan; `sign` "+" for differences; `decimals` as of the share."""
         if math.isnan(number):
             return NONE
         places = self.decimals if decimals is None else decimals
@@ -85,7 +85,7 @@ def _reported(value: Value | None, shown: Scale) -> str:
 
 
 def arms_shown(frame: pd.DataFrame, reported: Reported, metrics: Sequence[str]) -> pd.DataFrame:
-    """The arms' frame as escaped strings under short heads, without the columns in which no arm has anything."""
+    """The arms' frame as escaped strings under short heads, without columns in which no arm has anything."""
     import pandas as pd
 
     rows = []
@@ -116,7 +116,7 @@ def _metric_cells(row: Any, reported: Reported, metric: str, prefix: str) -> dic
         f"{prefix}test-set ±": shown.show(row[f"{metric}_test_set"]),
         f"{prefix}reported": _reported(reported.value(row["arm"], metric), shown),
         f"{prefix}range": shown.between(row[f"{metric}_range_low"], row[f"{metric}_range_high"]),
-        f"{prefix}inside": NONE if inside is None else ("no", "yes")[inside],
+        f"{prefix}inside": NONE if inside is None else "yes" if inside else "no",
     }
 
 
@@ -125,7 +125,7 @@ def _head(metric: str) -> str:
 
 
 def claims_shown(frame: pd.DataFrame, reported: Reported, full: bool, synthetic: bool) -> pd.DataFrame:
-    """The claims' frame as escaped strings, with verdicts (`full`) or with what the runs say of the full ones'."""
+    """The claims' frame as escaped strings: verdicts (`full`), or what the runs say of the full ones'."""
     import pandas as pd
 
     rows = []
@@ -165,7 +165,7 @@ def aim(claim: Claim, shown: Scale) -> str:
         case "comparable":
             return f"within {shown.show(claim.margin)}"
         case "exact":
-            return ", ".join(f"{number:,.12g}" for number in _expected(claim))
+            return " and ".join(f"{number:,.12g}" for number in _expected(claim))
         case "trend":
             return "tau above 0"
         case "best":

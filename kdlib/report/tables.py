@@ -1,4 +1,4 @@
-"""The tables of a replication as files: a page in Markdown, and its two frames as CSV."""
+"""The tables of a replication as files, Markdown and CSV, and all replications' table in the README."""
 
 from __future__ import annotations
 
@@ -6,33 +6,29 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdlib.claims import Claim, Reported, load_reported
+from kdlib.claims import Claim, Reported
+from kdlib.errors import KDError
 from kdlib.experiment import Experiment
 from kdlib.files import atomic_write
 from kdlib.judging import judge
 from kdlib.recorded import Record as Bands
-from kdlib.recorded import read_recorded
-from kdlib.report.evidence import Record, grouped, measured, read_records
-from kdlib.report.frames import FULL, arms_table, claims_table, is_full, metrics_of
-from kdlib.report.markdown import NONE, arms_shown, claims_shown, escaped, mark, table
-from kdlib.verdicts import Outcome
+from kdlib.report.evidence import Record, measured
+from kdlib.report.frames import arms_table, claims_table, is_full, metrics_of, on_claims_scale
+from kdlib.report.markdown import NONE, aim, arms_shown, claims_shown, escaped, found, mark, scale, table
+from kdlib.verdicts import MIN_SEEDS, headline
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["header", "outcomes", "page", "rebuild", "write_tables"]
-
-
-def outcomes(reported: Reported, records: Sequence[Record]) -> dict[str, dict[str, Outcome]]:
-    """The verdicts by claim and mode, as `recorded.toml` holds them; too few seeds are no verdict."""
-    numbers = measured(records)
-    decided: dict[str, dict[str, Outcome]] = {}
-    for claim in reported.claims.values():
-        for mode in claim.modes:
-            outcome = judge(claim, mode, numbers).verdict
-            if outcome is not Outcome.TOO_FEW_SEEDS:
-                decided.setdefault(claim.name, {})[mode] = outcome
-    return decided
+__all__ = [
+    "header",
+    "page",
+    "replace_table",
+    "summary_line",
+    "summary_table",
+    "update_readme",
+    "write_tables",
+]
 
 
 def header(records: Sequence[Record], profile: str, reduced: str, synthetic: bool) -> str:
@@ -51,7 +47,7 @@ def header(records: Sequence[Record], profile: str, reduced: str, synthetic: boo
 
 
 _SYNTHETIC = (
-    "**SYNTHETIC DATA: these runs did not see the source's data. Their numbers show that everything works and "
+    "**SYNTHETIC DATA: these runs did not see the source's data. Their numbers show that all works and "
     "say nothing about the source; no claim gets a verdict.**"
 )
 
@@ -84,7 +80,7 @@ def page(
     experiment: Experiment, reported: Reported, arms: pd.DataFrame, claims: pd.DataFrame, heading: str, *,
     full: bool, synthetic: bool = False,
 ) -> str:  # fmt: skip
-    """The Markdown of a replication's tables; `heading` is what `header` gives, `full` says that runs are full ones."""
+    """The Markdown of a replication's tables; `heading` is what `header` gives, `full`: of full runs."""
     shown = arms_shown(arms, reported, metrics_of(reported))
     judged = claims_shown(claims, reported, full, synthetic)
     right = [column for column in (*shown.columns, *judged.columns) if column not in _LEFT]
@@ -108,27 +104,27 @@ def _statement(claim: Claim) -> str:
     return f"- {escaped(claim.name)}, {kind}: {escaped(claim.statement)}{place}"
 
 
-_NOTES = """\
-- `n` is the number of seeds. `95% over seeds` is Student's t interval of the mean: what other seeds would change.
+_NOTES = f"""\
+- `n` is the number of seeds. `95% over seeds` is Student's t interval of the mean: what other seeds change.
 - `test-set ±` is half the 95% interval that the finite test set leaves to one run (macro F1: bootstrap;
-  accuracy: Clopper-Pearson), averaged over the seeds: what other test examples would change. Neither of the two
-  contains the other.
-- `reported` is the source's number ± its standard deviation (n - 1), with its number of runs. `range` is where a
-  mean of n runs should lie: the source's 95% prediction interval, or the declared margin; and the rounding.
+  accuracy: Clopper-Pearson), averaged over the seeds: what other test examples would change. Neither of
+  the two contains the other.
+- `reported` is the source's number ± its standard deviation (n - 1), with its runs. `range` is where
+  a mean of n runs should lie: the source's 95% prediction interval, or the declared margin; and the rounding.
   `inside` says whether it does.
 - `agree` is the share of test examples on which an arm and its teacher predict the same class; `KL`, from the
   teacher to the arm, and `entropy`, of the arm's predictions, are in nats, means over the test examples.
 - Differences are of runs that share a seed, and positive where the claim's first arm does better.
-- *As described* is what the source's text says was done, *as released* what its code does, *controlled* the fair
-  comparison; *sham* arms get soft targets permuted within each class, which real transfer must beat.
-- Verdicts come from full runs alone, of at least 5 seeds. Other runs only say whether they agree with them."""
+- *As described* is what the source's text says was done, *as released* what its code does, *controlled* the
+  fair comparison; *sham* arms get soft targets permuted within each class, which real transfer must beat.
+- Verdicts come from full runs alone, of at least {MIN_SEEDS} seeds. Others only say whether they agree."""
 
 
 def write_tables(
     folder: Path, label: str, experiment: Experiment, reported: Reported, records: Sequence[Record], *,
     profile: str, reduced: str = "", synthetic: bool = False, recorded: Bands | None = None,
 ) -> str:  # fmt: skip
-    """Write `<label>.md`, `<label>-arms.csv` and `<label>-claims.csv`, each whole or not at all; gives the Markdown."""
+    """Write `<label>.md`, `<label>-arms.csv` and `<label>-claims.csv`, each whole; gives the Markdown."""
     arms = arms_table(experiment.arms, reported, records, synthetic)
     claims = claims_table(reported, records, recorded, synthetic)
     heading = header(records, profile, reduced, synthetic)
@@ -140,18 +136,64 @@ def write_tables(
     return text
 
 
-def rebuild(experiment: Experiment, path: Path) -> list[Path]:
-    """Write the tables of every profile in a `runs.jsonl` beside it, from its records alone; gives the pages' paths."""
-    reported = load_reported(experiment.folder / "reported.toml", [arm.name for arm in experiment.arms])
-    full_records = read_recorded(experiment.folder / "recorded.toml")
-    pages = []
-    for (data, profile), records in grouped(read_records(path)).items():
-        first = path.parent / f"{profile}.md"
-        label = (
-            f"{profile}-{data[:8]}" if first in pages else profile
-        )  # a further data set has tables of its own
-        reduced = experiment.profile(profile).reduced
-        write_tables(path.parent, label, experiment, reported, records, profile=profile, reduced=reduced,
-                     recorded=full_records.get((data, FULL)))  # fmt: skip
-        pages.append(path.parent / f"{label}.md")
-    return pages
+# ---- the README's table
+
+BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
+
+
+def summary_line(name: str, reported: Reported, records: Sequence[Record]) -> dict[str, str]:
+    """A replication's row: the primary claim and mode with the worst verdict of `records`, full runs.
+
+    Without records the row says that the replication has not been run in full.
+    """
+    primary = [claim for claim in reported.claims.values() if claim.primary]
+    if not records:
+        return _row(name, reported, primary[0], "") | {"verdict": "not yet run in full"}
+    numbers = measured(records)
+    judged = [(judge(claim, mode, numbers), claim, mode) for claim in primary for mode in claim.modes]
+    worst = headline(verdict for verdict, _, _ in judged)
+    claim, mode = next((claim, mode) for verdict, claim, mode in judged if verdict is worst)
+    cells = found(claim, scale(reported, claim.metric), *on_claims_scale(claim, worst))
+    interval = "" if cells["95%"] == NONE else f" ({cells['95%']})"
+    measurement = f"{cells['measured']}{interval}, n = {worst.n}"
+    return _row(name, reported, claim, f", {mode}") | {"measured": measurement, "verdict": str(worst.verdict)}
+
+
+def _row(name: str, reported: Reported, claim: Claim, mode: str) -> dict[str, str]:
+    return {
+        "replication": escaped(name), "claim": f"{escaped(claim.name)}{mode}: {escaped(claim.statement)}",
+        "reported": aim(claim, scale(reported, claim.metric)), "measured": NONE, "verdict": "",
+    }  # fmt: skip
+
+
+def summary_table(lines: Sequence[Mapping[str, str]]) -> str:
+    """The Markdown of all replications' rows."""
+    import pandas as pd
+
+    return table(pd.DataFrame(lines))
+
+
+def replace_table(text: str, content: str) -> str:
+    """`text` with `content` between its two marks; KDError where it has not exactly one of each, in order."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or END in before:
+        counts = f"{text.count(BEGIN)} and {text.count(END)}"
+        raise KDError(
+            f"expected one line {BEGIN} and one line {END} after it, found {counts}; "
+            "put them where the table is to stand"
+        )
+    return f"{before}{BEGIN}\n{content}\n{END}{after}"
+
+
+def update_readme(path: Path, lines: Sequence[Mapping[str, str]]) -> None:
+    """Put the rows of all replications into the README's table."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise KDError(f"{path}: expected a README to put the table into, found: {error.strerror}") from error
+    try:
+        replaced = replace_table(text, summary_table(lines))
+    except KDError as error:
+        raise KDError(f"{path}: {error}") from error
+    atomic_write(path, replaced.encode())

@@ -1,0 +1,518 @@
+"""Records, tables and the README's table, from runs made up here; numbers against SciPy and by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from dataclasses import asdict, replace
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from kdlib.claims import AS_DESCRIBED, load_reported
+from kdlib.errors import KDError
+from kdlib.experiment import Arm
+from kdlib.recorded import Record as Bands
+from kdlib.report import evidence, frames, markdown, tables
+from kdlib.runs import Description, FinishedRun
+from kdlib.verdicts import Outcome
+
+REPORTED = """
+[source]
+citation = "Someone: a post & its code, 2020"
+url = "https://example.org/post"
+
+[values."student.macro_f1"]
+value = 0.78
+unit = "macro F1, test"
+decimals = 2
+spread = 0.02
+spread_kind = "sample"
+runs = 6
+place = "post"
+
+[values."alone.macro_f1"]
+value = 0.67
+unit = "macro F1, test"
+decimals = 2
+place = "post"
+
+[values."student.accuracy"]
+value = 0.954
+unit = "percent, test"
+decimals = 3
+place = "post"
+
+[claims.C1]
+kind = "effect"
+primary = true
+metric = "macro_f1"
+statement = "Distillation raises the macro F1 of the small student by very much, namely by 0.11 in all."
+place = "post, Results"
+reported = 0.11
+decimals = 2
+
+[claims.C1.modes]
+"as described" = { arm = "student", over = "alone" }
+
+[claims.C2]
+kind = "exact"
+metric = "parameters"
+statement = "The student has 3,909 parameters."
+place = "post"
+
+[claims.C2.modes]
+"as described" = { expected = { student = 3909, alone = 3909 } }
+
+[claims.C3]
+kind = "value"
+metric = "accuracy"
+statement = "The student is right in 95.4 percent."
+place = "post"
+reported = 0.954
+trivial = 0.8
+decimals = 3
+
+[claims.C3.modes]
+"as described" = { arm = "student" }
+
+[claims.S1]
+kind = "direction"
+ours = true
+metric = "entropy"
+lower_is_better = true
+statement = "The student is surer than the sham."
+
+[claims.S1.modes]
+"controlled" = { arm = "student", over = "sham" }
+"""
+
+ARMS = tuple(
+    Arm(name, modes, train=lambda run: None)
+    for name, modes in (
+        ("teacher", ("as described",)),
+        ("alone", ("as described", "controlled")),
+        ("student", ("as described",)),
+        ("sham", ("sham",)),
+    )
+)
+F1 = {"alone": [0.66, 0.68, 0.69, 0.65, 0.67], "student": [0.77, 0.80, 0.78, 0.79, 0.77]}
+CONFUSION = [[90, 10], [20, 80]]
+
+
+@pytest.fixture
+def reported(tmp_path):
+    (tmp_path / "reported.toml").write_text(REPORTED)
+    return load_reported(tmp_path / "reported.toml", [arm.name for arm in ARMS])
+
+
+def record(arm, seed, profile="full", data="d1", arms=None, environment=None, **metrics):
+    description = Description(f"test/{arm}", 1, {"device": "cpu", "threads": 1}, seed, data)
+    measured = {"macro_f1": 0.5, "accuracy": 0.85, "entropy": 0.3, "parameters": 3909, "epochs": 12,
+                "confusion": CONFUSION} | metrics  # fmt: skip
+    known = {"commit": "0123456789abcdef", "clean": True, "device": "A processor",
+             "versions": {"python": "3.11.9", "torch": "2.9.0"}}  # fmt: skip
+    return evidence.Record(
+        profile, seed, description.id, arms or {arm: "final"}, "beats, published split", asdict(description),
+        {"final": measured, "early": measured}, [{"training_loss": 0.123456789, "epoch": 1}],
+        known | (environment or {}), "00ff",
+    )  # fmt: skip
+
+
+def five(profile="full", **rest):
+    return [
+        record(arm, seed, profile, macro_f1=f1, accuracy=0.95 + seed / 1000, **rest)
+        for arm, scores in F1.items()
+        for seed, f1 in enumerate(scores)
+    ]
+
+
+# ---- records
+
+
+def test_records_come_back_as_they_were_but_for_the_digits_of_the_history(tmp_path):
+    path = tmp_path / "results" / "runs.jsonl"
+    evidence.write_records(path, [record("alone", 0, macro_f1=1 / 3)])
+    (back,) = evidence.read_records(path)
+    assert back == replace(
+        record("alone", 0, macro_f1=1 / 3), history=[{"training_loss": 0.123457, "epoch": 1}]
+    )
+    assert back.metrics["final"]["macro_f1"] == 1 / 3
+    assert evidence.read_records(tmp_path / "none.jsonl") == []
+
+
+def test_the_same_records_give_the_same_bytes_in_any_order(tmp_path):
+    records = [record(arm, seed, profile) for arm in F1 for seed in (1, 0) for profile in ("quick", "full")]
+    evidence.write_records(tmp_path / "a", records, ["student", "alone"])
+    evidence.write_records(tmp_path / "b", records[::-1], ["student", "alone"])
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    order = [(r.profile, r.seed, *r.arms) for r in evidence.read_records(tmp_path / "a")]
+    assert order == [(p, s, a) for p in ("full", "quick") for s in (0, 1) for a in ("student", "alone")]
+
+
+def test_each_line_is_compact_json_with_sorted_keys(tmp_path):
+    evidence.write_records(tmp_path / "a", [record("alone", 0)])
+    (line,) = (tmp_path / "a").read_text().splitlines()
+    assert line == json.dumps(json.loads(line), sort_keys=True, separators=(",", ":"))
+
+
+def test_record_of_a_finished_run(tmp_path):
+    description = Description("test/alone", 1, {"sizes": (3, 4)}, 7, "d1")
+    metrics = {"final": {"accuracy": 0.1 + 0.2}}
+    run = FinishedRun(tmp_path, description, metrics, [{"loss": 1.23456789}], {"commit": "c"}, "00ff")
+    made = evidence.record_of(run, "quick", {"alone": "final"}, "beats")
+    evidence.write_records(tmp_path / "a", [made])
+    assert evidence.read_records(tmp_path / "a") == [made]
+    assert (made.run, made.seed, made.data) == (run.id, 7, "d1")
+    assert made.metrics["final"]["accuracy"] == 0.1 + 0.2
+    assert made.history == [{"loss": 1.23457}]
+
+
+def test_what_is_not_finite_is_not_written(tmp_path):
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(KDError, match="finite"):
+        evidence.write_records(tmp_path / "a", [record("alone", 0, macro_f1=math.nan)])
+    assert (tmp_path / "a").read_text() == "old"
+
+
+def _broken(change):
+    content = asdict(record("alone", 0))
+    change(content)
+    return json.dumps(content)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "a line of JSON"),
+        ("[" * 100_000, "a line of JSON"),
+        ("[1]", "an object with the keys.*found list"),
+        ('{"profile": "quick"}', "an object with the keys.*found 'profile'"),
+        (_broken(lambda c: c.update(seed="0")), "seed to be a whole number, found '0'"),
+        (_broken(lambda c: c.update(seed=True)), "seed to be a whole number"),
+        (_broken(lambda c: c.update(seed=1)), "seed 0, as in the description, found 1"),
+        (_broken(lambda c: c["description"].update(seed=5)), "the description of run"),
+        (_broken(lambda c: c["description"].update(more=5)), "a run's description"),
+        (_broken(lambda c: c["description"].update(config=[])), "config to be an object"),
+        (_broken(lambda c: c["arms"].update(alone="best")), "metrics of the snapshot 'best'"),
+        (_broken(lambda c: c["metrics"]["final"].update(macro_f1=math.nan)), "NaN"),
+        (_broken(lambda c: None).replace("3909", "1e999"), "a finite parameters, found inf"),
+    ],
+)
+def test_a_broken_line_is_named_with_what_was_expected_and_found(tmp_path, line, message):
+    path = tmp_path / "runs.jsonl"
+    path.write_text(json.dumps(asdict(record("alone", 0))) + "\n" + line + "\n")
+    with pytest.raises(KDError, match=f"line 2: expected .*{message}"):
+        evidence.read_records(path)
+
+
+def test_measured_holds_the_numbers_of_each_arms_snapshot():
+    both = record("student", 3, arms={"student": "final", "stopped": "early"}, macro_f1=0.7, good=True)
+    both.metrics["early"] = {"macro_f1": 0.6}
+    found = evidence.measured([both, record("alone", 3, macro_f1=0.4)])
+    assert found["stopped"] == {3: {"macro_f1": 0.6}}
+    assert found["student"][3]["macro_f1"] == 0.7
+    assert not {"confusion", "good"} & set(found["student"][3])
+    assert set(found) == {"student", "stopped", "alone"}
+    assert set(evidence.measured([both], ["stopped"])) == {"stopped"}
+
+
+def test_runs_that_do_not_belong_together_are_refused():
+    for other in (record("alone", 0, data="d2"), record("alone", 1, profile="quick")):
+        with pytest.raises(KDError, match="one profile on one data set"):
+            evidence.measured([record("alone", 0), other])
+    with pytest.raises(KDError, match="alone, seed 0: expected one run"):
+        evidence.measured([record("alone", 0), record("alone", 0)])
+
+
+def test_new_runs_replace_old_ones_cell_by_cell():
+    old = [record("student", 0, arms={"student": "final", "stopped": "early"}), record("alone", 0)]
+    kept = [record("alone", 1), record("alone", 0, profile="quick"), record("alone", 0, data="d2")]
+    new = [record("student", 0, macro_f1=0.9), record("alone", 0, macro_f1=0.9)]
+    assert evidence.merged([*old, *kept], new) == [replace(old[0], arms={"stopped": "early"}), *kept, *new]
+
+
+# ---- arms
+
+
+def test_an_arms_mean_and_interval_are_scipys(reported):
+    frame = frames.arms_table(ARMS, reported, five()).set_index("arm")
+    assert list(frame.index) == ["alone", "student"]  # the order of ARMS, those that were run
+    for arm, scores in F1.items():
+        row = frame.loc[arm]
+        low, high = stats.ttest_1samp(scores, 0).confidence_interval(0.95)
+        assert row["n"] == 5
+        assert [row["macro_f1"], row["macro_f1_std"]] == pytest.approx(
+            [np.mean(scores), np.std(scores, ddof=1)]
+        )
+        assert [row["macro_f1_low"], row["macro_f1_high"]] == pytest.approx([low, high])
+    assert frame.loc["student", "accuracy"] == pytest.approx(0.952)
+
+
+def test_the_test_sets_error_is_that_of_the_confusion_matrix(reported):
+    half = frames.arms_table(ARMS, reported, five()).iloc[0]
+    exact = stats.binomtest(170, 200).proportion_ci(method="exact")
+    assert half["accuracy_test_set"] == pytest.approx((exact.high - exact.low) / 2, rel=1e-6)
+    # the normal approximation of a bootstrap: macro F1 of two nearly balanced classes moves as accuracy does
+    assert half["macro_f1_test_set"] == pytest.approx(1.96 * math.sqrt(0.85 * 0.15 / 200), rel=0.1)
+
+
+def test_the_reported_range_stands_beside_the_mean(reported):
+    frame = frames.arms_table(ARMS, reported, five()).set_index("arm")
+    # the source's 95% prediction interval of a mean of 5 after 6 runs, and half a unit of the last decimal
+    half = stats.t.ppf(0.975, 5) * 0.02 * math.sqrt(1 / 5 + 1 / 6) + 0.005
+    student, alone = frame.loc["student"], frame.loc["alone"]
+    spans = [student["macro_f1_range_low"], student["macro_f1_range_high"]]
+    assert spans == pytest.approx([0.78 - half, 0.78 + half])
+    assert [alone["macro_f1_range_low"], alone["macro_f1_range_high"]] == pytest.approx([0.645, 0.695])
+    assert bool(student["macro_f1_inside"])
+    # accuracy: 0.952 within 0.954 -+ (0.01 + 0.0005)
+    assert bool(student["accuracy_inside"])
+    assert alone["accuracy_inside"] is None  # nothing is reported of it
+    outside = [
+        replace(r, metrics={"final": r.metrics["final"] | {"macro_f1": 0.9 + r.seed / 100}}) for r in five()
+    ]
+    assert frames.arms_table(ARMS, reported, outside)["macro_f1_inside"].tolist() == [False, False]
+    assert frames.arms_table(ARMS, reported, five(), synthetic=True)["macro_f1_inside"].tolist() == [
+        None,
+        None,
+    ]
+
+
+def test_one_seed_has_no_interval(reported):
+    records = [record("student", 0, macro_f1=0.7812, agreement=0.9)]
+    frame = frames.arms_table(ARMS, reported, records)
+    assert math.isnan(frame["macro_f1_low"][0])
+    shown = markdown.arms_shown(frame, reported, ["macro_f1"]).iloc[0]
+    assert "95% over seeds" not in shown  # no arm has one
+    assert (shown["macro F1"], shown["agree"], shown["params"]) == ("0.781", "0.900", "3,909")
+    two = [*records, record("alone", 0, macro_f1=0.6), record("alone", 1, macro_f1=0.7)]
+    column = markdown.arms_shown(frames.arms_table(ARMS, reported, two), reported, ["macro_f1"])[
+        "95% over seeds"
+    ]
+    low, high = stats.ttest_1samp([0.6, 0.7], 0).confidence_interval(0.95)
+    assert column.tolist() == [f"{low:.3f} to {high:.3f}", "—"]
+
+
+def test_percent_only_where_the_source_writes_percent(reported):
+    frame = frames.arms_table(ARMS, reported, five())
+    student = (
+        markdown.arms_shown(frame, reported, frames.metrics_of(reported)).set_index("arm").loc["student"]
+    )
+    assert student["macro F1"] == "0.782"
+    assert student["macro F1: reported"] == "0.78 ± 0.02 (6)"
+    assert student["accuracy %"] == "95.20"  # one decimal more than the source's 95.4
+    assert student["accuracy: reported"] == "95.4"
+    assert student["accuracy: range"] == "94.35 to 96.45"
+
+
+# ---- claims
+
+
+def claims(reported, records, full=None, synthetic=False):
+    return frames.claims_table(reported, records, full, synthetic).set_index("claim")
+
+
+def test_full_runs_get_verdicts(reported):
+    frame = claims(reported, five())
+    differences = np.subtract(F1["student"], F1["alone"])
+    interval = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    c1 = frame.loc["C1"]
+    assert [c1["measured"], c1["low"], c1["high"]] == pytest.approx([differences.mean(), *interval])
+    assert (c1["verdict"], c1["says"], c1["n"], c1["mark"]) == ("replicated", "", 5, "primary")
+    assert (frame.loc["C2", "verdict"], frame.loc["C2", "measured"]) == ("replicated", 0)
+    # a value is shown itself, not what it exceeds the trivial one by
+    assert frame.loc["C3", "measured"] == pytest.approx(0.952)
+    assert (frame.loc["S1", "mark"], frame.loc["S1", "n"]) == ("ours", 0)
+    assert math.isnan(frame.loc["S1", "measured"])
+
+
+def test_lower_is_better_differences_are_positive_where_the_arm_is_better(reported):
+    pairs = [("student", 0.1), ("sham", 0.4)]
+    records = [record(arm, seed, entropy=start + seed / 100) for arm, start in pairs for seed in range(5)]
+    assert claims(reported, records).loc["S1", "measured"] == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("seeds", [2, 5])
+def test_other_profiles_only_say_whether_they_agree(reported, seeds):
+    records = [r for r in five("quick") if r.seed < seeds]
+    frame = claims(reported, records)
+    assert set(frame["verdict"]) == set(frame["detail"]) == {""}
+    assert set(frame["says"]) == {"no full record yet"}
+    for recorded, expected in ((Outcome.SMALLER, "agrees"), (Outcome.NOT_REPLICATED, "disagrees")):
+        full = Bands(verdicts={"C1": {AS_DESCRIBED: recorded}})
+        row = claims(reported, records, full).loc["C1"]
+        assert (row["recorded"], row["verdict"]) == (recorded, "")
+        assert row["says"] == (expected if seeds == 5 else "too few seeds")
+    text = markdown.table(
+        markdown.claims_shown(frames.claims_table(reported, records, full), reported, False, False)
+    )
+    assert "| not replicated " in text
+    assert "replicated" not in text.replace("not replicated", "")
+
+
+def test_synthetic_data_get_no_verdict(reported):
+    full = Bands(verdicts={"C1": {AS_DESCRIBED: Outcome.REPLICATED}})
+    frame = frames.claims_table(reported, five(), full, synthetic=True)
+    assert set(frame["verdict"]) == set(frame["says"]) == set(frame["recorded"]) == {""}
+    shown = markdown.claims_shown(frame, reported, True, True)
+    assert set(shown["verdict"]) == {"none: synthetic data"}
+
+
+@pytest.mark.parametrize(
+    ("here", "recorded", "expected"),
+    [
+        (Outcome.REPLICATED, None, "no full record yet"),
+        (Outcome.REPLICATED, Outcome.TOO_FEW_SEEDS, "no full record yet"),
+        (Outcome.TOO_FEW_SEEDS, Outcome.REPLICATED, "too few seeds"),
+        (Outcome.TOO_FEW_SEEDS, Outcome.INCONCLUSIVE, "too few seeds"),
+        (Outcome.INCONCLUSIVE, Outcome.REPLICATED, "too few seeds"),
+        (Outcome.INCONCLUSIVE, Outcome.INCONCLUSIVE, "agrees"),
+        (Outcome.REPLICATED, Outcome.INCONCLUSIVE, "disagrees"),
+        (Outcome.SMALLER, Outcome.REPLICATED, "agrees"),
+        (Outcome.MUCH_SMALLER, Outcome.REPLICATED, "disagrees"),
+        (Outcome.NO_DIFFERENCE, Outcome.NOT_REPLICATED, "agrees"),
+        (Outcome.REVERSED, Outcome.NOT_REPLICATED, "disagrees"),
+        (Outcome.REVERSED, Outcome.NOT_REPLICATED_REVERSED, "agrees"),
+    ],
+)
+def test_what_reduced_runs_say(here, recorded, expected):
+    assert frames.says(here, recorded) == expected
+
+
+@given(st.sampled_from(Outcome))
+def test_every_outcome_but_too_few_seeds_agrees_with_itself(outcome):
+    expected = "no full record yet" if outcome is Outcome.TOO_FEW_SEEDS else "agrees"
+    assert frames.says(outcome, outcome) == expected
+
+
+# ---- the page
+
+EXPERIMENT = SimpleNamespace(name="beats", arms=ARMS)
+
+
+def test_the_page_and_its_csv_files(reported, tmp_path):
+    text = tables.write_tables(tmp_path / "out", "full", EXPERIMENT, reported, five(), profile="full")
+    assert (tmp_path / "out" / "full.md").read_text() == text
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "full-arms.csv",
+        "full-claims.csv",
+        "full.md",
+    ]
+    arms = list(csv.DictReader((tmp_path / "out" / "full-arms.csv").read_text().splitlines()))
+    assert float(arms[1]["macro_f1"]) == np.mean(F1["student"])  # to the last bit
+    judged = pd.read_csv(io.StringIO((tmp_path / "out" / "full-claims.csv").read_text()))
+    assert judged["verdict"].tolist()[0] == "replicated"
+    assert "SYNTHETIC" not in text
+    for line in ("- data: beats, published split (digest d1)", "- seeds: 5 (0, 1, 2, 3, 4), 10 runs",
+                 "- device: cpu (A processor), 1 thread a run", "- versions: python 3.11.9, torch 2.9.0",
+                 "- commit: 0123456789 (clean tree)", "- profile: full"):  # fmt: skip
+        assert line in text.splitlines()
+    assert "Someone: a post \\& its code, 2020" in text
+    assert "- C1, primary, effect: Distillation raises the macro F1" in text
+
+
+def test_the_same_records_give_the_same_page(reported, tmp_path):
+    first, second = (
+        tables.write_tables(tmp_path / label, "full", EXPERIMENT, reported, records, profile="full")
+        for label, records in (("a", five()), ("b", five()[::-1]))
+    )
+    assert first == second
+
+
+def test_the_heading_says_what_is_reduced_synthetic_or_unclean():
+    records = [record("alone", 0, "quick"), record("student", 0, "quick", environment={"clean": False})]
+    text = tables.header(records, "quick", "2 epochs | less", True)
+    assert text.startswith("**SYNTHETIC DATA")
+    assert "- profile: quick; reduced: 2 epochs \\| less" in text
+    assert "- commit: 0123456789 (clean tree); 0123456789 (uncommitted changes)" in text
+
+
+def test_text_from_files_cannot_leave_its_cell(reported, tmp_path):
+    hostile = "x | y\n\n# head <script>alert(1)</script> [a](http://b.c) `d` **e** @you\u202e"
+    records = [replace(r, data_name=hostile, environment=r.environment | {"device": hostile}) for r in five()]
+    text = tables.write_tables(tmp_path, "full", EXPERIMENT, reported, records, profile="full")
+    for live in (" | y", "\n# head", " <script", " [a]", "http://b", " `d`", " **e", " @you", "\u202e"):
+        assert live not in text
+    assert "x \\| y \\# head \\<script\\>" in text
+
+
+@settings(deadline=None)
+@given(st.text(alphabet="ab_|\\\n\r\u2028<*`&w.:/", max_size=40))
+def test_escaped_text_is_one_cell(text):
+    shown = markdown.escaped(text)
+    assert len(shown.splitlines()) < 2
+    assert "|" not in shown.replace("\\\\", "").replace("\\|", "")
+
+
+def test_names_stay_readable_when_escaped():
+    assert markdown.escaped("released_baseline 0.5 (x-y)") == "released_baseline 0.5 (x-y)"
+    assert markdown.escaped("_a_ www.b.c") == "\\_a\\_ www\\.b.c"
+
+
+@pytest.mark.parametrize("records", [[], [record("sham", 0, "quick")]])
+def test_tables_of_next_to_nothing(reported, tmp_path, records):
+    text = tables.write_tables(tmp_path, "quick", EXPERIMENT, reported, records, profile="quick")
+    assert ("Nothing has been run yet." in text) == (not records)
+    assert text.count("no full record yet") == 4
+
+
+# ---- the README's table
+
+
+def test_the_summary_takes_the_worst_primary_verdict(reported):
+    line = tables.summary_line("beats", reported, five())
+    differences = np.subtract(F1["student"], F1["alone"])
+    low, high = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    assert line["replication"] == "beats"
+    assert line["claim"].startswith("C1, as described: Distillation raises")
+    assert line["reported"] == "+0.11"
+    assert line["measured"] == f"{differences.mean():+.3f} ({low:+.3f} to {high:+.3f}), n = 5"
+    assert line["verdict"] == "replicated"
+    further = replace(reported.claims["C1"], name="C4", reported=0.5)
+    both = replace(reported, claims=reported.claims | {"C4": further})
+    worst = tables.summary_line("beats", both, five())
+    assert worst["claim"].startswith("C4")
+    assert worst["verdict"] == "much smaller than reported"
+
+
+def test_the_summary_before_any_full_run(reported):
+    line = tables.summary_line("beats", reported, [])
+    assert (line["measured"], line["verdict"]) == ("—", "not yet run in full")
+    assert tables.summary_table([line]).splitlines()[0].startswith("| replication")
+
+
+def test_the_table_is_put_between_its_marks():
+    text = f"a\n{tables.BEGIN}\nold\n{tables.END}\nb\n"
+    once = tables.replace_table(text, "new")
+    assert once == f"a\n{tables.BEGIN}\nnew\n{tables.END}\nb\n"
+    assert tables.replace_table(once, "new") == once
+    for wrong in (
+        "a",
+        tables.BEGIN,
+        f"{tables.END} {tables.BEGIN}",
+        text + tables.BEGIN,
+        text + tables.END,
+    ):
+        with pytest.raises(KDError, match="put them where the table is to stand"):
+            tables.replace_table(wrong, "new")
+
+
+def test_the_readme_gets_a_row_for_each_replication(reported, tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text(f"# top\n{tables.BEGIN}\n{tables.END}\n")
+    rows = [tables.summary_line(name, reported, runs) for name, runs in (("beats", five()), ("other", []))]
+    tables.update_readme(path, rows)
+    lines = path.read_text().splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("| ")][1:] == ["beats", "other"]
+    for wrong in (path, tmp_path / "none.md"):
+        path.write_text("# no marks")
+        with pytest.raises(KDError, match=rf"{wrong.name}: expected"):
+            tables.update_readme(wrong, rows)
