@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import queue as queues
 import time
 import traceback
@@ -105,14 +106,14 @@ def execute(jobs: Sequence[Job], store: Store, *, compute: Compute, folders: Map
     summary = Summary()
     todo: list[Job] = []
     for job in jobs:
-        run = store.find(job.description)
+        run = store.find(job.description, _notices(job, report))
         if run is None:
             todo.append(job)
             continue
         summary.finished[run.id] = run
-        if run.environment["source"] != source_digest(load_experiment(job.experiment).folder):
+        if run.environment.get("source") != source_digest(load_experiment(job.experiment).folder):
             report(Event("notice", job, f"run {run.id} was made by other source files than these (commit "
-                                        f"{str(run.environment['commit'])[:10]}); it is reused because its protocol and "
+                                        f"{str(run.environment.get('commit'))[:10]}); it is reused because its protocol and "
                                         "configuration are the same. Raise PROTOCOL where the edit can move results"))
         report(Event("reused", job))
     if workers > 1 and len(todo) > 1:
@@ -124,6 +125,10 @@ def execute(jobs: Sequence[Job], store: Store, *, compute: Compute, folders: Map
             if not _blocked(job, summary, report):
                 _settle(job, _train_safely(job, store, compute, folders, report), store, summary, report)
     return summary
+
+
+def _notices(job: Job, report: Report) -> Callable[[str], None]:
+    return lambda text: report(Event("notice", job, text))
 
 
 def _in_processes(todo: list[Job], store: Store, compute: Compute, folders: Mapping[str, Path], workers: int,
@@ -174,7 +179,13 @@ def _pass_on(events: Any, report: Report) -> None:
 
 
 def _train_in_worker(job: Job, store: Store, compute: Compute, folders: Mapping[str, Path], events: Any) -> str:
-    return _train_safely(job, store, compute, folders, events.put)
+    def report(event: Event) -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None and not parent.is_alive():
+            os._exit(1)  # the session was killed: do not train on behind the user's back; the checkpoint is on disk
+        events.put(event)
+
+    return _train_safely(job, store, compute, folders, report)
 
 
 def _blocked(job: Job, summary: Summary, report: Report) -> bool:
@@ -200,7 +211,7 @@ def _train_safely(job: Job, store: Store, compute: Compute, folders: Mapping[str
     """Train a job; gives "" or why it failed (the traceback of an unexpected error goes to the run's work folder)."""
     try:
         with store.lock(job.description.id):
-            if store.find(job.description) is None:
+            if store.find(job.description, _notices(job, report)) is None:
                 report(Event("started", job))
                 _train(job, store, compute, folders, report)
         return ""
@@ -208,8 +219,11 @@ def _train_safely(job: Job, store: Store, compute: Compute, folders: Mapping[str
         return str(error)
     except Exception as error:
         log = store.work_folder(job.description.id) / "error.txt"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text(traceback.format_exc())
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
+        except OSError as problem:  # a full disk may be what went wrong in the first place
+            return f"{type(error).__name__}: {error} (its traceback could not be written: {problem})"
         return f"{type(error).__name__}: {error} (traceback in {log})"
 
 

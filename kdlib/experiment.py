@@ -150,4 +150,18 @@ def load_experiment(name: str) -> Experiment:
                if not hasattr(module, part)]
     if missing:
         raise KDError(f"{module.__file__}: expected {', '.join(missing)} to be defined; see README, 'Add a replication'")
+    _check_names(module)
     return Experiment(name, module)
+
+
+def _check_names(module: ModuleType) -> None:
+    # Arms are found by name, and the name of its training function is part of a run's description.
+    functions: dict[str, Any] = {}
+    arms: set[str] = set()
+    for arm in module.ARMS:
+        if arm.name in arms:
+            raise KDError(f"{module.__file__}: expected arms of different names, found two called '{arm.name}'; rename one")
+        arms.add(arm.name)
+        if functions.setdefault(arm.train.__name__, arm.train) is not arm.train:
+            raise KDError(f"{module.__file__}: expected training functions of different names, found two called "
+                          f"'{arm.train.__name__}' (arm '{arm.name}'); their runs would be taken for each other")

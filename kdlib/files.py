@@ -71,8 +71,12 @@ def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.numpy().tobytes())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())  # as bytes: NumPy has no bfloat16
     return digest.hexdigest()
+
+
+def _digest(tensors: Mapping[str, Tensor], notes: Any) -> str:
+    return sha256((tensor_digest(tensors) + canonical_json(notes)).encode())
 
 
 def array_digest(*arrays: NDArray[Any]) -> str:
@@ -89,21 +93,23 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Any = None) -
     # Copies, because safetensors refuses tensors that share memory (two names for one kept set of weights, say).
     flat = {name: tensors[name].detach().cpu().clone(memory_format=torch.contiguous_format) for name in sorted(tensors)}
     # One metadata key only: safetensors keeps metadata in a hash map, and several keys would come in random order.
-    metadata = {"kdlib": canonical_json({"digest": tensor_digest(flat), "notes": notes})}
+    metadata = {"kdlib": canonical_json({"digest": _digest(flat, notes), "notes": notes})}
     atomic_write(path, safetensors.torch.save(flat, metadata))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     """Read what `save_tensors` wrote: (tensors, notes).
 
-    Raises DamagedFile where the file is cut, or any byte of a tensor differs from what was written.
+    Raises DamagedFile where the file is cut, or any byte of a tensor or a note differs from what was written.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             recorded = json.loads((file.metadata() or {})["kdlib"])
+            expected, notes = recorded["digest"], recorded["notes"]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (OSError, ValueError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
+        found = _digest(tensors, notes)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
         raise DamagedFile(f"{path}: expected a safetensors file of kdlib, found something unreadable ({error})") from error
-    if (found := tensor_digest(tensors)) != recorded["digest"]:
-        raise DamagedFile(f"{path}: expected tensors with SHA-256 {recorded['digest'][:16]}..., found {found[:16]}...")
-    return tensors, recorded["notes"]
+    if found != expected:
+        raise DamagedFile(f"{path}: expected content with SHA-256 {str(expected)[:16]}..., found {found[:16]}...")
+    return tensors, notes

@@ -8,10 +8,12 @@ without a good manifest is not a run.  Nothing here reads pickle.
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,6 +26,7 @@ from kdlib.errors import KDError
 from kdlib.files import DamagedFile, atomic_write, canonical_json, load_tensors, save_tensors, sha256
 
 ID_LENGTH = 16
+PLAIN_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,14 @@ class FinishedRun:
         return _part(path, part)["logits"].float()
 
 
+def _half(part: str, logits: Tensor) -> Tensor:
+    half = logits.to(torch.float16)
+    if not bool(torch.isfinite(half).all()):
+        raise KDError(f"soft targets {part}: expected finite logits within +-65504 (they are kept as float16), found "
+                      f"{float(logits[~torch.isfinite(half)][0])}; nothing was stored")
+    return half
+
+
 def _part(path: Path, snapshot: str) -> dict[str, Tensor]:
     tensors, _ = load_tensors(path)
     part = {name.partition("/")[2]: value for name, value in tensors.items() if name.startswith(snapshot + "/")}
@@ -116,35 +127,40 @@ class Store:
         """Where an unfinished run keeps its checkpoint and log."""
         return self.folder / "work" / run_id
 
-    def find(self, description: Description) -> FinishedRun | None:
-        """The finished run of that description, or None; a damaged one is set aside and counts as absent."""
+    def find(self, description: Description, notice: Callable[[str], None] = lambda text: None) -> FinishedRun | None:
+        """The finished run of that description, or None; a damaged one is set aside, with a notice, and counts as absent."""
         folder = self.run_folder(description.id)
         if not folder.exists():
             return None
         try:
             return read_run(folder)
-        except DamagedFile:
-            self.set_aside(folder)
+        except DamagedFile as error:
+            notice(f"{error}. Set aside as {self.set_aside(folder)}; the run is made again.")
             return None
 
     def set_aside(self, folder: Path) -> Path:
         """Move a damaged run out of the way, to `folder`/damaged, and say where."""
         target = self.folder / "damaged" / f"{folder.name}.{time.time_ns()}"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(folder, target)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(folder, target)
+        except FileNotFoundError:
+            pass  # another process was first
+        except OSError as error:
+            raise KDError(f"{folder}: damaged, and cannot be moved to {target} ({error.strerror}); remove it by hand") from error
         return target
 
     def save(self, description: Description, result: Result, environment: Mapping[str, Any]) -> FinishedRun:
         """Write a run: to a temporary folder first, manifest last, then renamed into place."""
         folder = self.run_folder(description.id)
-        temporary = self.folder / "runs" / f".{description.id}.{os.getpid()}"
+        temporary = self.work_folder(description.id) / "finished"  # a killed save leaves nothing in the list of runs
         shutil.rmtree(temporary, ignore_errors=True)
         try:
             flat = {f"{snapshot}/{name}": value for snapshot, state in result.weights.items()
                     for name, value in state.items()}
             save_tensors(temporary / "weights.safetensors", flat)
             if result.soft_targets:
-                halves = {f"{part}/logits": value.to(torch.float16) for part, value in result.soft_targets.items()}
+                halves = {f"{part}/logits": _half(part, value) for part, value in result.soft_targets.items()}
                 save_tensors(temporary / "soft_targets.safetensors", halves)
             size = sum(path.stat().st_size for path in temporary.iterdir())
             record = {"description": asdict(description), "metrics": result.metrics, "history": result.history,
@@ -154,7 +170,7 @@ class Store:
             write_manifest(temporary)
             if folder.exists():  # left by a damaged earlier try; `find` said it is not a run
                 self.set_aside(folder)
-            os.replace(temporary, folder)
+            _move(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(self.work_folder(description.id), ignore_errors=True)
@@ -166,12 +182,16 @@ class Store:
         from filelock import FileLock
 
         path = self.folder / "locks" / f"{run_id}.lock"
+        lock = FileLock(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(path):
-                yield
-        except PermissionError as error:
-            raise KDError(f"{path}: may not be written; choose another store with --store DIR") from error
+            lock.acquire()
+        except OSError as error:
+            raise KDError(f"{path}: could not be written ({error.strerror}); choose another store with --store DIR") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def ids(self) -> list[str]:
         """Ids of all run folders, sorted."""
@@ -193,24 +213,35 @@ def read_run(folder: Path, *, check: bool = True) -> FinishedRun:
     `check=False` skips the hashes (for lists); the description must still give the folder's name.
     """
     manifest = _read_json(folder / "manifest.json")
+    if "run.json" not in manifest or not all(PLAIN_NAME.fullmatch(name) for name in manifest):
+        raise DamagedFile(f"{folder / 'manifest.json'}: expected plain file names, run.json among them, found {list(manifest)}")
     for name, expected in manifest.items() if check else ():
-        if Path(name).name != name:
-            raise DamagedFile(f"{folder / 'manifest.json'}: expected plain file names, found {name!r}")
         try:
             found = sha256((folder / name).read_bytes())
         except OSError as error:
             raise DamagedFile(f"{folder / name}: the manifest names it, but it cannot be read ({error.strerror})") from error
         if found != expected:
-            raise DamagedFile(f"{folder / name}: expected SHA-256 {expected[:16]}..., found {found[:16]}...")
+            raise DamagedFile(f"{folder / name}: expected SHA-256 {str(expected)[:16]!r}..., found {found[:16]!r}...")
     record = _read_json(folder / "run.json")
     try:
         run = FinishedRun(folder, Description(**record["description"]), record["metrics"], record["history"],
                           record["environment"], record["weights_sha256"])
     except (KeyError, TypeError) as error:
         raise DamagedFile(f"{folder / 'run.json'}: expected a run's record, found other keys ({error})") from error
+    if not _has_types(run):
+        raise DamagedFile(f"{folder / 'run.json'}: expected a run's record, found values of other types")
     if run.id != folder.name:
         raise DamagedFile(f"{folder}: its description belongs to run {run.id}; the record was altered or the folder renamed")
     return run
+
+
+def _has_types(run: FinishedRun) -> bool:
+    about = run.description
+    return (isinstance(about.recipe, str) and isinstance(about.data, str) and type(about.protocol) is type(about.seed) is int
+            and isinstance(about.config, dict) and isinstance(about.parents, dict) and isinstance(run.environment, dict)
+            and all(isinstance(parent, str) for parent in about.parents.values()) and isinstance(run.weights_sha256, str)
+            and isinstance(run.metrics, dict) and all(isinstance(metrics, dict) for metrics in run.metrics.values())
+            and isinstance(run.history, list) and all(isinstance(entry, dict) for entry in run.history))
 
 
 def prune(run: FinishedRun) -> int:
@@ -241,13 +272,24 @@ def _json_file(value: Any) -> bytes:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_bytes(), parse_constant=_refuse)
-    except (OSError, ValueError) as error:
+        value = json.loads(path.read_bytes(), parse_constant=_finite, parse_float=_finite)
+    except (OSError, ValueError, RecursionError) as error:
         raise DamagedFile(f"{path}: expected a JSON file of kdlib, found something unreadable ({error})") from error
     if not isinstance(value, dict):
         raise DamagedFile(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
 
 
-def _refuse(constant: str) -> float:
-    raise ValueError(f"{constant} is not a finite number")
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is not a finite number")
+    return value
+
+
+def _move(source: Path, target: Path) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(source, target)
+    except OSError as error:
+        raise KDError(f"{target}: could not be written ({error.strerror}); choose another store with --store DIR") from error

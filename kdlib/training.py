@@ -32,7 +32,7 @@ Objective = Callable[[Tensor, Batch], Tensor]
 
 
 class NonFiniteLoss(KDError):
-    """The training loss became NaN or infinite."""
+    """The training loss, or a recorded measurement, became NaN or infinite."""
 
 
 class Progress:
@@ -58,7 +58,11 @@ class Progress:
         return len(self.history)
 
     def record(self, **metrics: float) -> None:
-        """Add measurements to the current epoch's entry of the history."""
+        """Add measurements to the current epoch's entry of the history; NonFiniteLoss where one is NaN or infinite."""
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise NonFiniteLoss(f"{self.label or 'training'}: expected a finite {name}, found {float(value)} at epoch "
+                                    f"{self.epoch}; lower the learning rate or look at the inputs")
         self.history[-1].update({name: float(value) for name, value in metrics.items()})
 
     def is_lowest(self, metric: str) -> bool:
@@ -94,6 +98,9 @@ class Progress:
     def _load(self, path: Path) -> None:
         try:
             tensors, notes = load_tensors(path)
+            expected = {f"model/{name}": value.shape for name, value in self.model.state_dict().items()}
+            if expected != {name: value.shape for name, value in tensors.items() if name.startswith("model/")}:
+                raise DamagedFile(f"{path}: expected the weights of this network, found those of another")
         except DamagedFile as error:
             aside = path.with_name(path.name + ".damaged")
             path.replace(aside)
@@ -173,4 +180,4 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def predict_logits(model: nn.Module, inputs: Tensor, size: int = 1024) -> Tensor:
     """Logits (N, K) of inputs (N, ...), `size` at a time, dropout off and moving averages on, the model's mode kept."""
     with evaluating(model):
-        return torch.cat([model(part) for part in inputs.split(size)])
+        return torch.cat([model(part) for part in torch.split(inputs, size)])

@@ -189,12 +189,16 @@ def test_f1_bootstrap_averages_over_seeds_and_knows_identical_predictions():
         (0.040, 0.06, (None, None), Outcome.INCONCLUSIVE),
         (-0.006, 0.06, (None, None), Outcome.INCONCLUSIVE),
         (-0.008, 0.06, (None, None), Outcome.NOT_REPLICATED),
+        # s = 0.015: PI = 0.0466; 0.0426 without the error of our own mean
+        (0.055, 0.015, (None, None), Outcome.REPLICATED),
+        (0.053, 0.015, (None, None), Outcome.SMALLER),
         # s = 0.002: PI = 0.0071 is below m / 4 = 0.0125, which then is the limit
         (0.088, 0.002, (None, None), Outcome.REPLICATED),
         (0.087, 0.002, (None, None), Outcome.SMALLER),
         (0.113, 0.002, (None, None), Outcome.LARGER),
         # the source's spread over 6 runs: PI = t(0.975, 9) sqrt(so^2 / 6 + s^2 / 5) + 0.001, t = 2.262157
         (0.072, 0.002, (0.03, 6), Outcome.REPLICATED),  # PI = 0.0288
+        (0.0714, 0.002, (0.03, 6), Outcome.REPLICATED),  # with 10 degrees of freedom PI were 0.0284
         (0.070, 0.002, (0.03, 6), Outcome.SMALLER),
         (0.060, 0.002, (0.05, 6), Outcome.REPLICATED),  # PI = 0.0472
         (0.049, 0.002, (0.90, 6), Outcome.SMALLER),  # PI = 0.83: no spread makes up for the margin

@@ -46,7 +46,8 @@ class Bars:
     """A bar for the whole and one for each run that is training."""
 
     def __init__(self, jobs: Sequence[Job], bars: Any) -> None:
-        self.bars, self.tasks = bars, {}
+        self.bars = bars
+        self.tasks: dict[str, Any] = {}
         self.whole = bars.add_task("all runs", total=len(jobs), numbers="")
 
     def __call__(self, event: Event) -> None:

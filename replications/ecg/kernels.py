@@ -5,7 +5,8 @@
 Three identities make it cheap without changing the function: ReLU and a channel's bias commute with max; a max-pool of 4
 followed by a global max-pool is one maximum over the positions the pooling covers; and the gradient of a maximum is zero
 but at one position, so the backward pass touches one window per channel.  Where maxima tie, the first position gets the
-gradient, and a NaN comes out as NaN: both as in torch's pooling.
+gradient, where torch may share it out; ties come from equal windows (flat pieces, zero padding), for which the weights'
+gradients are the same either way.  A NaN comes out as NaN, so that a training that diverges is noticed.
 
 Channels are the last axis everywhere (w1 (5, C1), w2 (C2, k * C1) with the offset before the channel), so that the
 innermost loops run over them and become vector instructions.

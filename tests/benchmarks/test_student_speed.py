@@ -1,0 +1,144 @@
+"""How fast students train on two cores: two one-thread runs of the kit against a plain torch loop with two threads."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from multiprocessing.connection import Connection
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
+
+from kdlib.batches import Batches, Examples
+from kdlib.networks import keras_adam
+from kdlib.seeds import derive_seed
+from kdlib.training import Progress, epochs
+from replications.ecg.experiment import hard_targets, student_network
+
+ROWS, BATCH, RATE, SEED = 8_192, 64, 1e-4, 5
+PLAIN_EPOCHS, OUR_EPOCHS, ROUNDS = 1, 3, 4
+REQUIRED = 2.0
+
+Train = Callable[[int], dict[str, Tensor]]  # trains so many epochs more; gives the parameters
+
+
+class Plain(nn.Module):
+    """The student as one writes it from torch's layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv1d(1, 32, 5), nn.Conv1d(32, 32, 3)
+        self.dense1, self.dense2 = nn.Linear(32, 16), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.max_pool1d(F.relu(self.conv1(x[:, None])), 4)
+        h = F.max_pool1d(F.relu(self.conv2(h)), 4).amax(2)
+        return self.dense2(F.relu(self.dense1(h)))
+
+
+def beats() -> tuple[Tensor, Tensor]:
+    """Random rows between 0 and 1 that end in zeros, as heartbeats do."""
+    g = torch.Generator().manual_seed(1)
+    inputs, ends = torch.rand(ROWS, 187, generator=g), torch.randint(60, 187, (ROWS, 1), generator=g)
+    return inputs.where(torch.arange(187) < ends, 0.0), torch.randint(5, (ROWS,), generator=g)
+
+
+def initial() -> dict[str, Tensor]:
+    torch.manual_seed(2)
+    return Plain().state_dict()
+
+
+def plain_loop() -> Train:
+    model = Plain()
+    model.load_state_dict(initial())
+    optimizer = torch.optim.Adam(model.parameters(), lr=RATE, eps=1e-7)
+    data, order = TensorDataset(*beats()), torch.Generator()
+    # What shuffle=True makes, with a generator of ours, so that both loops see the rows in one order.
+    loader = DataLoader(data, BATCH, sampler=RandomSampler(data, generator=order))
+    done = 0
+
+    def train(count: int) -> dict[str, Tensor]:
+        nonlocal done
+        for _ in range(count):
+            done += 1
+            order.manual_seed(derive_seed(SEED, "order", done))
+            for inputs, labels in loader:
+                optimizer.zero_grad()
+                F.cross_entropy(model(inputs), labels).backward()
+                optimizer.step()
+        return model.state_dict()
+    return train
+
+
+def our_loop() -> Train:
+    model = student_network()
+    model.load_state_dict(initial())
+    progress = Progress(model, keras_adam(model.parameters(), RATE))
+    batches = Batches(Examples(*beats(), digest="random"), BATCH, SEED)
+
+    def train(count: int) -> dict[str, Tensor]:
+        for _ in epochs(progress, batches, hard_targets, count=progress.epoch + count, seed=SEED):
+            pass
+        return model.state_dict()
+    return train
+
+
+def serve(orders: Connection, loop: Callable[[], Train], threads: int) -> None:
+    torch.set_num_threads(threads)
+    train = loop()
+    while count := orders.recv():
+        orders.send({name: value.numpy() for name, value in train(count).items()})
+
+
+@contextmanager
+def worker(loop: Callable[[], Train], threads: int) -> Iterator[Connection]:
+    """A process that trains when told to, so that its start does not count."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=serve, args=(there, loop, threads), daemon=True)
+    process.start()
+    there.close()  # else a worker that died would be waited for without end
+    try:
+        yield here
+        here.send(0)
+    finally:
+        process.join(10)
+        process.kill()
+
+
+def together(workers: list[Connection], count: int) -> list[dict[str, Tensor]]:
+    for each in workers:
+        each.send(count)
+    return [{name: torch.from_numpy(value) for name, value in each.recv().items()} for each in workers]
+
+
+def test_two_students_at_once_train_twice_as_fast_as_the_plain_loop(benchmark):
+    with ExitStack() as stack:
+        plain = [stack.enter_context(worker(plain_loop, threads=2))]
+        ours = [stack.enter_context(worker(our_loop, threads=1)) for _ in range(2)]
+        (expected,), (found, twin) = together(plain, 2), together(ours, 2)  # warms both up
+        start = initial()
+        moved = sum(float((expected[name] - start[name]).square().sum()) for name in start) ** 0.5
+        apart = sum(float((expected[name] - found[name]).square().sum()) for name in start) ** 0.5
+        assert all(torch.equal(found[name], twin[name]) for name in start)
+        assert apart <= 1e-4 * moved  # one training, but for float32 rounding
+
+        plain_seconds = []
+
+        def one_round_of_the_plain_loop() -> None:  # between our rounds, so that both meet the same machine
+            began = time.perf_counter()
+            together(plain, PLAIN_EPOCHS)
+            plain_seconds.append(time.perf_counter() - began)
+
+        benchmark.pedantic(together, args=(ours, OUR_EPOCHS), setup=one_round_of_the_plain_loop, rounds=ROUNDS)
+
+    # The best round of each: what other work on the machine takes away is in neither.
+    plain_rate = PLAIN_EPOCHS / min(plain_seconds)
+    our_rate = len(ours) * OUR_EPOCHS / benchmark.stats.stats.min
+    benchmark.extra_info |= {"rows": ROWS, "plain_epochs_per_second": plain_rate, "our_epochs_per_second": our_rate,
+                             "ratio": our_rate / plain_rate, "relative_distance_of_parameters": apart / moved}
+    assert our_rate >= REQUIRED * plain_rate
