@@ -111,5 +111,5 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
         raise DamagedFile(f"{path}: expected a safetensors file of kdlib, found something unreadable ({error})") from error
     if found != expected:
-        raise DamagedFile(f"{path}: expected content with SHA-256 {str(expected)[:16]}..., found {found[:16]}...")
+        raise DamagedFile(f"{path}: expected content with SHA-256 {str(expected)[:64]}, found {found}")
     return tensors, notes

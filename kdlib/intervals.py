@@ -49,9 +49,9 @@ def t_interval(sample: ArrayLike) -> Interval:
     return Interval(mean - wide, mean + wide, mean - narrow, mean + narrow, p)
 
 
-def prediction_interval(mean: float, std: float, runs: int, further: int = 1) -> tuple[float, float]:
-    """Where the mean of `further` new runs lies with 95%, by mean and sample std of `runs` >= 2 old ones."""
-    half = t_quantile(0.975, runs - 1) * std * math.sqrt(1 / further + 1 / runs)
+def prediction_interval(mean: float, std: float, runs: int, further: int = 1, level: float = 0.95) -> tuple[float, float]:
+    """Where the mean of `further` new runs lies with probability `level`, by mean and sample std of `runs` >= 2 old ones."""
+    half = t_quantile((1 + level) / 2, runs - 1) * std * math.sqrt(1 / further + 1 / runs)
     return mean - half, mean + half
 
 

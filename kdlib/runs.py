@@ -221,7 +221,7 @@ def read_run(folder: Path, *, check: bool = True) -> FinishedRun:
         except OSError as error:
             raise DamagedFile(f"{folder / name}: the manifest names it, but it cannot be read ({error.strerror})") from error
         if found != expected:
-            raise DamagedFile(f"{folder / name}: expected SHA-256 {str(expected)[:16]!r}..., found {found[:16]!r}...")
+            raise DamagedFile(f"{folder / name}: expected SHA-256 {str(expected)[:64]!r}, found {found}")
     record = _read_json(folder / "run.json")
     try:
         run = FinishedRun(folder, Description(**record["description"]), record["metrics"], record["history"],

@@ -524,7 +524,7 @@ def test_a_band_is_the_prediction_interval_of_one_more_run():
     values = {3: 0.81, 0: 0.80, 1: 0.79, 2: 0.83, 7: 0.78, 5: 0.80}
     found = band(values, "abc123")
     sample = np.array(list(values.values()))
-    half = stats.t.ppf(0.975, 5) * sample.std(ddof=1) * math.sqrt(1 + 1 / 6)
+    half = stats.t.ppf(0.995, 5) * sample.std(ddof=1) * math.sqrt(1 + 1 / 6)
     assert (found.low, found.high) == pytest.approx((sample.mean() - half, sample.mean() + half))
     assert found.seeds == (0, 1, 2, 3, 5, 7)
     assert found.values == (0.80, 0.79, 0.83, 0.81, 0.80, 0.78)

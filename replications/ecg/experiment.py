@@ -294,7 +294,7 @@ ARMS = (
 )
 HEADLINE = ("released_teacher", "released_baseline", "released_distilled", "teacher", "baseline", "distilled",
             "baseline_mixup", "sham")
-BANDED = ("macro_f1", "accuracy", "entropy", "agreement", "teacher_kl")  # metrics with recorded bands
+BANDED = ("macro_f1", "teacher_kl")  # metrics with recorded bands
 CHECK = ("teacher", "baseline", "distilled")  # what `check` trains, with seed 0
 PROFILES = {
     "full": Profile(PAPER, seeds=6),
