@@ -16,6 +16,9 @@ __all__ = ["main", "run_experiment"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; gives the exit status: 0 good, 1 a run, band or verdict failed, 2 a mistake the user can mend."""
     options = _parser().parse_args(arguments)
+    here = str(Path.cwd())
+    if here not in sys.path:  # `kd` as a script: the replications are in the folder it is called from
+        sys.path.insert(0, here)
     try:
         status: int = options.command(options)
         return status
