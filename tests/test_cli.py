@@ -1,0 +1,161 @@
+"""The command line: what it prints, its exit statuses, and that a user's mistake never shows a traceback."""
+
+import argparse
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kdlib.cli import main
+from kdlib.cli.live import Plain
+from kdlib.engine import Event, Job
+from kdlib.runs import Description
+
+ROOT = Path(__file__).parents[1]
+
+
+def kd(capsys, *arguments):
+    status = main(list(arguments))
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """An empty work folder with the real replications and no data anywhere."""
+    shutil.copytree(ROOT / "replications", tmp_path / "replications", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KDLIB_OFFLINE", "1")
+    monkeypatch.delenv("KDLIB_DATA", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["run", "egc"], "no replication 'egc'"),
+    (["run", "ecg", "--profile", "quik"], "no profile 'quik'; there are full, quick, smoke"),
+    (["run", "ecg", "--profile", "smoke", "--arms", "studnet"], "no arm 'studnet'; there are"),
+    (["run", "ecg", "--profile", "smoke", "--device", "tpu"], "expected cpu or cuda"),
+    (["run", "ecg", "--require-real"], "KDLIB_OFFLINE"),
+    (["run", "ecg", "--data", "nowhere"], "nowhere"),
+    (["check", "ecg"], "KDLIB_OFFLINE"),
+    (["runs", "show"], "expected the beginning of a run's id"),
+    (["runs", "show", "beef"], "run 'beef'"),
+    (["explain", "beef"], "run 'beef'"),
+    (["data", "where", "mnits"], "no data set 'mnits'"),
+])
+def test_mistakes_are_one_sentence_and_status_2(tree, capsys, arguments, said):
+    status, _, errors = kd(capsys, *arguments)
+    assert status == 2
+    assert errors.startswith("kd: ")
+    assert said in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("arguments", [["run", "ecg", "--seeds", "0"], ["run", "ecg", "--seed", "-1"], ["frobnicate"], []])
+def test_wrong_options_are_argparses_business(capsys, arguments):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert "usage: kd" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_without_the_data_a_run_is_synthetic_marked_and_without_verdicts(tree, capsys, monkeypatch):
+    # profile quick, so short that it is a test: the stand-in's path is what is tested
+    from replications.ecg import experiment as ecg
+
+    short = ecg.replace(ecg.SMOKE, synthetic_rows=1500)
+    monkeypatch.setitem(ecg.PROFILES, "quick", ecg.replace(ecg.PROFILES["quick"], config=short, seeds=1, arms=("baseline", "distilled")))
+    status, out, errors = kd(capsys, "run", "ecg", "--store", str(tree / "store"), "--workers", "1")
+    assert status == 0, errors
+    assert "SYNTHETIC" in errors
+    assert "SYNTHETIC DATA" in out
+    page = (tree / "results" / "ecg" / "local" / "quick-synthetic.md").read_text()
+    assert "SYNTHETIC DATA" in page
+    assert "none: synthetic data" in page
+    assert not (tree / "results" / "ecg" / "quick.md").exists()
+
+    status, out, _ = kd(capsys, "run", "ecg", "--store", str(tree / "store"), "--workers", "1")
+    assert status == 0
+    assert out.count("reused") == 3  # teacher, baseline, distilled: nothing is trained again
+
+    store = ["--store", str(tree / "store")]
+    status, out, _ = kd(capsys, "runs", "list", *store)
+    ids = [line.split()[0] for line in out.splitlines()]
+    assert (status, len(ids)) == (0, 3)
+    assert json.loads(kd(capsys, "runs", "show", ids[0], *store)[1])["description"]["seed"] == 0
+    status, out, _ = kd(capsys, "explain", ids[0][:6], *store)
+    assert status == 0
+    assert f"run {ids[0]}" in out
+    assert "source files: as they are now in ecg" in out
+    assert kd(capsys, "runs", "verify", *store)[0] == 0
+    status, out, _ = kd(capsys, "runs", "prune", ids[0], *store)
+    assert (status, "weights dropped" in out) == (0, True)
+    assert kd(capsys, "runs", "verify", *store)[0] == 0
+    with (tree / "store" / "runs" / ids[1] / "run.json").open("a") as file:
+        file.write(" ")
+    status, out, _ = kd(capsys, "runs", "verify", *store)
+    assert (status, f"{ids[1]}  damaged" in out) == (1, True)
+
+
+def test_dry_run_trains_nothing(tree, capsys):
+    status, out, _ = kd(capsys, "run", "ecg", "--profile", "smoke", "--dry-run", "--store", str(tree / "store"))
+    assert status == 0
+    assert "cost not known" in out
+    assert "5 runs" in out
+    assert not (tree / "store").exists()
+
+
+def test_list_names_every_replication_profile_and_arm(tree, capsys):
+    status, out, _ = kd(capsys, "list")
+    assert status == 0
+    for word in ("ecg:", "quick:", "full:", "smoke:", "released_baseline", "sham"):
+        assert word in out
+
+
+def test_data_commands_say_where_and_what(tree, capsys):
+    assert "not here" in kd(capsys, "data", "where")[1]
+    status, out, _ = kd(capsys, "data", "verify")
+    assert (status, "not here" in out) == (1, True)
+    status, out, _ = kd(capsys, "data", "list")
+    assert (status, "ODC-By 1.0" in out) == (0, True)
+    status, _, errors = kd(capsys, "data", "fetch")
+    assert (status, "KDLIB_OFFLINE" in errors) == (2, True)
+
+
+def test_a_plain_line_says_arm_seed_epoch_and_loss(capsys):
+    config = argparse.Namespace(epochs=12)
+    job = Job("ecg", Description("r", 1, {}, 3, "d"), config, ("baseline",), {})
+    show = Plain([job])
+    show(Event("epoch", job, epoch=2, numbers={"training_loss": 0.25, "validation_loss": 0.5}))
+    show(Event("failed", job, "no memory"))
+    assert capsys.readouterr().out.splitlines() == [
+        "[0/1] baseline, seed 3: epoch 2/12  training_loss 0.2500  validation_loss 0.5000", "[1/1] baseline, seed 3: failed no memory"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT to a group is POSIX's")
+def test_ctrl_c_says_how_to_continue_and_the_same_command_does(tree):
+    command = [sys.executable, "-m", "kdlib", "run", "ecg", "--profile", "smoke", "--arm", "baseline", "--store", "store"]
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{tree}:{ROOT}", "HOME": str(tree), "PYTHONUNBUFFERED": "1"}
+    stopped = subprocess.Popen(command, cwd=tree, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert stopped.stdout is not None
+    for line in stopped.stdout:
+        if "epoch 2/" in line:
+            stopped.send_signal(signal.SIGINT)
+            break
+    _, errors = stopped.communicate(timeout=60)
+    assert stopped.returncode == 130
+    assert "To continue:\n  kd run ecg --profile smoke --arm baseline --store store" in errors
+    time.sleep(0.1)
+    again = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0, again.stderr
+    assert "epoch 1/" not in again.stdout
+    assert "epoch 4/4" in again.stdout
