@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 
 import torch
@@ -36,6 +36,10 @@ class Examples:
         if self.labels.shape != self.inputs.shape[:1] or self.labels.dtype != torch.int64:
             raise KDError(f"expected int64 labels of shape ({len(self.inputs)},), one per input, found "
                           f"{self.labels.dtype} of shape {tuple(self.labels.shape)}; use labels.long()")
+
+    def to(self, device: torch.device) -> Examples:
+        """The same examples on a device."""
+        return replace(self, inputs=self.inputs.to(device), labels=self.labels.to(device))
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -489,17 +489,20 @@ def test_the_summary_before_any_full_run(reported):
     assert tables.summary_table([line]).splitlines()[0].startswith("| replication")
 
 
+BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
+
+
 def test_the_table_is_put_between_its_marks():
-    text = f"a\n{tables.BEGIN}\nold\n{tables.END}\nb\n"
+    text = f"a\n{BEGIN}\nold\n{END}\nb\n"
     once = tables.replace_table(text, "new")
-    assert once == f"a\n{tables.BEGIN}\nnew\n{tables.END}\nb\n"
+    assert once == f"a\n{BEGIN}\nnew\n{END}\nb\n"
     assert tables.replace_table(once, "new") == once
     for wrong in (
         "a",
-        tables.BEGIN,
-        f"{tables.END} {tables.BEGIN}",
-        text + tables.BEGIN,
-        text + tables.END,
+        BEGIN,
+        f"{END} {BEGIN}",
+        text + BEGIN,
+        text + END,
     ):
         with pytest.raises(KDError, match="put them where the table is to stand"):
             tables.replace_table(wrong, "new")
@@ -507,12 +510,13 @@ def test_the_table_is_put_between_its_marks():
 
 def test_the_readme_gets_a_row_for_each_replication(reported, tmp_path):
     path = tmp_path / "README.md"
-    path.write_text(f"# top\n{tables.BEGIN}\n{tables.END}\n")
+    path.write_text(f"# top\n{BEGIN}\n{END}\n<!-- beats:begin -->\nold\n<!-- beats:end -->\n")
     rows = [tables.summary_line(name, reported, runs) for name, runs in (("beats", five()), ("other", []))]
-    tables.update_readme(path, rows)
+    tables.update_readme(path, rows, {"beats": "# beats\n\n## Arms\n\narm table\nof two lines\n\n## Claims\n\nclaims\n"})
+    assert "<!-- beats:begin -->\narm table\nof two lines\n<!-- beats:end -->\n" in path.read_text()
     lines = path.read_text().splitlines()
     assert [line.split()[1] for line in lines if line.startswith("| ")][1:] == ["beats", "other"]
     for wrong in (path, tmp_path / "none.md"):
         path.write_text("# no marks")
         with pytest.raises(KDError, match=rf"{wrong.name}: expected"):
-            tables.update_readme(wrong, rows)
+            tables.update_readme(wrong, rows, {})

@@ -108,6 +108,8 @@ def _store() -> argparse.ArgumentParser:
 def _common() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False, parents=[_store()])
     options.add_argument("--data", type=Path, metavar="DIR", help="folder that holds the data sets' folders")
+    options.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE",
+                         help="another value of a field that chooses the data (its tables are kept apart)")
     options.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     options.add_argument("--threads", type=_positive, default=1, help="threads of each training process (default: 1)")
     options.add_argument("--workers", type=_positive, help="training processes side by side (default: one a core)")

@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from kdlib.claims import Reported, load_reported
@@ -26,6 +26,7 @@ from kdlib.verdicts import Outcome
 
 ROOT = Path()
 BAND_SEEDS = 5
+EXAMPLE = "ecg"  # the replication whose quick table README shows
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def prepare(options: argparse.Namespace, name: str, profile_name: str, arms: Seq
             store: Path) -> Session:
     """Look up replication, profile, data and device; KDError says what is missing."""
     experiment = load_experiment(name)
-    profile = experiment.profile(profile_name)
+    profile = _with_data(experiment, experiment.profile(profile_name), options.set)
     chosen = tuple(arms) or profile.arms or tuple(arm.name for arm in experiment.arms)
     for arm in chosen:
         experiment.arm(arm)
@@ -64,6 +65,14 @@ def prepare(options: argparse.Namespace, name: str, profile_name: str, arms: Seq
     workers = options.workers or (1 if compute.device != "cpu" or profile.synthetic else max(1, _cores() // compute.threads))
     return Session(experiment, profile_name, profile, chosen, tuple(range(profile.seeds) if seeds is None else seeds), compute,
                    workers, _folders(experiment, profile, options), Store(store))
+
+
+def _with_data(experiment: Experiment, profile: Profile, settings: Sequence[str]) -> Profile:
+    changes = dict(setting.partition("=")[::2] for setting in settings)
+    if unknown := changes.keys() - set(experiment.module.DATA_FIELDS):
+        raise KDError(f"--set {', '.join(sorted(unknown))}: expected fields that choose the data of {experiment.name}, which are "
+                      f"{', '.join(experiment.module.DATA_FIELDS) or 'none'}; edit experiment.py to change the protocol")
+    return replace(profile, config=replace(profile.config, **changes))
 
 
 def _device(name: str) -> str:
@@ -287,7 +296,8 @@ def update_readme() -> None:
         records = evidence.read_records(path) if path.exists() else []
         usual = [r for r in records if r.profile == "full" and _label(experiment, r, False) == "full"]
         rows.append(report.summary_line(name, _reported(experiment), usual))
-    report.update_readme(ROOT / "README.md", rows)
+    shown = {EXAMPLE: page.read_text(encoding="utf-8")} if (page := ROOT / "results" / EXAMPLE / "quick.md").exists() else {}
+    report.update_readme(ROOT / "README.md", rows, shown)
 
 
 # ---- looking

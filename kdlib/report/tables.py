@@ -20,15 +20,7 @@ from kdlib.verdicts import MIN_SEEDS, headline
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = [
-    "header",
-    "page",
-    "replace_table",
-    "summary_line",
-    "summary_table",
-    "update_readme",
-    "write_tables",
-]
+__all__ = ["arms_section", "header", "page", "replace_table", "summary_line", "summary_table", "update_readme", "write_tables"]
 
 
 def header(records: Sequence[Record], profile: str, reduced: str, synthetic: bool) -> str:
@@ -138,9 +130,6 @@ def write_tables(
 
 # ---- the README's table
 
-BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
-
-
 def summary_line(name: str, reported: Reported, records: Sequence[Record]) -> dict[str, str]:
     """A replication's row: the primary claim and mode with the worst verdict of `records`, full runs.
 
@@ -173,27 +162,32 @@ def summary_table(lines: Sequence[Mapping[str, str]]) -> str:
     return table(pd.DataFrame(lines))
 
 
-def replace_table(text: str, content: str) -> str:
-    """`text` with `content` between its two marks; KDError where it has not exactly one of each, in order."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or END in before:
-        counts = f"{text.count(BEGIN)} and {text.count(END)}"
-        raise KDError(
-            f"expected one line {BEGIN} and one line {END} after it, found {counts}; "
-            "put them where the table is to stand"
-        )
-    return f"{before}{BEGIN}\n{content}\n{END}{after}"
+def replace_table(text: str, content: str, mark: str = "table") -> str:
+    """`text` with `content` between the lines <!-- mark:begin --> and <!-- mark:end -->; KDError where it has not one of each."""
+    begin, end = f"<!-- {mark}:begin -->", f"<!-- {mark}:end -->"
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    if text.count(begin) != 1 or text.count(end) != 1 or end in before:
+        raise KDError(f"expected one line {begin} and one line {end} after it, found {text.count(begin)} and "
+                      f"{text.count(end)}; put them where the table is to stand")  # fmt: skip
+    return f"{before}{begin}\n{content}\n{end}{after}"
 
 
-def update_readme(path: Path, lines: Sequence[Mapping[str, str]]) -> None:
-    """Put the rows of all replications into the README's table."""
+def arms_section(page: str) -> str:
+    """The table of arms of a replication's Markdown page."""
+    return page.partition("## Arms\n\n")[2].partition("\n\n")[0]
+
+
+def update_readme(path: Path, lines: Sequence[Mapping[str, str]], pages: Mapping[str, str]) -> None:
+    """Put the rows of all replications into the README's table, and the arms of each page where its mark stands."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise KDError(f"{path}: expected a README to put the table into, found: {error.strerror}") from error
     try:
-        replaced = replace_table(text, summary_table(lines))
+        text = replace_table(text, summary_table(lines))
+        for mark, page in pages.items():
+            text = replace_table(text, arms_section(page), mark)
     except KDError as error:
         raise KDError(f"{path}: {error}") from error
-    atomic_write(path, replaced.encode())
+    atomic_write(path, text.encode())
