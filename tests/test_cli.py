@@ -72,7 +72,8 @@ def test_without_the_data_a_run_is_synthetic_marked_and_without_verdicts(tree, c
     from replications.ecg import experiment as ecg
 
     short = ecg.replace(ecg.SMOKE, synthetic_rows=1500)
-    monkeypatch.setitem(ecg.PROFILES, "quick", ecg.replace(ecg.PROFILES["quick"], config=short, seeds=1, arms=("baseline", "distilled")))
+    quick = ecg.replace(ecg.PROFILES["quick"], config=short, seeds=1, arms=("baseline", "distilled"))
+    monkeypatch.setitem(ecg.PROFILES, "quick", quick)
     status, out, errors = kd(capsys, "run", "ecg", "--store", str(tree / "store"), "--workers", "1")
     assert status == 0, errors
     assert "SYNTHETIC" in errors
@@ -137,7 +138,9 @@ def test_a_plain_line_says_arm_seed_epoch_and_loss(capsys):
     show(Event("epoch", job, epoch=2, numbers={"training_loss": 0.25, "validation_loss": 0.5}))
     show(Event("failed", job, "no memory"))
     assert capsys.readouterr().out.splitlines() == [
-        "[0/1] baseline, seed 3: epoch 2/12  training_loss 0.2500  validation_loss 0.5000", "[1/1] baseline, seed 3: failed no memory"]
+        "[0/1] baseline, seed 3: epoch 2/12  training_loss 0.2500  validation_loss 0.5000",
+        "[1/1] baseline, seed 3: failed no memory",
+    ]
 
 
 @pytest.mark.slow

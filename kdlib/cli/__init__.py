@@ -55,13 +55,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"kdlib {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, function: object, about: str, parents: Sequence[argparse.ArgumentParser] = ()) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=about, description=about, parents=list(parents))
+    def command(name: str, function: object, about: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=about, description=about, parents=parents)
         added.set_defaults(command=function)
         return added
 
     common = _common()
-    one = command("run", session.run, "Run a replication: train what the store lacks, judge, write tables.", [common])
+    one = command("run", session.run, "Run a replication: train what the store lacks, judge, write tables.", common)
     one.add_argument("name", help="the replication's folder name")
     one.add_argument("--profile", default="quick", help="smoke, quick (default) or full")
     one.add_argument("--seeds", type=_positive, help="run seeds 0 .. N-1 (default: the profile's number)")
@@ -70,11 +70,11 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--dry-run", action="store_true", help="list the runs, minutes and disk; train nothing")
 
     check = command("check", session.check, "Retrain each replication's check arms in an empty store against the recorded "
-                    "bands.", [common])
+                    "bands.", common)
     check.add_argument("names", nargs="*", metavar="NAME", help="replications (default: all)")
 
     record = command("record", session.record, "Run with at least 5 seeds and write runs.jsonl, recorded.toml and the "
-                     "committed tables.", [common])
+                     "committed tables.", common)
     record.add_argument("name")
     record.add_argument("--profile", default="quick")
     record.add_argument("--seeds", type=_positive)
@@ -86,10 +86,10 @@ def _parser() -> argparse.ArgumentParser:
     command("list", session.show_list, "List the replications, their profiles and arms.")
 
     store = _store()
-    listing = command("runs", runs.runs, "List, show, verify or prune stored runs.", [store])
+    listing = command("runs", runs.runs, "List, show, verify or prune stored runs.", store)
     listing.add_argument("action", choices=("list", "show", "verify", "prune"))
     listing.add_argument("run", nargs="*", help="beginnings of run ids")
-    explain = command("explain", runs.explain, "Say what a run is, where it comes from and whether it is still as made.", [store])
+    explain = command("explain", runs.explain, "Say what a run is, where it comes from and whether it is still as made.", store)
     explain.add_argument("run")
 
     held = command("data", data.data, "List, fetch, verify or locate data sets.")

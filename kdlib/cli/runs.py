@@ -78,7 +78,7 @@ def explain(options: argparse.Namespace) -> int:
     print(f"made by commit {environment['commit']} ({clean}) on {environment['device']}, {environment['threads']} threads, "
           f"in {environment['seconds']:.0f} s, with " + ", ".join(f"{k} {v}" for k, v in environment["versions"].items()))
     same = [name for name in replications(Path()) if source_digest(load_experiment(name).folder) == environment["source"]]
-    print(f"source files: as they are now in {', '.join(same)}" if same else "source files: edited since, or another replication's")
+    print("source files: " + (f"as they are now in {', '.join(same)}" if same else "edited since, or another replication's"))
     weights = "kept" if (run.folder / "weights.safetensors").exists() else "pruned"
     print(f"weights: {weights}, SHA-256 {run.weights_sha256}")
     for snapshot, metrics in run.metrics.items():
