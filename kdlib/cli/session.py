@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 import tempfile
@@ -150,14 +151,16 @@ def publish(session: Session, records: Sequence[evidence.Record], folder: Path) 
 
 
 def write_pages(experiment: Experiment, records: Sequence[evidence.Record], folder: Path, *, synthetic: bool) -> list[str]:
-    """The tables of each profile and data set among the records."""
+    """The tables (and the figure, where the replication has a `figures.py`) of each profile and data set among the records."""
     reported, bands = _reported(experiment), read_recorded(experiment.folder / "recorded.toml")
     pages = []
     for (digest, profile_name), group in evidence.grouped(records).items():
         profile = experiment.profile(profile_name)
-        pages.append(report.write_tables(
-            folder, _label(experiment, group[0], synthetic and not profile.synthetic), experiment, reported, group,
-            profile=profile_name, reduced=profile.reduced, synthetic=synthetic, recorded=bands.get((digest, "full"))))
+        label = _label(experiment, group[0], synthetic and not profile.synthetic)
+        pages.append(report.write_tables(folder, label, experiment, reported, group, profile=profile_name,
+                                         reduced=profile.reduced, synthetic=synthetic, recorded=bands.get((digest, "full"))))
+        if (experiment.folder / "figures.py").exists():
+            importlib.import_module(f"replications.{experiment.name}.figures").draw(group, reported, folder / f"{label}.png")
     return pages
 
 

@@ -1,15 +1,22 @@
 """The ECG experiment: exact networks, arms that differ only in what they claim to differ in, a run that repeats."""
 
+import math
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from scipy.special import softmax
 
+from kdlib.batches import Batch
+from kdlib.data import mitdb, synthetic
 from kdlib.engine import execute, plan
 from kdlib.experiment import Compute, Profile, Run, load_experiment
 from kdlib.networks import keras_glorot_, parameter_count
 from kdlib.runs import Store
 from kdlib.seeds import generator
+from kdlib.training import train_step
 from replications.ecg import experiment as ecg
 
 TINY = replace(ecg.SMOKE, synthetic_rows=700, epochs=3, released_epochs=2)
@@ -150,3 +157,142 @@ def test_runs_repeat_to_the_last_bit(trained, tmp_path):
 def test_unknown_draws_and_splits_say_what_is_known():
     with pytest.raises(ecg.KDError, match="plain, balanced or mixup"):
         ecg.draws(run_of(replace(TINY, draws="mixed")))
+
+
+def test_the_figures_curve_is_of_the_weights_a_run_would_stop_with():
+    from replications.ecg.figures import selected
+
+    losses, scores = [0.9, 0.5, 0.7, 0.4, 0.4], [0.1, 0.2, 0.9, 0.3, 0.8]
+    history = [{"validation_loss": loss, "test_macro_f1": score} for loss, score in zip(losses, scores, strict=True)]
+    assert selected(history) == [0.1, 0.2, 0.2, 0.3, 0.3]
+
+
+# ---- what each arm is trained with
+
+
+def taught(config):
+    """A run whose teacher has kept made-up logits."""
+    data = ecg.load_data(config, {})
+    kept = {f"final.{part}": torch.randn(len(getattr(data, part).labels), 5, generator=generator(0, part))
+            for part in ("train", "validation", "test")}
+    teacher = SimpleNamespace(id="teacher", description=SimpleNamespace(data=data.digest), soft_targets=kept.__getitem__)
+    return run_of(config, data=data, parents={"teacher": (teacher, "final")}), kept
+
+
+def test_transfer_is_the_divergence_from_the_teacher_plus_a_tenth_of_the_distance():
+    rng = np.random.default_rng(0)
+    student, teacher = rng.normal(0, 2, (2, 12, 5))
+    p, q = softmax(teacher, 1), softmax(student, 1)
+    expected = np.mean(np.sum(p * np.log(p / q), 1)) + 0.1 * np.mean(np.abs(p - q))
+    batch = Batch(torch.zeros(12, 187), torch.zeros(12, dtype=torch.int64), torch.arange(12), torch.tensor(teacher))
+    assert ecg.transfer(0.1)(torch.tensor(student), batch).item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("draws", ["plain", "mixup"])
+def test_taught_and_untaught_students_take_the_same_steps_from_the_same_weights(draws, monkeypatch):
+    steps = []
+
+    def step(model, optimizer, objective, batch):
+        if not steps:
+            steps.append([value.tolist() for value in model.parameters()])
+        steps.append((batch.indices.tolist(), batch.inputs.sum().item(), optimizer.param_groups[0]["lr"]))
+        return train_step(model, optimizer, objective, batch)
+
+    monkeypatch.setattr("kdlib.training.train_step", step)
+    run, _ = taught(replace(TINY, draws=draws))
+    found = []
+    for train in (ecg.train_student, ecg.train_distilled, ecg.train_sham):
+        steps.clear()
+        train(run)
+        found.append(list(steps))
+    assert found[0] == found[1] == found[2]
+    assert len(found[0]) == 1 + 3 * math.ceil(490 / 16)
+
+
+def test_a_distilled_student_is_trained_on_its_teachers_logits_of_the_same_rows(monkeypatch):
+    seen = []
+
+    def step(model, optimizer, objective, batch):
+        seen.append(batch)
+        return train_step(model, optimizer, objective, batch)
+
+    monkeypatch.setattr("kdlib.training.train_step", step)
+    run, kept = taught(replace(TINY, epochs=1))
+    ecg.train_distilled(run)
+    assert sorted(torch.cat([batch.indices for batch in seen]).tolist()) == list(range(490))
+    for batch in seen:
+        assert torch.equal(batch.inputs, run.data.train.inputs[batch.indices])
+        assert torch.equal(batch.soft, kept["final.train"][batch.indices])
+
+
+def test_mixup_reaches_the_loss_in_inputs_and_labels():
+    run = run_of(replace(TINY, epochs=1, draws="mixup"))
+    seen = []
+
+    def objective(outputs, batch):
+        if outputs.requires_grad:
+            seen.append(batch)
+        return ecg.hard_targets(outputs, batch)
+
+    ecg.train(run, ecg.student_network(), objective)
+    data, mix = run.data.train, ecg.draws(run)(1)
+    order = torch.randperm(490, generator=generator(0, "order", 1))
+    first, second, weight = mix.first[order], mix.second[order], mix.weight[order].unsqueeze(1)
+    assert ((weight > 0.05) & (weight < 0.95)).float().mean() > 0.1
+    for values, name in ((data.inputs, "inputs"), (torch.eye(5)[data.labels], "labels")):
+        mixed = weight * values[first] + (1 - weight) * values[second]
+        torch.testing.assert_close(torch.cat([getattr(batch, name) for batch in seen]), mixed)
+
+
+def test_kept_targets_are_the_teachers_logits_row_by_row(monkeypatch):
+    monkeypatch.setattr(ecg, "refuse_at_chance", lambda *_: None)  # so short a training is no better
+    run = run_of(replace(TINY, epochs=1))
+    result = ecg.train_teacher(run)
+    model = ecg.teacher_network()
+    model.load_state_dict(result.weights["final"])
+    for part in ("train", "validation", "test"):
+        h = model.plain_features(getattr(run.data, part).inputs)
+        torch.testing.assert_close(result.soft_targets[f"final.{part}"], model.dense2(torch.relu(model.dense1(h))).detach())
+
+
+def test_the_tail_is_trained_at_its_own_rate():
+    losses = {}
+    for rate in (0.0, 1e-3):
+        result = ecg.train_student(run_of(replace(TINY, epochs=2, tail_epochs=2, tail_rate=rate)))
+        losses[rate] = [entry["validation_loss"] for entry in result.history]
+    assert losses[0.0][:2] == losses[1e-3][:2]
+    assert losses[0.0][0] != losses[0.0][1] == losses[0.0][2] == losses[0.0][3]
+    assert losses[1e-3][2] != losses[1e-3][3]
+
+
+# ---- the data
+
+
+def test_the_parts_share_no_row_and_have_all_of_them_with_their_labels():
+    data = ecg.load_data(TINY, {})
+    rows, classes, _ = synthetic.heartbeats(700, seed=0)
+    parts = [getattr(data, part) for part in ("train", "validation", "test")]
+    found = [(row.tobytes(), label) for part in parts for row, label in zip(part.inputs.numpy(), part.labels.tolist(), strict=True)]
+    assert sorted(found) == sorted(zip(map(bytes, rows), classes.tolist(), strict=True))
+    assert len({row for row, _ in found}) == 700
+    assert [len(part.labels) for part in parts] == pytest.approx([490, 70, 140], abs=3)
+    assert len({part.digest for part in parts}) == 3
+
+
+def test_a_split_by_patients_shares_none_and_the_published_one_has_kaggles_sizes(monkeypatch, tmp_path):
+    numbers = np.arange(109_446)
+    records = np.array(mitdb.RECORDS, np.int16)[numbers % len(mitdb.RECORDS)]
+    monkeypatch.setattr(mitdb, "heartbeats", lambda folder: (numbers[:, None].astype(np.float32), (numbers % 5).astype(np.uint8), records))
+
+    def parts(split):
+        data = ecg.load_data(replace(ecg.PAPER, split=split), {"mitdb": tmp_path})
+        assert split in data.name
+        rows = [getattr(data, part).inputs[:, 0].long() for part in ("train", "validation", "test")]
+        assert all(torch.equal(getattr(data, part).labels, row % 5) for part, row in zip(("train", "validation", "test"), rows, strict=True))
+        assert len(torch.cat(rows).unique()) == sum(map(len, rows))
+        return [row.numpy() for row in rows]
+
+    train, validation, test = (set(records[rows].tolist()) for rows in parts("inter-patient"))
+    assert not train & validation
+    assert not (train | validation) & test
+    assert [len(rows) for rows in parts("published")] == [87_554, 4_379, 17_513]  # 21,892 in the test file

@@ -1,0 +1,93 @@
+"""The figure of the ECG replication: when the F1 is reached, and what each ingredient adds. Called by `kd tables`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from numpy.typing import NDArray
+
+from kdlib.claims import Reported
+from kdlib.intervals import t_interval
+from kdlib.report.evidence import Record, measured
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+CURVES = {"baseline": "#4477aa", "baseline_mixup": "#228833", "distilled": "#ee6677", "sham": "#999999"}
+# From the released baseline to the distilled student, one ingredient at a time: label, arm, arm it is compared with.
+STEPS = (
+    ("twice the epochs", "baseline", "released_baseline"),
+    ("balanced draws", "baseline_balanced", "baseline"),
+    ("mixup", "baseline_mixup", "baseline_balanced"),
+    ("balanced draws and mixup", "baseline_mixup", "baseline"),
+    ("the teacher", "distilled", "baseline_mixup"),
+    ("all of it", "distilled", "released_baseline"),
+    ("all but what the sham keeps", "distilled", "sham"),
+)
+
+
+def draw(records: Sequence[Record], reported: Reported, path: Path) -> None:
+    """Write the figure of one profile's records."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=(1.1, 1), layout="constrained")
+    config = records[0].description["config"]
+    for arm, color in CURVES.items():
+        if curves := [selected(r.history) for r in records if r.arms.get(arm) == "final"]:
+            band(left, np.array(curves), arm, color)
+    for epoch in (config["released_epochs"], config["epochs"]):
+        left.axvline(epoch, color="black", linewidth=0.8, linestyle=":")
+    left.text(config["released_epochs"], left.get_ylim()[0], " released baseline stops", va="bottom", fontsize=8)
+    left.set(xlabel="epochs trained", ylabel="macro F1 on test",
+             title="F1 of the weights chosen so far (lowest validation loss; band: all seeds)")
+    left.title.set_fontsize(10)
+    left.legend(frameon=False, fontsize=8, loc="lower right")
+    bars(right, differences(measured(records)))
+    claimed = reported.claims["C1"].reported
+    right.axvline(claimed, color="black", linestyle="--", linewidth=0.8)
+    right.text(claimed, right.get_ylim()[1], " reported", fontsize=8, va="top")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130, metadata={"Software": None})
+    plt.close(figure)
+
+
+def selected(history: Sequence[Mapping[str, float]]) -> list[float]:
+    """After each epoch, the test F1 of the weights a run would stop with: those of its lowest validation loss."""
+    chosen, lowest = [], float("inf")
+    for entry in history:
+        if entry["validation_loss"] < lowest:
+            lowest, best = entry["validation_loss"], entry["test_macro_f1"]
+        chosen.append(best)
+    return chosen
+
+
+def differences(metrics: Mapping[str, Mapping[int, Mapping[str, float]]]) -> dict[str, NDArray[np.float64]]:
+    """By step, the paired differences of macro F1 over the seeds that both arms have."""
+    found = {}
+    for label, arm, over in STEPS:
+        seeds = sorted(metrics.get(arm, {}).keys() & metrics.get(over, {}).keys())
+        if seeds:
+            found[label] = np.array([metrics[arm][s]["macro_f1"] - metrics[over][s]["macro_f1"] for s in seeds])
+    return found
+
+
+def band(axes: plt.Axes, curves: NDArray[np.float64], label: str, color: str) -> None:
+    epochs = np.arange(1, curves.shape[1] + 1)
+    axes.plot(epochs, curves.mean(0), color=color, label=f"{label} (n = {len(curves)})")
+    axes.fill_between(epochs, curves.min(0), curves.max(0), color=color, alpha=0.2, linewidth=0)
+
+
+def bars(axes: plt.Axes, found: Mapping[str, NDArray[np.float64]]) -> None:
+    for row, (label, values) in enumerate(found.items()):
+        mean = float(values.mean())
+        axes.barh(row, mean, color="#222222" if label == "all of it" else "#4477aa", alpha=0.8, height=0.6)
+        axes.plot(values, np.full(len(values), row), "o", color="white", markeredgecolor="black", markersize=3)
+        if len(values) > 1 and np.ptp(values) > 0:
+            interval = t_interval(values)
+            axes.plot([interval.low, interval.high], [row, row], color="black", linewidth=1.2)
+    axes.set_yticks(range(len(found)), list(found))
+    axes.invert_yaxis()
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set(xlabel="difference of macro F1 on test", title="What each ingredient adds (line: 95% interval; dots: seeds)")
+    axes.title.set_fontsize(10)
