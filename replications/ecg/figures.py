@@ -89,5 +89,5 @@ def bars(axes: plt.Axes, found: Mapping[str, NDArray[np.float64]]) -> None:
     axes.set_yticks(range(len(found)), list(found))
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set(xlabel="difference of macro F1 on test", title="What each ingredient adds (line: 95% interval; dots: seeds)")
+    axes.set(xlabel="difference of macro F1 on test", title="What each ingredient adds (95% interval; dots: seeds)")
     axes.title.set_fontsize(10)
