@@ -47,7 +47,7 @@ class Description:
     @property
     def id(self) -> str:
         """The first 16 hex digits of the SHA-256 of the description's canonical JSON."""
-        return sha256(canonical_json(asdict(self)).encode())[:ID_LENGTH]
+        return sha256(canonical_json(vars(self)).encode())[:ID_LENGTH]
 
 
 @dataclass(frozen=True)

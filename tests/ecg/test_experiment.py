@@ -206,7 +206,7 @@ def test_taught_and_untaught_students_take_the_same_steps_from_the_same_weights(
         train(run)
         found.append(list(steps))
     assert found[0] == found[1] == found[2]
-    assert len(found[0]) == 1 + 3 * math.ceil(490 / 16)
+    assert len(found[0]) == 1 + 3 * math.ceil(len(run.data.train.labels) / 16)
 
 
 def test_a_distilled_student_is_trained_on_its_teachers_logits_of_the_same_rows(monkeypatch):
@@ -219,7 +219,7 @@ def test_a_distilled_student_is_trained_on_its_teachers_logits_of_the_same_rows(
     monkeypatch.setattr("kdlib.training.train_step", step)
     run, kept = taught(replace(TINY, epochs=1))
     ecg.train_distilled(run)
-    assert sorted(torch.cat([batch.indices for batch in seen]).tolist()) == list(range(490))
+    assert sorted(torch.cat([batch.indices for batch in seen]).tolist()) == list(range(len(run.data.train.labels)))
     for batch in seen:
         assert torch.equal(batch.inputs, run.data.train.inputs[batch.indices])
         assert torch.equal(batch.soft, kept["final.train"][batch.indices])
@@ -236,7 +236,7 @@ def test_mixup_reaches_the_loss_in_inputs_and_labels():
 
     ecg.train(run, ecg.student_network(), objective)
     data, mix = run.data.train, ecg.draws(run)(1)
-    order = torch.randperm(490, generator=generator(0, "order", 1))
+    order = torch.randperm(len(data.labels), generator=generator(0, "order", 1))
     first, second, weight = mix.first[order], mix.second[order], mix.weight[order].unsqueeze(1)
     assert ((weight > 0.05) & (weight < 0.95)).float().mean() > 0.1
     for values, name in ((data.inputs, "inputs"), (torch.eye(5)[data.labels], "labels")):
@@ -271,28 +271,29 @@ def test_the_tail_is_trained_at_its_own_rate():
 def test_the_parts_share_no_row_and_have_all_of_them_with_their_labels():
     data = ecg.load_data(TINY, {})
     rows, classes, _ = synthetic.heartbeats(700, seed=0)
-    parts = [getattr(data, part) for part in ("train", "validation", "test")]
-    found = [(row.tobytes(), label) for part in parts for row, label in zip(part.inputs.numpy(), part.labels.tolist(), strict=True)]
+    parts = [data.train, data.validation, data.test]
+    found = [pair for part in parts for pair in zip(map(bytes, part.inputs.numpy()), part.labels.tolist(), strict=True)]
     assert sorted(found) == sorted(zip(map(bytes, rows), classes.tolist(), strict=True))
-    assert len({row for row, _ in found}) == 700
+    assert len(set(found)) == 700
     assert [len(part.labels) for part in parts] == pytest.approx([490, 70, 140], abs=3)
     assert len({part.digest for part in parts}) == 3
 
 
 def test_a_split_by_patients_shares_none_and_the_published_one_has_kaggles_sizes(monkeypatch, tmp_path):
     numbers = np.arange(109_446)
-    records = np.array(mitdb.RECORDS, np.int16)[numbers % len(mitdb.RECORDS)]
-    monkeypatch.setattr(mitdb, "heartbeats", lambda folder: (numbers[:, None].astype(np.float32), (numbers % 5).astype(np.uint8), records))
+    classes, records = (numbers % 5).astype(np.uint8), np.array(list(mitdb.RECORDS), np.int16)[numbers % len(mitdb.RECORDS)]
+    monkeypatch.setattr(mitdb, "heartbeats", lambda folder: (numbers[:, None].astype(np.float32), classes, records))
 
-    def parts(split):
+    def rows(split):
         data = ecg.load_data(replace(ecg.PAPER, split=split), {"mitdb": tmp_path})
         assert split in data.name
-        rows = [getattr(data, part).inputs[:, 0].long() for part in ("train", "validation", "test")]
-        assert all(torch.equal(getattr(data, part).labels, row % 5) for part, row in zip(("train", "validation", "test"), rows, strict=True))
-        assert len(torch.cat(rows).unique()) == sum(map(len, rows))
-        return [row.numpy() for row in rows]
+        parts = [data.train, data.validation, data.test]
+        found = [part.inputs[:, 0].long() for part in parts]
+        assert all(torch.equal(part.labels, row % 5) for part, row in zip(parts, found, strict=True))
+        assert len(torch.cat(found).unique()) == sum(map(len, found))
+        return [row.numpy() for row in found]
 
-    train, validation, test = (set(records[rows].tolist()) for rows in parts("inter-patient"))
+    train, validation, test = (set(records[part].tolist()) for part in rows("inter-patient"))
     assert not train & validation
     assert not (train | validation) & test
-    assert [len(rows) for rows in parts("published")] == [87_554, 4_379, 17_513]  # 21,892 in the test file
+    assert [len(part) for part in rows("published")] == [87_554, 4_379, 17_513]  # 21,892 in the test file

@@ -1,0 +1,115 @@
+"""One thread; the toy experiment in a temporary repository, in this process or in forked ones that may be killed."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+TOY = Path(__file__).with_name("toy.py")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def write_toy(root: Path, name: str = "toy") -> Path:
+    """A repository's root with the toy experiment in it."""
+    folder = root / "replications" / name
+    folder.mkdir(parents=True)
+    shutil.copy(TOY, folder / "experiment.py")
+    (folder / "__init__.py").touch()
+    (folder.parent / "__init__.py").touch()
+    return root
+
+
+@pytest.fixture(scope="session")
+def toy_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture
+def toy(toy_root: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The toy experiment, loaded in this process."""
+    import replications
+    from kdlib.experiment import load_experiment
+
+    monkeypatch.setattr(replications, "__path__", [*replications.__path__, str(toy_root / "replications")])
+    return load_experiment("toy")
+
+
+class Server:
+    """Starts sessions of the toy experiment in processes of their own (see toy.py)."""
+
+    def __init__(self, root: Path, folder: Path, **env: str) -> None:
+        self.root, self.folder, self.numbers = root, folder, itertools.count()
+        repository = str(TOY.parents[1])
+        self.process = subprocess.Popen([sys.executable, str(TOY)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                                        cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": repository, **env})
+
+    def ask(self, line: str) -> int:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def start(self, store: Path, arms: Sequence[str], *, seeds: Sequence[int] = (0,), workers: int = 1, limit: int = 0,
+              root: Path | None = None, **env: str) -> Callable[[], dict[str, Any]]:
+        """Start a session; the function given back waits for its answer ({"killed": True} where SIGKILL ended it)."""
+        answer = self.folder / f"answer-{next(self.numbers)}.json"
+        order = {"root": str(root or self.root), "store": str(store), "arms": arms, "seeds": seeds, "workers": workers,
+                 "limit": limit, "answer": str(answer), "env": env}
+        pid = self.ask(json.dumps(order))
+
+        def wait(kill: bool = False) -> dict[str, Any]:
+            if kill:
+                os.kill(pid, signal.SIGKILL)
+            status = self.ask(f"wait {pid}")
+            assert status in (0, -signal.SIGKILL), status
+            if status:
+                return {"killed": True}
+            found: dict[str, Any] = {"killed": False, **json.loads(answer.read_text())}
+            assert not found["error"] or found["error"].startswith("KDError: "), found["error"]
+            return found
+
+        return wait
+
+    def run(self, store: Path, *arms: str, **rest: Any) -> dict[str, Any]:
+        return self.start(store, arms, **rest)()
+
+    def close(self) -> None:
+        self.process.communicate()
+        assert self.process.returncode == 0
+
+
+@pytest.fixture(scope="session")
+def server(toy_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    if not hasattr(os, "fork"):
+        pytest.skip("needs a system that forks")
+    server = Server(toy_root, tmp_path_factory.mktemp("answers"))
+    yield server
+    server.close()
+
+
+def contents(store: Path) -> dict[str, bytes]:
+    """Every stored file by "<run id>/<name>"; of run.json what must not differ between machines and hours."""
+    found = {}
+    for path in sorted(store.glob("runs/*/*")):
+        name, content = f"{path.parent.name}/{path.name}", path.read_bytes()
+        if path.name == "run.json":
+            content = json.dumps({key: value for key, value in json.loads(content).items() if key != "environment"}).encode()
+        if path.name != "manifest.json":
+            found[name] = content
+    return found

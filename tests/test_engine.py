@@ -1,0 +1,353 @@
+"""The graph of arms: order, shared runs, what a failure stops, and the same bytes from one process or several."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+
+from kdlib.engine import execute, plan, wanted_arms
+from kdlib.environment import environment, git_state, source_digest
+from kdlib.errors import KDError
+from kdlib.experiment import Arm, Compute, Experiment, Profile, load_experiment
+from kdlib.runs import Store, prune, read_run, write_manifest
+from tests.conftest import TOY, contents, write_toy
+
+CPU = Compute()
+
+
+def jobs_of(experiment, *names, seeds=(0,), profile="quick", compute=CPU):
+    return plan(experiment, experiment.profile(profile), names, seeds, compute, {})
+
+
+def by_arm(jobs):
+    return {(name, job.description.seed): job for job in jobs for name in job.arms}
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store")
+
+
+def run_here(jobs, store, **rest):
+    events = []
+    summary = execute(jobs, store, compute=CPU, folders={}, report=events.append, **rest)
+    return summary, events
+
+
+# ---- the plan
+
+
+def test_what_an_arm_needs_is_pulled_in_parents_first(toy):
+    assert [arm.name for arm in wanted_arms(toy, ["grandchild"])] == ["teacher", "assistant", "grandchild"]
+    jobs = jobs_of(toy, "grandchild", "baseline", seeds=(3, 1))
+    assert [(job.arms, job.description.seed) for job in jobs] == [
+        ((name,), seed) for seed in (3, 1) for name in ("teacher", "baseline", "assistant", "grandchild")]
+    seen = set()
+    for job in jobs:
+        assert {run for run, _ in job.parents.values()} <= seen
+        seen.add(job.description.id)
+
+
+def test_parents_are_of_the_same_seed(toy):
+    arms = by_arm(jobs_of(toy, "grandchild", seeds=(0, 1)))
+    for seed in (0, 1):
+        assert arms["assistant", seed].parents == {"teacher": (arms["teacher", seed].description.id, "final")}
+        assert arms["grandchild", seed].parents == {"teacher": (arms["assistant", seed].description.id, "final")}
+
+
+def test_snapshots_of_one_run_share_a_job_and_their_students_do_not(toy):
+    arms = by_arm(jobs_of(toy, "distilled", "distilled_early"))
+    assert arms["teacher", 0] is arms["early_teacher", 0]
+    assert arms["teacher", 0].label == "teacher = early_teacher, seed 0"
+    assert arms["distilled_early", 0].parents == {"teacher": (arms["teacher", 0].description.id, "early")}
+    assert arms["distilled", 0].description.id != arms["distilled_early", 0].description.id
+    assert len(jobs_of(toy, "distilled", "distilled_early")) == 3
+
+
+def test_a_changed_teacher_changes_its_descendants_ids_and_no_other(toy, monkeypatch):
+    names = ("grandchild", "baseline")
+    before = by_arm(jobs_of(toy, *names))
+    arms = tuple(replace(arm, change={"rate": 0.02}) if arm.name == "teacher" else arm for arm in toy.arms)
+    monkeypatch.setattr(toy.module, "ARMS", arms)
+    after = by_arm(jobs_of(toy, *names))
+    changed = {name for name, seed in before if before[name, seed].description.id != after[name, seed].description.id}
+    assert changed == {"teacher", "assistant", "grandchild"}
+
+
+def test_what_else_decides_a_result_moves_every_id(toy, monkeypatch):
+    def ids(**rest):
+        return {job.description.id for job in jobs_of(toy, "grandchild", **rest)}
+
+    found = [ids(), ids(seeds=(1,)), ids(profile="other"), ids(compute=Compute(threads=2)), ids(compute=Compute("cuda"))]
+    for name, value in (("PROTOCOL", 2), ("SOURCE", "other")):
+        monkeypatch.setattr(toy.module, name, value)
+        found.append(ids())
+    assert len(set.union(*found)) == 3 * len(found)
+    monkeypatch.undo()
+
+
+def test_a_copy_under_another_name_shares_the_runs(toy, toy_root):
+    shutil.copytree(toy_root / "replications" / "toy", toy_root / "replications" / "copy")
+    try:
+        ids = [[job.description.id for job in jobs_of(load_experiment(name), "grandchild")] for name in ("toy", "copy")]
+        assert ids[0] == ids[1]
+        assert source_digest(load_experiment("copy").folder) == source_digest(toy.folder)
+    finally:
+        shutil.rmtree(toy_root / "replications" / "copy")
+
+
+def made_up(*arms):
+    module = ModuleType("made_up")
+    module.SOURCE, module.PROTOCOL, module.ARMS = "made-up", 1, arms
+    module.load_data = lambda config, folders: SimpleNamespace(digest="d")
+    return Experiment("made_up", module)
+
+
+def test_unknown_names_are_answered_with_those_there_are(toy):
+    with pytest.raises(KDError, match="toy: no arm 'student'; there are teacher, early_teacher"):
+        jobs_of(toy, "student")
+    with pytest.raises(KDError, match="toy: no profile 'full'; there are quick, other"):
+        toy.profile("full")
+    with pytest.raises(KDError, match="no replication 'nothing' here"):
+        load_experiment("nothing")
+
+
+def test_a_parent_that_stands_after_its_child(toy):
+    child = Arm("child", (), print, {"teacher": "parent"})
+    with pytest.raises(KDError, match="arm 'child' needs 'parent', which must stand before it in ARMS"):
+        plan(made_up(child, Arm("parent", (), print)), Profile(toy.profile("quick").config, 1), ["child"], [0], CPU, {})
+
+
+@pytest.mark.parametrize(("arms", "words"), [
+    ((Arm("a", (), print), Arm("a", (), len)), "two called 'a'"),
+    ((Arm("a", (), lambda run: 1), Arm("b", (), lambda run: 2)), "two called '<lambda>'.*taken for each other"),
+])  # fmt: skip
+def test_names_that_would_be_mistaken_are_refused(toy, monkeypatch, arms, words):
+    monkeypatch.setattr(toy.module, "ARMS", arms)
+    with pytest.raises(KDError, match=words):
+        load_experiment("toy")
+
+
+def test_a_part_that_is_missing_is_named(toy, monkeypatch):
+    monkeypatch.delattr(toy.module, "BANDED")
+    with pytest.raises(KDError, match=r"experiment\.py: expected BANDED to be defined"):
+        load_experiment("toy")
+
+
+# ---- in this process
+
+
+def test_a_complete_run_is_never_trained_again(toy, store, tmp_path, monkeypatch):
+    log = tmp_path / "log"
+    monkeypatch.setenv("TOY_LOG", str(log))
+    jobs = jobs_of(toy, "distilled", "early_teacher")
+    first, events = run_here(jobs, store)
+    assert [event.kind for event in events] == ["started", "epoch", "epoch", "epoch", "finished"] * 2
+    assert [event.epoch for event in events if event.kind == "epoch"] == [1, 2, 3] * 2
+    before, trained = contents(store.folder), log.read_text()
+    second, events = run_here(jobs, store)
+    assert [event.kind for event in events] == ["reused", "reused"]
+    assert second == first
+    assert log.read_text() == trained
+    assert contents(store.folder) == before
+    assert not list((store.folder / "work").iterdir())
+
+
+def test_students_learn_from_the_snapshot_they_name(toy, store):
+    jobs = by_arm(jobs_of(toy, "distilled", "distilled_early"))
+    summary, _ = run_here(jobs_of(toy, "distilled", "distilled_early"), store)
+    runs = {name: summary.finished[job.description.id] for (name, _), job in jobs.items()}
+    assert set(runs["teacher"].metrics) == {"best", "early", "final"}
+    assert not torch.equal(runs["teacher"].soft_targets("early.train"), runs["teacher"].soft_targets("final.train"))
+    assert runs["distilled"].weights_sha256 != runs["distilled_early"].weights_sha256
+
+
+def test_a_failure_blocks_its_descendants_and_nothing_else(toy, store):
+    names = ("below_below_refused", "crashed", "diverged", "baseline", "distilled")
+    jobs = by_arm(jobs_of(toy, *names))
+    summary, events = run_here(jobs_of(toy, *names), store)
+    arm_of = {job.description.id: name for (name, _), job in jobs.items()}
+    assert {arm_of[run] for run in summary.finished} == {"teacher", "baseline", "distilled"}
+    failed = {arm_of[run]: text for run, text in summary.failed.items()}
+    assert failed.keys() == {"refused", "crashed", "diverged"}
+    assert failed["refused"] == "refused, seed 0: a reason a user can act on"
+    assert failed["diverged"].startswith("diverged, seed 0: expected a finite loss, found nan at epoch ")
+    blocked = {arm_of[run]: arm_of[parent] for run, parent in summary.blocked.items()}
+    assert blocked == {"below_refused": "refused", "below_below_refused": "below_refused"}
+    assert {event.job.arms[0] for event in events if event.kind == "started"}.isdisjoint(blocked)
+    text = failed["crashed"]
+    assert text.startswith("ZeroDivisionError: ünexpected (traceback in ")
+    traceback = Path(text.removesuffix(")").rpartition(" in ")[2]).read_text(encoding="utf-8")
+    assert traceback.startswith("Traceback")
+    assert 'raise ZeroDivisionError("ünexpected")' in traceback
+    assert len(store.ids()) == 3
+
+
+def test_a_student_of_a_pruned_teacher_gets_the_same_bytes(toy, tmp_path):
+    (teacher,) = jobs_of(toy, "teacher")
+    stores = {name: Store(tmp_path / name) for name in ("whole", "pruned")}
+    for name, store in stores.items():
+        summary, _ = run_here([teacher], store)
+        if name == "pruned":
+            assert prune(summary.finished[teacher.description.id]) > 0
+        summary, events = run_here(jobs_of(toy, "grandchild"), store)
+        assert events[0].kind == "reused"
+        assert len(summary.finished) == 3
+    whole, pruned = (contents(store.folder) for store in stores.values())
+    assert whole.keys() - pruned.keys() == {f"{teacher.description.id}/weights.safetensors"}
+    assert pruned == {name: whole[name] for name in pruned}
+
+
+def test_a_damaged_run_is_told_and_made_again(toy, store):
+    jobs = jobs_of(toy, "distilled")
+    run_here(jobs, store)
+    before = contents(store.folder)
+    path = store.run_folder(jobs[0].description.id) / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
+    summary, events = run_here(jobs, store)
+    assert len(summary.finished) == 2
+    assert contents(store.folder) == before
+    (notice,) = (event for event in events if event.kind == "notice")
+    assert str(path) in notice.text
+    assert "Set aside as" in notice.text
+    assert [event.kind for event in events if event.kind in ("reused", "finished")] == ["reused", "finished"]
+
+
+def test_a_checkpoint_that_is_damaged_is_told(toy, store, tmp_path):
+    (job,) = jobs_of(toy, "baseline")
+    work = store.work_folder(job.description.id)
+    work.mkdir(parents=True)
+    (work / "checkpoint.safetensors").write_bytes(b"")
+    _, events = run_here([job], store)
+    texts = [event.text for event in events if event.kind == "epoch"]
+    assert "checkpoint.safetensors" in texts[0]
+    assert texts[1:] == ["", ""]
+
+
+def test_a_record_without_environment_is_reused_with_a_notice(toy, store):
+    (job,) = jobs_of(toy, "baseline")
+    summary, _ = run_here([job], store)
+    (run,) = summary.finished.values()
+    record = json.loads((run.folder / "run.json").read_text()) | {"environment": {}}
+    (run.folder / "run.json").write_text(json.dumps(record))
+    write_manifest(run.folder)
+    _, events = run_here([job], store)
+    assert [event.kind for event in events] == ["notice", "reused"]
+
+
+def test_what_a_run_says_of_its_environment(toy, store):
+    summary, _ = run_here(jobs_of(toy, "baseline"), store)
+    (run,) = summary.finished.values()
+    about = run.environment
+    assert about["versions"]["torch"] == torch.__version__
+    assert (about["commit"], about["clean"]) == ("unknown", None)
+    assert about["source"] == source_digest(toy.folder)
+    assert about["threads"] == 1
+    assert about["peak_memory_bytes"] > 1e7
+    assert 0 <= about["seconds"] < 60
+    assert read_run(run.folder) == run
+
+
+# ---- in several processes
+
+
+@pytest.mark.slow
+def test_several_processes_give_the_bytes_of_one(server, tmp_path):
+    """Even in another time zone, locale and order of hashes: spawned processes are fresh interpreters."""
+    settings = {"TZ": "Pacific/Kiritimati", "LC_ALL": "tr_TR.ISO-8859-9", "PYTHONHASHSEED": "12345", "PYTHONUTF8": "0"}
+    arms = ("below_below_refused", "crashed", "diverged", "grandchild", "baseline", "distilled_early")
+    serial = server.run(tmp_path / "1", *arms, seeds=(0, 1))
+    parallel = server.run(tmp_path / "2", *arms, seeds=(0, 1), workers=2, **settings)
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+    assert set(parallel["finished"]) == set(serial["finished"]) == {
+        f"{arm}/{seed}" for arm in ("teacher", "baseline", "distilled_early", "assistant", "grandchild") for seed in (0, 1)}
+    assert set(parallel["blocked"]) == set(serial["blocked"]) == {
+        f"{arm}/{seed}" for arm in ("below_refused", "below_below_refused") for seed in (0, 1)}
+    assert parallel["failed"]["refused/1"] == "refused, seed 1: a reason a user can act on"
+    assert parallel["failed"]["diverged/0"] == serial["failed"]["diverged/0"]
+    log = Path(parallel["failed"]["crashed/0"].removesuffix(")").rpartition(" in ")[2])
+    assert log.is_relative_to(tmp_path / "2")
+    assert "ZeroDivisionError: ünexpected" in log.read_text(encoding="utf-8")
+    kinds = [event[0] for event in parallel["events"]]
+    assert sorted(kinds) == sorted(event[0] for event in serial["events"])
+    assert kinds.count("epoch") == 3 * 10
+
+
+@pytest.mark.slow
+def test_a_worker_ended_from_outside(server, tmp_path):
+    """The session stops with a sentence, and the same command goes on from there."""
+    answer = server.run(tmp_path / "store", "killed", "baseline", workers=2)
+    assert answer["error"].startswith("KDError: a training process was ended from outside")
+    again = server.run(tmp_path / "store", "killed", "baseline")
+    assert set(again["finished"]) == {"killed/0", "baseline/0"}
+
+
+# ---- code and commits
+
+
+def test_edited_code_with_the_same_configuration_is_reused_with_a_notice(server, tmp_path):
+    root = write_toy(tmp_path / "edited")
+    server.run(tmp_path / "store", "teacher", root=root)
+    same = server.run(tmp_path / "store", "teacher", root=write_toy(tmp_path / "copied"))
+    assert [event[0] for event in same["events"]] == ["reused"]
+    with (root / "replications" / "toy" / "experiment.py").open("a") as file:
+        file.write("# an edit\n")
+    answer = server.run(tmp_path / "store", "teacher", "baseline", root=root)
+    kinds = [event[0] for event in answer["events"]]
+    assert kinds == ["notice", "reused", "started", "epoch", "epoch", "epoch", "finished"]
+    assert "was made by other source files than these (commit unknown)" in answer["events"][0][2]
+    assert "Raise PROTOCOL" in answer["events"][0][2]
+    assert set(answer["finished"]) == {"teacher/0", "baseline/0"}
+
+
+def test_source_digest_is_that_of_the_files_not_of_their_place(tmp_path):
+    folders = [write_toy(tmp_path / name, inner) / "replications" / inner for name, inner in (("a", "toy"), ("b", "other"))]
+    assert source_digest(folders[0]) == source_digest(folders[1])
+    shutil.copytree(tmp_path / "a", tmp_path / "c")
+    (tmp_path / "c" / "replications" / "shared.py").write_text("RATE = 1\n")  # what replications of one source share
+    shutil.copytree(tmp_path / "a", tmp_path / "d")
+    (tmp_path / "d" / "replications" / "toy" / "kernels.py").write_text("RATE = 1\n")
+    shutil.copytree(tmp_path / "a", tmp_path / "e")
+    (tmp_path / "e" / "replications" / "toy" / "README.md").write_text("words\n")
+    digests = {name: source_digest(tmp_path / name / "replications" / "toy") for name in "acde"}
+    assert digests["a"] == digests["e"]
+    assert len({digests[name] for name in "acd"}) == 3
+
+
+def test_git_state(tmp_path):
+    assert git_state(tmp_path) == ("unknown", None)
+    if shutil.which("git") is None:
+        pytest.skip("needs git")
+
+    def git(*arguments):
+        subprocess.run(["git", "-C", str(tmp_path / "r"), "-c", "user.name=n", "-c", "user.email=e@example.org", *arguments],
+                       check=True, capture_output=True)
+
+    write_toy(tmp_path / "r")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    commit = subprocess.run(["git", "-C", str(tmp_path / "r"), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    folder = tmp_path / "r" / "replications"
+    assert git_state(folder) == (commit.stdout.strip(), True)
+    (tmp_path / "r" / "README.md").write_text("no source")
+    assert git_state(folder / "toy")[1] is True
+    (folder / "toy" / "experiment.py").write_text("# edited\n")
+    git_state.cache_clear()  # a session looks once
+    assert git_state(folder) == (commit.stdout.strip(), False)
+
+
+def test_the_environment_can_be_written_as_json_and_names_no_host():
+    text = json.dumps(environment(TOY.parent, "cpu"))
+    assert os.uname().nodename not in text
+    assert str(TOY.parent) not in text
+    assert f'"python": "{sys.version.split()[0]}"' in text

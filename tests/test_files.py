@@ -1,0 +1,162 @@
+"""Files: whole or absent; any change of a stored tensor or note is seen."""
+
+import ast
+import hashlib
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+import kdlib
+from kdlib.errors import KDError
+from kdlib.files import DamagedFile, array_digest, atomic_write, canonical_json, load_tensors, save_tensors, sha256, tensor_digest
+
+TENSORS = {
+    "weights": torch.arange(6, dtype=torch.float32).reshape(2, 3), "count": torch.tensor(7), "half": torch.tensor([1.5]).half(),
+    "brain": torch.tensor([1.5, -2.0], dtype=torch.bfloat16), "flags": torch.tensor([True, False]), "none": torch.zeros(0, 3),
+}  # fmt: skip
+NOTES = {"history": [{"loss": 0.5123}, {"loss": 0.25}], "label": "ä"}
+
+
+def test_sha256_of_nothing():
+    assert sha256(b"") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"  # FIPS 180-4 example
+
+
+def test_canonical_json_knows_no_order_of_keys_and_no_infinity():
+    assert canonical_json({"b": [1, 2.5], "a": {"d": None, "c": "ä"}}) == '{"a":{"c":"\\u00e4","d":null},"b":[1,2.5]}'
+    for value in (math.nan, math.inf, -math.inf):
+        with pytest.raises(ValueError, match="JSON"):
+            canonical_json([value])
+
+
+def test_atomic_write_replaces_the_whole_file_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / "new" / "file"
+    atomic_write(path, b"long old content")
+    atomic_write(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert os.listdir(path.parent) == ["file"]
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("name", ["replace", "fsync"])
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, name):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "file"
+    atomic_write(path, b"old")
+    monkeypatch.setattr(os, name, fail)
+    with pytest.raises(KDError, match=r"disk is full .*free some space.*same command again"):
+        atomic_write(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize(("number", "words"), [(30, "may not be written"), (13, "permissions"), (5, "could not be written")])
+def test_a_write_that_fails_says_why(tmp_path, monkeypatch, number, words):
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(KDError, match=words) as caught:
+        atomic_write(tmp_path / "file", b"new")
+    assert str(tmp_path / "file") in str(caught.value)
+
+
+def test_a_file_in_the_way_of_a_folder(tmp_path):
+    (tmp_path / "store").write_text("not a folder")
+    with pytest.raises(KDError, match="could not be written"):
+        atomic_write(tmp_path / "store" / "runs" / "file", b"new")
+
+
+def test_tensors_and_notes_come_back(tmp_path):
+    save_tensors(tmp_path / "file", TENSORS, NOTES)
+    tensors, notes = load_tensors(tmp_path / "file")
+    assert notes == NOTES
+    assert sorted(tensors) == sorted(TENSORS)
+    for name, value in TENSORS.items():
+        assert tensors[name].dtype == value.dtype
+        assert torch.equal(tensors[name], value)
+
+
+def test_bytes_depend_on_content_only(tmp_path):
+    shared = TENSORS["weights"]
+    save_tensors(tmp_path / "a", {**TENSORS, "again": shared}, NOTES)
+    turned = {name: value.clone() for name, value in reversed(TENSORS.items())}
+    turned["again"] = shared.T.contiguous().T  # other strides
+    save_tensors(tmp_path / "b", turned, {key: NOTES[key] for key in reversed(NOTES)})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_tensor_digest_sees_names_types_shapes_and_values():
+    base = torch.zeros(2, 3)
+    variants = [{"a": base}, {"b": base}, {"a": base.double()}, {"a": base.reshape(3, 2)}, {"a": base + 1e-45}, {"a": base.int()},
+                {"a": base, "b": base}, {"a": -base}]
+    assert len({tensor_digest(variant) for variant in variants}) == len(variants)
+
+
+def test_array_digest_is_sha256_over_type_shape_and_bytes():
+    array = np.array([[1, 2], [3, 4]], dtype="<i2")
+    by_hand = hashlib.sha256(b"int16|(2, 2)|" + bytes([1, 0, 2, 0, 3, 0, 4, 0])).hexdigest()[:16]
+    assert array_digest(array) == by_hand
+    assert array_digest(np.asfortranarray(array)) == by_hand
+    others = {array_digest(*arrays) for arrays in [(array, array), (array.T,), (array.astype("<i4"),), (array.reshape(4),)]}
+    assert len({by_hand, *others}) == 5
+
+
+def test_every_flipped_byte_is_seen(tmp_path):
+    path = tmp_path / "file"
+    save_tensors(path, {"weights": torch.arange(3.0)}, NOTES)
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])  # a digit becomes another
+        with pytest.raises(DamagedFile, match="expected"):
+            load_tensors(path)
+
+
+def test_every_cut_is_seen(tmp_path):
+    path = tmp_path / "file"
+    save_tensors(path, TENSORS, NOTES)
+    whole = path.read_bytes()
+    for length in {*range(0, len(whole), 5), len(whole) - 1}:
+        path.write_bytes(whole[:length])
+        with pytest.raises(DamagedFile, match=str(path)):
+            load_tensors(path)
+
+
+@pytest.mark.parametrize("metadata", [None, {}, {"other": "x"}, {"kdlib": "["}, {"kdlib": "[]"}, {"kdlib": "{}"}, {"kdlib": "1"},
+                                      {"kdlib": json.dumps({"digest": 7, "notes": None})}])
+def test_files_of_others_are_refused(tmp_path, metadata):
+    (tmp_path / "file").write_bytes(safetensors.torch.save({"a": torch.zeros(2)}, metadata))
+    with pytest.raises(DamagedFile, match="expected"):
+        load_tensors(tmp_path / "file")
+
+
+def test_a_folder_or_nothing_in_place_of_a_file(tmp_path):
+    for path in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(DamagedFile, match="unreadable"):
+            load_tensors(path)
+
+
+def test_kdlib_reads_no_pickle():
+    """No module that unpickles is imported, and none of the functions that do so behind another name is called."""
+    modules = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+    calls = {"torch.load", "np.load", "numpy.load", "pd.read_pickle", "pandas.read_pickle", "torch.hub.load", "eval", "exec"}
+    files = sorted(Path(kdlib.__file__).parent.rglob("*.py"))
+    assert len(files) > 20
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                assert not modules & {alias.name.partition(".")[0] for alias in node.names}, path
+            elif isinstance(node, ast.ImportFrom):
+                assert (node.module or "").partition(".")[0] not in modules, path
+                assert not (node.module in ("torch", "numpy") and "load" in {alias.name for alias in node.names}), path
+            elif isinstance(node, ast.Call):
+                assert ast.unparse(node.func) not in calls, path
+            elif isinstance(node, ast.keyword):
+                assert node.arg != "allow_pickle", path

@@ -1,0 +1,96 @@
+"""A process really killed by SIGKILL: what is made afterwards equals what an unbroken session makes, to the last byte."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+
+from tests.conftest import contents
+from tests.toy import EPOCHS, STEPS
+
+ARMS = ("teacher", "distilled")
+WRITES = 2 * EPOCHS + 4 + 3  # checkpoints; weights, soft targets, run.json, manifest; weights, run.json, manifest
+RENAMES = WRITES + 2  # and each run's folder into place
+PLACES = {"step": 2 * EPOCHS * STEPS, "half written": WRITES, "before rename": RENAMES, "after rename": RENAMES,
+          "after write": WRITES}
+ALL = [f"{place}:{n}" for place, count in PLACES.items() for n in range(1, count + 1)]
+CHOSEN = sorted({
+    *random.Random(0).sample(ALL, 18),
+    f"half written:{EPOCHS}", f"before rename:{EPOCHS}",  # the teacher's last checkpoint
+    f"after write:{EPOCHS + 1}", f"before rename:{EPOCHS + 2}",  # between its weights and its manifest
+    f"after write:{EPOCHS + 4}", f"before rename:{EPOCHS + 5}",  # complete, not yet in place
+    f"after rename:{EPOCHS + 5}",  # in place, its work folder still there
+})  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def unbroken(server, tmp_path_factory):
+    store = tmp_path_factory.mktemp("unbroken")
+    assert set(server.run(store, *ARMS)["finished"]) == {"teacher/0", "distilled/0"}
+    return contents(store)
+
+
+def begun(log):
+    return Counter(log.read_text().splitlines()) if log.exists() else Counter()
+
+
+def as_unbroken(store, unbroken):
+    assert contents(store) == unbroken
+    assert sum(name.endswith("/weights.safetensors") for name in unbroken) == 2
+    assert not list(store.glob("runs/.*"))
+    assert not list(store.glob("runs/*/.*"))
+    assert not list(store.glob("damaged/*"))
+
+
+@pytest.mark.slow
+def test_there_are_as_many_places_as_counted(server, tmp_path):
+    """At the last passage the process is killed, and one further it is not."""
+    for place, count in PLACES.items():
+        assert server.run(tmp_path / f"{place} last", *ARMS, TOY_KILL=f"{place}:{count}")["killed"], place
+        answer = server.run(tmp_path / place, *ARMS, TOY_KILL=f"{place}:{count + 1}")
+        assert not answer["killed"], place
+        assert answer["error"] == ""
+        assert len(answer["finished"]) == 2
+
+
+@pytest.mark.parametrize("place", CHOSEN)
+def test_killed_and_run_again(server, unbroken, tmp_path, place):
+    log = tmp_path / "log"
+    assert server.run(tmp_path / "store", *ARMS, TOY_KILL=place, TOY_LOG=str(log))["killed"]
+    answer = server.run(tmp_path / "store", *ARMS, TOY_LOG=str(log))
+    assert set(answer["finished"]) == {"teacher/0", "distilled/0"}
+    as_unbroken(tmp_path / "store", unbroken)
+    epochs = begun(log)
+    assert len(epochs) == 2 * EPOCHS
+    assert epochs.total() <= 2 * EPOCHS + 1, epochs
+
+
+@pytest.mark.slow
+def test_killed_in_every_epoch(server, unbroken, tmp_path):
+    """As a machine that never stays up for two epochs: each try gets one further."""
+    log, deaths = tmp_path / "log", 0
+    while server.run(tmp_path / "store", *ARMS, TOY_KILL=f"step:{STEPS + 2}", TOY_LOG=str(log))["killed"]:
+        deaths += 1
+        assert deaths < 2 * EPOCHS
+    as_unbroken(tmp_path / "store", unbroken)
+    assert deaths == 2 * EPOCHS - 1  # the last epoch ends before step STEPS + 2
+    assert max(begun(log).values()) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(4))
+def test_killed_at_any_time(server, unbroken, tmp_path, number):
+    from time import sleep
+
+    clock, log, deaths = random.Random(number), tmp_path / "log", 0
+    while True:
+        wait = server.start(tmp_path / "store", ARMS, TOY_LOG=str(log), TOY_SLEEP="0.01")
+        sleep(clock.uniform(0.0, 0.5))
+        killed = wait(kill=deaths < 3)["killed"]
+        deaths += killed
+        if not killed:
+            break
+    as_unbroken(tmp_path / "store", unbroken)
+    assert begun(log).total() <= 2 * EPOCHS + deaths

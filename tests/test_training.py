@@ -1,0 +1,422 @@
+"""The loop against one written by hand; modes, schedules, selection, checkpoints."""
+
+import copy
+import math
+import re
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+
+from kdlib.batches import Batches, Examples
+from kdlib.losses import cross_entropy, hard_and_soft
+from kdlib.seeds import derive_seed, generator
+from kdlib.targets import SoftTargets
+from kdlib.training import NonFiniteLoss, Progress, epochs, evaluating, predict_logits, train_step
+
+N, K, SIZE, SEED = 37, 3, 8, 4
+
+
+def network(dropout=0.4):
+    model = nn.Sequential(nn.Linear(5, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, K))
+    with torch.no_grad():
+        for index, parameter in enumerate(model.parameters()):
+            parameter.copy_(torch.randn(parameter.shape, generator=generator(SEED, "weights", index)) / 2)
+    return model
+
+
+@pytest.fixture
+def examples():
+    inputs = torch.randn(N, 5, generator=generator(0, "inputs"))
+    return Examples(inputs, inputs[:, :K].argmax(1), "data")
+
+
+def hard(outputs, batch):
+    return cross_entropy(outputs, batch.labels)
+
+
+def adam(model):
+    return torch.optim.Adam(model.parameters(), lr=0.01)
+
+
+def bits(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+# ---- the loop
+
+
+def test_loop_is_the_hand_written_loop(examples):
+    """Three epochs of shuffled batches, Adam, dropout and batch norm: the same parameters to the last bit."""
+    soft = SoftTargets(torch.randn(N, K, generator=generator(0, "teacher")) * 3, "run", "data")
+
+    def objective(outputs, batch):
+        return hard_and_soft(outputs, batch.soft, batch.labels, 0.1, 0.9, 4.0)
+
+    model = network()
+    progress = Progress(model, adam(model))
+    assert list(epochs(progress, Batches(examples, SIZE, SEED, soft), objective, count=3, seed=SEED)) == [1, 2, 3]
+
+    by_hand = network()
+    optimizer = adam(by_hand)
+    by_hand.train()
+    for epoch in (1, 2, 3):
+        order = torch.randperm(N, generator=torch.Generator().manual_seed(derive_seed(SEED, "order", epoch)))
+        torch.manual_seed(derive_seed(SEED, "layers", epoch))
+        losses = []
+        for start in range(0, N, SIZE):
+            rows = order[start : start + SIZE]
+            logits = by_hand(examples.inputs[rows])
+            loss = hard_and_soft(logits, soft.logits[rows], examples.labels[rows], 0.1, 0.9, 4.0)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        assert progress.history[epoch - 1]["training_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-12)
+    assert same(bits(model), bits(by_hand))
+    assert not same(bits(model), bits(network()))
+
+
+def test_one_step_of_plain_descent_by_arithmetic():
+    """w = 2, loss (3 w)^2: gradient 18 w = 36, so w becomes 2 - 0.1 * 36."""
+    model = nn.Linear(1, 1, bias=False).double()
+    nn.init.constant_(model.weight, 2.0)
+    examples = Examples(torch.tensor([[3.0]]).double(), torch.tensor([0]), "data")
+    (batch,) = Batches(examples, 1, 0)(1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model.weight.grad = torch.tensor([[1e6]]).double()  # of an earlier step: must not be added
+    loss = train_step(model, optimizer, lambda outputs, batch: outputs.square().mean(), batch)
+    assert loss.item() == 36.0
+    assert not loss.requires_grad
+    assert model.weight.item() == pytest.approx(2.0 - 3.6, rel=1e-15)
+
+
+def test_student_trains_again_after_a_validation(examples):
+    """Left in evaluation mode, epoch 2 would have no dropout and batch norm would stand still."""
+    model = network()
+    progress = Progress(model, adam(model))
+    modes = []
+    model[3].register_forward_hook(lambda module, *_: modes.append(module.training))
+    averages = []
+    for _ in epochs(progress, Batches(examples, SIZE, SEED), hard, count=3, seed=SEED):
+        model.eval()  # as a body that validates by itself and forgets
+        averages.append(model[1].running_mean.clone())
+    steps = len(Batches(examples, SIZE, SEED))
+    assert modes == [True] * 3 * steps
+    assert not torch.equal(averages[0], averages[1])
+    assert model[1].num_batches_tracked == 3 * steps
+
+
+def test_what_the_body_draws_does_not_move_the_next_epoch(examples):
+    found = []
+    for disturb in (False, True):
+        model = network()
+        for _ in epochs(Progress(model, adam(model)), Batches(examples, SIZE, SEED), hard, count=2, seed=SEED):
+            if disturb:
+                torch.rand(17)
+        found.append(bits(model))
+    assert same(*found)
+
+
+def test_dropout_differs_between_epochs(examples):
+    model = network()
+    masks = []
+    model[3].register_forward_hook(lambda _, inputs, output: masks.append((output == 0) & (inputs[0] != 0)))
+    batches = list(Batches(examples, N, SEED)(1))
+    progress = Progress(model, torch.optim.SGD(model.parameters(), lr=0.0))
+    list(epochs(progress, lambda epoch: batches, hard, count=2, seed=SEED))
+    assert not torch.equal(masks[0], masks[1])
+
+
+def test_rate_is_applied_each_epoch(examples):
+    model = network()
+    optimizer = torch.optim.SGD([{"params": model[0].parameters()}, {"params": model[4].parameters(), "lr": 5.0}], lr=0.5)
+    seen = []
+
+    def objective(outputs, batch):
+        seen.append([group["lr"] for group in optimizer.param_groups])
+        return hard(outputs, batch)
+
+    def rate(epoch):
+        return 0.01 if epoch < 3 else 0.001
+
+    list(epochs(Progress(model, optimizer), Batches(examples, N, SEED), objective, count=4, seed=SEED, rate=rate))
+    assert seen == [[0.01] * 2, [0.01] * 2, [0.001] * 2, [0.001] * 2]
+
+
+def test_without_a_rate_the_optimizers_own_is_kept(examples):
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.125)
+    list(epochs(Progress(model, optimizer), Batches(examples, N, SEED), hard, count=2, seed=SEED))
+    assert optimizer.param_groups[0]["lr"] == 0.125
+
+
+def test_a_rate_of_zero_trains_nothing(examples):
+    model = network()
+    before = [parameter.clone() for parameter in model.parameters()]
+    list(epochs(Progress(model, adam(model)), Batches(examples, SIZE, SEED), hard, count=1, seed=SEED, rate=lambda _: 0.0))
+    assert all(map(torch.equal, before, model.parameters()))
+
+
+def test_breaking_off_is_early_stopping(examples):
+    model = network()
+    progress = Progress(model, adam(model))
+    for epoch in epochs(progress, Batches(examples, SIZE, SEED), hard, count=9, seed=SEED):
+        if epoch == 2:
+            break
+    assert progress.epoch == len(progress.history) == 2
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_non_finite_loss_names_run_epoch_and_step(examples, value):
+    model = network()
+    steps = iter(range(1, 99))
+
+    def objective(outputs, batch):
+        return hard(outputs, batch) * (value if next(steps) == 5 + 3 else 1.0)  # 5 steps an epoch
+
+    with pytest.raises(NonFiniteLoss, match=rf"^baseline, seed 3: .*found {value} at epoch 2, step 3 of 5; lower the"):
+        list(epochs(Progress(model, adam(model), label="baseline, seed 3"), Batches(examples, SIZE, SEED), objective, count=3,
+                    seed=SEED))
+
+
+def test_a_run_that_diverged_leaves_the_last_good_epoch(examples, tmp_path):
+    model = network()
+    path = tmp_path / "checkpoint"
+    with pytest.raises(NonFiniteLoss, match="epoch 2, step 2"):
+        list(epochs(Progress(model, adam(model), checkpoint=path), Batches(examples, SIZE, SEED), hard, count=9, seed=SEED,
+                    rate=lambda epoch: 0.01 if epoch < 2 else math.inf))
+    again = network()
+    assert Progress(again, adam(again), checkpoint=path).epoch == 1
+
+
+def test_an_infinite_measurement_is_refused_with_its_name(examples):
+    model = network()
+    progress = Progress(model, adam(model), label="teacher, seed 0")
+    for _ in epochs(progress, Batches(examples, SIZE, SEED), hard, count=1, seed=SEED):
+        with pytest.raises(NonFiniteLoss, match="teacher, seed 0: expected a finite validation_loss, found nan at epoch 1"):
+            progress.record(validation_loss=math.nan)
+    assert progress.history[0].keys() == {"training_loss"}
+
+
+# ---- evaluation
+
+
+def test_teacher_is_in_evaluation_mode_while_it_makes_targets(examples):
+    teacher = network().train()
+    averages = teacher[1].running_mean.clone()
+    modes = []
+    for module in teacher.modules():
+        module.register_forward_hook(lambda module, *_: modes.append(module.training))
+    logits = predict_logits(teacher, examples.inputs)
+    assert modes
+    assert not any(modes)
+    assert torch.equal(averages, teacher[1].running_mean)
+    assert torch.equal(logits, predict_logits(teacher, examples.inputs))  # dropout would differ
+    assert not logits.requires_grad
+    assert teacher.training
+
+
+def test_logits_are_those_of_the_layers_written_out(examples):
+    model = network().eval()
+    first, norm, _, _, last = model
+    nn.init.uniform_(norm.running_var, 0.5, 2)
+    hidden = (examples.inputs @ first.weight.T + first.bias - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
+    by_hand = torch.relu(hidden * norm.weight + norm.bias) @ last.weight.T + last.bias
+    assert torch.allclose(predict_logits(model, examples.inputs), by_hand, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 8, N, 1000])
+def test_logits_do_not_depend_on_the_size_of_the_parts(examples, size):
+    seen = []
+    model = network()
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    logits = predict_logits(model, examples.inputs, size)
+    assert torch.allclose(logits, predict_logits(model, examples.inputs), atol=1e-6)
+    assert logits.shape == (N, K)
+    assert max(seen[: -1]) <= size
+
+
+def mixed_modes():
+    model = network().train()
+    model[1].eval()  # a frozen batch norm in a model that trains
+    return model, [module.training for module in model.modules()]
+
+
+def test_each_modules_own_mode_is_put_back(examples):
+    model, modes = mixed_modes()
+    predict_logits(model, examples.inputs)
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_modes_are_put_back_after_an_error(examples):
+    model, modes = mixed_modes()
+    with pytest.raises(RuntimeError, match="shapes"):
+        predict_logits(model, examples.inputs[:, :2])
+    assert [module.training for module in model.modules()] == modes
+    assert torch.is_grad_enabled()
+    model.eval()
+    with pytest.raises(KeyError), evaluating(model):
+        raise KeyError
+    assert not model.training
+
+
+# ---- what is kept
+
+
+def test_lowest_is_strictly_below_every_earlier_one():
+    model = network()
+    progress = Progress(model, adam(model))
+    found = []
+    for value in (3.0, 2.0, 2.0, 2.5, 1.0):
+        progress.history.append({"training_loss": 0.0})
+        progress.record(validation_loss=value)
+        found.append(progress.is_lowest("validation_loss"))
+    assert found == [True, True, False, False, True]
+
+
+def test_kept_weights_stay_as_they_were_and_come_back(examples):
+    model = network()
+    progress = Progress(model, adam(model))
+    after = {}
+    for epoch in epochs(progress, Batches(examples, SIZE, SEED), hard, count=3, seed=SEED):
+        after[epoch] = bits(model)
+        if epoch < 3:
+            progress.keep("best")
+    assert not same(after[2], after[3])
+    progress.restore("best")
+    assert same(bits(model), after[2])
+    with torch.no_grad():
+        model[0].weight.zero_()
+    assert same(progress.kept["best"], after[2])  # restored by value
+
+
+# ---- checkpoints
+
+
+def trained(path, examples, count=4, stop=None, make=adam):
+    """Train to `count` epochs in all, or be interrupted after `stop`; gives the progress."""
+    model = network()
+    progress = Progress(model, make(model), checkpoint=path, label="run")
+    for epoch in epochs(progress, Batches(examples, SIZE, SEED), hard, count=count, seed=SEED, rate=lambda epoch: 0.02 / epoch):
+        progress.record(score=float(predict_logits(model, examples.inputs).std()))
+        if progress.is_lowest("score") or epoch == 2:
+            progress.keep("best")
+        if epoch == 1:
+            progress.keep("first")
+        if epoch == stop:
+            break
+    return progress
+
+
+def everything(progress):
+    kept = {f"{name}/{key}": value for name, state in progress.kept.items() for key, value in state.items()}
+    state = copy.deepcopy(progress.optimizer.state_dict())["state"]
+    moments = {f"{index}/{key}": value for index, entry in state.items() for key, value in entry.items()
+               if isinstance(value, torch.Tensor)}
+    return progress.history, bits(progress.model) | kept | moments
+
+
+def same_everything(first, second):
+    (history, tensors), (other_history, other_tensors) = everything(first), everything(second)
+    return history == other_history and same(tensors, other_tensors)
+
+
+OPTIMIZERS = {
+    "adam": adam,
+    "amsgrad": lambda model: torch.optim.Adam(model.parameters(), amsgrad=True),
+    "momentum": lambda model: torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True),
+    "plain": lambda model: torch.optim.SGD(model.parameters(), lr=0.1),
+    "two groups": lambda model: torch.optim.AdamW([{"params": model[0].parameters()}, {"params": model[4].parameters()}]),
+}
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.parametrize("stop", [1, 2, 3, 4])
+def test_interrupted_and_resumed_equals_unbroken(tmp_path, examples, make, stop):
+    unbroken = trained(None, examples, make=make)
+    trained(tmp_path / "checkpoint", examples, stop=stop, make=make)
+    resumed = trained(tmp_path / "checkpoint", examples, make=make)
+    assert resumed.notice == ""
+    assert same_everything(resumed, unbroken)
+    assert (resumed.kept.keys()) == {"best", "first"}
+    trained(tmp_path / "whole", examples, make=make)
+    assert (tmp_path / "whole").read_bytes() == (tmp_path / "checkpoint").read_bytes()
+
+
+def test_a_resumed_run_repeats_one_epoch_at_most(tmp_path, examples):
+    begun = Counter()
+    batches = Batches(examples, SIZE, SEED)
+
+    def counted(epoch):
+        begun[epoch] += 1
+        return batches(epoch)
+
+    for stop in (1, 3, None):
+        model = network()
+        for epoch in epochs(Progress(model, adam(model), checkpoint=tmp_path / "c"), counted, hard, count=4, seed=SEED):
+            if epoch == stop:
+                break
+    assert begun == {1: 2, 2: 1, 3: 2, 4: 1}
+
+
+def test_a_finished_training_is_not_trained_further(tmp_path, examples):
+    whole = trained(tmp_path / "c", examples)
+    content = (tmp_path / "c").read_bytes()
+    again = trained(tmp_path / "c", examples)
+    assert same_everything(again, whole)
+    assert (tmp_path / "c").read_bytes() == content
+
+
+DAMAGES = {
+    "flipped in the weights": lambda content: content[:-5] + bytes([content[-5] ^ 4]) + content[-4:],
+    "flipped in the history": lambda content: re.sub(rb'(training_loss\\":)\d', rb"\g<1>9", content, count=1),
+    "emptied": lambda content: b"",
+    "cut": lambda content: content[: len(content) // 2],
+    "cut by one byte": lambda content: content[:-1],
+    "a pickle": lambda content: b"\x80\x04\x95" + content,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_checkpoint_is_set_aside_and_training_gives_the_same(tmp_path, examples, damage):
+    path = tmp_path / "checkpoint.safetensors"
+    trained(path, examples, stop=3)
+    damaged = damage(path.read_bytes())
+    assert damaged != path.read_bytes()
+    path.write_bytes(damaged)
+    resumed = trained(path, examples)
+    assert str(path) in resumed.notice
+    assert "Set aside as checkpoint.safetensors.damaged; this run starts from its first epoch" in resumed.notice
+    assert path.with_name("checkpoint.safetensors.damaged").read_bytes() == damaged
+    assert same_everything(resumed, trained(None, examples))
+
+
+def test_a_checkpoint_of_another_network_is_set_aside(tmp_path, examples):
+    trained(tmp_path / "c", examples, stop=2)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Linear(8, K))
+    before = bits(model)
+    progress = Progress(model, adam(model), checkpoint=tmp_path / "c")
+    assert "another" in progress.notice
+    assert progress.epoch == 0
+    assert same(bits(model), before)
+
+
+def test_on_epoch_is_called_after_the_checkpoint_is_written(tmp_path, examples):
+    model = network()
+    path = tmp_path / "c"
+    seen = []
+
+    def on_epoch(progress):
+        fresh = network()
+        seen.append((progress.epoch, Progress(fresh, adam(fresh), checkpoint=path).history[-1]["score"]))
+
+    progress = Progress(model, adam(model), checkpoint=path, on_epoch=on_epoch)
+    for epoch in epochs(progress, Batches(examples, SIZE, SEED), hard, count=2, seed=SEED):
+        progress.record(score=epoch * 10)
+    assert seen == [(1, 10.0), (2, 20.0)]
