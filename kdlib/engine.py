@@ -10,13 +10,14 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from kdlib.environment import environment, peak_memory_bytes, source_digest
+from kdlib.environment import environment, peak_memory_bytes
 from kdlib.errors import KDError
 from kdlib.experiment import Arm, Compute, Experiment, Profile, Run, load_experiment
 from kdlib.runs import Description, FinishedRun, Store
@@ -60,6 +61,7 @@ class Summary:
 
 
 Report = Callable[[Event], None]
+Environment = Mapping[str, Any]
 
 
 def wanted_arms(experiment: Experiment, names: Iterable[str]) -> list[Arm]:
@@ -105,25 +107,28 @@ def execute(jobs: Sequence[Job], store: Store, *, compute: Compute, folders: Map
     """
     summary = Summary()
     todo: list[Job] = []
+    # Looked up now, not when a run ends: the tree may be edited meanwhile, and the code in memory is that of now.
+    made_by = {name: environment(load_experiment(name).folder, compute.device) for name in {job.experiment for job in jobs}}
     for job in jobs:
         run = store.find(job.description, _notices(job, report))
         if run is None:
             todo.append(job)
             continue
         summary.finished[run.id] = run
-        if run.environment.get("source") != source_digest(load_experiment(job.experiment).folder):
+        if run.environment.get("source") != made_by[job.experiment]["source"]:
             report(Event("notice", job, f"run {run.id} was made by other source files than these (commit "
                                         f"{str(run.environment.get('commit'))[:10]}); it is reused because its protocol and "
                                         "configuration are the same. Raise PROTOCOL where the edit can move results"))
         report(Event("reused", job))
     if workers > 1 and len(todo) > 1:
-        _in_processes(todo, store, compute, folders, workers, report, summary)
+        _in_processes(todo, store, compute, folders, made_by, workers, report, summary)
     else:
         torch.set_num_threads(compute.threads)
         while todo:
             job = todo.pop(0)
             if not _blocked(job, summary, report):
-                _settle(job, _train_safely(job, store, compute, folders, report), store, summary, report)
+                error = _train_safely(job, store, compute, folders, made_by[job.experiment], report)
+                _settle(job, error, store, summary, report)
     return summary
 
 
@@ -131,8 +136,8 @@ def _notices(job: Job, report: Report) -> Callable[[str], None]:
     return lambda text: report(Event("notice", job, text))
 
 
-def _in_processes(todo: list[Job], store: Store, compute: Compute, folders: Mapping[str, Path], workers: int,
-                  report: Report, summary: Summary) -> None:
+def _in_processes(todo: list[Job], store: Store, compute: Compute, folders: Mapping[str, Path],
+                  made_by: Mapping[str, Environment], workers: int, report: Report, summary: Summary) -> None:
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager:
         events = manager.Queue()
@@ -144,7 +149,7 @@ def _in_processes(todo: list[Job], store: Store, compute: Compute, folders: Mapp
                 ready = [job for job in todo if all(run in summary.finished for run, _ in job.parents.values())]
                 for job in ready[: workers - len(running)]:
                     todo.remove(job)
-                    running[pool.submit(_train_in_worker, job, store, compute, folders, events)] = job
+                    running[pool.submit(_train_in_worker, job, store, compute, folders, made_by[job.experiment], events)] = job
                 done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
                 _pass_on(events, report)
                 for future in done:
@@ -178,14 +183,15 @@ def _pass_on(events: Any, report: Report) -> None:
             return
 
 
-def _train_in_worker(job: Job, store: Store, compute: Compute, folders: Mapping[str, Path], events: Any) -> str:
+def _train_in_worker(job: Job, store: Store, compute: Compute, folders: Mapping[str, Path], made_by: Environment,
+                     events: Any) -> str:
     def report(event: Event) -> None:
         parent = multiprocessing.parent_process()
         if parent is not None and not parent.is_alive():
             os._exit(1)  # the session was killed: do not train on behind the user's back; the checkpoint is on disk
         events.put(event)
 
-    return _train_safely(job, store, compute, folders, report)
+    return _train_safely(job, store, compute, folders, made_by, report)
 
 
 def _blocked(job: Job, summary: Summary, report: Report) -> bool:
@@ -207,13 +213,14 @@ def _settle(job: Job, error: str, store: Store, summary: Summary, report: Report
         report(Event("finished", job, numbers={"seconds": run.environment["seconds"]}))
 
 
-def _train_safely(job: Job, store: Store, compute: Compute, folders: Mapping[str, Path], report: Report) -> str:
+def _train_safely(job: Job, store: Store, compute: Compute, folders: Mapping[str, Path], made_by: Environment,
+                  report: Report) -> str:
     """Train a job; gives "" or why it failed (the traceback of an unexpected error goes to the run's work folder)."""
     try:
         with store.lock(job.description.id):
             if store.find(job.description, _notices(job, report)) is None:
                 report(Event("started", job))
-                _train(job, store, compute, folders, report)
+                _train(job, store, compute, folders, made_by, report)
         return ""
     except KDError as error:
         return str(error)
@@ -227,21 +234,42 @@ def _train_safely(job: Job, store: Store, compute: Compute, folders: Mapping[str
         return f"{type(error).__name__}: {error} (traceback in {log})"
 
 
-def _train(job: Job, store: Store, compute: Compute, folders: Mapping[str, Path], report: Report) -> None:
+def _train(job: Job, store: Store, compute: Compute, folders: Mapping[str, Path], made_by: Environment,
+           report: Report) -> None:
     experiment = load_experiment(job.experiment)
-    parents = {}
-    for role, (run_id, snapshot) in job.parents.items():
-        parents[role] = (store.resolve(run_id), snapshot)
-    device = torch.device(compute.device)
+    parents = {role: (store.resolve(run_id), snapshot) for role, (run_id, snapshot) in job.parents.items()}
+    work = store.work_folder(job.description.id)
+    clock = Clock(work / "seconds.txt")
 
     def on_epoch(progress: Progress) -> None:
+        clock.save()
         report(Event("epoch", job, epoch=progress.epoch, numbers=progress.history[-1], text=progress.notice))
         progress.notice = ""
 
-    run = Run(job.config, job.description.seed, experiment.load_data(job.config, folders), device, job.label, parents,
-              store.work_folder(job.description.id) / "checkpoint.safetensors", on_epoch)
-    began = time.monotonic()
+    # Named by the source files: a run that was begun by other code starts again rather than become half of each.
+    run = Run(job.config, job.description.seed, experiment.load_data(job.config, folders), torch.device(compute.device),
+              job.label, parents, work / f"checkpoint-{made_by['source']}.safetensors", on_epoch)
     result = experiment.arm(job.arms[0]).train(run)
-    measured = {"seconds": round(time.monotonic() - began, 2), "threads": torch.get_num_threads(),
-                "peak_memory_bytes": peak_memory_bytes()}
-    store.save(job.description, result, environment(experiment.folder, compute.device) | measured)
+    store.save(job.description, result, {**made_by, "seconds": round(clock.seconds, 2), "threads": torch.get_num_threads(),
+                                         "peak_memory_bytes": peak_memory_bytes()})
+
+
+class Clock:
+    """Seconds a run has trained, over all its lives: what an earlier life had saved is counted in."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.began = path, time.monotonic()
+        try:
+            self.before = float(path.read_text())
+        except (OSError, ValueError):  # a first life; a damaged file costs a number in a table, no result
+            self.before = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds so far."""
+        return self.before + time.monotonic() - self.began
+
+    def save(self) -> None:
+        """Keep the seconds for a later life, if the disk allows."""
+        with suppress(OSError):
+            self.path.write_text(f"{self.seconds:.2f}\n")

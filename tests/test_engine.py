@@ -17,7 +17,7 @@ import torch
 from kdlib.engine import execute, plan, wanted_arms
 from kdlib.environment import environment, git_state, source_digest
 from kdlib.errors import KDError
-from kdlib.experiment import Arm, Compute, Experiment, Profile, load_experiment
+from kdlib.experiment import Arm, Compute, Experiment, Profile, Run, load_experiment
 from kdlib.runs import Store, prune, read_run, write_manifest
 from tests.conftest import TOY, contents, write_toy
 
@@ -226,11 +226,32 @@ def test_a_checkpoint_that_is_damaged_is_told(toy, store, tmp_path):
     (job,) = jobs_of(toy, "baseline")
     work = store.work_folder(job.description.id)
     work.mkdir(parents=True)
-    (work / "checkpoint.safetensors").write_bytes(b"")
+    name = f"checkpoint-{source_digest(toy.folder)}.safetensors"
+    (work / name).write_bytes(b"")
     _, events = run_here([job], store)
     texts = [event.text for event in events if event.kind == "epoch"]
-    assert "checkpoint.safetensors" in texts[0]
+    assert name in texts[0]
     assert texts[1:] == ["", ""]
+
+
+def test_a_checkpoint_made_by_other_source_files_is_not_continued(toy, store):
+    (job,) = jobs_of(toy, "baseline")
+    run = Run(job.config, 0, toy.load_data(job.config, {}), torch.device("cpu"), "", {},
+              store.work_folder(job.description.id) / "checkpoint-0123456789abcdef.safetensors")
+    toy.arm("baseline").train(run)
+    assert run.checkpoint.exists()
+    _, events = run_here([job], store)
+    assert [event.epoch for event in events if event.kind == "epoch"] == [1, 2, 3]
+
+
+def test_the_seconds_of_earlier_lives_count(toy, store):
+    (job,) = jobs_of(toy, "baseline")
+    work = store.work_folder(job.description.id)
+    work.mkdir(parents=True)
+    (work / "seconds.txt").write_text("1000\n")
+    summary, _ = run_here([job], store)
+    (run,) = summary.finished.values()
+    assert 1000 < run.environment["seconds"] < 1100
 
 
 def test_a_record_without_environment_is_reused_with_a_notice(toy, store):

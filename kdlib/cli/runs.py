@@ -74,10 +74,12 @@ def explain(options: argparse.Namespace) -> int:
         known = store.run_folder(parent_id).exists()
         print(f"{role}: run {parent}" + ("" if known else " (not in this store)"))
     environment = run.environment
-    clean = {True: "clean tree", False: "with uncommitted edits", None: "not a git checkout"}[environment["clean"]]
-    print(f"made by commit {environment['commit']} ({clean}) on {environment['device']}, {environment['threads']} threads, "
-          f"in {environment['seconds']:.0f} s, with " + ", ".join(f"{k} {v}" for k, v in environment["versions"].items()))
-    same = [name for name in replications(Path()) if source_digest(load_experiment(name).folder) == environment["source"]]
+    states = {True: "clean tree", False: "with uncommitted edits", None: "state of the tree not known"}
+    clean = states[environment.get("clean")]
+    versions = ", ".join(f"{name} {number}" for name, number in environment.get("versions", {}).items())
+    print(f"made by commit {environment.get('commit', 'unknown')} ({clean}) on {environment.get('device', 'an unknown device')}, "
+          f"{environment.get('threads', '?')} threads, in {environment.get('seconds', float('nan')):.0f} s, with {versions}")
+    same = [name for name in replications(Path()) if source_digest(load_experiment(name).folder) == environment.get("source")]
     print("source files: " + (f"as they are now in {', '.join(same)}" if same else "edited since, or another replication's"))
     weights = "kept" if (run.folder / "weights.safetensors").exists() else "pruned"
     print(f"weights: {weights}, SHA-256 {run.weights_sha256}")
