@@ -35,8 +35,8 @@ def environment(session: nox.Session) -> None:
     stamp.write_text(wanted)  # last: a broken install has no stamp
 
 
-def run(session: nox.Session, *command: str, success_codes: tuple[int, ...] = (0,)) -> None:
-    session.run(str(BIN / "python"), *command, external=True, success_codes=success_codes)
+def run(session: nox.Session, *command: str) -> None:
+    session.run(str(BIN / "python"), *command, external=True)
 
 
 @nox.session(venv_backend="none", requires=["environment"])
@@ -67,6 +67,18 @@ def bench(session: nox.Session) -> None:
 def check(session: nox.Session) -> None:
     """Retrain each replication's check arms in an empty store and compare with the recorded bands (needs the real data)."""
     run(session, "-m", "kdlib", "check", *session.posargs)
+
+
+@nox.session(venv_backend="none", requires=["environment"])
+def audit(session: nox.Session) -> None:
+    """Derive every committed table, verdict and band anew from the committed runs, by other code than wrote them."""
+    run(session, "-m", "kdlib.audit", *session.posargs)
+
+
+@nox.session(venv_backend="none", requires=["environment"])
+def mutants(session: nox.Session) -> None:
+    """Inject known distillation bugs into a copy of the source, one at a time: the tests must fail under every one."""
+    run(session, "tests/mutants/run.py", *session.posargs)
 
 
 @nox.session(venv_backend="none", requires=["environment"])
