@@ -60,7 +60,8 @@ def types(session: nox.Session) -> None:
 @nox.session(venv_backend="none", requires=["environment"])
 def bench(session: nox.Session) -> None:
     """Run the benchmarks."""
-    run(session, "-m", "pytest", "tests/benchmarks", "-o", "addopts=--import-mode=importlib", "--benchmark-only", *session.posargs)
+    only = ("-o", "addopts=--import-mode=importlib", "--benchmark-only")
+    run(session, "-m", "pytest", "tests/benchmarks", *only, *session.posargs)
 
 
 @nox.session(venv_backend="none", requires=["environment"])

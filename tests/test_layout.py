@@ -43,7 +43,7 @@ def test_no_replication_imports_another(path):
 def test_only_the_command_line_prints_and_only_fetch_reads_the_environment(path):
     place = path.relative_to(ROOT / "kdlib").as_posix()
     calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
-    assert "print" not in calls or place.startswith("cli/")
+    assert "print" not in calls or place.startswith("cli/") or place == "audit/__main__.py"
     text = path.read_text()
     assert ("os.environ" not in text and "getenv" not in text) or place == "data/fetch.py"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from kdlib.errors import KDError
-from kdlib.files import atomic_write, canonical_json
+from kdlib.files import atomic_write, canonical_json, sha256
 from kdlib.runs import Description, FinishedRun
 
 __all__ = ["Record", "grouped", "measured", "merged", "read_records", "record_of", "write_records"]
@@ -127,6 +127,11 @@ def write_records(path: Path, records: Iterable[Record], arm_order: Sequence[str
         return record.profile, record.data, record.seed, first, record.run
 
     atomic_write(path, "".join(_line(record) + "\n" for record in sorted(records, key=order)).encode())
+
+
+def digest_of(records: Iterable[Record]) -> str:
+    """SHA-256 over the sorted lines of records: a table that shows it is of these records, to the last digit."""
+    return sha256("".join(sorted(_line(record) + "\n" for record in records)).encode())
 
 
 def _line(record: Record) -> str:

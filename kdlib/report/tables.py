@@ -12,7 +12,7 @@ from kdlib.experiment import Experiment
 from kdlib.files import atomic_write
 from kdlib.judging import judge
 from kdlib.recorded import Record as Bands
-from kdlib.report.evidence import Record, measured
+from kdlib.report.evidence import Record, digest_of, measured
 from kdlib.report.frames import arms_table, claims_table, is_full, metrics_of, on_claims_scale
 from kdlib.report.markdown import NONE, aim, arms_shown, claims_shown, escaped, found, mark, scale, table
 from kdlib.verdicts import MIN_SEEDS, headline
@@ -30,6 +30,7 @@ def header(records: Sequence[Record], profile: str, reduced: str, synthetic: boo
         "data": _each(f"{record.data_name} (digest {record.data})" for record in records),
         "profile": profile + (f"; reduced: {reduced}" if reduced else ""),
         "seeds": f"{len(seeds)} ({', '.join(map(str, seeds))}), {len(records)} runs",
+        "records": f"SHA-256 {digest_of(records)}",
         "device": _each(_device(record) for record in records),
         "versions": _each(_versions(record.environment) for record in records),
         "commit": _each(_commit(record.environment) for record in records),

@@ -1,0 +1,131 @@
+"""The rows of a table, from its records: a number for each cell, unrounded; nan where a cell stays empty."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from kdlib.audit.evidence import Record
+from kdlib.audit.reported import Claim, Reported
+from kdlib.audit.rule import INCONCLUSIVE, TOO_FEW, Ruling, ruling
+from kdlib.audit.statistics import LEAST, NAN, half_width, sample
+from kdlib.experiment import Experiment
+
+Row = dict[str, Any]
+FURTHER = ("agreement", "teacher_kl", "entropy", "parameters", "epochs")
+FULL = "full"
+
+
+def series(records: Sequence[Record], metric: str, least: int = 1) -> dict[str, dict[int, float]]:
+    """A metric by arm and seed, of arms with at least so many seeds."""
+    found: dict[str, dict[int, float]] = {}
+    for record in records:
+        for arm, snapshot in record["arms"].items():
+            value = record["metrics"][snapshot].get(metric)
+            if isinstance(value, int | float):
+                found.setdefault(arm, {})[record["seed"]] = value
+    return {arm: dict(sorted(seeds.items())) for arm, seeds in found.items() if len(seeds) >= least}
+
+
+def arms(experiment: Experiment, reported: Reported, records: Sequence[Record]) -> list[Row]:
+    """A row for each arm that has records."""
+    rows = []
+    for arm in experiment.arms:
+        mine = [(record, record["metrics"][record["arms"][arm.name]]) for record in records if arm.name in record["arms"]]
+        if not mine:
+            continue
+        row: Row = {"arm": arm.name, "modes": ", ".join(arm.modes), "n": len(mine)}
+        for metric in reported.metrics:
+            values = [metrics[metric] for _, metrics in mine if metric in metrics]
+            row |= {metric + key: number for key, number in _spread(values).items()}
+            row[metric + "_test_set"] = _mean([half_width(metric, tuple(map(tuple, metrics["confusion"])))
+                                               for _, metrics in mine if "confusion" in metrics])
+            row |= {metric + key: number for key, number in _beside(reported, arm.name, metric, values).items()}
+        row |= {name: _mean([metrics[name] for _, metrics in mine if name in metrics]) for name in FURTHER}
+        rows.append(row)
+    return rows
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else NAN
+
+
+def _spread(values: Sequence[float]) -> Row:
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else NAN
+    found = sample(values)
+    return {"": _mean(values), "_std": std, "_low": found.low, "_high": found.high}
+
+
+def _beside(reported: Reported, arm: str, metric: str, values: Sequence[float]) -> Row:
+    value = reported.value(arm, metric)
+    if value is None:
+        return {"_reported": NAN, "_reported_std": NAN, "_range_low": NAN, "_range_high": NAN, "_inside": ""}
+    low, high = value.range(len(values)) if values else (NAN, NAN)
+    inside = bool(low <= np.mean(values) <= high) if values else ""
+    return {"_reported": value.value, "_reported_std": NAN if value.std is None else value.std, "_range_low": low,
+            "_range_high": high, "_inside": inside}
+
+
+def rulings(reported: Reported, records: Sequence[Record], least: int = 1) -> dict[tuple[str, str], Ruling]:
+    """The ruling on each claim in each mode; with `least`, only where all arms have so many seeds."""
+    found = {}
+    for claim in reported.claims:
+        measured = series(records, claim.metric, least)
+        for name, mode in claim.modes.items():
+            if least == 1 or measured.keys() >= set(mode.all):
+                found[claim.name, name] = ruling(claim, mode, measured)
+    return found
+
+
+def claims(reported: Reported, records: Sequence[Record], full: Sequence[Record]) -> list[Row]:
+    """A row for each claim and mode; `full`: the full runs on the same data."""
+    verdicts = records[0]["profile"] == FULL
+    judged, recorded = rulings(reported, records), rulings(reported, full, LEAST)
+    rows = []
+    for claim in reported.claims:
+        for mode in claim.modes:
+            found, before = judged[claim.name, mode], recorded.get((claim.name, mode))
+            measured, low, high = on_scale(claim, found)
+            rows.append({
+                "claim": claim.name, "mark": claim.mark, "kind": claim.kind, "metric": claim.metric,
+                "statement": claim.keys["statement"], "mode": mode,
+                "reported": float(claim.keys["reported"]) if claim.kind in ("effect", "value") else NAN,
+                "measured": measured, "low": low, "high": high, "n": found.n,
+                "needed_n": NAN if found.needed is None else found.needed, "verdict": found.outcome if verdicts else "",
+                "recorded": before.outcome if before else "", "says": "" if verdicts else says(found, before),
+                "analogue": bool(claim.keys.get("analogue", False)), "detail": found.explained if verdicts else "",
+            })  # fmt: skip
+    return rows
+
+
+def on_scale(claim: Claim, found: Ruling) -> tuple[float, float, float]:
+    """Mean and bounds as the claim counts: of a value itself, where it was judged by what it exceeds another."""
+    if claim.kind != "value" and "threshold" not in claim.keys:
+        return found.mean, found.low, found.high
+    origin = float(claim.keys["trivial"] if claim.kind == "value" else claim.keys["threshold"])
+    if claim.lower:
+        return origin - found.mean, origin - found.high, origin - found.low
+    return origin + found.mean, origin + found.low, origin + found.high
+
+
+_SAME = ({"replicated", "effect replicated, magnitude differs (larger)", "effect replicated, magnitude differs (smaller)"},
+         {"not replicated", "no difference"}, {"contradicted", "not replicated (reversed)", "reversed"})
+
+
+def says(found: Ruling, before: Ruling | None) -> str:
+    """Whether runs of a reduced profile agree with the full ones' verdict."""
+    if before is None or before.outcome == TOO_FEW:
+        return "no full record yet"
+    if found.outcome == TOO_FEW:
+        return "too few seeds"
+    if found.outcome == before.outcome or any({found.outcome, before.outcome} <= same for same in _SAME):
+        return "agrees"
+    return "too few seeds" if found.outcome == INCONCLUSIVE else "disagrees"
+
+
+def empty(value: Any) -> bool:
+    """Whether a cell has nothing in it."""
+    return value == "" or (isinstance(value, float) and math.isnan(value))
