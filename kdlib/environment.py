@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 # The files of kdlib that can move a result; a change elsewhere (tables, command line) gives no notice.
-TRAINING_MODULES = ("augment", "batches", "losses", "metrics", "networks", "seeds", "targets", "training")
+TRAINING_MODULES = ("augment", "batches", "experiment", "losses", "metrics", "networks", "seeds", "targets", "training")
 
 
 def environment(experiment_folder: Path, device: str) -> dict[str, Any]:

@@ -77,10 +77,13 @@ class Run:
         return Progress(model, optimizer, checkpoint=self.checkpoint, label=self.label, on_epoch=self.on_epoch)
 
     def soft_targets(self, role: str, part: str, examples: Examples) -> SoftTargets:
-        """The soft targets that the parent in `role` keeps for these examples (`part`: "train", "validation", "test")."""
+        """The soft targets that the parent in `role` keeps for these examples (`part`: "train", "validation", "test").
+
+        A run keeps logits of plain examples: those of other data or in other views are refused (KDError).
+        """
         parent, snapshot = self.parents[role]
         logits: Tensor = parent.soft_targets(f"{snapshot}.{part}").to(self.device)
-        targets = SoftTargets(logits, parent.id, f"{parent.description.data}/{part}", examples.views)
+        targets = SoftTargets(logits, parent.id, f"{parent.description.data}/{part}")
         targets.check(examples)
         return targets
 
