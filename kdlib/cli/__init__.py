@@ -49,7 +49,8 @@ def shell_command(arguments: Sequence[str] | None) -> str:
 def _parser() -> argparse.ArgumentParser:
     # Commands are imported when they run: `kd runs list` should not wait for pandas.
     from kdlib import __version__
-    from kdlib.cli import data, runs, session
+    from kdlib.cli import commands as kd
+    from kdlib.cli import data, runs
 
     parser = argparse.ArgumentParser(prog="kd", description="Replications of knowledge-distillation results.")
     parser.add_argument("--version", action="version", version=f"kdlib {__version__}")
@@ -61,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     common = _common()
-    one = command("run", session.run, "Run a replication: train what the store lacks, judge, write tables.", common)
+    one = command("run", kd.run, "Run a replication: train what the store lacks, judge, write tables.", common)
     one.add_argument("name", help="the replication's folder name")
     one.add_argument("--profile", default="quick", help="smoke, quick (default) or full")
     one.add_argument("--seeds", type=_positive, help="run seeds 0 .. N-1 (default: the profile's number)")
@@ -69,11 +70,11 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--arms", "--arm", type=_names, default=(), help="comma-separated arms; what they need is run too")
     one.add_argument("--dry-run", action="store_true", help="list the runs, minutes and disk; train nothing")
 
-    check = command("check", session.check, "Retrain each replication's check arms in an empty store against the recorded "
+    check = command("check", kd.check, "Retrain each replication's check arms in an empty store against the recorded "
                     "bands.", common)
     check.add_argument("names", nargs="*", metavar="NAME", help="replications (default: all)")
 
-    record = command("record", session.record, "Run with at least 5 seeds and write runs.jsonl, recorded.toml and the "
+    record = command("record", kd.record, "Run with at least 5 seeds and write runs.jsonl, recorded.toml and the "
                      "committed tables.", common)
     record.add_argument("name")
     record.add_argument("--profile", default="quick")
@@ -81,9 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     record.add_argument("--seed", type=_natural, help="record this one seed only, beside those already recorded")
     record.add_argument("--arms", "--arm", type=_names, default=())
 
-    tables = command("tables", session.tables, "Make the committed tables again from results/*/runs.jsonl.")
+    tables = command("tables", kd.tables, "Make the committed tables again from results/*/runs.jsonl.")
     tables.add_argument("names", nargs="*", metavar="NAME")
-    command("list", session.show_list, "List the replications, their profiles and arms.")
+    command("list", kd.show_list, "List the replications, their profiles and arms.")
 
     store = _store()
     listing = command("runs", runs.runs, "List, show, verify or prune stored runs.", store)

@@ -1,0 +1,166 @@
+"""`kd run`, `check`, `record`, `tables`, `list`."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from kdlib.claims import Reported
+from kdlib.cli.pages import reported_of, update_readme, write_pages
+from kdlib.cli.session import Session, failures, prepare, records_of, tell, train
+from kdlib.engine import Job
+from kdlib.experiment import Experiment, load_experiment, replications
+from kdlib.judging import Metrics, judge
+from kdlib.recorded import Record as Bands
+from kdlib.recorded import changes, check_bands, inside_ranges, read_recorded, record_bands, write_recorded
+from kdlib.report import evidence
+from kdlib.verdicts import MIN_SEEDS, Outcome
+
+ROOT = Path()
+
+
+def run(options: argparse.Namespace) -> int:
+    """`kd run NAME`."""
+    seeds = range(options.seeds) if options.seeds else None if options.seed is None else (options.seed,)
+    session = prepare(options, options.name, options.profile, options.arms, seeds, options.store)
+    jobs = session.jobs()
+    if options.dry_run:
+        return dry_run(session, jobs)
+    summary = train(session, jobs)
+    records = records_of(session, jobs, summary)
+    folder = ROOT / "results" / session.experiment.name / "local"
+    for page in write_pages(session.experiment, records, folder, synthetic=session.synthetic):
+        print("\n" + page)
+    print(f"Written to {folder}")
+    return tell([*failures(jobs, summary), *departures(session, records)])
+
+
+def check(options: argparse.Namespace) -> int:
+    """`kd check [NAME ...]`: the check arms, seed 0, in an empty store, against the recorded bands of profile quick."""
+    problems: list[str] = []
+    options.require_real = True  # a check on synthetic data would check nothing
+    for name in options.names or replications(ROOT):
+        with tempfile.TemporaryDirectory(prefix="kd-check-") as store:
+            session = prepare(options, name, "quick", load_experiment(name).module.CHECK, (0,), Path(store))
+            jobs = session.jobs()
+            summary = train(session, jobs)
+            records = records_of(session, jobs, summary)
+            problems += [f"{name}: {sentence}" for sentence in failures(jobs, summary)]
+            recorded = read_recorded(session.experiment.folder / "recorded.toml")
+            for key, group in evidence.grouped(records).items():
+                if key not in recorded:
+                    problems.append(f"{name}: no bands are recorded for data {key[0]}; `kd record {name}` makes them")
+                    continue
+                metrics = evidence.measured(group, session.experiment.module.CHECK)
+                misses = check_bands(recorded[key].bands, metrics)
+                numbers = sum(1 for band in recorded[key].bands if band.partition(".")[0] in metrics)
+                print(f"{name}: {numbers} numbers of {len(metrics)} arms checked, {len(misses)} outside their bands")
+                problems += [f"{name}: {miss}" for miss in misses]
+    return tell(problems)
+
+
+def record(options: argparse.Namespace) -> int:
+    """`kd record NAME`: run, then write evidence, bands and committed tables of one profile.
+
+    Recorded runs of seeds and arms that this command does not have are kept.
+    """
+    options.require_real = True
+    profile = load_experiment(options.name).profile(options.profile)
+    seeds = (options.seed,) if options.seed is not None else range(options.seeds or max(MIN_SEEDS, profile.seeds))
+    session = prepare(options, options.name, options.profile, options.arms, seeds, options.store)
+    jobs = session.jobs()
+    summary = train(session, jobs)
+    folder = ROOT / "results" / session.experiment.name
+    path = folder / "runs.jsonl"
+    past = evidence.read_records(path) if path.exists() else []
+    records = evidence.merged(past, records_of(session, jobs, summary))
+    evidence.write_records(path, records, [arm.name for arm in session.experiment.arms])
+    write_bands(session.experiment, [r for r in records if r.profile == session.profile_name])
+    for page in write_pages(session.experiment, records, folder, synthetic=False):
+        print(page)
+    return tell(failures(jobs, summary))
+
+
+def write_bands(experiment: Experiment, records: Sequence[evidence.Record]) -> None:
+    """Write the bands (and, of full runs, the verdicts) of arms with enough seeds; the commits named made the runs."""
+    path = experiment.folder / "recorded.toml"
+    recorded = dict(read_recorded(path))
+    reported = reported_of(experiment)
+    for (digest, profile), group in evidence.grouped(records).items():
+        metrics = {arm: seeds for arm, seeds in evidence.measured(group).items() if len(seeds) >= MIN_SEEDS}
+        if not metrics:
+            continue
+        commits = ", ".join(sorted({str(r.environment["commit"])[:12] for r in group}))
+        full = profile == "full"
+        recorded[digest, profile] = Bands(record_bands(metrics, experiment.module.BANDED, commits),
+                                          outcomes(reported, metrics) if full else {},
+                                          inside_ranges(reported, metrics) if full else {})
+    write_recorded(path, recorded)
+
+
+def departures(session: Session, records: Sequence[evidence.Record]) -> list[str]:
+    """A sentence for each metric outside its recorded band and each verdict that is not the recorded one.
+
+    Nothing is recorded for synthetic data, for other data than ours, or before the first `kd record`.
+    """
+    recorded = read_recorded(session.experiment.folder / "recorded.toml")
+    found: list[str] = []
+    for key, group in evidence.grouped(records).items():
+        if known := recorded.get(key):
+            metrics = evidence.measured(group)
+            found += [str(miss) for miss in check_bands(known.bands, metrics)]
+            if session.profile_name == "full" and len(session.seeds) >= MIN_SEEDS:
+                reported = reported_of(session.experiment)
+                found += changes(known, outcomes(reported, metrics), inside_ranges(reported, metrics))
+    return found
+
+
+def outcomes(reported: Reported, metrics: Metrics) -> dict[str, dict[str, Outcome]]:
+    """The verdict of each claim in each mode whose arms have been run."""
+    return {name: {mode: judge(claim, mode, metrics).verdict for mode, arms in claim.modes.items()
+                   if {*arms.arms, *arms.over} <= metrics.keys()} for name, claim in reported.claims.items()}
+
+
+def tables(options: argparse.Namespace) -> int:
+    """`kd tables [NAME ...]`: the committed tables and README's summary, again, from the committed runs."""
+    for name in options.names or replications(ROOT):
+        path = ROOT / "results" / name / "runs.jsonl"
+        if path.exists():
+            experiment = load_experiment(name)
+            write_pages(experiment, evidence.read_records(path), path.parent, synthetic=False)
+            print(f"written {path.parent}")
+    update_readme(ROOT)
+    return 0
+
+
+def dry_run(session: Session, jobs: Sequence[Job]) -> int:
+    """Print the runs a session would make, and what they would cost by the recorded runs of the same arms."""
+    path = ROOT / "results" / session.experiment.name / "runs.jsonl"
+    past = evidence.read_records(path) if path.exists() else []
+    cost = {arm: r.environment for r in past if r.profile == session.profile_name for arm in r.arms}
+    seconds = disk = 0.0
+    unknown = 0
+    for job in jobs:
+        known = cost.get(job.arms[0])
+        stored = session.store.find(job.description) is not None
+        print(f"{job.description.id}  {job.label}: " + ("in the store" if stored else
+              f"about {known['seconds'] / 60:.1f} min" if known else "cost not known"))
+        if not stored and known:
+            seconds, disk = seconds + known["seconds"], disk + known["stored_bytes"]
+        unknown += not stored and not known
+    print(f"{len(jobs)} runs; about {seconds / 60 / session.workers:.0f} minutes on {session.workers} workers and "
+          f"{disk / 1e6:.1f} MB in {session.store.folder}" + (f", {unknown} runs of unknown cost left out" if unknown else ""))
+    return 0
+
+
+def show_list(options: argparse.Namespace) -> int:
+    """`kd list`."""
+    for name in replications(ROOT):
+        experiment = load_experiment(name)
+        print(f"{name}: {(experiment.module.__doc__ or '').strip().splitlines()[0]}")
+        for profile, about in experiment.module.PROFILES.items():
+            print(f"  {profile}: {about.seeds} seeds{', ' + about.reduced if about.reduced else ''}")
+        print("  arms: " + ", ".join(arm.name for arm in experiment.arms))
+    return 0
