@@ -156,7 +156,8 @@ def test_ctrl_c_says_how_to_continue_and_the_same_command_does(tree):
             break
     _, errors = stopped.communicate(timeout=60)
     assert stopped.returncode == 130
-    assert "To continue:\n  kd run ecg --profile smoke --arm baseline --store store" in errors
+    assert "To continue:\n  kd run ecg --profile smoke --arm baseline --store store\n" in errors
+    assert "  or: nox -s replicate_ecg -- --profile smoke --arm baseline --store store\n" in errors
     time.sleep(0.1)
     again = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=120)
     assert again.returncode == 0, again.stderr

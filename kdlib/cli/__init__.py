@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print("\nStopped. Every finished run and every finished epoch is saved. To continue:\n  "
-              + shell_command(arguments), file=sys.stderr)
+              + "\n  or: ".join(same_again(sys.argv[1:] if arguments is None else arguments)), file=sys.stderr)
         return 130
     except BrokenPipeError:  # `kd runs list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -39,11 +40,13 @@ def run_experiment(module: str) -> None:
     sys.exit(main(["run", module.split(".")[1], *sys.argv[1:]]))
 
 
-def shell_command(arguments: Sequence[str] | None) -> str:
-    """The command line that was given, to be typed again."""
-    import shlex
-
-    return shlex.join(["kd", *(sys.argv[1:] if arguments is None else arguments)])
+def same_again(arguments: Sequence[str]) -> list[str]:
+    """The command lines that continue a stopped command: with `kd`, and for a run with nox."""
+    commands = [shlex.join(["kd", *arguments])]
+    if arguments[:1] == ["run"] and len(arguments) > 1:
+        rest = ["--", *arguments[2:]] if arguments[2:] else []
+        commands.append(shlex.join(["nox", "-s", f"replicate_{arguments[1]}", *rest]))
+    return commands
 
 
 def _parser() -> argparse.ArgumentParser:
