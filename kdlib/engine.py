@@ -147,6 +147,8 @@ def _in_processes(todo: list[Job], store: Store, compute: Compute, folders: Mapp
             while todo or running:
                 todo[:] = [job for job in todo if not _blocked(job, summary, report)]
                 ready = [job for job in todo if all(run in summary.finished for run, _ in job.parents.values())]
+                if todo and not ready and not running:
+                    raise KDError(f"{todo[0].label}: expected its parents among the runs to be had, found none; use plan()")
                 for job in ready[: workers - len(running)]:
                     todo.remove(job)
                     running[pool.submit(_train_in_worker, job, store, compute, folders, made_by[job.experiment], events)] = job

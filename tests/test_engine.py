@@ -244,6 +244,13 @@ def test_a_checkpoint_made_by_other_source_files_is_not_continued(toy, store):
     assert [event.epoch for event in events if event.kind == "epoch"] == [1, 2, 3]
 
 
+def test_jobs_without_their_parents_are_refused_rather_than_waited_for(toy, store):
+    jobs = [job for job in jobs_of(toy, "distilled", seeds=(0, 1)) if "distilled" in job.arms]
+    assert len(jobs) == 2
+    with pytest.raises(KDError, match="expected its parents"):
+        run_here(jobs, store, workers=2)
+
+
 def test_the_seconds_of_earlier_lives_count(toy, store):
     (job,) = jobs_of(toy, "baseline")
     work = store.work_folder(job.description.id)
