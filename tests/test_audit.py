@@ -25,7 +25,7 @@ from kdlib import claims, intervals, judging, verdicts
 from kdlib.audit import Fault, audit, rule, statistics
 from kdlib.audit import reported as audited
 from kdlib.audit.faults import numbers
-from kdlib.cli import session
+from kdlib.cli import commands, pages
 from kdlib.experiment import Experiment, load_experiment
 from kdlib.report import evidence, tables
 
@@ -112,8 +112,8 @@ def write_pages(root: Path) -> None:
     module = SimpleNamespace(**{**vars(real.module), "__file__": str(root / "replications/ecg/experiment.py")})
     experiment = Experiment("ecg", module)  # the same, in the copy
     records = evidence.read_records(root / RUNS)
-    session.write_bands(experiment, records)
-    session.write_pages(experiment, records, (root / RUNS).parent, synthetic=False)
+    commands.write_bands(experiment, records)
+    pages.write_pages(experiment, records, (root / RUNS).parent, synthetic=False)
     reported = claims.load_reported(root / REPORTED, [arm.name for arm in real.arms])
     full = [r for r in records if r.profile == "full" and "published" in r.data_name]
     shown = {"ecg": (root / "results/ecg/quick.md").read_text()}
