@@ -74,7 +74,7 @@ def record(options: argparse.Namespace) -> int:
     summary = train(session, jobs)
     folder = ROOT / "results" / session.experiment.name
     path = folder / "runs.jsonl"
-    past = evidence.read_records(path) if path.exists() else []
+    past = evidence.read_records(path)
     records = evidence.merged(past, records_of(session, jobs, summary))
     evidence.write_records(path, records, [arm.name for arm in session.experiment.arms])
     write_bands(session.experiment, [r for r in records if r.profile == session.profile_name])
@@ -138,7 +138,7 @@ def tables(options: argparse.Namespace) -> int:
 def dry_run(session: Session, jobs: Sequence[Job]) -> int:
     """Print the runs a session would make, and what they would cost by the recorded runs of the same arms."""
     path = ROOT / "results" / session.experiment.name / "runs.jsonl"
-    past = evidence.read_records(path) if path.exists() else []
+    past = evidence.read_records(path)
     cost = {arm: r.environment for r in past if r.profile == session.profile_name for arm in r.arms}
     seconds = disk = 0.0
     unknown = 0

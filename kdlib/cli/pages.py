@@ -48,7 +48,7 @@ def update_readme(root: Path) -> None:
     rows = []
     for name in replications(root):
         experiment, path = load_experiment(name), root / "results" / name / "runs.jsonl"
-        records = evidence.read_records(path) if path.exists() else []
+        records = evidence.read_records(path)
         usual = [r for r in records if r.profile == "full" and _label(experiment, r, False) == "full"]
         rows.append(report.summary_line(name, reported_of(experiment), usual))
     shown = {EXAMPLE: page.read_text(encoding="utf-8")} if (page := root / "results" / EXAMPLE / "quick.md").exists() else {}
