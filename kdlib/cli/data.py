@@ -28,7 +28,10 @@ def _list(names: tuple[str, ...], options: argparse.Namespace) -> int:
 def _fetch(names: tuple[str, ...], options: argparse.Namespace) -> int:
     for name in names:
         place = fetch.where(name, options.data)
-        print(f"{name}: already at {place.path}" if place else f"{name}: fetched to {fetch.fetch(name, _progress)}")
+        if place is None or place.origin == "cache":  # what is in the cache may need a repair
+            print(f"{name}: fetched to {fetch.fetch(name, _progress)}")
+        else:
+            print(f"{name}: already at {place.path}")
     return 0
 
 

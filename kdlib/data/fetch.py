@@ -1,7 +1,7 @@
 """Find a data set on this machine, or download it; the one place that reads the environment.
 
 KDLIB_DATA     a folder that holds data sets, as `--data DIR` does
-KDLIB_MIRROR   a URL or a local folder that replaces the sources: it holds the files of a set in MIRROR/NAME
+KDLIB_MIRROR   a URL or a local folder that replaces the sources: MIRROR/NAME/ holds what a source offers of a set
 KDLIB_OFFLINE  1: open no socket
 """
 
@@ -11,27 +11,22 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import filelock
 
-from kdlib.data import DataError, DataUnavailable, kaggle, mitdb, transfer
+from kdlib.data import DataError, DataUnavailable, transfer
+from kdlib.data.sources import SOURCES, File, Packed, Source
+from kdlib.data.unpack import gunzip, unpack
 
 Progress = Callable[[str, int, int], None]  # file, bytes of the whole set received so far, bytes expected
 LIMITS = transfer.Limits()
 LOCK_SECONDS = 3600.0
-UNKNOWN_FILE_BYTES = 2**20  # the most a file of unknown size may have
-
-
-class File(NamedTuple):
-    """A file of a data set; None where it is not known (and the content is checked instead)."""
-
-    name: str
-    sha256: str | None
-    size: int | None
+UNKNOWN_FILE_BYTES = 2**20  # the most a file of unknown size may have, or all files of an archive that are not of the set
+MOST_MEMBERS = 20  # of an archive, folders included
 
 
 class Place(NamedTuple):
@@ -39,44 +34,6 @@ class Place(NamedTuple):
 
     origin: str
     path: Path
-
-
-@dataclass(frozen=True)
-class Source:
-    """What is known about one data set."""
-
-    title: str
-    licence: str
-    citation: str
-    url: str
-    bytes: int
-    files: Callable[[], tuple[File, ...]]
-    check: Callable[[Path], Any]  # reads the whole set; raises DataError
-    instead: tuple[str, ...] = ()  # files of another publisher that a user may have in their place
-
-
-def _mitdb_files() -> tuple[File, ...]:
-    pinned = []
-    for line in mitdb.fact("physionet_sha256.txt").decode().splitlines():
-        name, digest = line.split(" sha256:")
-        pinned.append(File(name, digest, 1_950_000 if name.endswith(".dat") else None))
-    # Headers differ between copies in their comments; what they say about the signals is checked on reading.
-    return *pinned, *(File(f"{record}.hea", None, None) for record in mitdb.RECORDS)
-
-
-SOURCES = {
-    "mitdb": Source(
-        title="MIT-BIH Arrhythmia Database 1.0.0",
-        licence="Open Data Commons Attribution License 1.0 (ODC-By 1.0)",
-        citation="Moody and Mark 2001, IEEE Eng. Med. Biol. 20(3):45-50, doi:10.13026/C2F305; "
-        "Goldberger et al. 2000, Circulation 101(23):e215-e220 (PhysioNet)",
-        url="https://physionet.org/files/mitdb/1.0.0",
-        bytes=93_850_000,
-        files=_mitdb_files,
-        check=mitdb.heartbeats,
-        instead=kaggle.FILES,
-    )
-}
 
 
 def names() -> tuple[str, ...]:
@@ -94,7 +51,7 @@ def describe(name: str) -> dict[str, Any]:
 def where(name: str, data: Path | str | None = None) -> Place | None:
     """Return the first of --data, KDLIB_DATA, user cache that holds (some of) a data set, else None."""
     source = _source(name)
-    known = [*(file.name for file in source.files()), *source.instead]
+    known = [*(file.name for file in source.files()), *chain.from_iterable(source.instead)]
     for origin, root in _roots(data):
         for folder in (root / name, root):
             if any((folder / file).is_file() for file in known):
@@ -125,13 +82,7 @@ def verify(name: str, data: Path | str | None = None) -> list[str]:
     place = where(name, data)
     if place is None:
         return [f"{name}: found nowhere; looked at {_looked_at(data)}"]
-    problems = _file_problems(source, place.path, hashes=True)
-    if not problems:
-        try:
-            source.check(place.path)
-        except DataError as error:
-            problems = [str(error)]
-    return problems
+    return _all_problems(source, place.path)
 
 
 def fetch(name: str, progress: Progress | None = None) -> Path:
@@ -147,11 +98,12 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(cache / f".{name}.lock", timeout=LOCK_SECONDS):
-            if folder.is_dir() and not _file_problems(source, folder, hashes=True):
+            if folder.is_dir() and not _all_problems(source, folder):
                 return folder
             _refuse_offline(name, mirror)
             _take_back(source, folder, staging)
             _fill(name, source, mirror, staging, progress)
+            _unpack_all(source, staging)
             source.check(staging)
             os.replace(staging, folder)
     except filelock.Timeout as error:
@@ -231,9 +183,13 @@ def _take_back(source: Source, folder: Path, staging: Path) -> None:
         shutil.rmtree(staging, ignore_errors=True)
         os.replace(folder, staging)
     staging.mkdir(exist_ok=True)
-    unpinned = {file.name for file in source.files() if file.sha256 is None}
+    for file in source.files():
+        if file.sha256 is None:
+            (staging / file.name).unlink(missing_ok=True)
     for path in staging.iterdir():
-        if path.name in unpinned or path.name.startswith("tmp") or path.suffix == ".part":
+        if path.is_dir() and path.name.startswith((".tmp", "tmp")):
+            shutil.rmtree(path)
+        elif path.name.startswith("tmp") or path.suffix == ".part":
             path.unlink()
 
 
@@ -245,9 +201,9 @@ def _fill(name: str, source: Source, mirror: str | Path | None, staging: Path, p
         raise DataUnavailable(
             f"Downloading {name} needs the package pooch: install kdlib with its dependencies, or pass --data DIR."
         ) from error
-    done = 0
+    done = 0  # bytes
     with requests.Session() as session:
-        for file in source.files():
+        for file in _to_download(source, staging):
 
             def received(count: int, name: str = file.name, before: int = done) -> None:
                 if progress is not None:
@@ -263,11 +219,57 @@ def _fill(name: str, source: Source, mirror: str | Path | None, staging: Path, p
             done += target.stat().st_size
 
 
+def _to_download(source: Source, staging: Path) -> list[File]:
+    """Return the publisher's files, without those whose unpacked content is there already."""
+    if not source.packed:
+        return list(source.files())
+    return [packed.file for packed in source.packed if not _is_unpacked(source, packed, staging)]
+
+
+def _is_unpacked(source: Source, packed: Packed, staging: Path) -> bool:
+    inside = [file for file in source.files() if file.name in packed.holds]
+    return all(file.sha256 is not None and _file_problem(staging / file.name, file, hashes=True) is None for file in inside)
+
+
+def _unpack_all(source: Source, staging: Path) -> None:
+    """Replace the packed files by the set's files that they hold; nothing else of an archive is kept."""
+    sizes = {file.name: file.size or UNKNOWN_FILE_BYTES for file in source.files()}
+    unpacked = staging / "tmp-unpacked"
+    for packed in source.packed:
+        path = staging / packed.file.name
+        if not path.is_file():
+            continue
+        most_bytes = sum(sizes[name] for name in packed.holds)
+        if path.name.endswith(".tar.gz"):
+            unpack(path, unpacked, most_bytes + UNKNOWN_FILE_BYTES, MOST_MEMBERS)
+        else:
+            gunzip(path, unpacked / packed.holds[0], most_bytes)
+        for name in packed.holds:
+            if not (unpacked / name).is_file():
+                raise DataError(f"{path}: expected {name} in it, found none. {transfer.REMEDY}")
+            (staging / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(unpacked / name, staging / name)
+        shutil.rmtree(unpacked)
+        path.unlink()
+
+
+def _all_problems(source: Source, folder: Path) -> list[str]:
+    """Return what is wrong with the files or, where they look right, with what is in them."""
+    problems = _file_problems(source, folder, hashes=True)
+    if not problems:
+        try:
+            source.check(folder)
+        except DataError as error:
+            problems = [str(error)]
+    return problems
+
+
 def _file_problems(source: Source, folder: Path, hashes: bool) -> list[str]:
     """Return what is wrong with the files by name, size and (slower) hash."""
     files = source.files()
-    if not any((folder / file.name).is_file() for file in files):
-        files = tuple(File(name, None, None) for name in source.instead)
+    for names in source.instead:
+        if not any((folder / file.name).is_file() for file in files):
+            files = tuple(File(name, None, None) for name in names)
     return [problem for file in files if (problem := _file_problem(folder / file.name, file, hashes))]
 
 

@@ -34,6 +34,10 @@ class Limits:
     pause_seconds: float = 2
 
 
+class _WrongContentError(DataUnavailable):
+    """What came is not the start of the file: not to be kept."""
+
+
 def download(
     session: Session,
     url: str,
@@ -45,17 +49,28 @@ def download(
 ) -> None:
     """Download one file to `target`, unless it is there already; `received` hears the bytes so far.
 
-    Raises DataUnavailable, and leaves nothing new at `target`, when the server cannot be reached or answers
-    with an error, a web page, a redirect from https to http, too much, too little, too slowly, another file.
+    A broken download of a file of known hash is kept beside the target as `.partial`, and the next try goes on from there.
+    Raises DataUnavailable, and leaves nothing at `target`, when the server cannot be reached or answers with an error, a
+    web page, a redirect from https to http, too much, too little, too slowly, another file.
     """
     import pooch
     import requests
     import urllib3
 
+    partial = target.with_name(target.name + ".partial")
+
     def stream(url: str, temporary: str, _: object) -> None:
-        _stream(session, url, Path(temporary), most_bytes, limits, received)
+        try:
+            _stream(session, url, partial, most_bytes, limits, received)
+        except _WrongContentError:
+            partial.unlink()
+            raise
+        os.replace(partial, temporary)
 
     for attempt in range(1, limits.attempts + 1):
+        if sha256 is None:
+            partial.unlink(missing_ok=True)  # nothing would tell a bad start
+        resumed = partial.exists()
         try:
             with _silent(pooch.get_logger()):
                 pooch.retrieve(url, sha256, target.name, target.parent, downloader=stream)
@@ -65,6 +80,8 @@ def download(
                 raise DataUnavailable(f"{url}: expected a file, found: {error}. {REMEDY}") from error
             time.sleep(limits.pause_seconds)
         except ValueError as error:  # pooch's way to say that the hash differs; its text has both
+            if resumed and attempt < limits.attempts:
+                continue  # what was kept may be to blame
             raise DataUnavailable(f"{url}: {error} {REMEDY}") from error
 
 
@@ -86,32 +103,51 @@ def copy(source: Path, target: Path, sha256: str | None, most_bytes: int) -> int
 
 
 def _stream(session: Session, url: str, target: Path, most_bytes: int, limits: Limits, received: Callable[[int], None]) -> None:
+    """Write what the server sends to `target`, after what is there already if the server can go on from there."""
     end = time.monotonic() + limits.total_seconds
-    total = 0
-    with _open(session, url, limits) as response, target.open("wb") as file:
+    total = target.stat().st_size if target.exists() else 0
+    with _open(session, url, limits, total) as response:
+        if total and not _goes_on(response, total):
+            target.unlink()
+            total = 0
         response.raise_for_status()
-        # read1 gives what has arrived: waiting for full chunks, a dripping server would outlive the deadline.
-        while chunk := response.raw.read1(CHUNK_BYTES):
-            if total == 0 and _is_page(response, chunk):
-                raise DataUnavailable(
-                    f"{url}: expected a data file, found a web page (a login, proxy or error page): {chunk[:80]!r}. {REMEDY}"
-                )
-            total += len(chunk)
-            if total > most_bytes:
-                raise DataUnavailable(f"{url}: expected at most {most_bytes} bytes, found more. {REMEDY}")
-            if time.monotonic() > end:
-                raise DataUnavailable(
-                    f"{url}: expected the file within {limits.total_seconds:g} seconds, found {total} bytes by then. {REMEDY}"
-                )
-            file.write(chunk)
-            received(total)
+        with target.open("ab") as file:
+            # read1 gives what has arrived: waiting for full chunks, a dripping server would outlive the deadline.
+            while chunk := response.raw.read1(CHUNK_BYTES):
+                if total == 0 and _is_page(response, chunk):
+                    raise _WrongContentError(
+                        f"{url}: expected a data file, found a web page (a login, proxy or error page): {chunk[:80]!r}. {REMEDY}"
+                    )
+                total += len(chunk)
+                if total > most_bytes:
+                    raise _WrongContentError(f"{url}: expected at most {most_bytes} bytes, found more. {REMEDY}")
+                file.write(chunk)
+                if time.monotonic() > end:
+                    raise DataUnavailable(
+                        f"{url}: expected the file within {limits.total_seconds:g} seconds, found {total} bytes by then. {REMEDY}"
+                    )
+                received(total)
 
 
-def _open(session: Session, url: str, limits: Limits) -> Response:
-    """Follow redirects by hand, so that each step is looked at before it is taken."""
+def _goes_on(response: Response, start: int) -> bool:
+    """Whether the answer is the rest of the file from byte `start`; raises for a server error, which says nothing about it."""
+    import requests
+
+    if response.status_code == 416:  # there is no rest: what was kept is as long as the file, and wrong
+        return False
+    response.raise_for_status()
+    content_range = response.headers.get("content-range", "")
+    if response.status_code == 206 and not content_range.startswith(f"bytes {start}-"):
+        raise requests.RequestException(f"expected the bytes from {start}, found {content_range!r}")
+    return response.status_code == 206
+
+
+def _open(session: Session, url: str, limits: Limits, start: int) -> Response:
+    """Ask for a file from byte `start`; redirects are followed by hand, each step looked at before it is taken."""
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     timeout = (limits.connect_seconds, limits.read_seconds)
     for _ in range(MOST_REDIRECTS + 1):
-        response = session.get(url, stream=True, allow_redirects=False, timeout=timeout, headers={"Accept-Encoding": "identity"})
+        response = session.get(url, stream=True, allow_redirects=False, timeout=timeout, headers=headers)
         if not response.is_redirect:
             return response
         response.close()

@@ -1,4 +1,4 @@
-"""Unpack a tar archive of unknown intent: plain files inside the folder, bounded, all of it or nothing."""
+"""Unpack files of unknown intent: plain files inside the folder, bounded, all of it or nothing."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import IO
 
 from kdlib.data import DataError
 
+CHUNK_BYTES = 2**20
 REMEDY = "Delete the archive and fetch it again from its source."
 
 
@@ -48,6 +49,25 @@ def unpack(archive: Path, folder: Path, most_bytes: int, most_members: int) -> N
         raise DataError(f"{archive}: expected {expected}, found {error}. {REMEDY}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def gunzip(packed: Path, target: Path, most_bytes: int) -> None:
+    """Unpack one .gz file to `target`, making its folder; the file appears only if all went well.
+
+    Raises DataError for more than `most_bytes` unpacked bytes and for a damaged file.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f"{target.name}.part")
+    try:
+        with gzip.open(packed) as file, temporary.open("wb") as out:
+            bounded = _Bounded(file, most_bytes)  # type: ignore[arg-type]
+            while chunk := bounded.read(CHUNK_BYTES):
+                out.write(chunk)
+        os.replace(temporary, target)
+    except (DataError, zlib.error, EOFError, OSError) as error:
+        raise DataError(f"{packed}: expected a gzipped file of at most {most_bytes} bytes, found {error}. {REMEDY}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _extract(archive: Path, staging: Path, most_bytes: int, most_members: int) -> None:

@@ -125,3 +125,16 @@ def real_folder() -> Path:
 @pytest.fixture(scope="session")
 def real(real_folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return mitdb.heartbeats(real_folder)
+
+
+@pytest.fixture(scope="session")
+def real_folder_of() -> Callable[[str], Path]:
+    """The folder of a real set of pictures, without ever downloading it."""
+
+    def folder(name: str) -> Path:
+        place = fetch.where(name)
+        if place is None:
+            pytest.skip(f"the real {name} is not here: set KDLIB_DATA or run `kd data fetch {name}`")
+        return place.path
+
+    return folder
