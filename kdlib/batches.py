@@ -66,6 +66,8 @@ class Batches:
             soft.check(examples)
         if mix is not None and classes is None:
             raise KDError("expected the number of classes beside a mix, found none; pass classes=...")
+        if mix is not None and not examples.inputs.is_floating_point():
+            raise KDError(f"expected inputs of floating point to mix, found {examples.inputs.dtype}; use inputs.float()")
         self.examples, self.size, self.seed, self.mix = examples, size, seed, mix
         self.soft = None if soft is None else soft.logits.to(examples.inputs.device)
         self.one_hot = None if classes is None else F.one_hot(examples.labels, classes).to(examples.inputs)

@@ -126,3 +126,13 @@ def test_refuses_a_mix_without_classes_or_of_another_length(examples):
 def test_examples_refuse_labels_that_are_not_one_integer_per_input(labels):
     with pytest.raises(KDError, match="one per input"):
         Examples(torch.zeros(3, 2), labels, "data")
+
+
+def test_bytes_are_batched_as_they_are_and_not_mixed():
+    inputs = torch.arange(40, dtype=torch.uint8).reshape(10, 4)
+    examples = Examples(inputs, torch.arange(10) % 2, "bytes")
+    rows = torch.cat([batch.inputs[:, 0] for batch in Batches(examples, 3, seed=0)(1)])
+    assert rows.dtype == torch.uint8
+    assert sorted(rows.tolist()) == inputs[:, 0].tolist()
+    with pytest.raises(KDError, match=r"torch\.uint8"):
+        Batches(examples, 3, seed=0, mix=lambda epoch: None, classes=2)
