@@ -25,7 +25,7 @@ from kdlib.batches import Batch, Batches
 from kdlib.errors import KDError
 from kdlib.experiment import Arm, Profile, Run
 from kdlib.losses import cross_entropy
-from kdlib.metrics import accuracy, agreement, mean_entropy, mean_kl
+from kdlib.metrics import accuracy, agreement, confusion_matrix, mean_entropy, mean_kl
 from kdlib.networks import he_uniform_, keras_adam, keras_batch_norm, parameter_count
 from kdlib.runs import Result
 from kdlib.targets import SoftTargets
@@ -191,8 +191,9 @@ def result(run: Run, model: Network, progress: Progress) -> Result:
 
 
 def measure(run: Run, model: Network, logits: Tensor) -> dict[str, Any]:
-    found: dict[str, Any] = {"accuracy": accuracy(logits, run.data.test.labels), "entropy": mean_entropy(logits),
-                             "parameters": parameter_count(model)}
+    labels = run.data.test.labels
+    found: dict[str, Any] = {"accuracy": accuracy(logits, labels), "entropy": mean_entropy(logits),
+                             "confusion": confusion_matrix(logits.argmax(1), labels, 10), "parameters": parameter_count(model)}
     if run.parents:
         teacher = run.soft_targets("teacher", "test", run.data.test).logits
         found |= {"agreement": agreement(teacher, logits), "teacher_kl": mean_kl(teacher, logits)}

@@ -199,7 +199,7 @@ def test_the_sham_permutes_within_classes_and_changes_the_student(trained):
 
 def test_metrics_are_measured_on_the_test_pictures(trained):
     metrics = trained["sham"].metrics["final"]
-    assert metrics.keys() == {"accuracy", "entropy", "parameters", "agreement", "teacher_kl", "epochs"}
+    assert metrics.keys() == {"accuracy", "entropy", "confusion", "parameters", "agreement", "teacher_kl", "epochs"}
     assert metrics["parameters"] == COUNTS[2]
     assert trained["direct"].metrics["round_1"]["epochs"] == 6
     assert trained["direct"].metrics["final"]["epochs"] == 24
