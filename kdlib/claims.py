@@ -14,6 +14,8 @@ Keys of the file, those after a semicolon optional:
   trend                       along = [arms in the order in which the metric is to rise];
                               for a trend in a gain, over = [the arm to subtract from each]
   exact                       expected = {arm = number}
+
+[ingredients.<name>]          label, arm, over: ours, of the primary claim's metric; what its difference is made of
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from kdlib import intervals
 from kdlib.schema import Table, read_toml
 
 __all__ = [
-    "AS_DESCRIBED", "AS_RELEASED", "CONTROLLED", "KINDS", "MODES", "SHAM", "Arms", "Claim", "Reported",
+    "AS_DESCRIBED", "AS_RELEASED", "CONTROLLED", "KINDS", "MODES", "SHAM", "Arms", "Claim", "Ingredient", "Reported",
     "Source", "Value", "load_reported", "reported_range",
 ]  # fmt: skip
 
@@ -117,12 +119,27 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Ingredient:
+    """Two arms that differ in one thing: what that thing adds. No claim of the source, so it gets no verdict."""
+
+    label: str
+    arm: str
+    over: str
+
+
+@dataclass(frozen=True)
 class Reported:
     """All of a `reported.toml`; values by `<arm>.<metric>`, claims by name."""
 
     source: Source
     values: Mapping[str, Value]
     claims: Mapping[str, Claim]
+    ingredients: tuple[Ingredient, ...] = ()
+
+    @property
+    def primary(self) -> Claim:
+        """The first primary claim."""
+        return next(claim for claim in self.claims.values() if claim.primary)
 
     def value(self, arm: str, metric: str) -> Value | None:
         """The reported number that an arm's metric stands beside."""
@@ -146,7 +163,7 @@ _LINK = r"https://[^\s\"']+"
 def load_reported(path: Path, arms: Collection[str]) -> Reported:
     """Read a `reported.toml` about the experiment's `arms`; SchemaError names file, line and key."""
     root = read_toml(path)
-    root.only({"source", "values", "claims"})
+    root.only({"source", "values", "claims", "ingredients"})
     source = _source(root.table("source"))
     values: dict[str, Value] = {}
     for key, table in root.table("values", needed=False).tables():
@@ -158,7 +175,16 @@ def load_reported(path: Path, arms: Collection[str]) -> Reported:
     claims = {key: _claim(key, table, arms, values) for key, table in root.table("claims").tables()}
     if not any(claim.primary for claim in claims.values()):
         raise root.error("claims", "at least one claim with primary = true", ", ".join(claims))
-    return Reported(source, values, claims)
+    ingredients = [_ingredient(table, arms) for _, table in root.table("ingredients", needed=False).tables()]
+    return Reported(source, values, claims, tuple(ingredients))
+
+
+def _ingredient(table: Table, arms: Collection[str]) -> Ingredient:
+    table.only({"label", "arm", "over"})
+    arm, over = (_arm(table, key, table.content.get(key, ""), arms) for key in ("arm", "over"))
+    if arm == over:
+        raise table.error("over", f"another arm than {arm}")
+    return Ingredient(table.text_of("label"), arm, over)
 
 
 def _source(table: Table) -> Source:

@@ -520,3 +520,48 @@ def test_the_readme_gets_a_row_for_each_replication(reported, tmp_path):
         path.write_text("# no marks")
         with pytest.raises(KDError, match=rf"{wrong.name}: expected"):
             tables.update_readme(wrong, rows, {})
+
+
+# ---- ingredients
+
+PARTS = """
+[ingredients.teacher]
+label = "the teacher & nothing else"
+arm = "student"
+over = "alone"
+"""
+
+
+def test_an_ingredient_is_the_mean_paired_difference_over_shared_seeds(tmp_path):
+    path = tmp_path / "reported.toml"
+    path.write_text(REPORTED + PARTS)
+    student, alone = {0: 0.80, 1: 0.77, 2: 0.79, 5: 0.1}, {0: 0.70, 1: 0.71, 2: 0.66, 4: 0.2}
+    made = [record("student", seed, macro_f1=f1) for seed, f1 in student.items()]
+    made += [record("alone", seed, macro_f1=f1) for seed, f1 in alone.items()]
+    (row,) = frames.ingredients_table(load_reported(path, [arm.name for arm in ARMS]), made).to_dict("records")
+    differences = [0.10, 0.06, 0.13]
+    low, high = stats.t.interval(0.95, 2, np.mean(differences), stats.sem(differences))
+    assert row["n"] == 3
+    assert (row["difference"], row["low"], row["high"]) == pytest.approx((np.mean(differences), low, high), rel=1e-12)
+
+
+def test_an_ingredient_whose_arm_is_not_recorded_stays_without_numbers(tmp_path):
+    path = tmp_path / "reported.toml"
+    path.write_text(REPORTED + PARTS)
+    reported = load_reported(path, [arm.name for arm in ARMS])
+    shown = markdown.ingredients_shown(frames.ingredients_table(reported, [record("student", 0)]), reported)
+    expected = {"ingredient": r"the teacher \& nothing else", "arm": "student", "over": "alone", "difference": "—", "95%": "—"}
+    assert shown.to_dict("records") == [expected | {"n": "0"}]
+
+
+@pytest.mark.parametrize(("old", "new", "said"), [
+    ('over = "alone"', 'over = "student"', "another arm than student"),
+    ('over = "alone"', 'over = "nobody"', "an arm of this experiment"),
+    ('over = "alone"', 'over = "alone"\nverdict = "replicated"', "only the keys arm, label, over"),
+    ('"the teacher & nothing else"', '"<b>"', "without markup"),
+])  # fmt: skip
+def test_an_ingredient_that_breaks_the_schema_is_refused(tmp_path, old, new, said):
+    path = tmp_path / "reported.toml"
+    path.write_text(REPORTED + PARTS.replace(old, new))
+    with pytest.raises(KDError, match=said):
+        load_reported(path, [arm.name for arm in ARMS])

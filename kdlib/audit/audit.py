@@ -90,8 +90,10 @@ def _files(folder: Path, label: str) -> tuple[Path, Path, Path]:
 
 def _tables(folder: Path, experiment: Experiment, reported: Reported, group: Sequence[Record], full: Sequence[Record],
             checked: Checked) -> Iterator[Fault]:
-    arms, claims = derived.arms(experiment, reported, group), derived.claims(reported, group, full)
-    for path in _files(folder, evidence.label(experiment, group[0])):
+    label = evidence.label(experiment, group[0])
+    arms = derived.arms(experiment, reported, group)
+    claims = derived.claims(reported, group, full, other_data=label != group[0]["profile"])
+    for path in _files(folder, label):
         file = f"results/{experiment.name}/{path.name}"
         if not path.exists():
             yield Fault(file, "", f"the table of {len(group)} records", "no such file")

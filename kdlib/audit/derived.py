@@ -80,8 +80,8 @@ def rulings(reported: Reported, records: Sequence[Record], least: int = 1) -> di
     return found
 
 
-def claims(reported: Reported, records: Sequence[Record], full: Sequence[Record]) -> list[Row]:
-    """A row for each claim and mode; `full`: the full runs on the same data."""
+def claims(reported: Reported, records: Sequence[Record], full: Sequence[Record], other_data: bool = False) -> list[Row]:
+    """A row for each claim and mode; `full`: the full runs on the same data; `other_data`: than the source's."""
     verdicts = records[0]["profile"] == FULL
     judged, recorded = rulings(reported, records), rulings(reported, full, LEAST)
     rows = []
@@ -96,8 +96,20 @@ def claims(reported: Reported, records: Sequence[Record], full: Sequence[Record]
                 "measured": measured, "low": low, "high": high, "n": found.n,
                 "needed_n": NAN if found.needed is None else found.needed, "verdict": found.outcome if verdicts else "",
                 "recorded": before.outcome if before else "", "says": "" if verdicts else says(found, before),
-                "analogue": bool(claim.keys.get("analogue", False)), "detail": found.explained if verdicts else "",
+                "analogue": other_data or bool(claim.keys.get("analogue", False)), "detail": found.explained if verdicts else "",
             })  # fmt: skip
+    return rows
+
+
+def ingredients(reported: Reported, records: Sequence[Record]) -> list[Row]:
+    """A row for each ingredient: the differences of two arms over the seeds they share."""
+    metric = next(claim.metric for claim in reported.claims if claim.mark == "primary")
+    found, rows = series(records, metric), []
+    for part in reported.ingredients:
+        first, second = found.get(part["arm"], {}), found.get(part["over"], {})
+        differences = sample([first[seed] - second[seed] for seed in first if seed in second])
+        rows.append({**part, "metric": metric, "n": differences.n, "difference": differences.mean,
+                     "low": differences.low, "high": differences.high})
     return rows
 
 

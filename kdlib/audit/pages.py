@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from kdlib.audit.derived import Row, empty, on_scale, rulings
+from kdlib.audit.derived import Row, empty, ingredients, on_scale, rulings
 from kdlib.audit.evidence import Record, canonical
 from kdlib.audit.faults import Fault, differs, numbers, plain
 from kdlib.audit.reported import Claim, Reported
@@ -16,6 +16,7 @@ from kdlib.audit.rule import OUTCOMES
 from kdlib.experiment import Experiment
 
 NONE = "—"
+MADE_OF = "What the difference is made of"
 SUMMARY = "table"  # the name of README's marks around the table of all replications
 NOTED = {"95", "1", "5"}  # the numbers that the notes below the tables hold: level, n - 1, seeds of a verdict
 COLUMNS = {"agreement": ("agree", ".3f"), "teacher_kl": ("KL", ".3f"), "entropy": ("entropy", ".3f"),
@@ -42,13 +43,18 @@ def check(file: str, text: str, experiment: Experiment, reported: Reported, reco
     """Every fault of a replication's page."""
     head, *rest = re.split(r"^## ", text, flags=re.MULTILINE)
     sections = {part.partition("\n")[0].strip(): part.partition("\n")[2] for part in rest}
-    yield from differs(file, "sections", ["Arms", "Claims", "How to read this"], list(sections))
+    made_of = [MADE_OF] if reported.ingredients else []
+    yield from differs(file, "sections", ["Arms", "Claims", *made_of, "How to read this"], list(sections))
     yield from _lines(file, head, _heading(experiment, reported, records))
     for name, cells in (("Arms", [arm_cells(row, reported) for row in arms]),
                         ("Claims", [_claim(row, reported) for row in claims])):
         section = sections.get(name, "")
         yield from check_table(file, name, section, cells)
         yield from _lines(file, section, [] if name == "Arms" else [_statement(claim) for claim in reported.claims])
+    for name in made_of:
+        section = sections.get(name, "")
+        yield from check_table(file, name, section, [_ingredient(row, reported) for row in ingredients(reported, records)])
+        yield from _lines(file, section, [])
     for number in numbers(sections.get("How to read this", "")):
         if number not in NOTED:
             yield Fault(file, "How to read this", f"no number but {', '.join(sorted(NOTED))}", number)
@@ -147,6 +153,12 @@ def _claim(row: Row, reported: Reported) -> dict[str, str]:
     return cells | {"verdict": verdict + (f"; recorded: {row['recorded']}" if changed else "")}
 
 
+def _ingredient(row: Row, reported: Reported) -> dict[str, str]:
+    return {"ingredient": row["label"], "arm": row["arm"], "over": row["over"],
+            "difference": printed(reported, row["metric"], row["difference"], "+"),
+            "95%": _between(reported, row["metric"], row["low"], row["high"], "+"), "n": str(row["n"])}
+
+
 def _measured(claim: Claim, reported: Reported, mean: float, low: float, high: float) -> tuple[str, str]:
     if claim.kind == "exact":
         return NONE if math.isnan(mean) else f"off by {mean:,.12g}" if mean else "equal", NONE
@@ -182,7 +194,8 @@ def check_table(file: str, name: str, section: str, rows: Sequence[Mapping[str, 
     wanted = [head for head in known if head in heads or any(row.get(head, NONE) != NONE for row in rows)]
     yield from differs(file, f"table {name}: columns", wanted, heads)
     for row, cells in zip(rows, lines[2:], strict=True):
-        place = f"table {name}, row {', '.join(row[key] for key in ('arm', 'claim', 'mode', 'replication') if key in row)}"
+        keys = [key for key in ("ingredient", "arm", "claim", "mode", "replication") if key in row]
+        place = f"table {name}, row {', '.join(row[key] for key in keys)}"
         yield from differs(file, f"{place}: number of cells", len(heads), len(cells))
         for head, cell in zip(heads, map(plain, cells), strict=False):
             content = row.get(head, NONE)

@@ -99,6 +99,7 @@ class Reported:
     source: Mapping[str, str]
     values: tuple[Value, ...]
     claims: tuple[Claim, ...]
+    ingredients: tuple[Mapping[str, str], ...] = ()  # label, arm, over
 
     def value(self, arm: str, metric: str) -> Value | None:
         """The number that an arm's metric stands beside."""
@@ -125,7 +126,8 @@ def read_reported(path: Path) -> Reported:
     content = tomllib.loads(path.read_text(encoding="utf-8"))
     values = tuple(_value(key, table) for key, table in content.get("values", {}).items())
     bare = Reported(content["source"], values, ())
-    return Reported(content["source"], values, tuple(_claim(key, table, bare) for key, table in content["claims"].items()))
+    claims = tuple(_claim(key, table, bare) for key, table in content["claims"].items())
+    return Reported(content["source"], values, claims, tuple(content.get("ingredients", {}).values()))
 
 
 def _value(key: str, table: Mapping[str, Any]) -> Value:

@@ -18,7 +18,7 @@ from kdlib.verdicts import Outcome, Verdict, all_equal
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["arms_table", "claims_table", "is_full", "metrics_of", "on_claims_scale", "says"]
+__all__ = ["arms_table", "claims_table", "ingredients_table", "is_full", "metrics_of", "on_claims_scale", "says"]
 
 FULL = "full"  # the profile whose runs get verdicts
 NAN = float("nan")
@@ -109,11 +109,12 @@ def claims_table(
     records: Sequence[Record],
     full_record: recorded.Record | None,
     synthetic: bool = False,
+    analogue: bool = False,
 ) -> pd.DataFrame:
     """One row per claim and mode: what is reported and measured, with verdicts; nothing is rounded.
 
     `full_record` holds the verdicts of the full runs on the same data. Full runs have a `verdict`, all others
-    instead `says`; runs on synthetic data have neither.
+    instead `says`; runs on synthetic data have neither. `analogue`: these are other data than the source's.
     """
     import pandas as pd
 
@@ -122,7 +123,7 @@ def claims_table(
     rows = []
     for claim in reported.claims.values():
         for mode in claim.modes:
-            verdict = judge(claim, mode, numbers)
+            verdict = judge(claim, mode, numbers, analogue=analogue)
             before = (
                 full_record.verdicts.get(claim.name, {}).get(mode) if full_record and not synthetic else None
             )
@@ -138,6 +139,21 @@ def claims_table(
                 "says": "" if full or synthetic else says(verdict.verdict, before),
                 "analogue": verdict.analogue, "detail": verdict.detail if full and not synthetic else "",
             })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def ingredients_table(reported: Reported, records: Sequence[Record]) -> pd.DataFrame:
+    """One row per ingredient: the mean paired difference of the primary claim's metric, with its 95% t interval."""
+    import pandas as pd
+
+    numbers, metric = measured(records), reported.primary.metric
+    rows = []
+    for part in reported.ingredients:
+        first, second = numbers.get(part.arm, {}), numbers.get(part.over, {})
+        found = [first[seed][metric] - second[seed][metric] for seed in sorted(first.keys() & second.keys())]
+        low, high = intervals.t_interval(found)[:2] if not all_equal(found) else (NAN, NAN)
+        rows.append({"ingredient": part.label, "arm": part.arm, "over": part.over, "difference": _mean(found),
+                     "low": low, "high": high, "n": len(found)})
     return pd.DataFrame(rows)
 
 

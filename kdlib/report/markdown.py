@@ -15,7 +15,9 @@ from kdlib.claims import Claim, Reported, Value
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["NONE", "Scale", "aim", "arms_shown", "claims_shown", "escaped", "found", "mark", "scale", "table"]
+__all__ = [
+    "NONE", "Scale", "aim", "arms_shown", "claims_shown", "escaped", "found", "ingredients_shown", "mark", "scale", "table",
+]  # fmt: skip
 
 NONE = "—"
 _MOST_DECIMALS = 6
@@ -146,6 +148,19 @@ def claims_shown(frame: pd.DataFrame, reported: Reported, full: bool, synthetic:
             shown |= {"full verdict": row["recorded"] or NONE, "this run": row["says"]}
         rows.append(shown)
     return pd.DataFrame(rows)
+
+
+def ingredients_shown(frame: pd.DataFrame, reported: Reported) -> pd.DataFrame:
+    """The ingredients' frame as escaped strings."""
+    import pandas as pd
+
+    shown = scale(reported, reported.primary.metric)
+    return pd.DataFrame([
+        {"ingredient": escaped(row["ingredient"]), "arm": escaped(row["arm"]), "over": escaped(row["over"]),
+         "difference": shown.show(row["difference"], "+"), "95%": shown.between(row["low"], row["high"], "+"),
+         "n": str(row["n"])}
+        for _, row in frame.iterrows()
+    ])  # fmt: skip
 
 
 def mark(claim: Claim) -> str:

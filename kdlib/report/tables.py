@@ -13,8 +13,8 @@ from kdlib.files import atomic_write
 from kdlib.judging import judge
 from kdlib.recorded import Record as Bands
 from kdlib.report.evidence import Record, digest_of, measured
-from kdlib.report.frames import arms_table, claims_table, is_full, metrics_of, on_claims_scale
-from kdlib.report.markdown import NONE, aim, arms_shown, claims_shown, escaped, found, mark, scale, table
+from kdlib.report.frames import arms_table, claims_table, ingredients_table, is_full, metrics_of, on_claims_scale
+from kdlib.report.markdown import NONE, aim, arms_shown, claims_shown, escaped, found, ingredients_shown, mark, scale, table
 from kdlib.verdicts import MIN_SEEDS, headline
 
 if TYPE_CHECKING:
@@ -70,13 +70,15 @@ def _commit(environment: Mapping[str, Any]) -> str:
 
 
 def page(
-    experiment: Experiment, reported: Reported, arms: pd.DataFrame, claims: pd.DataFrame, heading: str, *,
-    full: bool, synthetic: bool = False,
+    experiment: Experiment, reported: Reported, arms: pd.DataFrame, claims: pd.DataFrame, ingredients: pd.DataFrame,
+    heading: str, *, full: bool, synthetic: bool = False,
 ) -> str:  # fmt: skip
     """The Markdown of a replication's tables; `heading` is what `header` gives, `full`: of full runs."""
     shown = arms_shown(arms, reported, metrics_of(reported))
     judged = claims_shown(claims, reported, full, synthetic)
-    right = [column for column in (*shown.columns, *judged.columns) if column not in _LEFT]
+    parts = ingredients_shown(ingredients, reported)
+    right = [column for column in (*shown.columns, *judged.columns, *parts.columns) if column not in _LEFT]
+    made_of = [f"## {MADE_OF}", table(parts, right), _OF_PARTS] if reported.ingredients else []
     return "\n\n".join([
         f"# {escaped(experiment.name)}",
         f"Source: {escaped(reported.source.citation)}, <{reported.source.url}>",
@@ -84,11 +86,17 @@ def page(
         "## Arms", table(shown, right),
         "## Claims", table(judged, right),
         "\n".join(_statement(claim) for claim in reported.claims.values()),
+        *made_of,
         "## How to read this", _NOTES,
     ]) + "\n"  # fmt: skip
 
 
-_LEFT = ("arm", "mode", "claim", "about", "verdict", "full verdict", "this run")
+MADE_OF = "What the difference is made of"
+_LEFT = ("arm", "over", "ingredient", "mode", "claim", "about", "verdict", "full verdict", "this run")
+_OF_PARTS = (
+    "Each row compares two arms that differ in this one thing, in pairs that share a seed, on the primary claim's metric. "
+    "The rows are ours and get no verdict. A row without numbers is of an arm that is not recorded."
+)
 
 
 def _statement(claim: Claim) -> str:
@@ -110,18 +118,24 @@ _NOTES = f"""\
 - Differences are of runs that share a seed, and positive where the claim's first arm does better.
 - *As described* is what the source's text says was done, *as released* what its code does, *controlled* the
   fair comparison; *sham* arms get soft targets permuted within each class, which real transfer must beat.
-- Verdicts come from full runs alone, of at least {MIN_SEEDS} seeds. Others only say whether they agree."""
+- Verdicts come from full runs alone, of at least {MIN_SEEDS} seeds. Others only say whether they agree.
+- A verdict marked *analogue* is about other data, or another teacher, than the source's."""
 
 
 def write_tables(
     folder: Path, label: str, experiment: Experiment, reported: Reported, records: Sequence[Record], *,
     profile: str, reduced: str = "", synthetic: bool = False, recorded: Bands | None = None,
 ) -> str:  # fmt: skip
-    """Write `<label>.md`, `<label>-arms.csv` and `<label>-claims.csv`, each whole; gives the Markdown."""
+    """Write `<label>.md`, `<label>-arms.csv` and `<label>-claims.csv`, each whole; gives the Markdown.
+
+    A label that says more than the profile is of other data than the source's: its verdicts are marked as an analogue's.
+    """
+    analogue = label != profile
     arms = arms_table(experiment.arms, reported, records, synthetic)
-    claims = claims_table(reported, records, recorded, synthetic)
+    claims = claims_table(reported, records, recorded, synthetic, analogue)
+    ingredients = ingredients_table(reported, records)
     heading = header(records, profile, reduced, synthetic)
-    text = page(experiment, reported, arms, claims, heading, full=is_full(records), synthetic=synthetic)
+    text = page(experiment, reported, arms, claims, ingredients, heading, full=is_full(records), synthetic=synthetic)
     for name, frame in (("arms", arms), ("claims", claims)):
         content = frame.to_csv(index=False, lineterminator="\n")
         atomic_write(folder / f"{label}-{name}.csv", content.encode())

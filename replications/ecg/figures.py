@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 
-from kdlib.claims import Reported
+from kdlib.claims import Ingredient, Reported
 from kdlib.intervals import t_interval
 from kdlib.report.evidence import Record, measured
 
@@ -17,16 +18,6 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 CURVES = {"baseline": "#4477aa", "baseline_mixup": "#228833", "distilled": "#ee6677", "sham": "#999999"}
-# From the released baseline to the distilled student, one ingredient at a time: label, arm, arm it is compared with.
-STEPS = (
-    ("twice the epochs", "baseline", "released_baseline"),
-    ("balanced draws", "baseline_balanced", "baseline"),
-    ("mixup", "baseline_mixup", "baseline_balanced"),
-    ("balanced draws and mixup", "baseline_mixup", "baseline"),
-    ("the teacher", "distilled", "baseline_mixup"),
-    ("all of it", "distilled", "released_baseline"),
-    ("all but what the sham keeps", "distilled", "sham"),
-)
 
 
 def draw(records: Sequence[Record], reported: Reported, path: Path) -> None:
@@ -43,7 +34,7 @@ def draw(records: Sequence[Record], reported: Reported, path: Path) -> None:
              title="F1 of the weights chosen so far (lowest validation loss; band: all seeds)")
     left.title.set_fontsize(10)
     left.legend(frameon=False, fontsize=8, loc="lower right")
-    bars(right, differences(measured(records)))
+    bars(right, differences(measured(records), reported.ingredients))
     claimed = reported.claims["C1"].reported
     right.axvline(claimed, color="black", linestyle="--", linewidth=0.8)
     right.text(claimed, right.get_ylim()[1], " reported", fontsize=8, va="top")
@@ -62,13 +53,14 @@ def selected(history: Sequence[Mapping[str, float]]) -> list[float]:
     return chosen
 
 
-def differences(metrics: Mapping[str, Mapping[int, Mapping[str, float]]]) -> dict[str, NDArray[np.float64]]:
-    """By step, the paired differences of macro F1 over the seeds that both arms have."""
+def differences(metrics: Mapping[str, Mapping[int, Mapping[str, float]]],
+                ingredients: Sequence[Ingredient]) -> dict[str, NDArray[np.float64]]:
+    """By ingredient, the paired differences of macro F1 over the seeds that both arms have; none where one is not recorded."""
     found = {}
-    for label, arm, over in STEPS:
-        seeds = sorted(metrics.get(arm, {}).keys() & metrics.get(over, {}).keys())
-        if seeds:
-            found[label] = np.array([metrics[arm][s]["macro_f1"] - metrics[over][s]["macro_f1"] for s in seeds])
+    for part in ingredients:
+        first, second = metrics.get(part.arm, {}), metrics.get(part.over, {})
+        seeds = sorted(first.keys() & second.keys())
+        found[part.label] = np.array([first[seed]["macro_f1"] - second[seed]["macro_f1"] for seed in seeds])
     return found
 
 
@@ -79,14 +71,16 @@ def band(axes: plt.Axes, curves: NDArray[np.float64], label: str, color: str) ->
 
 
 def bars(axes: plt.Axes, found: Mapping[str, NDArray[np.float64]]) -> None:
-    for row, (label, values) in enumerate(found.items()):
-        mean = float(values.mean())
-        axes.barh(row, mean, color="#222222" if label == "all of it" else "#4477aa", alpha=0.8, height=0.6)
+    for row, values in enumerate(found.values()):
+        if not len(values):
+            axes.text(0, row, " not recorded", va="center", fontsize=8)
+            continue
+        axes.barh(row, float(values.mean()), color="#4477aa", alpha=0.8, height=0.6)
         axes.plot(values, np.full(len(values), row), "o", color="white", markeredgecolor="black", markersize=3)
         if len(values) > 1 and np.ptp(values) > 0:
             interval = t_interval(values)
             axes.plot([interval.low, interval.high], [row, row], color="black", linewidth=1.2)
-    axes.set_yticks(range(len(found)), list(found))
+    axes.set_yticks(range(len(found)), [textwrap.fill(label, 30) for label in found], fontsize=8)
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set(xlabel="difference of macro F1 on test", title="What each ingredient adds (95% interval; dots: seeds)")

@@ -266,7 +266,8 @@ PROFILES = {
     "full": Profile(PAPER, seeds=5),
     "quick": Profile(QUICK, seeds=2, arms=HEADLINE, reduced="10 epochs and 4,000 training pictures instead of 100 and 50,000; "
                      "the same networks, batch size and losses"),
-    "smoke": Profile(SMOKE, seeds=1, arms=("direct", "student_6_of_10", "ta_6", "sham"), synthetic=True, reduced="6 epochs of 200 synthetic pictures, batch 8"),
+    "smoke": Profile(SMOKE, seeds=1, arms=("direct", "student_6_of_10", "ta_6", "sham"), synthetic=True,
+                     reduced="6 epochs of 200 synthetic pictures, batch 8"),
 }
 
 if __name__ == "__main__":
