@@ -30,6 +30,7 @@ from kdlib.experiment import Experiment, load_experiment
 from kdlib.report import evidence, tables
 
 ROOT = Path(__file__).parents[1]
+EXPLANATION = "replications/ecg/README.md"
 RUNS, BANDS, REPORTED = "results/ecg/runs.jsonl", "replications/ecg/recorded.toml", "replications/ecg/reported.toml"
 LEVEL = {"train_teacher": 0.95, "train_student": 0.85, "train_distilled": 0.92, "train_sham": 0.86}  # how often right
 
@@ -116,6 +117,8 @@ def write_pages(root: Path) -> None:
     pages.write_pages(experiment, records, (root / RUNS).parent, synthetic=False)
     reported = claims.load_reported(root / REPORTED, [arm.name for arm in real.arms])
     full = [r for r in records if r.profile == "full" and "published" in r.data_name]
+    if full:
+        tables.update_explanation(root / EXPLANATION, (root / "results/ecg/full.md").read_text())
     shown = {"ecg": (root / "results/ecg/quick.md").read_text()}
     tables.update_readme(root / "README.md", [tables.summary_line("ecg", reported, full)], shown)
 
@@ -150,6 +153,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text("replications/ecg/experiment.py", paper, f"{paper.partition('=')[0]}= {short}")(root)
     marks = [f"<!-- {mark}:{end} -->" for mark in ("table", "ecg") for end in ("begin", "end")]
     (root / "README.md").write_text("# kdlib\n\n" + "\n".join(marks) + "\n")
+    inner = [f"<!-- {mark}:{end} -->" for mark in ("claims", "ingredients") for end in ("begin", "end")]
+    (root / EXPLANATION).write_text("# ECG\n\n" + "\n".join(inner) + "\n")
     (root / "results/ecg").mkdir(parents=True)
     experiment, rng = load_experiment("ecg"), np.random.default_rng(7)
     headline = experiment.module.HEADLINE
@@ -183,7 +188,7 @@ def test_it_passes_on_what_was_written_and_looks_at_every_file(made):
     assert [str(fault) for fault in audit(made, checked=files.append)] == []
     written = {str(path.relative_to(made)) for path in made.rglob("*") if path.suffix in (".md", ".csv", ".jsonl")}
     assert set(files) == written | {BANDS}
-    assert len(files) == 12
+    assert len(files) == 13
     assert {line.split(",")[1] for line in (made / "results/ecg/full-claims.csv").read_text().splitlines()} > {"primary"}
 
 
@@ -192,6 +197,8 @@ def test_it_passes_before_the_full_runs(root):
     (root / RUNS).write_text("".join(line for line in lines if '"profile":"quick"' in line))
     for path in [*root.glob("results/ecg/full*"), root / BANDS]:
         path.unlink()
+    assert "no table before there are full runs" in "".join(map(str, faults(root)))
+    (root / EXPLANATION).write_text("# ECG\n")
     write_pages(root)
     assert "not yet run in full" in (root / "README.md").read_text()
     assert [str(fault) for fault in faults(root)] == []
@@ -204,7 +211,7 @@ def test_the_program_imports_nothing_of_what_it_checks(made, tmp_path):
                    "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run([sys.executable, "-c", code], cwd=made, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "12 files derived again from their records, 0 faults" in done.stdout
+    assert "13 files derived again from their records, 0 faults" in done.stdout
     imported = done.stdout.partition("imported:")[2].split()
     assert "kdlib.audit.rule" in imported
     for name in ("report", "claims", "judging", "verdicts", "intervals", "recorded"):
@@ -233,7 +240,7 @@ def places(file: str, content: str) -> list[tuple[int, int]]:
     return [(begin, end) for begin, end in found if numbers(content[begin:end])]
 
 
-@pytest.mark.parametrize("file", [*FILES, BANDS, "README.md"])
+@pytest.mark.parametrize("file", [*FILES, BANDS, "README.md", EXPLANATION])
 def test_a_changed_digit_in_any_cell_is_found(root, file):
     content, rng = (root / file).read_text(), np.random.default_rng(3)
     assert len(places(file, content)) >= 3

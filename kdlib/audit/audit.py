@@ -78,6 +78,13 @@ def _replication(root: Path, experiment: Experiment, reported: Reported, groups:
         full = next((other for (data, profile), other in groups.items() if profile == derived.FULL
                      and data == group[0]["description"]["data"]), [])
         yield from _tables(folder, experiment, reported, group, full, checked)
+    explanation = f"replications/{experiment.name}/README.md"
+    by_label = {evidence.label(experiment, group[0]): group for group in groups.values()}
+    if (root / explanation).exists():
+        text, judged = (root / explanation).read_text(encoding="utf-8"), by_label.get(derived.FULL, [])
+        rows = derived.claims(reported, judged, judged) if judged else []
+        yield from pages.check_explanation(explanation, text, reported, judged, rows)
+        checked(explanation)
     recorded = f"replications/{experiment.name}/recorded.toml"
     yield from bands.check(root / recorded, recorded, experiment, reported, groups)
     if (root / recorded).exists():

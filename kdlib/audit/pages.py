@@ -230,6 +230,17 @@ def _summary(name: str, claim: Claim, mode: str, reported: Reported, measured: s
             "reported": "~" + _aim(claim, reported), "measured": measured, "verdict": verdict}  # fmt: skip
 
 
+def check_explanation(file: str, text: str, reported: Reported, records: Sequence[Record],
+                      claims: Sequence[Row]) -> Iterator[Fault]:
+    """The tables of the full runs in a replication's own README; they may be left out."""
+    if not records:
+        if re.search(r"(?m)^<!-- (claims|ingredients):begin -->\n\|", text):
+            yield Fault(file, "", "no table before there are full runs", "one")
+        return
+    parts = [_ingredient(row, reported) for row in ingredients(reported, records)]
+    yield from check_readme(file, text, {"claims": [_claim(row, reported) for row in claims], "ingredients": parts})
+
+
 def check_readme(file: str, text: str, tables: Mapping[str, Sequence[Mapping[str, str]]]) -> Iterator[Fault]:
     """README's tables, each between two marks of its name; those of arms may be left out."""
     for mark, rows in tables.items():

@@ -44,7 +44,7 @@ def _label(experiment: Experiment, record: evidence.Record, stand_in: bool) -> s
 
 
 def update_readme(root: Path) -> None:
-    """Put one row for each replication into README's table."""
+    """Put one row for each replication into README's table, and the full tables into the replications' own READMEs."""
     rows = []
     for name in replications(root):
         experiment, path = load_experiment(name), root / "results" / name / "runs.jsonl"
@@ -53,3 +53,6 @@ def update_readme(root: Path) -> None:
         rows.append(report.summary_line(name, reported_of(experiment), usual))
     shown = {EXAMPLE: page.read_text(encoding="utf-8")} if (page := root / "results" / EXAMPLE / "quick.md").exists() else {}
     report.update_readme(root / "README.md", rows, shown)
+    for name in replications(root):
+        if (page := root / "results" / name / "full.md").exists():
+            report.update_explanation(root / "replications" / name / "README.md", page.read_text(encoding="utf-8"))

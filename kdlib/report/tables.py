@@ -20,7 +20,8 @@ from kdlib.verdicts import MIN_SEEDS, headline
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["arms_section", "header", "page", "replace_table", "summary_line", "summary_table", "update_readme", "write_tables"]
+__all__ = ["header", "page", "replace_table", "section", "summary_line", "summary_table", "update_explanation", "update_readme",
+           "write_tables"]
 
 
 def header(records: Sequence[Record], profile: str, reduced: str, synthetic: bool) -> str:
@@ -188,9 +189,9 @@ def replace_table(text: str, content: str, mark: str = "table") -> str:
     return f"{before}{begin}\n{content}\n{end}{after}"
 
 
-def arms_section(page: str) -> str:
-    """The table of arms of a replication's Markdown page."""
-    return page.partition("## Arms\n\n")[2].partition("\n\n")[0]
+def section(page: str, name: str) -> str:
+    """The table of a section of a replication's Markdown page."""
+    return page.partition(f"## {name}\n\n")[2].partition("\n\n")[0]
 
 
 def update_readme(path: Path, lines: Sequence[Mapping[str, str]], pages: Mapping[str, str]) -> None:
@@ -202,7 +203,16 @@ def update_readme(path: Path, lines: Sequence[Mapping[str, str]], pages: Mapping
     try:
         text = replace_table(text, summary_table(lines))
         for mark, page in pages.items():
-            text = replace_table(text, arms_section(page), mark)
+            text = replace_table(text, section(page, "Arms"), mark)
     except KDError as error:
         raise KDError(f"{path}: {error}") from error
+    atomic_write(path, text.encode())
+
+
+def update_explanation(path: Path, page: str) -> None:
+    """Put the full runs' tables of claims and ingredients into a replication's README, where it has marks for them."""
+    text = path.read_text(encoding="utf-8")
+    for place, name in (("claims", "Claims"), ("ingredients", MADE_OF)):
+        if f"<!-- {place}:begin -->" in text:
+            text = replace_table(text, section(page, name), place)
     atomic_write(path, text.encode())
