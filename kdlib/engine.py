@@ -89,10 +89,12 @@ def plan(experiment: Experiment, profile: Profile, names: Iterable[str], seeds: 
                 parents = {role: placed[name] for role, name in arm.needs.items()}
             except KeyError as error:
                 raise KDError(f"{experiment.name}: arm '{arm.name}' needs {error}, which must stand before it in ARMS") from error
-            description = experiment.describe(arm, config, seed, experiment.load_data(config, folders).digest, compute,
+            description = experiment.describe(arm, config, seed if arm.seed is None else arm.seed,
+                                              experiment.load_data(config, folders).digest, compute,
                                               {role: "/".join(parent) for role, parent in parents.items()})
             known = jobs.get(description.id)
-            names_of = (*known.arms, arm.name) if known else (arm.name,)
+            # An arm of a fixed seed comes by once for every seed.
+            names_of = tuple(dict.fromkeys((*known.arms, arm.name))) if known else (arm.name,)
             jobs[description.id] = Job(experiment.name, description, config, names_of, parents)
             placed[arm.name] = (description.id, arm.snapshot)
     return list(jobs.values())

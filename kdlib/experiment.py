@@ -26,6 +26,7 @@ class Arm:
 
     `needs` maps a role to the arm that plays it; `change` holds the configuration fields that differ from the
     profile's; `snapshot` says which of the run's snapshots is this arm (several arms may be snapshots of one run).
+    An arm with a `seed` has one run, of that seed, in the sessions of all seeds: a source's only teacher.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Arm:
     needs: Mapping[str, str] = field(default_factory=dict)
     change: Mapping[str, Any] = field(default_factory=dict)
     snapshot: str = "final"
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -160,11 +162,16 @@ def load_experiment(name: str) -> Experiment:
 def _check_names(module: ModuleType) -> None:
     # Arms are found by name, and the name of its training function is part of a run's description.
     functions: dict[str, Any] = {}
-    arms: set[str] = set()
+    arms: dict[str, Arm] = {}
     for arm in module.ARMS:
         if arm.name in arms:
             raise KDError(f"{module.__file__}: expected arms of different names, found two called '{arm.name}'; rename one")
-        arms.add(arm.name)
+        arms[arm.name] = arm
         if functions.setdefault(arm.train.__name__, arm.train) is not arm.train:
             raise KDError(f"{module.__file__}: expected training functions of different names, found two called "
                           f"'{arm.train.__name__}' (arm '{arm.name}'); their runs would be taken for each other")
+        # Otherwise the one run would have another parent in every seed's session, and not be one.
+        for name in arm.needs.values() if arm.seed is not None else ():
+            if name in arms and arms[name].seed != arm.seed:
+                raise KDError(f"{module.__file__}: expected all that arm '{arm.name}' needs to have its seed, {arm.seed}, found "
+                              f"{arms[name].seed} for '{name}'; give it seed={arm.seed}")

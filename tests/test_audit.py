@@ -23,10 +23,11 @@ from scipy import stats
 
 from kdlib import claims, intervals, judging, verdicts
 from kdlib.audit import Fault, audit, rule, statistics
+from kdlib.audit import evidence as audited_evidence
 from kdlib.audit import reported as audited
 from kdlib.audit.faults import numbers
 from kdlib.cli import commands, pages
-from kdlib.experiment import Experiment, load_experiment
+from kdlib.experiment import Arm, Experiment, load_experiment
 from kdlib.report import evidence, tables
 
 ROOT = Path(__file__).parents[1]
@@ -599,3 +600,18 @@ def test_both_derivations_of_the_rule_agree(kind, lower, tmp_path):
 def test_the_csv_reader_is_not_fooled_by_commas(made):
     rows = list(csv.DictReader(io.StringIO((made / "results/ecg/full-claims.csv").read_text())))
     assert any("," in row["statement"] for row in rows)
+
+
+def test_a_source_with_one_teacher_has_it_as_the_parent_of_every_seed():
+    arms = (Arm("teacher", (), print), Arm("one", (), print, seed=0), Arm("student", (), print, {"teacher": "one"}))
+
+    def record(run, seed, names, **parents):
+        return {"profile": "full", "run": run, "seed": seed, "arms": dict.fromkeys(names, "final"),
+                "description": {"data": "d", "parents": parents}}
+
+    records = [record("t0", 0, ["teacher", "one"]), record("t1", 1, ["teacher"])]
+    wrong = "teacher of student, arm one of seed 0: expected t0/final, found t1/final"
+    for parent, said in (("t0/final", []), ("t1/final", [wrong])):
+        student, experiment = record("s1", 1, ["student"], teacher=parent), SimpleNamespace(arms=arms)
+        found = [str(fault) for fault in audited_evidence._parents("runs", "s1", experiment, student, [*records, student])]
+        assert [fault.partition("s1: ")[2] for fault in found] == said

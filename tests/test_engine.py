@@ -112,6 +112,43 @@ def made_up(*arms):
     return Experiment("made_up", module)
 
 
+def with_one_teacher(toy, monkeypatch, *further):
+    monkeypatch.setattr(toy.module, "ARMS", (
+        Arm("one_teacher", (), toy.module.train_teacher, seed=0), *toy.arms,
+        Arm("taught_by_one", (), toy.module.train_distilled, {"teacher": "one_teacher"}), *further))
+    return toy
+
+
+def test_an_arm_of_a_fixed_seed_is_one_run_that_all_seeds_share(toy, store, monkeypatch):
+    names = ("teacher", "distilled", "taught_by_one")
+    jobs = jobs_of(with_one_teacher(toy, monkeypatch), *names, seeds=(0, 1, 2))
+    arms = by_arm(jobs)
+    assert len(jobs) == 3 + 3 + 2  # seed 0's own teacher and student are those of the one teacher
+    assert arms["one_teacher", 0].arms == ("one_teacher", "teacher")
+    assert ("one_teacher", 1) not in arms
+    for seed in (0, 1, 2):
+        assert arms["taught_by_one", seed].parents == {"teacher": (arms["one_teacher", 0].description.id, "final")}
+        assert arms["distilled", seed].parents == {"teacher": (arms["teacher", seed].description.id, "final")}
+    summary, events = run_here(jobs, store)
+    assert [event.kind for event in events].count("finished") == len(summary.finished) == 8
+
+
+def test_a_session_of_another_seed_pulls_the_one_teacher_in(toy, monkeypatch):
+    jobs = jobs_of(with_one_teacher(toy, monkeypatch), "taught_by_one", seeds=(5,))
+    assert [(job.arms, job.description.seed) for job in jobs] == [(("one_teacher",), 0), (("taught_by_one",), 5)]
+
+
+def test_an_arm_of_a_fixed_seed_that_needs_one_of_every_seed_is_refused(toy, monkeypatch):
+    def assistant(name, teacher):
+        return Arm(name, (), toy.module.train_assistant, {"teacher": teacher}, seed=0)
+
+    with_one_teacher(toy, monkeypatch, assistant("one_assistant", "one_teacher"))
+    load_experiment("toy")
+    monkeypatch.setattr(toy.module, "ARMS", (*toy.arms, assistant("other_assistant", "teacher")))
+    with pytest.raises(KDError, match="all that arm 'other_assistant' needs to have its seed, 0, found None for 'teacher'"):
+        load_experiment("toy")
+
+
 def test_unknown_names_are_answered_with_those_there_are(toy):
     with pytest.raises(KDError, match="toy: no arm 'student'; there are teacher, early_teacher"):
         jobs_of(toy, "student")

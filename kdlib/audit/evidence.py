@@ -123,10 +123,13 @@ def _parents(file: str, place: str, experiment: Experiment, record: Record, reco
         needs, parents = arms[name].needs, record["description"]["parents"]
         yield from differs(file, f"{place}: parents of {name}", sorted(needs), sorted(parents))
         for role in needs.keys() & parents.keys():
-            same = [other for other in records if all(other[key] == record[key] for key in ("profile", "seed"))
-                    and other["description"]["data"] == record["description"]["data"] and needs[role] in other["arms"]]
-            wanted = " or ".join(f"{other['run']}/{arms[needs[role]].snapshot}" for other in same) or "a recorded run"
-            yield from differs(file, f"{place}: {role} of {name}, arm {needs[role]} of the same seed", wanted, parents[role])
+            parent = arms[needs[role]]
+            seed = record["seed"] if parent.seed is None else parent.seed
+            same = [other for other in records if (other["profile"], other["seed"]) == (record["profile"], seed)
+                    and other["description"]["data"] == record["description"]["data"] and parent.name in other["arms"]]
+            wanted = " or ".join(f"{other['run']}/{parent.snapshot}" for other in same) or "a recorded run"
+            whose = "the same seed" if parent.seed is None else f"seed {seed}"
+            yield from differs(file, f"{place}: {role} of {name}, arm {parent.name} of {whose}", wanted, parents[role])
 
 
 def _numbers(file: str, place: str, record: Record) -> Iterator[Fault]:
