@@ -1,0 +1,215 @@
+"""Distillation on MNIST, first experiment of a course project report (IIT Kanpur, CS771A, 2020).
+
+A student of 693,962 parameters recognises handwritten digits. Taught by a teacher of 1,422,378 parameters it is said to be right
+on 98.87% of the test pictures, against 98.60% from scratch.
+
+What the arms are, and where text and released code differ, is in README.md beside this file.
+
+Shapes: B batch, N pictures, F = 5,408 features, K = 10 classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdlib import cli
+from kdlib.batches import Batch, Batches, Examples
+from kdlib.data import mnist, synthetic_pictures
+from kdlib.experiment import Arm, Profile, Run
+from kdlib.files import array_digest
+from kdlib.losses import cross_entropy
+from kdlib.metrics import accuracy, agreement, confusion_matrix, mean_entropy, mean_kl
+from kdlib.networks import he_normal_, keras_adam, keras_glorot_, parameter_count
+from kdlib.runs import Result
+from kdlib.targets import SoftTargets
+from kdlib.training import Objective, epochs, predict_logits
+from replications.course_report import SOURCE, Data, distillation, teacher_targets
+
+from .kernels import features
+
+__all__ = ["SOURCE"]  # runs are shared between replications of one source
+PROTOCOL = 1  # raised whenever an edit can move results
+DATA = ("mnist",)
+DATA_FIELDS = ()
+CLASSES = 10
+FILTERS, FEATURES = 32, 32 * 13 * 13
+
+
+@dataclass(frozen=True)
+class Config:
+    """The report's values; "code" stands for its released notebooks."""
+
+    pictures: str = "mnist"  # which set
+    share: float = 1.0  # of the training pictures that a network is trained on, the first ones; experiment 1: all
+    epochs: int = 10  # code
+    batch: int = 32  # code
+    learning_rate: float = 1e-3  # code: Adam
+    alpha: float = 0.2  # code: weight of the teacher
+    temperature: float = 10.0  # code
+    train_pictures: int = 60_000
+    test_pictures: int = 10_000
+    precision: str = "float32"
+
+
+PAPER = Config()
+QUICK = replace(PAPER, epochs=5, train_pictures=10_000)
+SMOKE = replace(PAPER, batch=16, train_pictures=160, test_pictures=200)
+
+
+class Network(nn.Module):
+    """conv 32 3x3 "valid" ReLU, max-pool 2, dense ReLU of the widths `hidden`, dense 10; dropout before each dense layer."""
+
+    def __init__(self, hidden: tuple[int, ...], dropout: float = 0.0) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, FILTERS, 3)
+        self.dense = nn.ModuleList(nn.Linear(*widths) for widths in pairwise((FEATURES, *hidden, CLASSES)))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:  # uint8 (B, 1, 28, 28) -> logits (B, K)
+        x = x.float() / 255
+        h = features(x, self.conv.weight, self.conv.bias) if x.device.type == "cpu" else self.plain_features(x)
+        wide, *others = self.dense
+        # The batch as the last axis: the same product of the widest layer, for half the time on a CPU.
+        h = torch.addmm(wide.bias.unsqueeze(1), wide.weight, self.dropout(h).t()).t()  # (B, hidden[0])
+        for layer in others:
+            h = layer(self.dropout(F.relu(h)))
+        return h
+
+    def plain_features(self, x: Tensor) -> Tensor:  # (B, 1, 28, 28) -> (B, F): the same function, one layer after the other
+        return F.relu(F.max_pool2d(self.conv(x), 2)).permute(0, 2, 3, 1).flatten(1)
+
+    def initialise(self, generator: torch.Generator) -> Network:
+        """He-normal convolution, Keras's default in the dense layers; networks of one stream share the convolution's weights."""
+        he_normal_(self.conv, generator)
+        keras_glorot_(self.dense, generator)
+        return self
+
+
+def teacher_network() -> Network:
+    return Network((256, 128, 32), dropout=0.4)  # 1,422,378 parameters
+
+
+def student_network() -> Network:
+    return Network((128,))  # 693,962 parameters
+
+
+def hard_targets(outputs: Tensor, batch: Batch) -> Tensor:
+    return cross_entropy(outputs, batch.labels)
+
+
+def train_mnist_teacher(run: Run) -> Result:
+    return train(run, teacher_network(), hard_targets, keep_targets=True)
+
+
+def train_mnist_student(run: Run) -> Result:
+    return train(run, student_network(), hard_targets)
+
+
+def train_mnist_distilled(run: Run) -> Result:
+    return train(run, student_network(), distillation(run.config.alpha, run.config.temperature), teacher_targets(run))
+
+
+def train_mnist_sham(run: Run) -> Result:
+    """Distilled, but each picture's soft targets come from another picture of its class."""
+    soft = teacher_targets(run).permuted_within_classes(run.data.train.labels, run.generator("sham"))
+    return train(run, student_network(), distillation(run.config.alpha, run.config.temperature), soft)
+
+
+def train(run: Run, model: Network, objective: Objective, soft: SoftTargets | None = None, keep_targets: bool = False) -> Result:
+    """Adam at a constant rate; the weights are those of the last epoch, so no picture chooses anything."""
+    config: Config = run.config
+    run = replace(run, data=run.data.to(run.device))
+    model.initialise(run.generator("weights")).to(run.device)
+    progress = run.progress(model, keras_adam(model.parameters(), config.learning_rate))
+    examples, soft = first(run.data.train, soft, config.share)
+    batches = Batches(examples, config.batch, run.seed, soft)
+    for _ in epochs(progress, batches, objective, count=config.epochs, seed=run.seed):
+        pass
+    progress.keep("final")
+    logits = predict_logits(model, run.data.test.inputs)
+    targets = {"final.train": predict_logits(model, run.data.train.inputs), "final.test": logits} if keep_targets else {}
+    return Result({"final": measure(run, model, logits) | {"epochs": progress.epoch}}, progress.history, progress.kept, targets)
+
+
+def first(examples: Examples, soft: SoftTargets | None, share: float) -> tuple[Examples, SoftTargets | None]:
+    """The first share of the examples and of their soft targets."""
+    if share == 1:
+        return examples, soft
+    count, digest = round(share * len(examples.labels)), f"{examples.digest}, first {share:g}"
+    if soft is not None:
+        soft.check(examples)
+        soft = replace(soft, logits=soft.logits[:count], data_digest=digest)
+    return Examples(examples.inputs[:count], examples.labels[:count], digest, examples.views), soft
+
+
+def measure(run: Run, model: Network, logits: Tensor) -> dict[str, Any]:
+    test: Examples = run.data.test
+    found: dict[str, Any] = {
+        "accuracy": accuracy(logits, test.labels), "confusion": confusion_matrix(logits.argmax(1), test.labels, CLASSES),
+        "entropy": mean_entropy(logits), "parameters": parameter_count(model),
+    }
+    if run.parents:
+        teacher = run.soft_targets("teacher", "test", test).logits
+        found |= {"agreement": agreement(teacher, logits), "teacher_kl": mean_kl(teacher, logits)}
+    return found
+
+
+def load_data(config: Config, folders: Mapping[str, Path]) -> Data:
+    """The first pictures of both parts, in a full run all; without the files, the synthetic stand-in."""
+    return _load(folders.get("mnist"), config.train_pictures, config.test_pictures)
+
+
+@lru_cache(maxsize=2)
+def _load(folder: Path | None, train: int, test: int) -> Data:
+    if folder is None:
+        pictures, name = synthetic_pictures.digits(train, test, seed=0), "synthetic digits"
+    else:
+        pictures, name = mnist.digits(folder), "MNIST"
+        if train < len(pictures.train_labels):
+            name = f"{name}, first {train:,} training pictures"
+    parts = {"train": (pictures.train_images[:train], pictures.train_labels[:train]),
+             "test": (pictures.test_images[:test], pictures.test_labels[:test])}
+    digest = array_digest(*parts["train"], *parts["test"])
+
+    def examples(part: str) -> Examples:
+        images, labels = map(torch.from_numpy, parts[part])
+        return Examples(images, labels.long(), f"{digest}/{part}")
+
+    return Data(examples("train"), examples("test"), digest, name)
+
+
+# The text is silent on how often the teacher was trained; the code has one teacher for all 20 students. Otherwise the report's
+# protocol is a fair one: the same steps, rate and batch for both students, the weights of the last epoch.
+def mnist_arm(name: str, modes: tuple[str, ...], train: Callable[[Run], Result], teacher: str = "", **rest: Any) -> Arm:
+    return Arm(name, modes, train, {"teacher": teacher} if teacher else {}, {"pictures": "mnist"}, **rest)
+
+
+SOURCES = ("as described", "as released")
+ARMS = (
+    mnist_arm("mnist_teacher", (*SOURCES, "controlled"), train_mnist_teacher),
+    mnist_arm("mnist_one_teacher", SOURCES, train_mnist_teacher, seed=0),
+    mnist_arm("mnist_baseline", (*SOURCES, "controlled"), train_mnist_student),
+    mnist_arm("mnist_distilled_by_one", SOURCES, train_mnist_distilled, "mnist_one_teacher"),
+    mnist_arm("mnist_distilled", ("controlled",), train_mnist_distilled, "mnist_teacher"),
+    mnist_arm("mnist_sham", ("sham",), train_mnist_sham, "mnist_teacher"),
+)
+BANDED = ("accuracy", "teacher_kl")  # metrics with recorded bands
+CHECK = ("mnist_teacher", "mnist_baseline", "mnist_distilled")  # what `check` trains, with seed 0
+PROFILES = {
+    "full": Profile(PAPER, seeds=20),
+    "quick": Profile(QUICK, seeds=2, reduced="5 epochs and the first 10,000 training pictures instead of 10 and 60,000; the same "
+                     "networks, batch size, losses and test pictures"),
+    "smoke": Profile(SMOKE, seeds=1, synthetic=True, reduced="160 synthetic digits, batch 16"),
+}
+
+if __name__ == "__main__":
+    cli.run_experiment(__spec__.name)

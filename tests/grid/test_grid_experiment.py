@@ -1,0 +1,352 @@
+"""MNIST: exact networks, arms that differ only in the teacher, one teacher for all seeds, a run that repeats."""
+
+import math
+from dataclasses import asdict, replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from scipy.special import log_softmax, softmax
+from torch import nn
+
+from kdlib.batches import Batch
+from kdlib.claims import load_reported
+from kdlib.data.pictures import Pictures
+from kdlib.engine import execute, plan
+from kdlib.errors import KDError
+from kdlib.experiment import Compute, Run, load_experiment
+from kdlib.networks import parameter_count
+from kdlib.runs import Store
+from kdlib.seeds import generator
+from kdlib.training import evaluating, train_step
+from replications.grid import experiment as grid
+
+TINY = replace(grid.SMOKE, epochs=1, train_pictures=48, test_pictures=40)
+NETWORKS = {"teacher": grid.teacher_network, "student": grid.student_network}
+
+
+def run_of(config, seed=0, data=None, parents=None):
+    return Run(config, seed, data or grid.load_data(config, {}), torch.device("cpu"), "test", parents or {})
+
+
+def taught(config, seed=0, data=None):
+    """A run whose teacher has kept made-up logits, and those."""
+    data = data or grid.load_data(config, {})
+    kept = {f"final.{part}": torch.randn(len(labels), 10, generator=generator(0, part)) + 2 * nn.functional.one_hot(labels, 10)
+            for part, labels in (("train", data.train.labels), ("test", data.test.labels))}
+    teacher = SimpleNamespace(id="teacher", description=SimpleNamespace(data=data.digest), soft_targets=kept.__getitem__)
+    return run_of(config, seed, data, {"teacher": (teacher, "final")}), kept
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    experiment = load_experiment("grid")
+    jobs = plan(experiment, experiment.profile("smoke"), [arm.name for arm in experiment.arms], [0, 1], Compute(), {})
+    store = Store(tmp_path_factory.mktemp("store"))
+    summary = execute([job for job in jobs if job.description.seed == 0 or "mnist_distilled_by_one" in job.arms], store,
+                      compute=Compute(), folders={})
+    assert not summary.failed, summary.failed
+    finished = [(job, run) for job in jobs if (run := summary.finished.get(job.description.id))]
+    return {(arm, job.description.seed): run for job, run in finished for arm in job.arms}
+
+
+# ---- the networks
+
+
+def test_parameter_counts_are_the_sources():
+    assert parameter_count(grid.teacher_network()) == 1_422_378
+    assert parameter_count(grid.student_network()) == 693_962
+
+
+def test_the_papers_values():
+    expected = {"epochs": 10, "batch": 32, "learning_rate": 1e-3, "alpha": 0.2, "temperature": 10.0, "share": 1.0,
+                "train_pictures": 60_000, "test_pictures": 10_000, "precision": "float32"}
+    assert expected.items() <= asdict(grid.PAPER).items()
+    full = grid.PROFILES["full"]
+    assert full.config == grid.PAPER
+    assert full.seeds == 20
+    assert all(arm.change == {"pictures": "mnist"} for arm in grid.ARMS)
+
+
+@pytest.mark.parametrize(("name", "widths"), [("teacher", (256, 128, 32, 10)), ("student", (128, 10))])
+def test_the_forward_pass_is_that_of_separate_layers(name, widths):
+    model = NETWORKS[name]().initialise(generator(0, "weights"))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.uniform_(-0.2, 0.2, generator=generator(1, "biases"))
+    assert [layer.out_features for layer in model.dense] == list(widths)
+    x = torch.randint(256, (6, 1, 28, 28), generator=generator(0, "x"), dtype=torch.uint8)
+    state = {key: value.double() for key, value in model.state_dict().items()}
+    h = nn.functional.conv2d(x.double() / 255, state["conv.weight"], state["conv.bias"])
+    assert h.shape == (6, 32, 26, 26)
+    h = nn.functional.max_pool2d(h.relu(), 2).permute(0, 2, 3, 1).flatten(1)  # rows, columns, channels: as Keras flattens
+    for number in range(len(widths)):
+        h = h @ state[f"dense.{number}.weight"].T + state[f"dense.{number}.bias"]
+        h = h.relu() if number < len(widths) - 1 else h
+    with evaluating(model):
+        torch.testing.assert_close(model(x).double(), h, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model.plain_features(x / 255), grid.features(x / 255, model.conv.weight, model.conv.bias))
+
+
+def test_dropout_takes_two_fifths_before_each_dense_layer_of_the_teacher_and_nothing_of_the_student():
+    model = grid.teacher_network().initialise(generator(0, "weights"))
+    assert not any(isinstance(module, nn.Dropout) and module.p for module in grid.student_network().modules())
+    seen = []
+    model.dropout.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+    torch.manual_seed(0)
+    x = torch.randint(256, (64, 1, 28, 28), generator=generator(0, "x"), dtype=torch.uint8)
+    model(x)
+    assert [inputs.shape[1] for inputs, _ in seen] == [5408, 256, 128, 32]
+    for inputs, output in seen:
+        assert (inputs >= 0).all()  # after ReLU
+        alive = inputs > 0
+        count = int(alive.sum())
+        assert (output[alive] == 0).float().mean().item() == pytest.approx(0.4, abs=5 * math.sqrt(0.24 / count))
+        kept = output > 0
+        torch.testing.assert_close(output[kept], inputs[kept] / 0.6)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_weights_begin_as_in_keras(name):
+    draws = [NETWORKS[name]().initialise(generator(seed, "weights")) for seed in range(8)]
+    # The truncated normal whose standard deviation after cutting at two of its own is sqrt(2 / 9): 9 inputs to a filter.
+    scale = math.sqrt(2 / 9) / stats.truncnorm(-2, 2).std()
+    weights = torch.cat([model.conv.weight.flatten() for model in draws]).detach().double().numpy()
+    assert stats.kstest(weights, stats.truncnorm(-2, 2, scale=scale).cdf).pvalue > 1e-3
+    for layer in draws[0].dense:
+        limit = math.sqrt(6 / (layer.in_features + layer.out_features))
+        sample = layer.weight.detach().flatten()[:20_000].double().numpy()
+        assert stats.kstest(sample, stats.uniform(-limit, 2 * limit).cdf).pvalue > 1e-3
+    assert all((parameter == 0).all() for parameter in draws[0].parameters() if parameter.dim() == 1)
+
+
+def test_a_seeds_networks_begin_with_the_same_convolution_and_seeds_differ():
+    weights = {(name, seed): make().initialise(generator(seed, "weights")).conv.weight
+               for name, make in NETWORKS.items() for seed in (0, 1)}
+    assert torch.equal(weights["teacher", 0], weights["student", 0])
+    assert not torch.equal(weights["student", 0], weights["student", 1])
+
+
+# ---- the arms
+
+
+def test_one_teacher_taught_all_students_as_released_and_one_a_seed_those_of_the_control():
+    experiment = load_experiment("grid")
+    jobs = plan(experiment, grid.PROFILES["smoke"], [arm.name for arm in experiment.arms], range(20), Compute(), {})
+    arms = {(name, job.description.seed): job for job in jobs for name in job.arms}
+
+    def teachers(arm):
+        return [arms[arm, seed].description.parents["teacher"] for seed in range(20)]
+
+    assert set(teachers("mnist_distilled_by_one")) == {f"{arms['mnist_teacher', 0].description.id}/final"}
+    assert len(set(teachers("mnist_distilled"))) == len(set(teachers("mnist_sham"))) == 20
+    assert arms["mnist_one_teacher", 0] is arms["mnist_teacher", 0]
+    assert [seed for name, seed in arms if name == "mnist_one_teacher"] == [0]
+    assert len(jobs) == 20 + 20 + 20 + 19 + 20
+
+
+def test_every_student_has_the_same_configuration():
+    experiment = load_experiment("grid")
+    for profile in grid.PROFILES.values():
+        assert all(experiment.config(arm, profile) == profile.config for arm in experiment.arms)
+
+
+def test_the_claims_are_about_arms_of_their_modes():
+    experiment = load_experiment("grid")
+    reported = load_reported(experiment.folder / "reported.toml", [arm.name for arm in experiment.arms])
+    modes = {arm.name: arm.modes for arm in experiment.arms}
+    for claim in reported.claims.values():
+        for mode, arms in claim.modes.items():
+            assert all(mode in modes[arm] or "sham" in modes[arm] for arm in (*arms.arms, *arms.over)), (claim.name, mode)
+    assert reported.claims["C1"].reported_runs == 20
+    assert reported.claims["C1"].reported_std == pytest.approx(math.hypot(0.00111, 0.00051) * math.sqrt(20 / 19))
+
+
+# ---- what each arm is trained with
+
+
+def test_the_loss_of_a_distilled_run_is_the_reports(monkeypatch):
+    found = []
+
+    def epochs(progress, batches, objective, **rest):
+        batch = next(iter(batches(1)))
+        found.append((objective(progress.model(batch.inputs), batch).item(), progress.model(batch.inputs), batch))
+        progress.history.append({})
+        yield 1
+
+    monkeypatch.setattr(grid, "epochs", epochs)
+    assert (TINY.alpha, TINY.temperature) == (0.2, 10.0)
+    grid.train_mnist_distilled(taught(TINY)[0])
+    (loss, outputs, batch), = found
+    s, t = outputs.detach().double().numpy(), batch.soft.double().numpy()
+    p, log_q = softmax(t / 10, 1), log_softmax(s / 10, 1)
+    soft = 100 * np.mean(np.sum(p * (np.log(p) - log_q), 1))
+    hard = -np.mean(log_softmax(s, 1)[np.arange(len(s)), batch.labels.numpy()])
+    assert loss == pytest.approx(0.8 * hard + 0.2 * soft, rel=1e-5)
+
+
+def test_taught_and_untaught_students_take_the_same_steps_from_the_same_weights(monkeypatch):
+    steps = []
+
+    def step(model, optimizer, objective, batch):
+        if not steps:
+            steps.append([value.sum().item() for value in model.parameters()])
+        steps.append((batch.indices.tolist(), batch.inputs.sum().item(), optimizer.param_groups[0]["lr"]))
+        return train_step(model, optimizer, objective, batch)
+
+    monkeypatch.setattr("kdlib.training.train_step", step)
+    run, _ = taught(replace(TINY, epochs=2))
+    found = []
+    for train in (grid.train_mnist_student, grid.train_mnist_distilled, grid.train_mnist_sham):
+        steps.clear()
+        train(run)
+        found.append(list(steps))
+    assert found[0] == found[1] == found[2]
+    assert len(found[0]) == 1 + 2 * math.ceil(48 / 16)
+    assert found[0][1][2] == 1e-3
+
+
+def batches_of(train, run, monkeypatch):
+    seen = []
+
+    def step(model, optimizer, objective, batch):
+        seen.append(batch)
+        return train_step(model, optimizer, objective, batch)
+
+    monkeypatch.setattr("kdlib.training.train_step", step)
+    train(run)
+    return Batch(*(torch.cat([getattr(batch, name) for batch in seen]) for name in ("inputs", "labels", "indices", "soft")))
+
+
+def test_a_distilled_student_is_trained_on_its_teachers_logits_of_the_same_pictures(monkeypatch):
+    run, kept = taught(TINY)
+    seen = batches_of(grid.train_mnist_distilled, run, monkeypatch)
+    assert sorted(seen.indices.tolist()) == list(range(48))
+    assert torch.equal(seen.inputs, run.data.train.inputs[seen.indices])
+    assert torch.equal(seen.soft, kept["final.train"][seen.indices])
+
+
+def test_the_sham_gives_every_picture_the_targets_of_another_of_its_class(monkeypatch):
+    run, kept = taught(TINY)
+    seen = batches_of(grid.train_mnist_sham, run, monkeypatch)
+    labels, logits = run.data.train.labels, kept["final.train"]
+    assert torch.equal(seen.labels, labels[seen.indices])
+    source = [(logits == row).all(1).nonzero().item() for row in seen.soft]
+    assert sorted(source) == list(range(48))
+    assert torch.equal(labels[source], seen.labels)
+    assert (torch.tensor(source) != seen.indices).float().mean() > 0.5  # classes of 4 or 5: one in five stays by chance
+
+
+def test_a_share_of_the_pictures_is_the_first_of_them_with_their_own_targets(monkeypatch):
+    run, kept = taught(replace(TINY, share=0.25))
+    seen = batches_of(grid.train_mnist_distilled, run, monkeypatch)
+    assert sorted(seen.indices.tolist()) == list(range(12))
+    assert torch.equal(seen.inputs, run.data.train.inputs[seen.indices])
+    assert torch.equal(seen.soft, kept["final.train"][seen.indices])
+    data = replace(run.data, train=replace(run.data.train, digest="other"))
+    with pytest.raises(KDError, match="these very examples"):
+        grid.train_mnist_distilled(replace(run, data=data))
+
+
+def test_kept_targets_are_the_teachers_logits_without_dropout():
+    run = run_of(TINY)
+    result = grid.train_mnist_teacher(run)
+    assert result.soft_targets.keys() == {"final.train", "final.test"}
+    model = grid.teacher_network().eval()
+    model.load_state_dict(result.weights["final"])
+    for part in ("train", "test"):
+        with torch.no_grad():
+            expected = model(getattr(run.data, part).inputs)
+        torch.testing.assert_close(result.soft_targets[f"final.{part}"], expected)
+    assert not grid.train_mnist_student(run).soft_targets
+
+
+def test_the_test_part_moves_no_weight_and_the_last_epochs_are_kept():
+    config = replace(TINY, epochs=3)
+    data = grid.load_data(config, {})
+    blind = replace(data, test=replace(data.test, labels=torch.zeros_like(data.test.labels)))
+    first, second = (grid.train_mnist_student(run_of(config, data=part)) for part in (data, blind))
+    assert all(torch.equal(value, second.weights["final"][name]) for name, value in first.weights["final"].items())
+    assert first.metrics["final"]["accuracy"] != second.metrics["final"]["accuracy"]
+    assert len(first.history) == first.metrics["final"]["epochs"] == 3
+    model = grid.student_network()
+    model.load_state_dict(first.weights["final"])
+    with torch.no_grad():
+        right = (model(data.test.inputs).argmax(1) == data.test.labels).float().mean().item()
+    assert first.metrics["final"]["accuracy"] == pytest.approx(right)
+
+
+def test_a_teacher_at_chance_teaches_nobody():
+    run, kept = taught(TINY)
+    kept["final.train"][:] = nn.functional.one_hot(torch.zeros(48, dtype=torch.int64), 10)
+    with pytest.raises(KDError, match="above chance"):
+        grid.train_mnist_distilled(run)
+
+
+# ---- a whole run
+
+
+def test_a_smoke_run_has_every_arm_and_repeats_to_the_last_bit(trained, tmp_path):
+    assert {name for name, seed in trained if seed == 0} == {arm.name for arm in grid.ARMS}
+    teacher = trained["mnist_one_teacher", 0].id
+    for seed in (0, 1):
+        assert trained["mnist_distilled_by_one", seed].description.parents == {"teacher": f"{teacher}/final"}
+    experiment = load_experiment("grid")
+    jobs = plan(experiment, experiment.profile("smoke"), ["mnist_baseline"], [0], Compute(), {})
+    summary = execute(jobs, Store(tmp_path), compute=Compute(), folders={})
+    (again,) = summary.finished.values()
+    assert again.weights_sha256 == trained["mnist_baseline", 0].weights_sha256
+    assert again.metrics == trained["mnist_baseline", 0].metrics
+
+
+def test_arms_that_differ_in_their_targets_end_in_different_students(trained):
+    arms = ("mnist_baseline", "mnist_distilled", "mnist_sham")
+    assert len({trained[arm, 0].weights_sha256 for arm in arms}) == 3
+    assert trained["mnist_distilled", 0].id == trained["mnist_distilled_by_one", 0].id
+    final = trained["mnist_baseline", 0].metrics["final"]
+    assert final["accuracy"] > 0.5
+    assert {"agreement", "teacher_kl"} <= trained["mnist_sham", 0].metrics["final"].keys() - final.keys()
+
+
+# ---- the data
+
+
+def test_the_parts_are_the_first_pictures_in_their_order(monkeypatch, tmp_path):
+    numbers = np.arange(50, dtype=np.uint8)
+    images = np.zeros((50, 1, 28, 28), np.uint8)
+    images[:, 0, 0, 0] = numbers
+    pictures = Pictures(images, numbers % 10, images[:20], numbers[:20] % 10)
+    monkeypatch.setattr(grid.mnist, "digits", lambda folder: pictures)
+    data = grid.load_data(replace(TINY, train_pictures=30, test_pictures=20), {"mnist": tmp_path})
+    assert data.name == "MNIST, first 30 training pictures"
+    assert data.train.inputs.dtype == torch.uint8
+    assert data.train.inputs[:, 0, 0, 0].tolist() == list(range(30))
+    assert torch.equal(data.train.labels, data.train.inputs[:, 0, 0, 0].long() % 10)
+    assert data.test.inputs[:, 0, 0, 0].tolist() == list(range(20))
+    whole = grid.load_data(replace(TINY, train_pictures=50, test_pictures=20), {"mnist": tmp_path})
+    assert whole.name == "MNIST"
+    assert len({part.digest for each in (data, whole) for part in (each.train, each.test)}) == 4
+
+
+# ---- the figure
+
+
+def test_the_figure_is_drawn_and_pairs_the_seeds(tmp_path):
+    from kdlib.report.evidence import Record
+    from replications.grid.figures import differences, draw
+
+    experiment = load_experiment("grid")
+    reported = load_reported(experiment.folder / "reported.toml", [arm.name for arm in experiment.arms])
+    scores = {("mnist_baseline", 0): 0.98, ("mnist_baseline", 1): 0.97, ("mnist_distilled", 1): 0.99, ("mnist_sham", 1): 0.96}
+    records = [Record("quick", seed, f"{arm}{seed}", {arm: "final"}, "MNIST", {"data": "d", "config": {}},
+                      {"final": {"accuracy": score}}, [], {}, "") for (arm, seed), score in scores.items()]
+    draw(records, reported, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
+    found = differences({arm: {seed: {"accuracy": score} for (name, seed), score in scores.items() if name == arm}
+                         for arm, _ in scores})
+    assert {label: values.tolist() for label, values in found.items()} == {
+        "teacher per seed, over scratch": pytest.approx([2]), "sham, over scratch": pytest.approx([-1]),
+        "teacher per seed, over sham": pytest.approx([3])}
