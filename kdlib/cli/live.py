@@ -66,8 +66,9 @@ class Bars:
 
 
 def _epochs(job: Job) -> int | None:
-    total = getattr(job.config, "epochs", None)
-    return None if total is None else int(total) + int(getattr(job.config, "tail_epochs", 0))
+    # Where a run is longer than its `epochs`, the configuration has a property that says so.
+    total = getattr(job.config, "total_epochs", getattr(job.config, "epochs", None))
+    return None if total is None else int(total)
 
 
 def _epoch(event: Event) -> str:

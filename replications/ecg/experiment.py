@@ -61,6 +61,10 @@ class Config:
     synthetic_rows: int = 6000  # ours: rows of the stand-in where the records cannot be had
     precision: str = "float32"
 
+    @property
+    def total_epochs(self) -> int:
+        return self.epochs + self.tail_epochs
+
 
 PAPER = Config()
 # A tenth of the epochs at ten times the rate: what 122 epochs at 1e-4 reach, nearly, in minutes.
@@ -169,7 +173,7 @@ def train(run: Run, model: Network, objective: Objective, soft: Mapping[str, Sof
     def rate(epoch: int) -> float:
         return config.learning_rate if epoch <= config.epochs else config.tail_rate
 
-    for epoch in epochs(progress, batches, objective, count=config.epochs + config.tail_epochs, seed=run.seed, rate=rate):
+    for epoch in epochs(progress, batches, objective, count=config.total_epochs, seed=run.seed, rate=rate):
         logits = predict_logits(model, validation.inputs)
         progress.record(validation_loss=float(objective(logits, validation)),
                         validation_macro_f1=f1(logits, data.validation),

@@ -57,6 +57,10 @@ class Config:
     test_pictures: int = 10_000
     precision: str = "float32"  # or bfloat16: training steps under autocast; predictions are float32 always
 
+    @property
+    def total_epochs(self) -> int:
+        return self.epochs * self.rounds + self.extra_epochs
+
 
 PAPER = Config()
 QUICK = replace(PAPER, epochs=10, train_pictures=4_000)
@@ -142,20 +146,16 @@ def train(run: Run, objective: Objective, soft: SoftTargets | None = None) -> Re
         return objective(outputs, batch) + config.activity * model.activity
 
     batches = Batches(data.train, config.batch, run.seed, soft)
-    for epoch in epochs(progress, batches, regularised, count=longest(config), seed=run.seed):
+    for epoch in epochs(progress, batches, regularised, count=config.total_epochs, seed=run.seed):
         if config.patience:
             logits = predict_logits(model, data.test.inputs)
             progress.record(test_loss=float(cross_entropy(logits, data.test.labels)))
             if epoch >= last_epoch([entry["test_loss"] for entry in progress.history], config):
                 break
-        if config.rounds > 1 and epoch % config.epochs == 0 and epoch < longest(config):
+        if config.rounds > 1 and epoch % config.epochs == 0 and epoch < config.total_epochs:
             progress.keep(f"round_{epoch // config.epochs}")
     progress.keep("final")
     return result(run, model, progress)
-
-
-def longest(config: Config) -> int:
-    return config.epochs * config.rounds + config.extra_epochs
 
 
 def optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
@@ -172,7 +172,7 @@ def last_epoch(losses: Sequence[float], config: Config) -> int:
         best = losses.index(min(losses[:epoch])) + 1
         if epoch - best >= config.patience:
             return epoch + config.extra_epochs
-    return longest(config)
+    return config.total_epochs
 
 
 def result(run: Run, model: Network, progress: Progress) -> Result:
