@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from kdlib import cli
 from kdlib.augment import Mix, balanced_draw, mixup, unmixed
 from kdlib.batches import Batch, Batches, Examples
+from kdlib.compiled import AVAILABLE
 from kdlib.data import mitdb, synthetic
 from kdlib.errors import KDError
 from kdlib.experiment import Arm, Profile, Run
@@ -97,7 +98,7 @@ class Network(nn.Module):
         self.dense2 = nn.Linear(hidden, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, L) -> logits (B, K)
-        if x.device.type == "cpu" and x.dtype == torch.float32:
+        if AVAILABLE and x.device.type == "cpu" and x.dtype == torch.float32:
             h = features(x, self.conv1.weight, self.conv1.bias, self.conv2.weight, self.conv2.bias)
         else:
             h = self.plain_features(x)

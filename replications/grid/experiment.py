@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from kdlib import cli
 from kdlib.batches import Batch, Batches, Examples
+from kdlib.compiled import AVAILABLE
 from kdlib.data import mnist, synthetic_pictures
 from kdlib.experiment import Arm, Profile, Run
 from kdlib.files import array_digest
@@ -76,7 +77,8 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # uint8 (B, 1, 28, 28) -> logits (B, K)
         x = x.float() / 255
-        h = features(x, self.conv.weight, self.conv.bias) if x.device.type == "cpu" else self.plain_features(x)
+        fused = AVAILABLE and x.device.type == "cpu"
+        h = features(x, self.conv.weight, self.conv.bias) if fused else self.plain_features(x)
         wide, *others = self.dense
         # The batch as the last axis: the same product of the widest layer, for half the time on a CPU.
         h = torch.addmm(wide.bias.unsqueeze(1), wide.weight, self.dropout(h).t()).t()  # (B, hidden[0])

@@ -16,17 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
+from kdlib.compiled import compiled
 from kdlib.errors import KDError
 
 # Constants to the compiler, which unrolls the loops over them.
 SIDE = 3
 POOL = 2
-
-# a*b + c may be rounded once; sums are not reordered and there is one thread, so results repeat to the last bit.
-compiled = njit(fastmath={"contract"}, cache=True, nogil=True)
 
 
 @compiled

@@ -1,0 +1,33 @@
+"""Without numba the replications train all the same, with torch's own layers."""
+
+import subprocess
+import sys
+
+import pytest
+
+TRAIN = """
+import sys
+sys.modules["numba"] = None  # an import of it fails
+import torch
+from kdlib import compiled
+from kdlib.experiment import load_experiment
+assert not compiled.AVAILABLE
+experiment = load_experiment({name!r})
+network = experiment.module.student_network()
+inputs = {inputs}
+logits = network(inputs)
+logits.sum().backward()
+assert all(torch.isfinite(parameter.grad).all() for parameter in network.parameters())
+print(*logits.shape)
+"""
+
+
+@pytest.mark.parametrize(("name", "inputs", "shape"), [
+    ("ecg", "torch.rand(2, 187)", "2 5"),
+    ("grid", "torch.randint(256, (2, 1, 28, 28), dtype=torch.uint8)", "2 10"),
+])  # fmt: skip
+def test_networks_need_no_numba(name, inputs, shape):
+    code = TRAIN.format(name=name, inputs=inputs)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == shape
