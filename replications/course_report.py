@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kdlib.batches import Batch, Examples
 from kdlib.data import cifar10, synthetic_pictures
+from kdlib.data.pictures import Pictures
 from kdlib.errors import KDError
 from kdlib.experiment import Run
 from kdlib.files import array_digest
@@ -29,7 +30,7 @@ SOURCE = "course-report"
 class Data:
     """Training and test pictures; the source has no validation part, and whatever it chose it chose on test."""
 
-    train: Examples  # inputs uint8 (N, 3, 32, 32), labels 0 to 9
+    train: Examples  # inputs uint8 (N, C, H, W), labels 0 to 9
     test: Examples
     digest: str
     name: str
@@ -59,13 +60,16 @@ def teacher_targets(run: Run) -> SoftTargets:
 
 @lru_cache(maxsize=2)
 def cifar10_data(folder: Path | None, train: int, test: int) -> Data:
-    """The first `train` and `test` pictures in canonical order, a random subset; without a folder, the stand-in."""
+    """CIFAR-10's first pictures in canonical order, a random subset; without a folder, the stand-in."""
     if folder is None:
-        pictures, name = synthetic_pictures.pictures(train, test, seed=0), "synthetic pictures"
-    else:
-        pictures, name = cifar10.pictures(folder), "CIFAR-10"
-        if train < len(pictures.train_labels):
-            name = f"{name}, {train:,} training pictures"
+        return first_pictures("synthetic pictures", synthetic_pictures.pictures(train, test, seed=0), train, test)
+    return first_pictures("CIFAR-10", cifar10.pictures(folder), train, test)
+
+
+def first_pictures(name: str, pictures: Pictures, train: int, test: int) -> Data:
+    """The first pictures of both parts; the name says where not all are trained on."""
+    if train < len(pictures.train_labels):
+        name = f"{name}, first {train:,} training pictures"
     parts = {"train": (pictures.train_images[:train], pictures.train_labels[:train]),
              "test": (pictures.test_images[:test], pictures.test_labels[:test])}
     digest = array_digest(*parts["train"], *parts["test"])
@@ -75,4 +79,3 @@ def cifar10_data(folder: Path | None, train: int, test: int) -> Data:
         return Examples(images, labels.long(), f"{digest}/{part}")
 
     return Data(examples("train"), examples("test"), digest, name)
-

@@ -26,14 +26,13 @@ from kdlib.batches import Batch, Batches, Examples
 from kdlib.compiled import AVAILABLE
 from kdlib.data import mnist, synthetic_pictures
 from kdlib.experiment import Arm, Profile, Run
-from kdlib.files import array_digest
 from kdlib.losses import cross_entropy
 from kdlib.metrics import accuracy, agreement, confusion_matrix, mean_entropy, mean_kl
 from kdlib.networks import he_normal_, keras_adam, keras_glorot_, parameter_count
 from kdlib.runs import Result
 from kdlib.targets import SoftTargets
 from kdlib.training import Objective, epochs, predict_logits
-from replications.course_report import SOURCE, Data, distillation, teacher_targets
+from replications.course_report import SOURCE, Data, distillation, first_pictures, teacher_targets
 
 from .kernels import features
 
@@ -173,20 +172,8 @@ def load_data(config: Config, folders: Mapping[str, Path]) -> Data:
 @lru_cache(maxsize=2)
 def _load(folder: Path | None, train: int, test: int) -> Data:
     if folder is None:
-        pictures, name = synthetic_pictures.digits(train, test, seed=0), "synthetic digits"
-    else:
-        pictures, name = mnist.digits(folder), "MNIST"
-        if train < len(pictures.train_labels):
-            name = f"{name}, first {train:,} training pictures"
-    parts = {"train": (pictures.train_images[:train], pictures.train_labels[:train]),
-             "test": (pictures.test_images[:test], pictures.test_labels[:test])}
-    digest = array_digest(*parts["train"], *parts["test"])
-
-    def examples(part: str) -> Examples:
-        images, labels = map(torch.from_numpy, parts[part])
-        return Examples(images, labels.long(), f"{digest}/{part}")
-
-    return Data(examples("train"), examples("test"), digest, name)
+        return first_pictures("synthetic digits", synthetic_pictures.digits(train, test, seed=0), train, test)
+    return first_pictures("MNIST", mnist.digits(folder), train, test)
 
 
 # The text is silent on how often the teacher was trained; the code has one teacher for all 20 students. Otherwise the report's
