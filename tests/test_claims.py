@@ -29,7 +29,7 @@ ARMS = ("teacher", "baseline", "distilled", "released_baseline", "t2", "t4", "t8
 ECG = Path(__file__).parents[1] / "replications" / "ecg" / "reported.toml"
 ECG_ARMS = (
     "released_teacher", "released_baseline", "released_distilled", "teacher", "baseline", "distilled",
-    "baseline_balanced", "baseline_mixup", "distilled_plain", "distilled_balanced", "sham",
+    "baseline_balanced", "baseline_mixup", "distilled_plain", "distilled_balanced", "sham", "released_tail",
 )  # fmt: skip
 
 GOOD = """\
