@@ -24,7 +24,7 @@ print(*logits.shape)
 
 @pytest.mark.parametrize(("name", "inputs", "shape"), [
     ("ecg", "torch.rand(2, 187)", "2 5"),
-    ("grid", "torch.randint(256, (2, 1, 28, 28), dtype=torch.uint8)", "2 10"),
+    ("mnist", "torch.randint(256, (2, 1, 28, 28), dtype=torch.uint8)", "2 10"),
 ])  # fmt: skip
 def test_networks_need_no_numba(name, inputs, shape):
     code = TRAIN.format(name=name, inputs=inputs)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdlib.errors import KDError
-from replications.grid.kernels import features
+from replications.mnist.kernels import features
 
 
 def layers(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

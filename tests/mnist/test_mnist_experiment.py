@@ -21,19 +21,19 @@ from kdlib.networks import parameter_count
 from kdlib.runs import Store
 from kdlib.seeds import generator
 from kdlib.training import evaluating, train_step
-from replications.grid import experiment as grid
+from replications.mnist import experiment as mnist
 
-TINY = replace(grid.SMOKE, epochs=1, train_pictures=48, test_pictures=40)
-NETWORKS = {"teacher": grid.teacher_network, "student": grid.student_network}
+TINY = replace(mnist.SMOKE, epochs=1, train_pictures=48, test_pictures=40)
+NETWORKS = {"teacher": mnist.teacher_network, "student": mnist.student_network}
 
 
 def run_of(config, seed=0, data=None, parents=None):
-    return Run(config, seed, data or grid.load_data(config, {}), torch.device("cpu"), "test", parents or {})
+    return Run(config, seed, data or mnist.load_data(config, {}), torch.device("cpu"), "test", parents or {})
 
 
 def taught(config, seed=0, data=None):
     """A run whose teacher has kept made-up logits, and those."""
-    data = data or grid.load_data(config, {})
+    data = data or mnist.load_data(config, {})
     kept = {f"final.{part}": torch.randn(len(labels), 10, generator=generator(0, part)) + 2 * nn.functional.one_hot(labels, 10)
             for part, labels in (("train", data.train.labels), ("test", data.test.labels))}
     teacher = SimpleNamespace(id="teacher", description=SimpleNamespace(data=data.digest), soft_targets=kept.__getitem__)
@@ -42,10 +42,10 @@ def taught(config, seed=0, data=None):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    experiment = load_experiment("grid")
+    experiment = load_experiment("mnist")
     jobs = plan(experiment, experiment.profile("smoke"), [arm.name for arm in experiment.arms], [0, 1], Compute(), {})
     store = Store(tmp_path_factory.mktemp("store"))
-    summary = execute([job for job in jobs if job.description.seed == 0 or "mnist_distilled_by_one" in job.arms], store,
+    summary = execute([job for job in jobs if job.description.seed == 0 or "distilled_by_one" in job.arms], store,
                       compute=Compute(), folders={})
     assert not summary.failed, summary.failed
     finished = [(job, run) for job in jobs if (run := summary.finished.get(job.description.id))]
@@ -56,18 +56,18 @@ def trained(tmp_path_factory):
 
 
 def test_parameter_counts_are_the_sources():
-    assert parameter_count(grid.teacher_network()) == 1_422_378
-    assert parameter_count(grid.student_network()) == 693_962
+    assert parameter_count(mnist.teacher_network()) == 1_422_378
+    assert parameter_count(mnist.student_network()) == 693_962
 
 
 def test_the_papers_values():
     expected = {"epochs": 10, "batch": 32, "learning_rate": 1e-3, "alpha": 0.2, "temperature": 10.0, "share": 1.0,
                 "train_pictures": 60_000, "test_pictures": 10_000, "precision": "float32"}
-    assert expected.items() <= asdict(grid.PAPER).items()
-    full = grid.PROFILES["full"]
-    assert full.config == grid.PAPER
+    assert expected.items() <= asdict(mnist.PAPER).items()
+    full = mnist.PROFILES["full"]
+    assert full.config == mnist.PAPER
     assert full.seeds == 20
-    assert all(arm.change == {"pictures": "mnist"} for arm in grid.ARMS)
+    assert not any(arm.change for arm in mnist.ARMS)
 
 
 @pytest.mark.parametrize(("name", "widths"), [("teacher", (256, 128, 32, 10)), ("student", (128, 10))])
@@ -88,12 +88,12 @@ def test_the_forward_pass_is_that_of_separate_layers(name, widths):
         h = h.relu() if number < len(widths) - 1 else h
     with evaluating(model):
         torch.testing.assert_close(model(x).double(), h, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(model.plain_features(x / 255), grid.features(x / 255, model.conv.weight, model.conv.bias))
+        torch.testing.assert_close(model.plain_features(x / 255), mnist.features(x / 255, model.conv.weight, model.conv.bias))
 
 
 def test_dropout_takes_two_fifths_before_each_dense_layer_of_the_teacher_and_nothing_of_the_student():
-    model = grid.teacher_network().initialise(generator(0, "weights"))
-    assert not any(isinstance(module, nn.Dropout) and module.p for module in grid.student_network().modules())
+    model = mnist.teacher_network().initialise(generator(0, "weights"))
+    assert not any(isinstance(module, nn.Dropout) and module.p for module in mnist.student_network().modules())
     seen = []
     model.dropout.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
     torch.manual_seed(0)
@@ -134,28 +134,28 @@ def test_a_seeds_networks_begin_with_the_same_convolution_and_seeds_differ():
 
 
 def test_one_teacher_taught_all_students_as_released_and_one_a_seed_those_of_the_control():
-    experiment = load_experiment("grid")
-    jobs = plan(experiment, grid.PROFILES["smoke"], [arm.name for arm in experiment.arms], range(20), Compute(), {})
+    experiment = load_experiment("mnist")
+    jobs = plan(experiment, mnist.PROFILES["smoke"], [arm.name for arm in experiment.arms], range(20), Compute(), {})
     arms = {(name, job.description.seed): job for job in jobs for name in job.arms}
 
     def teachers(arm):
         return [arms[arm, seed].description.parents["teacher"] for seed in range(20)]
 
-    assert set(teachers("mnist_distilled_by_one")) == {f"{arms['mnist_teacher', 0].description.id}/final"}
-    assert len(set(teachers("mnist_distilled"))) == len(set(teachers("mnist_sham"))) == 20
-    assert arms["mnist_one_teacher", 0] is arms["mnist_teacher", 0]
-    assert [seed for name, seed in arms if name == "mnist_one_teacher"] == [0]
+    assert set(teachers("distilled_by_one")) == {f"{arms['teacher', 0].description.id}/final"}
+    assert len(set(teachers("distilled"))) == len(set(teachers("sham"))) == 20
+    assert arms["one_teacher", 0] is arms["teacher", 0]
+    assert [seed for name, seed in arms if name == "one_teacher"] == [0]
     assert len(jobs) == 20 + 20 + 20 + 19 + 20
 
 
 def test_every_student_has_the_same_configuration():
-    experiment = load_experiment("grid")
-    for profile in grid.PROFILES.values():
+    experiment = load_experiment("mnist")
+    for profile in mnist.PROFILES.values():
         assert all(experiment.config(arm, profile) == profile.config for arm in experiment.arms)
 
 
 def test_the_claims_are_about_arms_of_their_modes():
-    experiment = load_experiment("grid")
+    experiment = load_experiment("mnist")
     reported = load_reported(experiment.folder / "reported.toml", [arm.name for arm in experiment.arms])
     modes = {arm.name: arm.modes for arm in experiment.arms}
     for claim in reported.claims.values():
@@ -177,9 +177,9 @@ def test_the_loss_of_a_distilled_run_is_the_reports(monkeypatch):
         progress.history.append({})
         yield 1
 
-    monkeypatch.setattr(grid, "epochs", epochs)
+    monkeypatch.setattr(mnist, "epochs", epochs)
     assert (TINY.alpha, TINY.temperature) == (0.2, 10.0)
-    grid.train_mnist_distilled(taught(TINY)[0])
+    mnist.train_mnist_distilled(taught(TINY)[0])
     (loss, outputs, batch), = found
     s, t = outputs.detach().double().numpy(), batch.soft.double().numpy()
     p, log_q = softmax(t / 10, 1), log_softmax(s / 10, 1)
@@ -200,7 +200,7 @@ def test_taught_and_untaught_students_take_the_same_steps_from_the_same_weights(
     monkeypatch.setattr("kdlib.training.train_step", step)
     run, _ = taught(replace(TINY, epochs=2))
     found = []
-    for train in (grid.train_mnist_student, grid.train_mnist_distilled, grid.train_mnist_sham):
+    for train in (mnist.train_mnist_student, mnist.train_mnist_distilled, mnist.train_mnist_sham):
         steps.clear()
         train(run)
         found.append(list(steps))
@@ -223,7 +223,7 @@ def batches_of(train, run, monkeypatch):
 
 def test_a_distilled_student_is_trained_on_its_teachers_logits_of_the_same_pictures(monkeypatch):
     run, kept = taught(TINY)
-    seen = batches_of(grid.train_mnist_distilled, run, monkeypatch)
+    seen = batches_of(mnist.train_mnist_distilled, run, monkeypatch)
     assert sorted(seen.indices.tolist()) == list(range(48))
     assert torch.equal(seen.inputs, run.data.train.inputs[seen.indices])
     assert torch.equal(seen.soft, kept["final.train"][seen.indices])
@@ -231,7 +231,7 @@ def test_a_distilled_student_is_trained_on_its_teachers_logits_of_the_same_pictu
 
 def test_the_sham_gives_every_picture_the_targets_of_another_of_its_class(monkeypatch):
     run, kept = taught(TINY)
-    seen = batches_of(grid.train_mnist_sham, run, monkeypatch)
+    seen = batches_of(mnist.train_mnist_sham, run, monkeypatch)
     labels, logits = run.data.train.labels, kept["final.train"]
     assert torch.equal(seen.labels, labels[seen.indices])
     source = [(logits == row).all(1).nonzero().item() for row in seen.soft]
@@ -240,39 +240,35 @@ def test_the_sham_gives_every_picture_the_targets_of_another_of_its_class(monkey
     assert (torch.tensor(source) != seen.indices).float().mean() > 0.5  # classes of 4 or 5: one in five stays by chance
 
 
-def test_a_share_of_the_pictures_is_the_first_of_them_with_their_own_targets(monkeypatch):
-    run, kept = taught(replace(TINY, share=0.25))
-    seen = batches_of(grid.train_mnist_distilled, run, monkeypatch)
-    assert sorted(seen.indices.tolist()) == list(range(12))
-    assert torch.equal(seen.inputs, run.data.train.inputs[seen.indices])
-    assert torch.equal(seen.soft, kept["final.train"][seen.indices])
+def test_soft_targets_of_other_pictures_are_refused():
+    run, _ = taught(TINY)
     data = replace(run.data, train=replace(run.data.train, digest="other"))
     with pytest.raises(KDError, match="these very examples"):
-        grid.train_mnist_distilled(replace(run, data=data))
+        mnist.train_mnist_distilled(replace(run, data=data))
 
 
 def test_kept_targets_are_the_teachers_logits_without_dropout():
     run = run_of(TINY)
-    result = grid.train_mnist_teacher(run)
+    result = mnist.train_mnist_teacher(run)
     assert result.soft_targets.keys() == {"final.train", "final.test"}
-    model = grid.teacher_network().eval()
+    model = mnist.teacher_network().eval()
     model.load_state_dict(result.weights["final"])
     for part in ("train", "test"):
         with torch.no_grad():
             expected = model(getattr(run.data, part).inputs)
         torch.testing.assert_close(result.soft_targets[f"final.{part}"], expected)
-    assert not grid.train_mnist_student(run).soft_targets
+    assert not mnist.train_mnist_student(run).soft_targets
 
 
 def test_the_test_part_moves_no_weight_and_the_last_epochs_are_kept():
     config = replace(TINY, epochs=3)
-    data = grid.load_data(config, {})
+    data = mnist.load_data(config, {})
     blind = replace(data, test=replace(data.test, labels=torch.zeros_like(data.test.labels)))
-    first, second = (grid.train_mnist_student(run_of(config, data=part)) for part in (data, blind))
+    first, second = (mnist.train_mnist_student(run_of(config, data=part)) for part in (data, blind))
     assert all(torch.equal(value, second.weights["final"][name]) for name, value in first.weights["final"].items())
     assert first.metrics["final"]["accuracy"] != second.metrics["final"]["accuracy"]
     assert len(first.history) == first.metrics["final"]["epochs"] == 3
-    model = grid.student_network()
+    model = mnist.student_network()
     model.load_state_dict(first.weights["final"])
     with torch.no_grad():
         right = (model(data.test.inputs).argmax(1) == data.test.labels).float().mean().item()
@@ -283,32 +279,32 @@ def test_a_teacher_at_chance_teaches_nobody():
     run, kept = taught(TINY)
     kept["final.train"][:] = nn.functional.one_hot(torch.zeros(48, dtype=torch.int64), 10)
     with pytest.raises(KDError, match="above chance"):
-        grid.train_mnist_distilled(run)
+        mnist.train_mnist_distilled(run)
 
 
 # ---- a whole run
 
 
 def test_a_smoke_run_has_every_arm_and_repeats_to_the_last_bit(trained, tmp_path):
-    assert {name for name, seed in trained if seed == 0} == {arm.name for arm in grid.ARMS}
-    teacher = trained["mnist_one_teacher", 0].id
+    assert {name for name, seed in trained if seed == 0} == {arm.name for arm in mnist.ARMS}
+    teacher = trained["one_teacher", 0].id
     for seed in (0, 1):
-        assert trained["mnist_distilled_by_one", seed].description.parents == {"teacher": f"{teacher}/final"}
-    experiment = load_experiment("grid")
-    jobs = plan(experiment, experiment.profile("smoke"), ["mnist_baseline"], [0], Compute(), {})
+        assert trained["distilled_by_one", seed].description.parents == {"teacher": f"{teacher}/final"}
+    experiment = load_experiment("mnist")
+    jobs = plan(experiment, experiment.profile("smoke"), ["baseline"], [0], Compute(), {})
     summary = execute(jobs, Store(tmp_path), compute=Compute(), folders={})
     (again,) = summary.finished.values()
-    assert again.weights_sha256 == trained["mnist_baseline", 0].weights_sha256
-    assert again.metrics == trained["mnist_baseline", 0].metrics
+    assert again.weights_sha256 == trained["baseline", 0].weights_sha256
+    assert again.metrics == trained["baseline", 0].metrics
 
 
 def test_arms_that_differ_in_their_targets_end_in_different_students(trained):
-    arms = ("mnist_baseline", "mnist_distilled", "mnist_sham")
+    arms = ("baseline", "distilled", "sham")
     assert len({trained[arm, 0].weights_sha256 for arm in arms}) == 3
-    assert trained["mnist_distilled", 0].id == trained["mnist_distilled_by_one", 0].id
-    final = trained["mnist_baseline", 0].metrics["final"]
+    assert trained["distilled", 0].id == trained["distilled_by_one", 0].id
+    final = trained["baseline", 0].metrics["final"]
     assert final["accuracy"] > 0.5
-    assert {"agreement", "teacher_kl"} <= trained["mnist_sham", 0].metrics["final"].keys() - final.keys()
+    assert {"agreement", "teacher_kl"} <= trained["sham", 0].metrics["final"].keys() - final.keys()
 
 
 # ---- the data
@@ -319,14 +315,14 @@ def test_the_parts_are_the_first_pictures_in_their_order(monkeypatch, tmp_path):
     images = np.zeros((50, 1, 28, 28), np.uint8)
     images[:, 0, 0, 0] = numbers
     pictures = Pictures(images, numbers % 10, images[:20], numbers[:20] % 10)
-    monkeypatch.setattr(grid.mnist, "digits", lambda folder: pictures)
-    data = grid.load_data(replace(TINY, train_pictures=30, test_pictures=20), {"mnist": tmp_path})
+    monkeypatch.setattr(mnist.mnist, "digits", lambda folder: pictures)
+    data = mnist.load_data(replace(TINY, train_pictures=30, test_pictures=20), {"mnist": tmp_path})
     assert data.name == "MNIST, first 30 training pictures"
     assert data.train.inputs.dtype == torch.uint8
     assert data.train.inputs[:, 0, 0, 0].tolist() == list(range(30))
     assert torch.equal(data.train.labels, data.train.inputs[:, 0, 0, 0].long() % 10)
     assert data.test.inputs[:, 0, 0, 0].tolist() == list(range(20))
-    whole = grid.load_data(replace(TINY, train_pictures=50, test_pictures=20), {"mnist": tmp_path})
+    whole = mnist.load_data(replace(TINY, train_pictures=50, test_pictures=20), {"mnist": tmp_path})
     assert whole.name == "MNIST"
     assert len({part.digest for each in (data, whole) for part in (each.train, each.test)}) == 4
 
@@ -336,11 +332,11 @@ def test_the_parts_are_the_first_pictures_in_their_order(monkeypatch, tmp_path):
 
 def test_the_figure_is_drawn_and_pairs_the_seeds(tmp_path):
     from kdlib.report.evidence import Record
-    from replications.grid.figures import differences, draw
+    from replications.mnist.figures import differences, draw
 
-    experiment = load_experiment("grid")
+    experiment = load_experiment("mnist")
     reported = load_reported(experiment.folder / "reported.toml", [arm.name for arm in experiment.arms])
-    scores = {("mnist_baseline", 0): 0.98, ("mnist_baseline", 1): 0.97, ("mnist_distilled", 1): 0.99, ("mnist_sham", 1): 0.96}
+    scores = {("baseline", 0): 0.98, ("baseline", 1): 0.97, ("distilled", 1): 0.99, ("sham", 1): 0.96}
     records = [Record("quick", seed, f"{arm}{seed}", {arm: "final"}, "MNIST", {"data": "d", "config": {}},
                       {"final": {"accuracy": score}}, [], {}, "") for (arm, seed), score in scores.items()]
     draw(records, reported, tmp_path / "figure.png")

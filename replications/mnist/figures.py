@@ -18,18 +18,18 @@ from matplotlib import pyplot as plt
 
 # Arm, label, colour.
 ARMS = (
-    ("mnist_teacher", "teacher", "#999933"),
-    ("mnist_baseline", "student\nfrom scratch", "#4477aa"),
-    ("mnist_distilled_by_one", "distilled,\none teacher", "#cc6677"),
-    ("mnist_distilled", "distilled,\nteacher per seed", "#ee6677"),
-    ("mnist_sham", "sham", "#999999"),
+    ("teacher", "teacher", "#999933"),
+    ("baseline", "student\nfrom scratch", "#4477aa"),
+    ("distilled_by_one", "distilled,\none teacher", "#cc6677"),
+    ("distilled", "distilled,\nteacher per seed", "#ee6677"),
+    ("sham", "sham", "#999999"),
 )
 # Label, arm, arm it is compared with.
 DIFFERENCES = (
-    ("one teacher, over scratch", "mnist_distilled_by_one", "mnist_baseline"),
-    ("teacher per seed, over scratch", "mnist_distilled", "mnist_baseline"),
-    ("sham, over scratch", "mnist_sham", "mnist_baseline"),
-    ("teacher per seed, over sham", "mnist_distilled", "mnist_sham"),
+    ("one teacher, over scratch", "distilled_by_one", "baseline"),
+    ("teacher per seed, over scratch", "distilled", "baseline"),
+    ("sham, over scratch", "sham", "baseline"),
+    ("teacher per seed, over sham", "distilled", "sham"),
 )
 
 
