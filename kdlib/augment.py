@@ -1,4 +1,4 @@
-"""Which rows are drawn and how they are mixed: plans of row numbers and weights, from explicit generators."""
+"""Which rows are drawn and how they are mixed, and pictures flipped and shifted: all from explicit generators."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kdlib.errors import KDError
 
-__all__ = ["Mix", "balanced_draw", "mixup", "unmixed"]
+__all__ = ["Mix", "balanced_draw", "flip_and_shift", "mixup", "unmixed"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,3 +59,20 @@ def mixup(rows: Tensor, alpha: float, generator: torch.Generator) -> Mix:
 def unmixed(rows: Tensor) -> Mix:
     """The rows as they are: class-balanced draws without mixing."""
     return Mix(rows, rows, torch.ones(len(rows), device=rows.device))
+
+
+def flip_and_shift(pictures: Tensor, largest: int, generator: torch.Generator) -> Tensor:
+    """Pictures (B, C, H, W), each mirrored with probability 1/2 and moved along both axes; the border's pixels fill the gap.
+
+    A shift is of 0, 1, ... or `largest` pixels, each as likely, with a random sign.
+    """
+    count, channels, height, width = pictures.shape
+    draws = torch.randint(0, 2 * (largest + 1), (count, 2), generator=generator)
+    shift = (draws // 2) * (1 - 2 * (draws % 2))
+    flip = torch.rand(count, generator=generator) < 0.5
+    rows = (torch.arange(height) - shift[:, :1]).clamp(0, height - 1)
+    columns = (torch.arange(width) - shift[:, 1:]).clamp(0, width - 1)
+    columns = torch.where(flip.unsqueeze(1), columns.flip(1), columns)
+    picture, channel = torch.arange(count).view(-1, 1, 1, 1), torch.arange(channels).view(1, -1, 1, 1)
+    where = (picture, channel, rows.view(count, 1, height, 1), columns.view(count, 1, 1, width))
+    return pictures[tuple(index.to(pictures.device) for index in where)]

@@ -36,6 +36,7 @@ class Arm:
     change: Mapping[str, Any] = field(default_factory=dict)
     snapshot: str = "final"
     seed: int | None = None
+    mapped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

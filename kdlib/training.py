@@ -15,7 +15,7 @@ selection and early stopping that are functions of `progress.history` resume rig
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from kdlib.batches import Batch
 from kdlib.errors import KDError
 from kdlib.files import DamagedFile, load_tensors, save_tensors
+from kdlib.replicas import Replicas
 from kdlib.seeds import derive_seed
 
 Objective = Callable[[Tensor, Batch], Tensor]
@@ -123,22 +124,22 @@ class Progress:
 
 
 def epochs(progress: Progress, batches: Callable[[int], Iterable[Batch]], objective: Objective, *, count: int,
-           seed: int, rate: Callable[[int], float] | None = None) -> Iterator[int]:
+           seed: int | Sequence[int], rate: Callable[[int], float] | None = None) -> Iterator[int]:
     """Train up to `count` epochs in all, yielding each epoch's number (from 1) after its last step.
 
     `batches(epoch)` gives the epoch's batches and must be a function of the epoch alone; `rate(epoch)`, where given,
     is the learning rate.  torch's global generators are seeded anew for every epoch (dropout draws from them), which
-    makes an interrupted and resumed run equal to an unbroken one.  The mean training loss is recorded as
+    makes an interrupted and resumed run equal to an unbroken one; Replicas take a seed each.  The mean training loss is recorded as
     `training_loss`.  Raises NonFiniteLoss with run, epoch and step.
     """
     for epoch in range(progress.epoch + 1, count + 1):
         if rate is not None:
             for group in progress.optimizer.param_groups:
                 group["lr"] = rate(epoch)
-        torch.manual_seed(derive_seed(seed, "layers", epoch))
+        _seed_layers(progress.model, [seed] if isinstance(seed, int) else seed, epoch)
         progress.model.train()
         losses = [train_step(progress.model, progress.optimizer, objective, batch) for batch in batches(epoch)]
-        progress.history.append({"training_loss": _mean_loss(losses, epoch, progress.label)})
+        progress.history.append(_mean_losses(losses, epoch, progress.label))
         yield epoch
         progress.save()
         if progress.on_epoch is not None:
@@ -146,22 +147,34 @@ def epochs(progress: Progress, batches: Callable[[int], Iterable[Batch]], object
 
 
 def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, objective: Objective, batch: Batch) -> Tensor:
-    """One step of the optimizer on one batch; gives the loss before the step, still on its device."""
+    """One step of the optimizer on one batch; gives the loss before the step, still on its device (of Replicas: R losses)."""
     optimizer.zero_grad(set_to_none=True)
     loss = objective(model(batch.inputs), batch)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.sum().backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     return loss.detach()
 
 
-def _mean_loss(losses: list[Tensor], epoch: int, label: str) -> float:
+def _seed_layers(model: nn.Module, seeds: Sequence[int], epoch: int) -> None:
+    derived = [derive_seed(seed, "layers", epoch) for seed in seeds]
+    if isinstance(model, Replicas):
+        model.seed_layers(derived)
+    else:
+        torch.manual_seed(*derived)
+
+
+def _mean_losses(losses: list[Tensor], epoch: int, label: str) -> dict[str, float]:
     # Looked at once an epoch, not each step: reading a loss makes an accelerator wait.
     every = torch.stack(losses).double()
-    if not bool(torch.isfinite(every).all()):
-        step = int((~torch.isfinite(every)).nonzero()[0]) + 1
-        raise NonFiniteLoss(f"{label or 'training'}: expected a finite loss, found {every[step - 1].item()} at epoch "
+    finite = torch.isfinite(every.view(len(losses), -1)).all(1)
+    if not bool(finite.all()):
+        step = int((~finite).nonzero()[0]) + 1
+        raise NonFiniteLoss(f"{label or 'training'}: expected a finite loss, found {every[step - 1].tolist()} at epoch "
                             f"{epoch}, step {step} of {len(losses)}; lower the learning rate or look at the inputs")
-    return math.fsum(every.tolist()) / len(losses)
+    if every.ndim == 1:
+        return {"training_loss": math.fsum(every.tolist()) / len(losses)}
+    means = [math.fsum(column) / len(losses) for column in every.t().tolist()]
+    return {"training_loss": math.fsum(means) / len(means)} | {f"training_loss/{r}": mean for r, mean in enumerate(means)}
 
 
 @contextmanager

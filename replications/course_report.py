@@ -34,6 +34,8 @@ class Data:
     test: Examples
     digest: str
     name: str
+    whole: str = ""  # digest of all the pictures that these are the first of
+    synthetic: bool = False
 
     def to(self, device: torch.device) -> Data:
         return replace(self, train=self.train.to(device), test=self.test.to(device))
@@ -78,4 +80,4 @@ def first_pictures(name: str, pictures: Pictures, train: int, test: int) -> Data
         images, labels = map(torch.from_numpy, parts[part])
         return Examples(images, labels.long(), f"{digest}/{part}")
 
-    return Data(examples("train"), examples("test"), digest, name)
+    return Data(examples("train"), examples("test"), digest, name, array_digest(*pictures), name.startswith("synthetic"))
