@@ -15,6 +15,7 @@ Keys of the file, those after a semicolon optional:
                               for a trend in a gain, over = [the arm to subtract from each]
   exact                       expected = {arm = number}
 
+[chosen.<arm>]                by, among: another arm for claims, the one of `among` with the highest mean of the metric `by`
 [ingredients.<name>]          label, arm, over: ours, of the primary claim's metric; what its difference is made of
 """
 
@@ -31,7 +32,7 @@ from kdlib import intervals
 from kdlib.schema import Table, read_toml
 
 __all__ = [
-    "AS_DESCRIBED", "AS_RELEASED", "CONTROLLED", "KINDS", "MODES", "SHAM", "Arms", "Claim", "Ingredient", "Reported",
+    "AS_DESCRIBED", "AS_RELEASED", "CONTROLLED", "KINDS", "MODES", "SHAM", "Arms", "Choice", "Claim", "Ingredient", "Reported",
     "Source", "Value", "load_reported", "reported_range",
 ]  # fmt: skip
 
@@ -128,6 +129,15 @@ class Ingredient:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """An arm that our runs choose: the one of `among` whose mean over the seeds of the metric `by` is highest."""
+
+    name: str
+    by: str
+    among: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Reported:
     """All of a `reported.toml`; values by `<arm>.<metric>`, claims by name."""
 
@@ -135,6 +145,7 @@ class Reported:
     values: Mapping[str, Value]
     claims: Mapping[str, Claim]
     ingredients: tuple[Ingredient, ...] = ()
+    choices: tuple[Choice, ...] = ()
 
     @property
     def primary(self) -> Claim:
@@ -163,7 +174,7 @@ _LINK = r"https://[^\s\"']+"
 def load_reported(path: Path, arms: Collection[str]) -> Reported:
     """Read a `reported.toml` about the experiment's `arms`; SchemaError names file, line and key."""
     root = read_toml(path)
-    root.only({"source", "values", "claims", "ingredients"})
+    root.only({"source", "values", "claims", "ingredients", "chosen"})
     source = _source(root.table("source"))
     values: dict[str, Value] = {}
     for key, table in root.table("values", needed=False).tables():
@@ -172,11 +183,23 @@ def load_reported(path: Path, arms: Collection[str]) -> Reported:
             if _beside(values, arm, value.metric):
                 raise table.error("also", f"one reported {value.metric} for {arm}", "a second one")
         values[key] = value
-    claims = {key: _claim(key, table, arms, values) for key, table in root.table("claims").tables()}
+    choices = tuple(_choice(key, table, arms) for key, table in root.table("chosen", needed=False).tables())
+    judged = [*arms, *(choice.name for choice in choices)]
+    claims = {key: _claim(key, table, judged, values) for key, table in root.table("claims").tables()}
     if not any(claim.primary for claim in claims.values()):
         raise root.error("claims", "at least one claim with primary = true", ", ".join(claims))
     ingredients = [_ingredient(table, arms) for _, table in root.table("ingredients", needed=False).tables()]
-    return Reported(source, values, claims, tuple(ingredients))
+    return Reported(source, values, claims, tuple(ingredients), choices)
+
+
+def _choice(name: str, table: Table, arms: Collection[str]) -> Choice:
+    table.only({"by", "among"})
+    if name in arms or not re.fullmatch(_NAME, name):
+        raise table.error("", "a name of its own, in small letters, that no arm has", name)
+    among = _list(table, "among", arms, 2)
+    if len(set(among)) < len(among):
+        raise table.error("among", "arms that are all different")
+    return Choice(name, table.text_of("by", pattern=_NAME, expected="a metric's name"), among)
 
 
 def _ingredient(table: Table, arms: Collection[str]) -> Ingredient:

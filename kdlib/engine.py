@@ -1,4 +1,4 @@
-"""Arms as a graph of runs, trained in topological order, in this process or in several."""
+"""Runs, trained in the order of their graph, in this process or in several."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import os
 import queue as queues
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,25 +19,10 @@ import torch
 
 from kdlib.environment import environment, peak_memory_bytes
 from kdlib.errors import KDError
-from kdlib.experiment import Arm, Compute, Experiment, Profile, Run, load_experiment
-from kdlib.runs import Description, FinishedRun, Store
+from kdlib.experiment import Compute, Run, load_experiment
+from kdlib.plan import Job
+from kdlib.runs import FinishedRun, Store
 from kdlib.training import Progress
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run to be had: its description, the arms it serves, and its parents as role -> (run id, snapshot)."""
-
-    experiment: str
-    description: Description
-    config: Any
-    arms: tuple[str, ...]
-    parents: Mapping[str, tuple[str, str]]
-
-    @property
-    def label(self) -> str:
-        """What people call it: arms and seed."""
-        return f"{' = '.join(self.arms)}, seed {self.description.seed}"
 
 
 @dataclass(frozen=True)
@@ -60,44 +45,9 @@ class Summary:
     blocked: dict[str, str] = field(default_factory=dict)
 
 
+Group = list[Job]  # trained in one loop; most are of one job
 Report = Callable[[Event], None]
 Environment = Mapping[str, Any]
-
-
-def wanted_arms(experiment: Experiment, names: Iterable[str]) -> list[Arm]:
-    """The named arms and all they need, in the experiment's order."""
-    wanted: set[str] = set()
-    pending = list(names)
-    while pending:
-        arm = experiment.arm(pending.pop())
-        if arm.name not in wanted:
-            wanted.add(arm.name)
-            pending.extend(arm.needs.values())
-    return [arm for arm in experiment.arms if arm.name in wanted]
-
-
-def plan(experiment: Experiment, profile: Profile, names: Iterable[str], seeds: Sequence[int], compute: Compute,
-         folders: Mapping[str, Path]) -> list[Job]:
-    """The runs behind the named arms, parents first, seed by seed; arms that are snapshots of one run share a job."""
-    jobs: dict[str, Job] = {}
-    arms = wanted_arms(experiment, names)
-    for seed in seeds:
-        placed: dict[str, tuple[str, str]] = {}  # arm -> (run id, snapshot)
-        for arm in arms:
-            config = experiment.config(arm, profile)
-            try:
-                parents = {role: placed[name] for role, name in arm.needs.items()}
-            except KeyError as error:
-                raise KDError(f"{experiment.name}: arm '{arm.name}' needs {error}, which must stand before it in ARMS") from error
-            description = experiment.describe(arm, config, seed if arm.seed is None else arm.seed,
-                                              experiment.load_data(config, folders).digest, compute,
-                                              {role: "/".join(parent) for role, parent in parents.items()})
-            known = jobs.get(description.id)
-            # An arm of a fixed seed comes by once for every seed.
-            names_of = tuple(dict.fromkeys((*known.arms, arm.name))) if known else (arm.name,)
-            jobs[description.id] = Job(experiment.name, description, config, names_of, parents)
-            placed[arm.name] = (description.id, arm.snapshot)
-    return list(jobs.values())
 
 
 def execute(jobs: Sequence[Job], store: Store, *, compute: Compute, folders: Mapping[str, Path], workers: int = 1,
@@ -105,65 +55,73 @@ def execute(jobs: Sequence[Job], store: Store, *, compute: Compute, folders: Map
     """Have every job's run: reused where the store holds it, trained otherwise.
 
     A failed run blocks only its descendants.  `workers` > 1 trains in so many spawned processes of `compute.threads`
-    threads each; both ways give the same bytes.
+    threads each; both ways give the same bytes.  A group of which a run is missing is trained whole.
     """
     summary = Summary()
-    todo: list[Job] = []
+    groups: dict[str, Group] = {}
     # Looked up now, not when a run ends: the tree may be edited meanwhile, and the code in memory is that of now.
     made_by = {name: environment(load_experiment(name).folder, compute.device) for name in {job.experiment for job in jobs}}
     for job in jobs:
-        run = store.find(job.description, _notices(job, report))
-        if run is None:
-            todo.append(job)
-            continue
-        summary.finished[run.id] = run
-        if run.environment.get("source") != made_by[job.experiment]["source"]:
-            report(Event("notice", job, f"run {run.id} was made by other source files than these (commit "
-                                        f"{str(run.environment.get('commit'))[:10]}); it is reused because its protocol and "
-                                        "configuration are the same. Raise PROTOCOL where the edit can move results"))
-        report(Event("reused", job))
+        groups.setdefault(job.group or job.description.id, []).append(job)
+        if (run := store.find(job.description, _notices(job, report))) is not None:
+            summary.finished[run.id] = run
+            _tell_of_other_source(job, run, made_by[job.experiment]["source"], report)
+            report(Event("reused", job))
+    todo = [group for group in groups.values() if any(job.description.id not in summary.finished for job in group)]
     if workers > 1 and len(todo) > 1:
         _in_processes(todo, store, compute, folders, made_by, workers, report, summary)
-    else:
-        torch.set_num_threads(compute.threads)
-        while todo:
-            job = todo.pop(0)
-            if not _blocked(job, summary, report):
-                error = _train_safely(job, store, compute, folders, made_by[job.experiment], report)
-                _settle(job, error, store, summary, report)
+        return summary
+    torch.set_num_threads(compute.threads)
+    while todo := [group for group in todo if not _blocked(group, summary, report)]:
+        group = _ready(todo, summary)[0]
+        todo.remove(group)
+        error = _train_safely(group, store, compute, folders, made_by[group[0].experiment], report)
+        _settle(group, error, store, summary, report)
     return summary
+
+
+def _tell_of_other_source(job: Job, run: FinishedRun, source: str, report: Report) -> None:
+    if run.environment.get("source") != source:
+        report(Event("notice", job, f"run {run.id} was made by other source files than these (commit "
+                                    f"{str(run.environment.get('commit'))[:10]}); it is reused because its protocol and "
+                                    "configuration are the same. Raise PROTOCOL where the edit can move results"))
+
+
+def _ready(todo: Sequence[Group], summary: Summary, running: bool = False) -> list[Group]:
+    ready = [group for group in todo if all(run in summary.finished for job in group for run, _ in job.parents.values())]
+    if todo and not ready and not running:
+        raise KDError(f"{todo[0][0].label}: expected its parents among the runs to be had, found none; use plan()")
+    return ready
 
 
 def _notices(job: Job, report: Report) -> Callable[[str], None]:
     return lambda text: report(Event("notice", job, text))
 
 
-def _in_processes(todo: list[Job], store: Store, compute: Compute, folders: Mapping[str, Path],
+def _in_processes(todo: list[Group], store: Store, compute: Compute, folders: Mapping[str, Path],
                   made_by: Mapping[str, Environment], workers: int, report: Report, summary: Summary) -> None:
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager:
         events = manager.Queue()
         pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(compute.threads,))
-        running: dict[Future[str], Job] = {}
+        running: dict[Future[str], Group] = {}
         try:
             while todo or running:
-                todo[:] = [job for job in todo if not _blocked(job, summary, report)]
-                ready = [job for job in todo if all(run in summary.finished for run, _ in job.parents.values())]
-                if todo and not ready and not running:
-                    raise KDError(f"{todo[0].label}: expected its parents among the runs to be had, found none; use plan()")
-                for job in ready[: workers - len(running)]:
-                    todo.remove(job)
-                    running[pool.submit(_train_in_worker, job, store, compute, folders, made_by[job.experiment], events)] = job
+                todo[:] = [group for group in todo if not _blocked(group, summary, report)]
+                for group in _ready(todo, summary, bool(running))[: workers - len(running)]:
+                    todo.remove(group)
+                    made = made_by[group[0].experiment]
+                    running[pool.submit(_train_in_worker, group, store, compute, folders, made, events)] = group
                 done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
                 _pass_on(events, report)
                 for future in done:
-                    job = running.pop(future)
+                    group = running.pop(future)
                     try:
                         error = future.result()
                     except BrokenProcessPool:
                         raise KDError("a training process was ended from outside (out of memory?); everything finished is "
                                       "stored: run the same command again, with --workers 1 if memory is short") from None
-                    _settle(job, error, store, summary, report)
+                    _settle(group, error, store, summary, report)
         finally:
             # On Ctrl-C the workers are ended at once: their last epoch's checkpoint is on disk.
             for process in list((getattr(pool, "_processes", None) or {}).values()):
@@ -187,7 +145,7 @@ def _pass_on(events: Any, report: Report) -> None:
             return
 
 
-def _train_in_worker(job: Job, store: Store, compute: Compute, folders: Mapping[str, Path], made_by: Environment,
+def _train_in_worker(group: Group, store: Store, compute: Compute, folders: Mapping[str, Path], made_by: Environment,
                      events: Any) -> str:
     def report(event: Event) -> None:
         parent = multiprocessing.parent_process()
@@ -195,41 +153,52 @@ def _train_in_worker(job: Job, store: Store, compute: Compute, folders: Mapping[
             os._exit(1)  # the session was killed: do not train on behind the user's back; the checkpoint is on disk
         events.put(event)
 
-    return _train_safely(job, store, compute, folders, made_by, report)
+    return _train_safely(group, store, compute, folders, made_by, report)
 
 
-def _blocked(job: Job, summary: Summary, report: Report) -> bool:
-    for parent, _ in job.parents.values():
+def _blocked(group: Group, summary: Summary, report: Report) -> bool:
+    for parent in [run for job in group for run, _ in job.parents.values()]:
         if parent in summary.failed or parent in summary.blocked:
-            summary.blocked[job.description.id] = parent
-            report(Event("blocked", job, f"not started: its parent run {parent} failed"))
+            for job in _missing(group, summary):
+                summary.blocked[job.description.id] = parent
+                report(Event("blocked", job, f"not started: run {parent}, which it{' or a run beside it' * (len(group) > 1)} "
+                                             "needs, failed"))
             return True
     return False
 
 
-def _settle(job: Job, error: str, store: Store, summary: Summary, report: Report) -> None:
-    run = None if error else store.find(job.description)
-    if run is None:
-        summary.failed[job.description.id] = error or "its run was damaged as soon as it was written"
-        report(Event("failed", job, summary.failed[job.description.id]))
-    else:
-        summary.finished[run.id] = run
-        report(Event("finished", job, numbers={"seconds": run.environment["seconds"]}))
+def _missing(group: Group, summary: Summary) -> Group:
+    return [job for job in group if job.description.id not in summary.finished]
 
 
-def _train_safely(job: Job, store: Store, compute: Compute, folders: Mapping[str, Path], made_by: Environment,
+def _settle(group: Group, error: str, store: Store, summary: Summary, report: Report) -> None:
+    for job in _missing(group, summary):
+        run = None if error else store.find(job.description)
+        if run is None:
+            summary.failed[job.description.id] = error or "its run was damaged as soon as it was written"
+            report(Event("failed", job, summary.failed[job.description.id]))
+        else:
+            summary.finished[run.id] = run
+            report(Event("finished", job, numbers={"seconds": run.environment["seconds"]}))
+
+
+def _train_safely(group: Group, store: Store, compute: Compute, folders: Mapping[str, Path], made_by: Environment,
                   report: Report) -> str:
-    """Train a job; gives "" or why it failed (the traceback of an unexpected error goes to the run's work folder)."""
+    """Train a group; gives "" or why it failed (the traceback of an unexpected error goes to the first run's work folder)."""
     try:
-        with store.lock(job.description.id):
-            if store.find(job.description, _notices(job, report)) is None:
-                report(Event("started", job))
-                _train(job, store, compute, folders, made_by, report)
+        with ExitStack() as locks:
+            for run_id in sorted(job.description.id for job in group):
+                locks.enter_context(store.lock(run_id))
+            missing = [job for job in group if store.find(job.description, _notices(job, report)) is None]
+            if missing:
+                for job in missing:
+                    report(Event("started", job))
+                _train(group, missing, store, compute, folders, made_by, report)
         return ""
     except KDError as error:
         return str(error)
     except Exception as error:
-        log = store.work_folder(job.description.id) / "error.txt"
+        log = store.work_folder(group[0].description.id) / "error.txt"
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
             log.write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
@@ -238,24 +207,30 @@ def _train_safely(job: Job, store: Store, compute: Compute, folders: Mapping[str
         return f"{type(error).__name__}: {error} (traceback in {log})"
 
 
-def _train(job: Job, store: Store, compute: Compute, folders: Mapping[str, Path], made_by: Environment,
+def _train(group: Group, missing: Group, store: Store, compute: Compute, folders: Mapping[str, Path], made_by: Environment,
            report: Report) -> None:
-    experiment = load_experiment(job.experiment)
-    parents = {role: (store.resolve(run_id), snapshot) for role, (run_id, snapshot) in job.parents.items()}
-    work = store.work_folder(job.description.id)
+    experiment = load_experiment(group[0].experiment)
+    work = store.work_folder(group[0].description.id)
     clock = Clock(work / "seconds.txt")
 
     def on_epoch(progress: Progress) -> None:
         clock.save()
-        report(Event("epoch", job, epoch=progress.epoch, numbers=progress.history[-1], text=progress.notice))
-        progress.notice = ""
+        for job in missing:
+            report(Event("epoch", job, epoch=progress.epoch, numbers=progress.history[-1], text=progress.notice))
+            progress.notice = ""
 
     # Named by the source files: a run that was begun by other code starts again rather than become half of each.
-    run = Run(job.config, job.description.seed, experiment.load_data(job.config, folders), torch.device(compute.device),
-              job.label, parents, work / f"checkpoint-{made_by['source']}.safetensors", on_epoch)
-    result = experiment.arm(job.arms[0]).train(run)
-    store.save(job.description, result, {**made_by, "seconds": round(clock.seconds, 2), "threads": torch.get_num_threads(),
-                                         "peak_memory_bytes": peak_memory_bytes()})
+    checkpoint = work / f"checkpoint-{made_by['source']}.safetensors"
+    runs = [Run(job.config, job.description.seed, experiment.load_data(job.config, folders), torch.device(compute.device),
+                job.label, {role: (store.resolve(run), snapshot) for role, (run, snapshot) in job.parents.items()},
+                checkpoint, on_epoch) for job in group]
+    arm = experiment.arm(group[0].arms[0])
+    results = [arm.train(runs[0])] if arm.together is None or len(runs) == 1 else arm.together(runs)
+    about = {**made_by, "seconds": round(clock.seconds / len(runs), 2), "threads": torch.get_num_threads(),
+             "peak_memory_bytes": peak_memory_bytes()}
+    for job, result in zip(group, results, strict=True):
+        if job in missing:
+            store.save(job.description, result, about)
 
 
 class Clock:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +27,7 @@ class Arm:
     `needs` maps a role to the arm that plays it; `change` holds the configuration fields that differ from the
     profile's; `snapshot` says which of the run's snapshots is this arm (several arms may be snapshots of one run).
     An arm with a `seed` has one run, of that seed, in the sessions of all seeds: a source's only teacher.
+    `together` trains several runs side by side that differ in seed and in the fields `mapped` alone, as `train` would.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Arm:
     change: Mapping[str, Any] = field(default_factory=dict)
     snapshot: str = "final"
     seed: int | None = None
+    together: Callable[[Sequence[Run]], list[Result]] | None = None
     mapped: tuple[str, ...] = ()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdlib import intervals, verdicts
-from kdlib.claims import Arms, Claim
+from kdlib.claims import Arms, Choice, Claim
 from kdlib.errors import KDError
 from kdlib.intervals import Floats, Interval
 from kdlib.verdicts import Verdict
 
-__all__ = ["Metrics", "Predictions", "judge"]
+__all__ = ["Metrics", "Predictions", "chosen", "judge", "with_choices"]
 
 Metrics = Mapping[str, Mapping[int, Mapping[str, float]]]  # arm -> seed -> metric -> value
 Series = Mapping[str, Mapping[int, float]]  # one metric: arm -> seed -> value
@@ -49,6 +49,22 @@ def judge(
     arms = claim.modes[mode]
     series = {arm: _series(metrics, arm, claim.metric) for arm in (*arms.arms, *arms.over)}
     return replace(_verdict(claim, arms, series, predictions), analogue=analogue or claim.analogue)
+
+
+def chosen(choice: Choice, metrics: Metrics) -> str | None:
+    """The arm that is chosen; None unless all that it is chosen among have the metric for the same seeds."""
+    found = {arm: {seed: each[choice.by] for seed, each in metrics.get(arm, {}).items() if choice.by in each}
+             for arm in choice.among}
+    seeds = {tuple(sorted(series)) for series in found.values()}
+    if len(seeds) > 1 or not all(found.values()):
+        return None
+    return max(choice.among, key=lambda arm: math.fsum(found[arm].values()))
+
+
+def with_choices(choices: Iterable[Choice], metrics: Metrics) -> Metrics:
+    """The metrics and, under its own name, those of every arm that can be chosen."""
+    found = {choice.name: chosen(choice, metrics) for choice in choices}
+    return {**metrics, **{name: metrics[arm] for name, arm in found.items() if arm}}
 
 
 def _verdict(claim: Claim, arms: Arms, series: Series, predictions: Predictions | None) -> Verdict:

@@ -98,7 +98,8 @@ def beside(members: Sequence[Callable[[int], Iterable[Batch]]]) -> Callable[[int
 
     def batches(epoch: int) -> Iterator[Batch]:
         for parts in zip(*(member(epoch) for member in members), strict=True):
-            soft = None if parts[0].soft is None else torch.stack([part.soft for part in parts])
-            yield Batch(*(torch.stack([getattr(part, name) for part in parts]) for name in ("inputs", "labels", "indices")), soft)
+            inputs, labels, indices = ([getattr(part, name) for part in parts] for name in ("inputs", "labels", "indices"))
+            soft = [part.soft for part in parts if part.soft is not None]
+            yield Batch(torch.stack(inputs), torch.stack(labels), torch.stack(indices), torch.stack(soft) if soft else None)
 
     return batches

@@ -21,14 +21,15 @@ def declare_missing() -> list[str]:
     folders = [] if spec is None else list(spec.submodule_search_locations or [])
     for library in sorted(path for folder in folders for path in Path(folder).glob("_C.*")):
         try:
-            torch.ops.load_library(str(library))
+            torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
         except (OSError, RuntimeError):  # built for another torch, or for a CUDA that is not here
             continue
     missing = [name for name in ("nms", "qnms") if not hasattr(torch.ops.torchvision, name)]
     for name in missing:
-        _OPERATORS.define(name + SCHEMA)
+        _OPERATORS.define(name + SCHEMA)  # type: ignore[no-untyped-call]
     return missing
 
 
-_OPERATORS = torch.library.Library("torchvision", "FRAGMENT")  # kept: what it declares ends with it
+# Kept, because what it declares ends with it.
+_OPERATORS = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
 DECLARED = declare_missing()

@@ -129,8 +129,8 @@ def epochs(progress: Progress, batches: Callable[[int], Iterable[Batch]], object
 
     `batches(epoch)` gives the epoch's batches and must be a function of the epoch alone; `rate(epoch)`, where given,
     is the learning rate.  torch's global generators are seeded anew for every epoch (dropout draws from them), which
-    makes an interrupted and resumed run equal to an unbroken one; Replicas take a seed each.  The mean training loss is recorded as
-    `training_loss`.  Raises NonFiniteLoss with run, epoch and step.
+    makes an interrupted and resumed run equal to an unbroken one; Replicas take one seed each.  The mean training loss
+    is recorded as `training_loss` (of replica r: `training_loss/r`).  Raises NonFiniteLoss with run, epoch and step.
     """
     for epoch in range(progress.epoch + 1, count + 1):
         if rate is not None:

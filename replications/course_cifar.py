@@ -7,7 +7,7 @@ Shapes: R students side by side, B batch, N pictures, C channels, K = 10 classes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,18 @@ from kdlib.augment import flip_and_shift
 from kdlib.batches import Batch, Batches, Examples
 from kdlib.errors import KDError
 from kdlib.experiment import Run
-from kdlib.losses import cross_entropy, hard_and_soft
+from kdlib.losses import cross_entropy, hard_and_soft, label_smoothing
 from kdlib.metrics import accuracy, agreement, confusion_matrix, mean_entropy, mean_kl
-from kdlib.networks import he_normal_, he_uniform_, keras_adam, keras_batch_norm, keras_glorot_, parameter_count
+from kdlib.networks import he_uniform_, keras_adam, keras_batch_norm, keras_glorot_, parameter_count
 from kdlib.replicas import Replicas, beside, of_replica
 from kdlib.runs import Result, read_run
-from kdlib.targets import SoftTargets
+from kdlib.targets import SoftTargets, virtual_teacher
 from kdlib.training import Objective, epochs, predict_logits
 from replications.course_report import Data, teacher_targets
 
 CLASSES = 10
 RECORDED = Path(__file__).parent / "recorded_teachers"  # pruned runs, one folder each
+RECORDED_TEACHER = "50465952b10efaab"  # the one that profile quick uses: `kd run grid --profile teacher` trains it
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,6 @@ class ResNet18(nn.Module):
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.half and self.training):
             return self.net(x).float()
 
-    def initialise(self, generator: torch.Generator) -> ResNet18:
-        """Not stated in the report: He-normal convolutions, and Keras's default in the dense layer."""
-        he_normal_(self.net, generator)
-        keras_glorot_(self.net.fc, generator)
-        return self
 
 
 def teacher_optimizer(model: nn.Module) -> torch.optim.SGD:
@@ -113,7 +109,8 @@ def train_resnet18(run: Run) -> Result:
         return recorded_logits(run)
     run = replace(run, data=run.data.to(run.device))
     data: Data = run.data
-    model = ResNet18(config.precision).initialise(run.generator("weights")).to(run.device, memory_format=torch.channels_last)
+    model = keras_glorot_(ResNet18(config.precision), run.generator("weights"))  # code: Keras's default
+    model = model.to(run.device, memory_format=torch.channels_last)
     progress = run.progress(model, teacher_optimizer(model))
     batches = Batches(data.train, config.teacher_batch, run.seed)
 
@@ -139,7 +136,8 @@ def recorded_logits(run: Run) -> Result:
     if teacher.description.data != data.whole:
         raise KDError(f"{folder}: expected the teacher of these pictures (digest {data.whole}), found one of "
                       f"{teacher.description.data}; unpack CIFAR-10 anew, or train a teacher with --profile full")
-    logits = {f"final.{part}": teacher.soft_targets(f"final.{part}")[: len(getattr(data, part).labels)] for part in ("train", "test")}
+    counts = {"train": len(data.train.labels), "test": len(data.test.labels)}
+    logits = {f"final.{part}": teacher.soft_targets(f"final.{part}")[:count] for part, count in counts.items()}
     about = {name: teacher.metrics["final"][name] for name in ("parameters", "epochs")}
     return Result({"final": measure(run, logits["final.test"]) | about}, [], {}, logits)
 
@@ -177,6 +175,11 @@ class Student(nn.Module):
                 h = dropout(layers(h), rate, u, shape)
             h = self.norm(F.relu(self.hidden(h.flatten(1))))
             return self.output(dropout(h, self.RATES[3], noise[3], self.SHAPES[3])).to(weight.dtype)
+
+    def initialise(self, generator: torch.Generator) -> Student:  # code: He-uniform but for the last layer, which names none
+        he_uniform_(self, generator)
+        keras_glorot_(self.output, generator)
+        return self
 
 
 def block(before: int, filters: int) -> nn.Sequential:
@@ -218,6 +221,18 @@ def train_distilled_together(runs: Sequence[Run]) -> list[Result]:
     return train(runs, distillation(runs), [teacher_targets(run) for run in runs])
 
 
+def train_smoothed(run: Run) -> Result:
+    # (1 - alpha) CE(labels, student) + alpha KL(uniform || student)
+    return train([run], lambda outputs, batch: label_smoothing(outputs, batch.labels, run.config.alpha))[0]
+
+
+def train_by_virtual_teacher(run: Run) -> Result:
+    """Distilled from a teacher made by hand: `certainty` on the right class at temperature T, the rest evenly spread."""
+    whole, config = run.data.train, run.config
+    logits = virtual_teacher(whole.labels, CLASSES, config.certainty, config.temperature)
+    return train([run], distillation([run]), [SoftTargets(logits, "virtual teacher", whole.digest)])[0]
+
+
 def distillation(runs: Sequence[Run]) -> Objective:
     # (1 - alpha) CE(labels, student) + alpha T^2 KL(teacher_T || student_T): alpha weighs the teacher
     for run in runs:
@@ -242,7 +257,7 @@ def train(runs: Sequence[Run], objective: Objective, soft: Sequence[SoftTargets 
     config: Config = runs[0].config
     data: Data = runs[0].data.to(runs[0].device)
     seeds = [run.seed for run in runs]
-    members = [he_uniform_(Student(config.precision), run.generator("weights")).to(run.device) for run in runs]
+    members = [Student(config.precision).initialise(run.generator("weights")).to(run.device) for run in runs]
     parts = [split(data.train, config, targets) for targets in (soft or [None] * len(runs))]
     batches = [Batches(examples, config.batch, seed, targets) for (examples, targets, _), seed in zip(parts, seeds, strict=True)]
     alone = len(runs) == 1
@@ -260,7 +275,8 @@ def train(runs: Sequence[Run], objective: Objective, soft: Sequence[SoftTargets 
         if (kept_out := parts[number][2]) is not None:
             found["validation_accuracy"] = accuracy(predict_logits(student, kept_out.inputs), kept_out.labels)
         weights = progress.kept["final"] if alone else of_replica(progress.kept["final"], number)
-        history = progress.history if alone else [{"training_loss": epoch[f"training_loss/{number}"]} for epoch in progress.history]
+        losses = "training_loss" if alone else f"training_loss/{number}"
+        history = [{"training_loss": epoch[losses]} for epoch in progress.history]
         targets = {"final.train": predict_logits(student, data.train.inputs), "final.test": logits}
         results.append(Result({"final": found}, history, {"final": weights}, targets))
     return results
@@ -276,8 +292,8 @@ def split(whole: Examples, config: Config, soft: SoftTargets | None) -> tuple[Ex
     count = round(share * len(whole.labels))
     absent = [k for k in range(CLASSES) if k not in whole.labels[:count].unique().tolist()]
     if not 0 < config.share <= 1 or absent:
-        raise KDError(f"share: expected one above 0 and up to 1 with pictures of all {CLASSES} classes, found {config.share} with "
-                      f"{count} pictures and none of class {absent}; take a larger share")
+        raise KDError(f"share: expected one above 0 and up to 1 with pictures of all {CLASSES} classes, found {config.share} "
+                      f"with {count} pictures and none of class {absent}; take a larger share")
     if soft is not None:
         soft.check(whole)
         soft = replace(soft, logits=soft.logits[:count], data_digest=f"{whole.digest}, first {count}")

@@ -13,7 +13,8 @@ import pytest
 
 from kdlib.cli import main
 from kdlib.cli.live import Plain
-from kdlib.engine import Event, Job
+from kdlib.engine import Event
+from kdlib.plan import Job
 from kdlib.runs import Description
 
 ROOT = Path(__file__).parents[1]

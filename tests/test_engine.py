@@ -14,10 +14,11 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from kdlib.engine import execute, plan, wanted_arms
+from kdlib.engine import execute
 from kdlib.environment import environment, git_state, source_digest
 from kdlib.errors import KDError
 from kdlib.experiment import Arm, Compute, Experiment, Profile, Run, load_experiment
+from kdlib.plan import plan, wanted_arms
 from kdlib.runs import Store, prune, read_run, write_manifest
 from tests.conftest import TOY, contents, write_toy
 

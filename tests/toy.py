@@ -29,6 +29,7 @@ from kdlib.errors import KDError
 from kdlib.experiment import Arm, Compute, Profile, Run, load_experiment
 from kdlib.losses import cross_entropy, soft_target_kl
 from kdlib.metrics import accuracy
+from kdlib.plan import plan
 from kdlib.runs import Result, Store
 from kdlib.seeds import generator
 
@@ -228,7 +229,7 @@ def session(order: Mapping[str, Any]) -> dict[str, Any]:
     answer: dict[str, Any] = {"events": events, "error": ""}
     try:
         experiment = load_experiment("toy")
-        jobs = engine.plan(experiment, experiment.profile("quick"), order["arms"], order["seeds"], Compute(), {})
+        jobs = plan(experiment, experiment.profile("quick"), order["arms"], order["seeds"], Compute(), {})
         summary = engine.execute(jobs, Store(Path(order["store"])), compute=Compute(), folders={}, workers=order["workers"],
                                  report=lambda event: events.append([event.kind, event.job.label, event.text]))
         arms = {job.description.id: f"{job.arms[0]}/{job.description.seed}" for job in jobs}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,10 +74,21 @@ def rulings(reported: Reported, records: Sequence[Record], least: int = 1) -> di
     found = {}
     for claim in reported.claims:
         measured = series(records, claim.metric, least)
+        taken = {name: choice(table, records, least) for name, table in reported.chosen.items()}
+        measured |= {name: measured[arm] for name, arm in taken.items() if arm in measured}
         for name, mode in claim.modes.items():
             if least == 1 or measured.keys() >= set(mode.all):
                 found[claim.name, name] = ruling(claim, mode, measured)
     return found
+
+
+def choice(table: Mapping[str, Any], records: Sequence[Record], least: int = 1) -> str:
+    """The arm with the highest mean of a metric, among arms that all have it for the same seeds; else none, ""."""
+    found = series(records, table["by"], least)
+    if len({tuple(found.get(arm, {})) for arm in table["among"]}) > 1 or table["among"][0] not in found:
+        return ""
+    means = [(np.mean(list(found[arm].values())), -place) for place, arm in enumerate(table["among"])]
+    return str(table["among"][-max(means)[1]])
 
 
 def claims(reported: Reported, records: Sequence[Record], full: Sequence[Record], other_data: bool = False) -> list[Row]:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from kdlib.audit.derived import Row, empty, ingredients, on_scale, rulings
+from kdlib.audit.derived import Row, choice, empty, ingredients, on_scale, rulings
 from kdlib.audit.evidence import Record, canonical
 from kdlib.audit.faults import Fault, differs, numbers, plain
 from kdlib.audit.reported import Claim, Reported
@@ -50,7 +50,8 @@ def check(file: str, text: str, experiment: Experiment, reported: Reported, reco
                         ("Claims", [_claim(row, reported) for row in claims])):
         section = sections.get(name, "")
         yield from check_table(file, name, section, cells)
-        yield from _lines(file, section, [] if name == "Arms" else [_statement(claim) for claim in reported.claims])
+        chosen = [_choice(name, table, records) for name, table in reported.chosen.items()]
+        yield from _lines(file, section, [] if name == "Arms" else [*map(_statement, reported.claims), *chosen])
     for name in made_of:
         section = sections.get(name, "")
         yield from check_table(file, name, section, [_ingredient(row, reported) for row in ingredients(reported, records)])
@@ -111,6 +112,11 @@ def _statement(claim: Claim) -> str:
     kind = ", ".join(filter(None, [claim.mark, claim.kind]))
     place = f" ({claim.keys['place']})" if claim.keys.get("place") else ""
     return f"- {claim.name}, {kind}: {claim.keys['statement']}{place}"
+
+
+def _choice(name: str, table: Mapping[str, Any], records: Sequence[Record]) -> str:
+    arm = choice(table, records) or "not all of them have runs"
+    return f"- {name}: of {len(table['among'])} arms the one with the highest mean {table['by']}: {arm}"
 
 
 # ---- cells; those that begin with "~" hold text of the same numbers, those that end with " …" a text's beginning

@@ -6,7 +6,7 @@ import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,7 @@ class Reported:
     values: tuple[Value, ...]
     claims: tuple[Claim, ...]
     ingredients: tuple[Mapping[str, str], ...] = ()  # label, arm, over
+    chosen: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by, among
 
     def value(self, arm: str, metric: str) -> Value | None:
         """The number that an arm's metric stands beside."""
@@ -127,7 +128,7 @@ def read_reported(path: Path) -> Reported:
     values = tuple(_value(key, table) for key, table in content.get("values", {}).items())
     bare = Reported(content["source"], values, ())
     claims = tuple(_claim(key, table, bare) for key, table in content["claims"].items())
-    return Reported(content["source"], values, claims, tuple(content.get("ingredients", {}).values()))
+    return Reported(content["source"], values, claims, tuple(content.get("ingredients", {}).values()), content.get("chosen", {}))
 
 
 def _value(key: str, table: Mapping[str, Any]) -> Value:

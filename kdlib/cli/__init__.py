@@ -117,6 +117,8 @@ def _common() -> argparse.ArgumentParser:
     options.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     options.add_argument("--threads", type=_positive, default=1, help="threads of each training process (default: 1)")
     options.add_argument("--workers", type=_positive, help="training processes side by side (default: one a core)")
+    options.add_argument("--replicas", type=_positive, default=1, metavar="N",
+                         help="train up to N students of one kind side by side, for a GPU (default: 1)")
     options.add_argument("--require-real", action="store_true", help="stop with status 2 where the real data cannot be had")
     return options
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from kdlib.claims import Reported
 from kdlib.cli.pages import reported_of, update_readme, write_pages
 from kdlib.cli.session import Session, failures, prepare, records_of, tell, train
-from kdlib.engine import Job
 from kdlib.experiment import Experiment, load_experiment, replications
-from kdlib.judging import Metrics, judge
+from kdlib.judging import Metrics, judge, with_choices
+from kdlib.plan import Job
 from kdlib.recorded import Record as Bands
 from kdlib.recorded import changes, check_bands, inside_ranges, read_recorded, record_bands, write_recorded
 from kdlib.report import evidence
@@ -119,6 +119,7 @@ def departures(session: Session, records: Sequence[evidence.Record]) -> list[str
 
 def outcomes(reported: Reported, metrics: Metrics) -> dict[str, dict[str, Outcome]]:
     """The verdict of each claim in each mode whose arms have been run."""
+    metrics = with_choices(reported.choices, metrics)
     return {name: {mode: judge(claim, mode, metrics).verdict for mode, arms in claim.modes.items()
                    if {*arms.arms, *arms.over} <= metrics.keys()} for name, claim in reported.claims.items()}
 

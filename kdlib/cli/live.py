@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from kdlib.engine import Event, Job
+from kdlib.engine import Event
+from kdlib.plan import Job
 
 SHOWN = ("training_loss", "validation_loss", "validation_macro_f1", "validation_accuracy")
 

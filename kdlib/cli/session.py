@@ -11,9 +11,10 @@ from pathlib import Path
 
 from kdlib.cli.live import reporter
 from kdlib.data import DataUnavailable, fetch
-from kdlib.engine import Job, Summary, execute, plan
+from kdlib.engine import Summary, execute
 from kdlib.errors import KDError
 from kdlib.experiment import Compute, Experiment, Profile, load_experiment
+from kdlib.plan import Job, plan
 from kdlib.report import evidence
 from kdlib.runs import Store
 
@@ -31,6 +32,7 @@ class Session:
     workers: int
     folders: Mapping[str, Path]
     store: Store
+    replicas: int
 
     @property
     def synthetic(self) -> bool:
@@ -39,7 +41,7 @@ class Session:
 
     def jobs(self) -> list[Job]:
         """The runs behind the arms."""
-        return plan(self.experiment, self.profile, self.arms, self.seeds, self.compute, self.folders)
+        return plan(self.experiment, self.profile, self.arms, self.seeds, self.compute, self.folders, self.replicas)
 
 
 def prepare(options: argparse.Namespace, name: str, profile_name: str, arms: Sequence[str], seeds: Sequence[int] | None,
@@ -53,7 +55,7 @@ def prepare(options: argparse.Namespace, name: str, profile_name: str, arms: Seq
     compute = Compute(_device(options.device), options.threads)
     workers = options.workers or (1 if compute.device != "cpu" or profile.synthetic else max(1, _cores() // compute.threads))
     return Session(experiment, profile_name, profile, chosen, tuple(range(profile.seeds) if seeds is None else seeds), compute,
-                   workers, _folders(experiment, profile, options), Store(store))
+                   workers, _folders(experiment, profile, options), Store(store), options.replicas)
 
 
 def _with_data(experiment: Experiment, profile: Profile, settings: Sequence[str]) -> Profile:

@@ -10,7 +10,7 @@ import numpy as np
 from kdlib import intervals, recorded
 from kdlib.claims import Claim, Reported, reported_range
 from kdlib.experiment import Arm
-from kdlib.judging import judge
+from kdlib.judging import judge, with_choices
 from kdlib.report.evidence import Record, measured
 from kdlib.report.markdown import mark
 from kdlib.verdicts import Outcome, Verdict, all_equal
@@ -119,7 +119,7 @@ def claims_table(
     import pandas as pd
 
     full = is_full(records)
-    numbers = measured(records)
+    numbers = with_choices(reported.choices, measured(records))
     rows = []
     for claim in reported.claims.values():
         for mode in claim.modes:

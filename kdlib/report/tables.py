@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdlib.claims import Claim, Reported
+from kdlib.claims import Choice, Claim, Reported
 from kdlib.errors import KDError
 from kdlib.experiment import Experiment
 from kdlib.files import atomic_write
-from kdlib.judging import judge
+from kdlib.judging import chosen, judge, with_choices
 from kdlib.recorded import Record as Bands
 from kdlib.report.evidence import Record, digest_of, measured
 from kdlib.report.frames import arms_table, claims_table, ingredients_table, is_full, metrics_of, on_claims_scale
@@ -72,7 +72,7 @@ def _commit(environment: Mapping[str, Any]) -> str:
 
 def page(
     experiment: Experiment, reported: Reported, arms: pd.DataFrame, claims: pd.DataFrame, ingredients: pd.DataFrame,
-    heading: str, *, full: bool, synthetic: bool = False,
+    heading: str, choices: Sequence[str] = (), *, full: bool, synthetic: bool = False,
 ) -> str:  # fmt: skip
     """The Markdown of a replication's tables; `heading` is what `header` gives, `full`: of full runs."""
     shown = arms_shown(arms, reported, metrics_of(reported))
@@ -86,7 +86,7 @@ def page(
         heading,
         "## Arms", table(shown, right),
         "## Claims", table(judged, right),
-        "\n".join(_statement(claim) for claim in reported.claims.values()),
+        "\n".join([*(_statement(claim) for claim in reported.claims.values()), *choices]),
         *made_of,
         "## How to read this", _NOTES,
     ]) + "\n"  # fmt: skip
@@ -104,6 +104,11 @@ def _statement(claim: Claim) -> str:
     kind = f"{mark(claim)}, {claim.kind}" if mark(claim) else claim.kind
     place = f" ({escaped(claim.place)})" if claim.place else ""
     return f"- {escaped(claim.name)}, {kind}: {escaped(claim.statement)}{place}"
+
+
+def _choice(choice: Choice, arm: str | None) -> str:
+    what = f"of {len(choice.among)} arms the one with the highest mean {choice.by}"
+    return escaped(f"- {choice.name}: {what}: {arm or 'not all of them have runs'}")
 
 
 _NOTES = f"""\
@@ -136,7 +141,8 @@ def write_tables(
     claims = claims_table(reported, records, recorded, synthetic, analogue)
     ingredients = ingredients_table(reported, records)
     heading = header(records, profile, reduced, synthetic)
-    text = page(experiment, reported, arms, claims, ingredients, heading, full=is_full(records), synthetic=synthetic)
+    choices = [_choice(choice, chosen(choice, measured(records))) for choice in reported.choices]
+    text = page(experiment, reported, arms, claims, ingredients, heading, choices, full=is_full(records), synthetic=synthetic)
     for name, frame in (("arms", arms), ("claims", claims)):
         content = frame.to_csv(index=False, lineterminator="\n")
         atomic_write(folder / f"{label}-{name}.csv", content.encode())
@@ -154,7 +160,7 @@ def summary_line(name: str, reported: Reported, records: Sequence[Record]) -> di
     primary = [claim for claim in reported.claims.values() if claim.primary]
     if not records:
         return _row(name, reported, primary[0], "") | {"verdict": "not yet run in full"}
-    numbers = measured(records)
+    numbers = with_choices(reported.choices, measured(records))
     judged = [(judge(claim, mode, numbers), claim, mode) for claim in primary for mode in claim.modes]
     worst = headline(verdict for verdict, _, _ in judged)
     claim, mode = next((claim, mode) for verdict, claim, mode in judged if verdict is worst)

@@ -11,9 +11,10 @@ from scipy.special import softmax
 
 from kdlib.batches import Batch
 from kdlib.data import mitdb, synthetic
-from kdlib.engine import execute, plan
+from kdlib.engine import execute
 from kdlib.experiment import Compute, Profile, Run, load_experiment
 from kdlib.networks import keras_glorot_, parameter_count
+from kdlib.plan import plan
 from kdlib.runs import Store
 from kdlib.seeds import generator
 from kdlib.training import train_step

@@ -14,10 +14,11 @@ from torch import nn
 from kdlib.batches import Batch
 from kdlib.claims import load_reported
 from kdlib.data.pictures import Pictures
-from kdlib.engine import execute, plan
+from kdlib.engine import execute
 from kdlib.errors import KDError
 from kdlib.experiment import Compute, Run, load_experiment
 from kdlib.networks import parameter_count
+from kdlib.plan import plan
 from kdlib.runs import Store
 from kdlib.seeds import generator
 from kdlib.training import evaluating, train_step

@@ -10,9 +10,10 @@ from scipy.special import log_softmax, softmax
 from torch import nn
 
 from kdlib.batches import Batch
-from kdlib.engine import execute, plan
+from kdlib.engine import execute
 from kdlib.experiment import Compute, Run, load_experiment
 from kdlib.networks import he_uniform_, parameter_count
+from kdlib.plan import plan
 from kdlib.runs import Store
 from kdlib.seeds import generator
 from replications import course_report
