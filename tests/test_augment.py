@@ -1,11 +1,14 @@
-"""Class-balanced draws and mixup plans against their distributions."""
+"""Class-balanced draws, mixup plans, flips and shifts against their distributions."""
+
+import itertools
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from kdlib.augment import Mix, balanced_draw, mixup, unmixed
+from kdlib.augment import Mix, balanced_draw, flip_and_shift, mixup, unmixed
 from kdlib.errors import KDError
 from kdlib.seeds import generator
 
@@ -91,3 +94,62 @@ def test_unmixed_leaves_the_rows_as_they_are():
     values = torch.randn(8, 3, generator=generator(0, "values"))
     rows = torch.tensor([4, 4, 0])
     assert torch.equal(unmixed(rows).blend(values), values[rows])
+
+
+# ---- pictures
+
+LARGEST = 3
+
+
+def moved(picture, flip, down, right):
+    """The picture moved (its border repeated where it came from) and then mirrored, one axis at a time."""
+    height, width = picture.shape[1:]
+    wide = np.pad(picture, [(0, 0), (LARGEST, LARGEST), (LARGEST, LARGEST)], mode="edge")
+    part = wide[:, LARGEST - down :, LARGEST - right :][:, :height, :width]
+    return part[:, :, ::-1] if flip else part
+
+
+def every_move(picture):
+    shifts = range(-LARGEST, LARGEST + 1)
+    return {moved(picture, *move).tobytes(): move for move in itertools.product((False, True), shifts, shifts)}
+
+
+def test_pictures_are_flipped_and_shifted_over_a_repeated_border():
+    """Every picture and channel is moved as a whole, by one of 2 * 7 * 7 moves, and all of these come up with their odds."""
+    picture = np.random.default_rng(0).integers(256, size=(3, 9, 7), dtype=np.uint8)
+    moves = every_move(picture)
+    assert len(moves) == 98
+    found = flip_and_shift(torch.from_numpy(picture).expand(4000, -1, -1, -1), LARGEST, generator(0, "views")).numpy()
+    count = Counter(moves[each.tobytes()] for each in found)  # KeyError: no such move
+    odds = {shift: 1 / 4 if shift == 0 else 1 / 8 for shift in range(-LARGEST, LARGEST + 1)}
+    expected = {move: 4000 * odds[move[1]] * odds[move[2]] / 2 for move in moves.values()}
+    assert stats.chisquare([count[move] for move in expected], list(expected.values())).pvalue > 0.01
+    for axis in (1, 2):
+        sizes = Counter(abs(move[axis]) for move in count.elements())
+        assert stats.chisquare([sizes[size] for size in range(LARGEST + 1)]).pvalue > 0.01
+    assert stats.binomtest(sum(move[0] for move in count.elements()), 4000).pvalue > 0.01
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_each_picture_is_moved_by_itself_and_the_given_ones_stay(dtype):
+    pictures = np.random.default_rng(1).integers(256, size=(30, 2, 6, 8)).astype(dtype)
+    given = torch.from_numpy(pictures.copy())
+    found = flip_and_shift(given, LARGEST, generator(0, "views"))
+    assert found.dtype == given.dtype
+    assert np.array_equal(given.numpy(), pictures)
+    moves = [every_move(picture)[each.tobytes()] for picture, each in zip(pictures, found.numpy(), strict=True)]
+    assert len(set(moves)) > 15
+
+
+def test_flips_and_shifts_repeat_with_their_generator_and_move_it_on():
+    pictures = torch.randint(256, (9, 3, 8, 8), dtype=torch.uint8, generator=generator(0, "pictures"))
+    stream = generator(0, "views")
+    first, second = (flip_and_shift(pictures, LARGEST, stream) for _ in range(2))
+    assert torch.equal(first, flip_and_shift(pictures, LARGEST, generator(0, "views")))
+    assert not torch.equal(first, second)
+
+
+def test_a_largest_shift_of_none_only_flips():
+    picture = torch.arange(12).view(1, 1, 3, 4)
+    found = flip_and_shift(picture.expand(20, -1, -1, -1), 0, generator(0, "views"))
+    assert {tuple(each.flatten().tolist()) for each in found} == {tuple(range(12)), (3, 2, 1, 0, 7, 6, 5, 4, 11, 10, 9, 8)}
