@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue as queues
+import shutil
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -20,8 +21,9 @@ import torch
 from kdlib.environment import environment, peak_memory_bytes
 from kdlib.errors import KDError
 from kdlib.experiment import Compute, Run, load_experiment
+from kdlib.files import sha256
 from kdlib.plan import Job
-from kdlib.runs import FinishedRun, Store
+from kdlib.runs import ID_LENGTH, FinishedRun, Store
 from kdlib.training import Progress
 
 
@@ -210,7 +212,9 @@ def _train_safely(group: Group, store: Store, compute: Compute, folders: Mapping
 def _train(group: Group, missing: Group, store: Store, compute: Compute, folders: Mapping[str, Path], made_by: Environment,
            report: Report) -> None:
     experiment = load_experiment(group[0].experiment)
-    work = store.work_folder(group[0].description.id)
+    # Of the whole group: another one may begin with the same run.
+    ids = [job.description.id for job in group]
+    work = store.work_folder(ids[0] if len(ids) == 1 else sha256("".join(ids).encode())[:ID_LENGTH])
     clock = Clock(work / "seconds.txt")
 
     def on_epoch(progress: Progress) -> None:
@@ -231,6 +235,7 @@ def _train(group: Group, missing: Group, store: Store, compute: Compute, folders
     for job, result in zip(group, results, strict=True):
         if job in missing:
             store.save(job.description, result, about)
+    shutil.rmtree(work, ignore_errors=True)
 
 
 class Clock:

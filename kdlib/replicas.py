@@ -1,7 +1,7 @@
 """Many students of one architecture trained side by side on one device, as one stacked network.
 
     members = [Student() for _ in seeds]
-    model = Replicas(members, seeds)
+    model = Replicas(members)
     progress = Progress(model, torch.optim.Adam(model.parameters()))
     for epoch in epochs(progress, beside([batches of each member]), objective, count=50, seed=seeds): ...
     model.member(3)  # a student as it would be had it been trained alone
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +40,8 @@ class Replicas(nn.Module):
         super().__init__()
         shapes = [{name: value.shape for name, value in member.state_dict().items()} for member in members]
         if not members or any(shape != shapes[0] for shape in shapes):
-            raise KDError(f"expected one or more networks of one architecture, found {len(members)} with other shapes; "
-                          "train other architectures in groups of their own")
+            found = f"{len(members)} of different shapes" if members else "none"
+            raise KDError(f"expected networks of one architecture, found {found}; train others in a group of their own")
         # Not registered: it has the architecture only, its own weights are never used.
         self._template = [copy.deepcopy(members[0])]
         self._draws = int(getattr(members[0], "draws", 0))
@@ -76,6 +77,8 @@ class Replicas(nn.Module):
         state = {name: getattr(self, stacked) for name, stacked in self._names.items()}
         arguments: tuple[Tensor, ...] = (inputs,)
         if self.training and self._draws:
+            if not self._generators:
+                raise KDError(f"expected {len(self)} seeds for the replicas' dropout, found none; call seed_layers first")
             shape = (inputs.shape[1], self._draws)
             arguments += (torch.stack([torch.rand(shape, generator=g, device=g.device) for g in self._generators]),)
         outputs: Tensor = torch.vmap(lambda state, arguments: functional_call(template, state, arguments))(state, arguments)
@@ -97,7 +100,10 @@ def beside(members: Sequence[Callable[[int], Iterable[Batch]]]) -> Callable[[int
     """The members' batches as stacked ones (R, B, ...); all must have the same sizes."""
 
     def batches(epoch: int) -> Iterator[Batch]:
-        for parts in zip(*(member(epoch) for member in members), strict=True):
+        for parts in zip_longest(*(member(epoch) for member in members)):
+            if None in parts or len({(part.inputs.shape, part.soft is None) for part in parts}) > 1:
+                raise KDError("expected batches of one size, all with soft targets or none, found others among the replicas; "
+                              "train those that differ in this in a group of their own")
             inputs, labels, indices = ([getattr(part, name) for part in parts] for name in ("inputs", "labels", "indices"))
             soft = [part.soft for part in parts if part.soft is not None]
             yield Batch(torch.stack(inputs), torch.stack(labels), torch.stack(indices), torch.stack(soft) if soft else None)

@@ -7,6 +7,7 @@ Shapes: R students side by side, B batch, N pictures, C channels, K = 10 classes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -236,9 +237,9 @@ def train_by_virtual_teacher(run: Run) -> Result:
 def distillation(runs: Sequence[Run]) -> Objective:
     # (1 - alpha) CE(labels, student) + alpha T^2 KL(teacher_T || student_T): alpha weighs the teacher
     for run in runs:
-        if not 0 <= run.config.alpha <= 1 or run.config.temperature <= 0:
-            raise KDError(f"{run.label}: expected alpha from 0 to 1 and a temperature above 0, found {run.config.alpha} and "
-                          f"{run.config.temperature}; mend the arm's configuration")
+        if not 0 <= run.config.alpha <= 1 or not 0 < run.config.temperature < math.inf:
+            raise KDError(f"{run.label}: expected alpha from 0 to 1 and a finite temperature above 0, found {run.config.alpha} "
+                          f"and {run.config.temperature}; mend the arm's configuration")
     alphas, temperatures = ([float(getattr(run.config, name)) for run in runs] for name in ("alpha", "temperature"))
     weights = [run.config.soft_weight for run in runs]
     hard, soft = [1 - a for a in alphas], [w * a for w, a in zip(weights, alphas, strict=True)]

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from multiprocessing.connection import Connection
+from contextlib import ExitStack
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +15,12 @@ from kdlib.networks import keras_adam
 from kdlib.seeds import derive_seed
 from kdlib.training import Progress, epochs
 from replications.ecg.experiment import hard_targets, student_network
+from tests.benchmarks.processes import Train, together, worker
 
 ROWS, BATCH, RATE, SEED = 8_192, 64, 1e-4, 5
 PLAIN_EPOCHS, OUR_EPOCHS, ROUNDS = 1, 3, 4
 REQUIRED = 2.0
 
-Train = Callable[[int], dict[str, Tensor]]  # trains so many epochs more; gives the parameters
 
 
 class Plain(nn.Module):
@@ -85,35 +82,6 @@ def our_loop() -> Train:
             pass
         return model.state_dict()
     return train
-
-
-def serve(orders: Connection, loop: Callable[[], Train], threads: int) -> None:
-    torch.set_num_threads(threads)
-    train = loop()
-    while count := orders.recv():
-        orders.send({name: value.numpy() for name, value in train(count).items()})
-
-
-@contextmanager
-def worker(loop: Callable[[], Train], threads: int) -> Iterator[Connection]:
-    """A process that trains when told to, so that its start does not count."""
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=serve, args=(there, loop, threads), daemon=True)
-    process.start()
-    there.close()  # else a worker that died would be waited for without end
-    try:
-        yield here
-        here.send(0)
-    finally:
-        process.join(10)
-        process.kill()
-
-
-def together(workers: list[Connection], count: int) -> list[dict[str, Tensor]]:
-    for each in workers:
-        each.send(count)
-    return [{name: torch.from_numpy(value) for name, value in each.recv().items()} for each in workers]
 
 
 def test_two_students_at_once_train_twice_as_fast_as_the_plain_loop(benchmark):

@@ -1,0 +1,110 @@
+"""The grid's figure: it shows the numbers of the records and of the source, and draws what there is."""
+
+import numpy as np
+import pytest
+from matplotlib import pyplot as plt
+from matplotlib.colors import Normalize
+
+from kdlib.claims import load_reported
+from kdlib.experiment import load_experiment
+from kdlib.report.evidence import Record, measured
+from replications.grid import figures
+
+EXPERIMENT = load_experiment("grid")
+ARMS = [arm.name for arm in EXPERIMENT.arms]
+QUICK = EXPERIMENT.profile("quick").arms
+
+
+@pytest.fixture(scope="module")
+def reported():
+    return load_reported(EXPERIMENT.folder / "reported.toml", ARMS)
+
+
+@pytest.fixture
+def axes():
+    figure, axes = plt.subplots()
+    yield axes
+    plt.close(figure)
+
+
+def record(arm, seed, accuracy):
+    return Record("full", seed, f"{arm}{seed}", {arm: "final"}, "CIFAR-10", {"data": "d", "config": {}},
+                  {"final": {"accuracy": accuracy}}, [], {}, "")
+
+
+def records_of(arms, seeds=2):
+    """Every arm at an accuracy of its own; the teacher has seed 0 only."""
+    return [record(arm, seed, 0.5 + 0.004 * place + 0.002 * seed) for place, arm in enumerate(arms)
+            for seed in range(1 if arm == "teacher" else seeds)]
+
+
+@pytest.mark.parametrize("arms", [ARMS, QUICK, ["teacher"]], ids=["all", "quick", "teacher"])
+def test_the_figure_is_written_for_whatever_is_recorded(tmp_path, reported, arms):
+    figures.draw(records_of(arms), reported, tmp_path / "there" / "figure.png")
+    assert (tmp_path / "there" / "figure.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_the_same_records_give_the_same_bytes_and_others_do_not(tmp_path, reported):
+    records = records_of(QUICK)
+    changed = [*records[:-1], record(QUICK[-1], 1, 0.9)]
+    for name, group in (("first", records), ("again", records[::-1]), ("other", changed)):
+        figures.draw(group, reported, tmp_path / f"{name}.png")
+    first, again, other = ((tmp_path / f"{name}.png").read_bytes() for name in ("first", "again", "other"))
+    assert first == again != other
+
+
+def test_cells_are_means_over_the_seeds_in_percent():
+    found = measured([record("alpha_0_6_T_8", 0, 0.89), record("alpha_0_6_T_8", 1, 0.90), record("alpha_1_0_T_2", 3, 0.87),
+                      record("baseline", 0, 0.80), record("validated_alpha_0_2_T_2", 0, 0.70)])
+    cells = figures.measured_cells(found)
+    assert cells.shape == (5, 5)
+    assert cells[2, 3] == pytest.approx(89.5)
+    assert cells[4, 0] == pytest.approx(87)
+    assert np.isnan(cells).sum() == 23
+    assert figures.recorded(found) == "2 of 25 cells recorded, n = 1 to 2"
+    assert figures.recorded({}) == "0 of 25 cells recorded"
+
+
+def test_reported_cells_are_those_of_the_heat_map(reported):
+    # The report's heat map (section 4.3; its notebook's digits): alpha 0.2 to 1 down, T 2 to 10 across.
+    assert figures.reported_cells(reported) == pytest.approx(np.array([
+        [86.42, 87.84, 88.49, 88.79, 88.49],
+        [87.65, 87.94, 88.65, 89.26, 89.13],
+        [86.56, 88.30, 88.24, 89.41, 89.09],
+        [87.41, 88.26, 88.90, 88.61, 88.54],
+        [87.05, 88.11, 89.15, 89.35, 89.29],
+    ]))
+
+
+def test_a_heat_map_says_each_number_at_its_alpha_and_t(axes):
+    values = np.full((5, 5), np.nan)
+    values[2, 3], values[4, 0] = 89.5, 87
+    figures.heat(axes, values, "", "viridis", Normalize(80, 90))
+    columns, rows = ([tick.get_text() for tick in ticks] for ticks in (axes.get_xticklabels(), axes.get_yticklabels()))
+    shown = {(rows[round(y)], columns[round(x)]): text.get_text() for text in axes.texts for x, y in [text.get_position()]}
+    assert shown == {("0.6", "8"): "89.50", ("1.0", "2"): "87.00"}
+    assert axes.images[0].get_array().mask.sum() == 23
+    assert axes.patch.get_hatch()
+
+
+def test_the_curves_are_of_the_shares_and_end_in_the_grids_arms(axes, reported):
+    found = measured(records_of(ARMS, seeds=1))
+    figures.amount(axes, found, reported)
+    lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    shares = (5, 10, 15, 25, 50, 75)
+    for label, part, whole in (("from scratch (n = 1)", "baseline", "baseline"),
+                               ("distilled, alpha 0.6, T 8 (n = 1)", "distilled", "alpha_0_6_T_8")):
+        expected = [[p, 100 * found[f"{part}_{p}_percent"][0]["accuracy"]] for p in shares]
+        assert lines[label] == [pytest.approx(point) for point in [*expected, [100, 100 * found[whole][0]["accuracy"]]]]
+    theirs = [y for _, y in lines["reported, distilled"]]
+    assert theirs == pytest.approx([68.11, 73.01, 77.82, 82.22, 86.44, 88.26, 89.41])
+
+
+def test_the_strip_has_a_dot_for_each_seed_and_the_reported_number(axes, reported):
+    found = measured([record("baseline_64", 0, 0.86), record("baseline_64", 1, 0.88), record("teacher", 0, 0.93)])
+    figures.strip(axes, found, reported)
+    dots = {mark: sorted(float(y) for line in axes.lines if line.get_marker() == mark for y in line.get_ydata())
+            for mark in "oDs"}
+    assert dots["o"] == pytest.approx([86, 88, 93])
+    assert dots["s"] == pytest.approx([87, 93])
+    assert dots["D"] == pytest.approx([87.25, 87.25, 89.35, 89.41, 93.5])
