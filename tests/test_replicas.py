@@ -319,5 +319,5 @@ def test_batches_beside_each_other_have_each_members_own_order_and_soft_targets(
 
 def test_batches_without_soft_targets_have_none_and_other_lengths_are_refused():
     assert next(batches_of()(1)).soft is None
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(KDError, match="batches of one size"):
         list(beside([Batches(examples_of(0, count), SIZE, 0) for count in (16, 24)])(1))

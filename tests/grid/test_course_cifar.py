@@ -1,6 +1,7 @@
 """The course report's CIFAR-10 part: networks, objective and training against NumPy, hand-written steps and its sheet."""
 
 import copy
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -349,12 +350,13 @@ def test_the_loss_of_students_side_by_side_is_that_of_each_with_its_own_alpha_an
         assert losses[r].item() == pytest.approx(by_hand(alone.detach(), one.soft, one.labels, *setting), rel=1e-5)
 
 
-@pytest.mark.parametrize("change", [{"alpha": -0.1}, {"alpha": 1.1}, {"temperature": 0.0}, {"temperature": -2.0}], ids=str)
+@pytest.mark.parametrize("change", [{"alpha": -0.1}, {"alpha": 1.1}, {"temperature": 0.0}, {"temperature": -2.0},
+                                    {"temperature": math.inf}, {"temperature": math.nan}], ids=str)
 def test_an_alpha_or_temperature_out_of_range_is_refused(change):
     run, _ = taught(replace(TINY, **change))
     fine, _ = taught(TINY)
     for runs in ([run], [fine, run]):
-        with pytest.raises(KDError, match="the run: expected alpha from 0 to 1 and a temperature above 0"):
+        with pytest.raises(KDError, match="the run: expected alpha from 0 to 1 and a finite temperature"):
             course_cifar.train_distilled_together(runs)
 
 
