@@ -95,4 +95,4 @@ def against_temperature(axes: plt.Axes, found: Metrics, reported: Reported) -> N
     axes.set_xticks(TEMPERATURES)
     axes.set(xlabel="T", ylabel="accuracy on test (%)")
     axes.set_title("Accuracy against T, by teacher", fontsize=10)
-    axes.legend(frameon=False, fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
+    axes.legend(frameon=False, fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
