@@ -85,7 +85,6 @@ class ResNet18(nn.Module):
             return self.net(x).float()
 
 
-
 def teacher_optimizer(model: nn.Module) -> torch.optim.SGD:
     # Keras's L2 of 1e-4 has the gradient 2e-4 w, and stands on the 3x3 kernels only: not on shortcuts, batch norm, dense layer.
     kernels = [w for w in model.parameters() if w.ndim == 4 and w.shape[-1] == 3]
@@ -305,7 +304,7 @@ def split(whole: Examples, config: Config, soft: SoftTargets | None) -> tuple[Ex
 
 def measure(run: Run, logits: Tensor) -> dict[str, Any]:
     test: Examples = run.data.test
-    labels = test.labels.to(logits.device)
+    labels = test.labels
     found: dict[str, Any] = {"accuracy": accuracy(logits, labels), "entropy": mean_entropy(logits),
                              "confusion": confusion_matrix(logits.argmax(1), labels, CLASSES)}
     if run.parents:
