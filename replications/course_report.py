@@ -52,7 +52,8 @@ def distillation(alpha: float, temperature: float) -> Objective:
 
 def teacher_targets(run: Run) -> SoftTargets:
     """The teacher's soft targets of the training pictures; KDError for one that knows no more than the largest class."""
-    soft, labels = run.soft_targets("teacher", "train", run.data.train), run.data.train.labels
+    soft = run.soft_targets("teacher", "train", run.data.train)
+    labels = run.data.train.labels.to(soft.logits.device)
     chance = float((labels == labels.mode().values).double().mean())
     if (reached := accuracy(soft.logits, labels)) <= chance:
         raise KDError(f"{run.label}: expected a teacher above chance ({chance:.3f} of the training pictures), found "

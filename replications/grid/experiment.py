@@ -34,7 +34,7 @@ DATA_FIELDS = ()
 
 PAPER = Config()
 QUICK = replace(PAPER, epochs=8, train_pictures=2_500, teacher_epochs=2, recorded_teacher=RECORDED_TEACHER)
-SHORT_TEACHER = replace(PAPER, teacher_epochs=4, teacher_schedule="one-cycle")
+SHORT_TEACHER = replace(PAPER, teacher_epochs=3, teacher_schedule="one-cycle")
 SMOKE = replace(PAPER, epochs=2, batch=8, train_pictures=80, test_pictures=40, teacher_epochs=1, teacher_batch=8)
 
 
@@ -77,9 +77,9 @@ CHECK = ("baseline", cell(0.6, 8))  # what `check` trains, with seed 0
 PROFILES = {
     "full": Profile(PAPER, seeds=5),
     "quick": Profile(QUICK, seeds=2, arms=HEADLINE, reduced="8 epochs on the first 2,500 pictures instead of 50 on 50,000; the "
-                     "teacher is one ResNet-18 recorded earlier, trained for 4 epochs on all pictures instead of 90; the same "
+                     "teacher is one ResNet-18 recorded earlier, trained for 3 epochs on all pictures instead of 90; the same "
                      "student, batch sizes and losses"),
-    "teacher": Profile(SHORT_TEACHER, seeds=1, arms=("teacher",), reduced="the teacher of profile quick: 4 epochs "
+    "teacher": Profile(SHORT_TEACHER, seeds=1, arms=("teacher",), reduced="the teacher of profile quick: 3 epochs "
                        "with a one-cycle learning rate instead of 90 with three steps"),
     "smoke": Profile(SMOKE, seeds=1, arms=("baseline", cell(0.6, 8), "sham"), synthetic=True,
                      reduced="2 epochs of 80 synthetic pictures, batch 8"),

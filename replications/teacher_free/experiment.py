@@ -51,7 +51,7 @@ FIRST = {"alpha": 0.2, "temperature": 2.0}  # the report's best cell; also ours 
 
 
 def taught(name: str, teacher: str, modes: tuple[str, ...] = BOTH, **change: Any) -> Arm:
-    change = {"alpha": change["alpha"], "temperature": float(change["temperature"]), **{**SLOWS, **change}}
+    change = SLOWS | change | {"temperature": float(change["temperature"])}
     return Arm(name, modes, train_distilled, {"teacher": teacher}, change, together=train_distilled_together,
                mapped=("alpha", "temperature"))
 
