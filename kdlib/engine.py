@@ -56,8 +56,9 @@ def execute(jobs: Sequence[Job], store: Store, *, compute: Compute, folders: Map
             report: Report = lambda event: None) -> Summary:
     """Have every job's run: reused where the store holds it, trained otherwise.
 
-    A failed run blocks only its descendants.  `workers` > 1 trains in so many spawned processes of `compute.threads`
-    threads each; both ways give the same bytes.  A group of which a run is missing is trained whole.
+    A failed run blocks its descendants and what would be trained beside them.  `workers` > 1 trains in so many spawned
+    processes of `compute.threads` threads each; both ways give the same bytes.  A group of which a run is missing is
+    trained whole.
     """
     summary = Summary()
     groups: dict[str, Group] = {}
@@ -200,7 +201,7 @@ def _train_safely(group: Group, store: Store, compute: Compute, folders: Mapping
     except KDError as error:
         return str(error)
     except Exception as error:
-        log = store.work_folder(group[0].description.id) / "error.txt"
+        log = _work_folder(group, store) / "error.txt"
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
             log.write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
@@ -209,12 +210,16 @@ def _train_safely(group: Group, store: Store, compute: Compute, folders: Mapping
         return f"{type(error).__name__}: {error} (traceback in {log})"
 
 
+def _work_folder(group: Group, store: Store) -> Path:
+    """Of the whole group: another one may begin with the same run."""
+    ids = [job.description.id for job in group]
+    return store.work_folder(ids[0] if len(ids) == 1 else sha256("".join(ids).encode())[:ID_LENGTH])
+
+
 def _train(group: Group, missing: Group, store: Store, compute: Compute, folders: Mapping[str, Path], made_by: Environment,
            report: Report) -> None:
     experiment = load_experiment(group[0].experiment)
-    # Of the whole group: another one may begin with the same run.
-    ids = [job.description.id for job in group]
-    work = store.work_folder(ids[0] if len(ids) == 1 else sha256("".join(ids).encode())[:ID_LENGTH])
+    work = _work_folder(group, store)
     clock = Clock(work / "seconds.txt")
 
     def on_epoch(progress: Progress) -> None:

@@ -58,7 +58,8 @@ def chosen(choice: Choice, metrics: Metrics) -> str | None:
     seeds = {tuple(sorted(series)) for series in found.values()}
     if len(seeds) > 1 or not all(found.values()):
         return None
-    return max(choice.among, key=lambda arm: math.fsum(found[arm].values()))
+    # Rounded: of arms with as many right pictures, in whatever seeds, the first is chosen.
+    return max(choice.among, key=lambda arm: round(math.fsum(found[arm].values()), 9))
 
 
 def with_choices(choices: Iterable[Choice], metrics: Metrics) -> Metrics:

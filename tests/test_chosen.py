@@ -300,7 +300,6 @@ def test_both_choose_alike_at_random():
     assert answers == {None, "a", "b", "c"}
 
 
-@pytest.mark.xfail(strict=True, reason="one sums exactly, the other as numpy does: of equals they choose by rounding")
 def test_both_choose_alike_of_equals():
     draws = np.random.default_rng(5)
     for _ in range(50):
@@ -310,7 +309,6 @@ def test_both_choose_alike_of_equals():
         assert chosen(CHOICE, metrics) == theirs == "a"
 
 
-@pytest.mark.xfail(strict=True, reason="the rounding of shares decides between arms with the same number of right pictures")
 def test_of_arms_with_as_many_right_pictures_the_first_is_chosen():
     metrics = metrics_of(a=[0.15, 0.15], b=[0.1, 0.2], c=[0.0, 0.0])
     assert chosen(CHOICE, metrics) == "a"
@@ -364,7 +362,6 @@ def test_an_error_in_choosing_shows(root, wrong, monkeypatch):
     assert {fault.file for fault in audit(root)} >= {"results/choosy/full.md", "results/choosy/full-claims.csv"}
 
 
-@pytest.mark.xfail(strict=True, reason="a claim without verdicts is taken for one whose arms have too few seeds")
 def test_a_recorded_verdict_that_was_removed_is_missed(root):
     text("replications/choosy/recorded.toml", '("C1"\\]\n)"controlled" = "replicated"\n', r"\1")(root)
     assert any("verdicts.d.full.C1" in line for line in faults(root))

@@ -532,7 +532,6 @@ def test_a_failing_group_fails_each_of_its_runs(experiment, store):
     assert not [call for call in experiment.module.calls if "below" in call[0][0]]
 
 
-@pytest.mark.xfail(strict=True, reason="it is in the work folder of the first run, which is not that of the group")
 def test_the_traceback_of_a_crashed_group_is_gone_when_it_is_trained_at_last(experiment, store, monkeypatch):
     run(jobs_of(experiment, "pupil", seeds=(0, 1)), store)
     jobs = jobs_of(experiment, "pupil", seeds=(0, 2))
@@ -543,7 +542,6 @@ def test_the_traceback_of_a_crashed_group_is_gone_when_it_is_trained_at_last(exp
     assert no_work_left(store)
 
 
-@pytest.mark.xfail(strict=True, reason="replicas is a field of no configuration, and the audit takes it for a fault")
 def test_the_audit_takes_records_of_groups(experiment, store, monkeypatch):
     monkeypatch.setitem(experiment.module.PROFILES, "quick", replace(experiment.profile("quick"), synthetic=False))
     jobs = jobs_of(experiment, "pupil", "surer", "again", seeds=(0, 1))

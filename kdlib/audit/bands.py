@@ -44,7 +44,7 @@ def check(path: Path, file: str, experiment: Experiment, reported: Reported,
         for data, profile in sorted(found.keys() | expected[part].keys()):
             wanted, table = expected[part].get((data, profile), {}), found.get((data, profile), {})
             for name in sorted(wanted.keys() | table.keys()):
-                if table.get(name) != {}:  # a claim none of whose arms has enough seeds
+                if wanted.get(name) or table.get(name) != {}:  # a claim none of whose arms has enough seeds
                     yield from _entry(file, f"{part}.{data}.{profile}.{name}", wanted.get(name), table.get(name))
 
 

@@ -87,7 +87,8 @@ def choice(table: Mapping[str, Any], records: Sequence[Record], least: int = 1) 
     found = series(records, table["by"], least)
     if len({tuple(found.get(arm, {})) for arm in table["among"]}) > 1 or table["among"][0] not in found:
         return ""
-    means = [(np.mean(list(found[arm].values())), -place) for place, arm in enumerate(table["among"])]
+    # Sums that differ in their last digits only are equal: the first arm is meant then.
+    means = [(round(float(np.sum(list(found[arm].values()))), 9), -place) for place, arm in enumerate(table["among"])]
     return str(table["among"][-max(means)[1]])
 
 

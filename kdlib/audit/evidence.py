@@ -110,6 +110,11 @@ def _description(file: str, place: str, experiment: Experiment, record: Record) 
         device, threads = config.pop("device", None), config.pop("threads", None)
         if not isinstance(device, str) or type(threads) is not int or threads < 1:
             yield Fault(file, f"{place}: device and threads", "a device and at least 1 thread", shown((device, threads)))
+        if "replicas" in config:  # trained beside others
+            beside = config.pop("replicas")
+            if type(beside) is not int or beside < 2 or arm.together is None:
+                expected = "2 or more, of an arm that is trained beside others"
+                yield Fault(file, f"{place}: replicas of {name}", expected, shown(beside))
         wanted = asdict(experiment.config(arm, profile))
         for field in module.DATA_FIELDS:  # each such data set has a table of its own
             wanted[field] = config.get(field)
