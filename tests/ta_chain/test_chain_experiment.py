@@ -64,6 +64,16 @@ def test_the_networks_are_made_of_the_sources_layers(size, pools, dropouts):
     assert {module.p for module in found} == {0.4}
 
 
+def test_convolutions_start_he_uniform_and_dense_layers_glorot_uniform():
+    model = chain.Network(8).initialise(generator(0, "weights"))
+    layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    for layer in layers:
+        fan_in, fan_out = layer.weight[0].numel(), len(layer.weight)
+        limit = (6 / (fan_in + (0 if isinstance(layer, nn.Conv2d) else fan_out))) ** 0.5
+        assert 0.95 * limit < layer.weight.abs().max() <= limit
+        assert not layer.bias.any()
+
+
 @pytest.mark.parametrize("size", COUNTS)
 def test_the_forward_pass_is_that_of_separate_layers(size):
     model = he_uniform_(chain.Network(size), generator(0, "weights")).eval()
