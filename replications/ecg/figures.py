@@ -6,16 +6,14 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib import pyplot as plt
 from numpy.typing import NDArray
 
 from kdlib.claims import Ingredient, Reported
 from kdlib.intervals import t_interval
 from kdlib.report.evidence import Record, measured
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from kdlib.report.figures import save
 
 CURVES = {"baseline": "#4477aa", "baseline_mixup": "#228833", "distilled": "#ee6677", "sham": "#999999"}
 
@@ -38,9 +36,7 @@ def draw(records: Sequence[Record], reported: Reported, path: Path) -> None:
     claimed = reported.claims["C1"].reported
     right.axvline(claimed, color="black", linestyle="--", linewidth=0.8)
     right.text(claimed, right.get_ylim()[1], " reported", fontsize=8, va="top")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130, metadata={"Software": None})
-    plt.close(figure)
+    save(figure, path)
 
 
 def selected(history: Sequence[Mapping[str, float]]) -> list[float]:

@@ -5,25 +5,19 @@ Called by `kd tables`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib import pyplot as plt
 from matplotlib.colors import Normalize
-from numpy.typing import NDArray
 
 from kdlib.claims import Reported
-from kdlib.intervals import t_interval
 from kdlib.report.evidence import Record, measured
+from kdlib.report.figures import Metrics, Numbers, accuracies, mean_and_interval, save, strip
 
 from .experiment import ALPHAS, CELLS, PERCENT, TEMPERATURES, cell
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
-Metrics = Mapping[str, Mapping[int, Mapping[str, float]]]
-Numbers = NDArray[np.float64]
 BLUE, RED = "#4477aa", "#ee6677"
 SHARES = (*PERCENT, 100)  # all of the data is experiment 2's
 FROM_SCRATCH = (*(f"baseline_{percent}_percent" for percent in PERCENT), "baseline")
@@ -50,18 +44,12 @@ def draw(records: Sequence[Record], reported: Reported, path: Path) -> None:
     largest = max(1.0, np.nanmax(np.abs(ours - theirs), initial=0))
     heat(axes["D"], ours - theirs, "measured - reported", "RdBu", Normalize(-largest, largest), "+.2f")
     amount(axes["A"], found, reported)
-    strip(axes["S"], found, reported)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130, metadata={"Software": None})
-    plt.close(figure)
+    strip(axes["S"], found, reported, STRIP)
+    axes["S"].set_title("The first claims' arms: each seed, mean and 95% interval", fontsize=10)
+    save(figure, path)
 
 
 # ---- the numbers, in percent
-
-
-def accuracies(found: Metrics, arm: str) -> Numbers:
-    """Of each seed; empty where the arm is not recorded."""
-    return 100 * np.array([metrics["accuracy"] for _, metrics in sorted(found.get(arm, {}).items())])
 
 
 def measured_cells(found: Metrics) -> Numbers:
@@ -103,13 +91,6 @@ def heat(axes: plt.Axes, values: Numbers, title: str, colors: str, scale: Normal
     axes.set_title(title, fontsize=10)
 
 
-def mean_and_interval(axes: plt.Axes, place: float, values: Numbers, color: str) -> None:
-    axes.plot(place, values.mean(), "s", color=color, markersize=5)
-    if len(values) > 1 and np.ptp(values) > 0:
-        bounds = t_interval(values)
-        axes.plot([place, place], [bounds.low, bounds.high], color=color, linewidth=1.5)
-
-
 def amount(axes: plt.Axes, found: Metrics, reported: Reported) -> None:
     """Accuracy against the share of the training pictures, from scratch and distilled."""
     series = ((FROM_SCRATCH, "from scratch", BLUE, "x", "from scratch (at 100%: batch 64)"),
@@ -130,19 +111,3 @@ def amount(axes: plt.Axes, found: Metrics, reported: Reported) -> None:
     axes.set(xlabel="share of the training pictures (%)", ylabel="accuracy on test (%)")
     axes.set_title("Amount of data: means and 95% intervals, batch 32", fontsize=10)
     axes.legend(frameon=False, fontsize=8, loc="upper left")
-
-
-def strip(axes: plt.Axes, found: Metrics, reported: Reported) -> None:
-    """A dot for each seed, beside it mean and interval, and in black what the source reports."""
-    for place, (arm, _, color) in enumerate(STRIP):
-        if value := reported.value(arm, "accuracy"):
-            label = {} if place else {"label": "reported"}
-            axes.plot(place + 0.3, 100 * value.value, "D", color="black", markersize=4, **label)
-        if len(values := accuracies(found, arm)):
-            spread = np.linspace(-0.18, 0.18, len(values)) if len(values) > 1 else 0
-            axes.plot(place - 0.1 + spread, values, "o", color=color, markersize=3.5, alpha=0.7)
-            mean_and_interval(axes, place + 0.18, values, color)
-    axes.set_xticks(range(len(STRIP)), [label for _, label, _ in STRIP], fontsize=8)
-    axes.set(ylabel="accuracy on test (%)", xlim=(-0.5, len(STRIP) - 0.5))
-    axes.set_title("The first claims' arms: each seed, mean and 95% interval", fontsize=10)
-    axes.legend(frameon=False, fontsize=8)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from numpy.typing import NDArray
+from matplotlib import pyplot as plt
 
 from kdlib.claims import Reported
 from kdlib.intervals import t_interval
 from kdlib.report.evidence import Record, measured
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from kdlib.report.figures import Metrics, Numbers, save, strip
 
 # Arm, label, colour.
 ARMS = (
@@ -37,45 +34,18 @@ def draw(records: Sequence[Record], reported: Reported, path: Path) -> None:
     """Write the figure of one profile's records."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=(1.2, 1), layout="constrained")
     found = measured(records)
-    strips(left, found, reported)
+    strip(left, found, reported, ARMS)
+    counts = sorted({len(found[arm]) for arm, *_ in ARMS if arm in found})
+    seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    left.set_title(f"Each seed (n = {seeds}), mean and 95% interval (reported: ± sd)", fontsize=10)
     bars(right, found)
     claimed = 100 * reported.claims["C1"].reported
     right.axvline(claimed, color="black", linestyle="--", linewidth=0.8)
     right.text(claimed, right.get_ylim()[1], " reported", fontsize=8, va="top")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130, metadata={"Software": None})
-    plt.close(figure)
+    save(figure, path)
 
 
-def strips(axes: plt.Axes, found: Mapping[str, Mapping[int, Mapping[str, float]]], reported: Reported) -> None:
-    """A dot for each seed, beside it mean and interval, and in black the source's mean and standard deviation."""
-    for place, (arm, _, color) in enumerate(ARMS):
-        if value := reported.value(arm, "accuracy"):
-            label = {} if place else {"label": "reported (mean ± sd, where there is one)"}
-            axes.errorbar(place + 0.3, 100 * value.value, yerr=100 * (value.std or 0), fmt="D", color="black", markersize=4,
-                          capsize=3, linewidth=1, **label)
-        if arm not in found:
-            continue
-        accuracies = 100 * np.array([metrics["accuracy"] for _, metrics in sorted(found[arm].items())])
-        spread = np.linspace(-0.18, 0.18, len(accuracies)) if len(accuracies) > 1 else [0]
-        axes.plot(place - 0.1 + np.asarray(spread), accuracies, "o", color=color, markersize=3.5, alpha=0.7)
-        interval(axes, place + 0.18, accuracies, color)
-    counts = sorted({len(seeds) for arm, seeds in found.items() if any(arm == shown for shown, *_ in ARMS)})
-    axes.set_xticks(range(len(ARMS)), [label for _, label, _ in ARMS], fontsize=8)
-    axes.set(ylabel="accuracy on test (%)",
-             title=f"Each seed (n = {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))}), mean and 95% interval")
-    axes.title.set_fontsize(10)
-    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12))
-
-
-def interval(axes: plt.Axes, place: float, values: NDArray[np.float64], color: str) -> None:
-    axes.plot(place, values.mean(), "s", color=color, markersize=5)
-    if len(values) > 1 and np.ptp(values) > 0:
-        bounds = t_interval(values)
-        axes.plot([place, place], [bounds.low, bounds.high], color=color, linewidth=1.5)
-
-
-def differences(found: Mapping[str, Mapping[int, Mapping[str, float]]]) -> dict[str, NDArray[np.float64]]:
+def differences(found: Metrics) -> dict[str, Numbers]:
     """By label, the paired differences of accuracy in points over the seeds that both arms have."""
     points = {}
     for label, arm, over in DIFFERENCES:
@@ -84,7 +54,7 @@ def differences(found: Mapping[str, Mapping[int, Mapping[str, float]]]) -> dict[
     return points
 
 
-def bars(axes: plt.Axes, found: Mapping[str, Mapping[int, Mapping[str, float]]]) -> None:
+def bars(axes: plt.Axes, found: Metrics) -> None:
     points = differences(found)
     for row, values in enumerate(points.values()):
         axes.barh(row, values.mean(), color="#4477aa", alpha=0.8, height=0.6)

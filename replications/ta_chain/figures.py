@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib import pyplot as plt
 
 from kdlib.claims import Reported
 from kdlib.intervals import t_interval
 from kdlib.report.evidence import Record, measured
+from kdlib.report.figures import Metrics, save
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
-Metrics = Mapping[str, Mapping[int, Mapping[str, float]]]
 COLORS = {"as described, controlled": "#4477aa", "as released": "#ee6677"}
 
 
@@ -52,9 +49,7 @@ def draw(records: Sequence[Record], reported: Reported, path: Path) -> None:
     certainty.set(title="how certain networks from scratch are", xlabel="number of convolutions",
                   ylabel="mean entropy of test predictions (nats)", xticks=sizes)
     certainty.legend(frameon=False, fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130, metadata={"Software": None})
-    plt.close(figure)
+    save(figure, path)
 
 
 def values(found: Metrics, arm: str, metric: str) -> list[float]:

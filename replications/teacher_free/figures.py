@@ -5,24 +5,17 @@ Called by `kd tables`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-import numpy as np
-from numpy.typing import NDArray
+from matplotlib import pyplot as plt
 
 from kdlib.claims import Reported
-from kdlib.intervals import t_interval
 from kdlib.report.evidence import Record, measured
+from kdlib.report.figures import Metrics, accuracies, mean_and_interval, save, strip
 
 from .experiment import TEMPERATURES, cell
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
-Metrics = Mapping[str, Mapping[int, Mapping[str, float]]]
-Numbers = NDArray[np.float64]
 # Arm, label, colour.
 STRIP = (
     ("baseline_64", "from scratch,\nbatch 64", "#66ccee"),
@@ -44,39 +37,10 @@ def draw(records: Sequence[Record], reported: Reported, path: Path) -> None:
     """Write the figure of one profile's records."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11.5, 4.4), width_ratios=(1.15, 1), layout="constrained")
     found = measured(records)
-    strip(left, found, reported)
+    strip(left, found, reported, STRIP)
+    left.set_title("The first claims' arms: each seed, mean and 95% interval", fontsize=10)
     against_temperature(right, found, reported)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130, metadata={"Software": None})
-    plt.close(figure)
-
-
-def accuracies(found: Metrics, arm: str) -> Numbers:
-    """Of each seed, in percent; empty where the arm is not recorded."""
-    return 100 * np.array([metrics["accuracy"] for _, metrics in sorted(found.get(arm, {}).items())])
-
-
-def mean_and_interval(axes: plt.Axes, place: float, values: Numbers, color: str) -> None:
-    axes.plot(place, values.mean(), "s", color=color, markersize=5)
-    if len(values) > 1 and np.ptp(values) > 0:
-        bounds = t_interval(values)
-        axes.plot([place, place], [bounds.low, bounds.high], color=color, linewidth=1.5)
-
-
-def strip(axes: plt.Axes, found: Metrics, reported: Reported) -> None:
-    """A dot for each seed, beside it mean and interval, and in black what the source reports."""
-    for place, (arm, _, color) in enumerate(STRIP):
-        if value := reported.value(arm, "accuracy"):
-            label = {} if place else {"label": "reported"}
-            axes.plot(place + 0.32, 100 * value.value, "D", color="black", markersize=4, **label)
-        if len(values := accuracies(found, arm)):
-            spread = np.linspace(-0.18, 0.18, len(values)) if len(values) > 1 else 0
-            axes.plot(place - 0.1 + spread, values, "o", color=color, markersize=3.5, alpha=0.7)
-            mean_and_interval(axes, place + 0.18, values, color)
-    axes.set_xticks(range(len(STRIP)), [label for _, label, _ in STRIP], fontsize=8)
-    axes.set(ylabel="accuracy on test (%)", xlim=(-0.5, len(STRIP) - 0.5))
-    axes.set_title("The first claims' arms: each seed, mean and 95% interval", fontsize=10)
-    axes.legend(frameon=False, fontsize=8)
+    save(figure, path)
 
 
 def against_temperature(axes: plt.Axes, found: Metrics, reported: Reported) -> None:

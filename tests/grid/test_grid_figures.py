@@ -7,12 +7,12 @@ from matplotlib.colors import Normalize
 
 from kdlib.claims import load_reported
 from kdlib.experiment import load_experiment
-from kdlib.report.evidence import Record, measured
+from kdlib.report.evidence import measured
 from replications.grid import figures
+from tests.made_records import record, records_of
 
 EXPERIMENT = load_experiment("grid")
 ARMS = [arm.name for arm in EXPERIMENT.arms]
-QUICK = EXPERIMENT.profile("quick").arms
 
 
 @pytest.fixture(scope="module")
@@ -25,32 +25,6 @@ def axes():
     figure, axes = plt.subplots()
     yield axes
     plt.close(figure)
-
-
-def record(arm, seed, accuracy):
-    return Record("full", seed, f"{arm}{seed}", {arm: "final"}, "CIFAR-10", {"data": "d", "config": {}},
-                  {"final": {"accuracy": accuracy}}, [], {}, "")
-
-
-def records_of(arms, seeds=2):
-    """Every arm at an accuracy of its own; the teacher has seed 0 only."""
-    return [record(arm, seed, 0.5 + 0.004 * place + 0.002 * seed) for place, arm in enumerate(arms)
-            for seed in range(1 if arm == "teacher" else seeds)]
-
-
-@pytest.mark.parametrize("arms", [ARMS, QUICK, ["teacher"]], ids=["all", "quick", "teacher"])
-def test_the_figure_is_written_for_whatever_is_recorded(tmp_path, reported, arms):
-    figures.draw(records_of(arms), reported, tmp_path / "there" / "figure.png")
-    assert (tmp_path / "there" / "figure.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-
-
-def test_the_same_records_give_the_same_bytes_and_others_do_not(tmp_path, reported):
-    records = records_of(QUICK)
-    changed = [*records[:-1], record(QUICK[-1], 1, 0.9)]
-    for name, group in (("first", records), ("again", records[::-1]), ("other", changed)):
-        figures.draw(group, reported, tmp_path / f"{name}.png")
-    first, again, other = ((tmp_path / f"{name}.png").read_bytes() for name in ("first", "again", "other"))
-    assert first == again != other
 
 
 def test_cells_are_means_over_the_seeds_in_percent():
@@ -98,13 +72,3 @@ def test_the_curves_are_of_the_shares_and_end_in_the_grids_arms(axes, reported):
         assert lines[label] == [pytest.approx(point) for point in [*expected, [100, 100 * found[whole][0]["accuracy"]]]]
     theirs = [y for _, y in lines["reported, distilled"]]
     assert theirs == pytest.approx([68.11, 73.01, 77.82, 82.22, 86.44, 88.26, 89.41])
-
-
-def test_the_strip_has_a_dot_for_each_seed_and_the_reported_number(axes, reported):
-    found = measured([record("baseline_64", 0, 0.86), record("baseline_64", 1, 0.88), record("teacher", 0, 0.93)])
-    figures.strip(axes, found, reported)
-    dots = {mark: sorted(float(y) for line in axes.lines if line.get_marker() == mark for y in line.get_ydata())
-            for mark in "oDs"}
-    assert dots["o"] == pytest.approx([86, 88, 93])
-    assert dots["s"] == pytest.approx([87, 93])
-    assert dots["D"] == pytest.approx([87.25, 87.25, 89.35, 89.41, 93.5])

@@ -1,0 +1,59 @@
+"""Figures are drawn for whatever is recorded, and show the numbers of the records and of the source."""
+
+import pytest
+from matplotlib import pyplot as plt
+
+from kdlib.claims import load_reported
+from kdlib.experiment import load_experiment
+from kdlib.report.evidence import measured
+from kdlib.report.figures import strip
+from replications.grid.figures import STRIP
+from replications.grid.figures import draw as draw_grid
+from replications.teacher_free.figures import draw as draw_teacher_free
+from tests.made_records import record, records_of
+
+
+def reported_by(name):
+    experiment = load_experiment(name)
+    return load_reported(experiment.folder / "reported.toml", [arm.name for arm in experiment.arms])
+
+
+@pytest.fixture(params=[("grid", draw_grid), ("teacher_free", draw_teacher_free)], ids=["grid", "teacher_free"])
+def drawn(request, tmp_path):
+    """The experiment, and its figure of some records as bytes."""
+    name, draw = request.param
+    reported, path = reported_by(name), tmp_path / "there" / "figure.png"
+
+    def picture(records):
+        draw(records, reported, path)
+        return path.read_bytes()
+
+    return load_experiment(name), picture
+
+
+@pytest.mark.parametrize("recorded", ["all", "quick", "teacher"])
+def test_the_figure_is_written_for_whatever_is_recorded(drawn, recorded):
+    experiment, picture = drawn
+    arms = {"all": [arm.name for arm in experiment.arms], "quick": experiment.profile("quick").arms, "teacher": ["teacher"]}
+    assert picture(records_of(arms[recorded]))[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_the_same_records_give_the_same_bytes_and_others_do_not(drawn):
+    experiment, picture = drawn
+    arms = experiment.profile("quick").arms
+    records = records_of(arms)
+    assert picture(records) == picture(records[::-1]) != picture([*records[:-1], record(arms[-1], 1, 0.9)])
+
+
+def test_a_strip_has_a_dot_for_each_seed_and_the_reported_number():
+    figure, axes = plt.subplots()
+    found = measured([record("baseline_64", 0, 0.86), record("baseline_64", 1, 0.88), record("teacher", 0, 0.93)])
+    strip(axes, found, reported_by("grid"), STRIP)
+    dots = {mark: sorted(float(y) for line in axes.lines if line.get_marker() == mark for y in line.get_ydata())
+            for mark in "oDs"}
+    places = {round(float(x)) for line in axes.lines if line.get_marker() == "o" for x in line.get_xdata()}
+    plt.close(figure)
+    assert dots["o"] == pytest.approx([86, 88, 93])
+    assert dots["s"] == pytest.approx([87, 93])
+    assert dots["D"] == pytest.approx([87.25, 87.25, 89.35, 89.41, 93.5])
+    assert [STRIP[place][0] for place in sorted(places)] == ["teacher", "baseline_64"]
