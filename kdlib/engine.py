@@ -35,6 +35,7 @@ class Event:
     job: Job
     text: str = ""
     epoch: int = 0
+    count: int = 0  # epochs in all
     numbers: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -224,9 +225,11 @@ def _train(group: Group, missing: Group, store: Store, compute: Compute, folders
 
     def on_epoch(progress: Progress) -> None:
         clock.save()
-        for job in missing:
-            report(Event("epoch", job, epoch=progress.epoch, numbers=progress.history[-1], text=progress.notice))
-            progress.notice = ""
+        for number, job in enumerate(group):
+            if job in missing:
+                numbers = {name.removesuffix(f"/{number}"): value for name, value in progress.history[-1].items()}
+                report(Event("epoch", job, progress.notice, progress.epoch, progress.count, numbers))
+                progress.notice = ""
 
     # Named by the source files: a run that was begun by other code starts again rather than become half of each.
     checkpoint = work / f"checkpoint-{made_by['source']}.safetensors"

@@ -50,6 +50,7 @@ class Progress:
         self.history: list[dict[str, float]] = []
         self.kept: dict[str, dict[str, Tensor]] = {}
         self.notice = ""
+        self.count = 0  # epochs to train in all, as the loop was told
         if checkpoint is not None and checkpoint.exists():
             self._load(checkpoint)
 
@@ -132,6 +133,7 @@ def epochs(progress: Progress, batches: Callable[[int], Iterable[Batch]], object
     makes an interrupted and resumed run equal to an unbroken one; Replicas take one seed each.  The mean training loss
     is recorded as `training_loss` (of replica r: `training_loss/r`).  Raises NonFiniteLoss with run, epoch and step.
     """
+    progress.count = count
     for epoch in range(progress.epoch + 1, count + 1):
         if rate is not None:
             for group in progress.optimizer.param_groups:

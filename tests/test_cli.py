@@ -1,6 +1,5 @@
 """The command line: what it prints, its exit statuses, and that a user's mistake never shows a traceback."""
 
-import argparse
 import json
 import shutil
 import signal
@@ -133,10 +132,9 @@ def test_data_commands_say_where_and_what(tree, capsys):
 
 
 def test_a_plain_line_says_arm_seed_epoch_and_loss(capsys):
-    config = argparse.Namespace(epochs=12)
-    job = Job("ecg", Description("r", 1, {}, 3, "d"), config, ("baseline",), {})
+    job = Job("ecg", Description("r", 1, {}, 3, "d"), None, ("baseline",), {})
     show = Plain([job])
-    show(Event("epoch", job, epoch=2, numbers={"training_loss": 0.25, "validation_loss": 0.5}))
+    show(Event("epoch", job, epoch=2, count=12, numbers={"training_loss": 0.25, "validation_loss": 0.5}))
     show(Event("failed", job, "no memory"))
     assert capsys.readouterr().out.splitlines() == [
         "[0/1] baseline, seed 3: epoch 2/12  training_loss 0.2500  validation_loss 0.5000",

@@ -356,6 +356,11 @@ def test_a_group_is_one_call_with_its_runs_in_order(experiment, store):
     assert len({summary.finished[job.description.id].weights_sha256 for job in jobs}) == 6
     for label, _ in labels:
         assert [event.kind for event in events if event.job.label == label] == ["started", *["epoch"] * 3, "finished"]
+    for job in jobs:  # each is told its own losses
+        told = [event for event in events if event.kind == "epoch" and event.job is job]
+        assert [(event.epoch, event.count) for event in told] == [(1, 3), (2, 3), (3, 3)]
+        losses = [entry["training_loss"] for entry in summary.finished[job.description.id].history]
+        assert [event.numbers["training_loss"] for event in told] == losses
     assert no_work_left(store)
 
 

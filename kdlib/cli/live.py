@@ -55,9 +55,9 @@ class Bars:
         """Move the bars for one event."""
         run = event.job.description.id
         if event.kind == "started":
-            self.tasks[run] = self.bars.add_task(event.job.label, total=_epochs(event.job), numbers="")
+            self.tasks[run] = self.bars.add_task(event.job.label, total=None, numbers="")
         elif event.kind == "epoch":
-            self.bars.update(self.tasks[run], completed=event.epoch, numbers=_numbers(event))
+            self.bars.update(self.tasks[run], completed=event.epoch, total=event.count, numbers=_numbers(event))
         elif event.kind in ("finished", "reused", "failed", "blocked"):
             self.bars.advance(self.whole)
             if run in self.tasks:
@@ -66,15 +66,8 @@ class Bars:
             self.bars.console.print(f"{event.job.label}: {event.kind}: {event.text}", markup=False)
 
 
-def _epochs(job: Job) -> int | None:
-    # Where a run is longer than its `epochs`, the configuration has a property that says so.
-    total = getattr(job.config, "total_epochs", getattr(job.config, "epochs", None))
-    return None if total is None else int(total)
-
-
 def _epoch(event: Event) -> str:
-    total = _epochs(event.job)
-    return f"epoch {event.epoch}{f'/{total}' if total else ''}  {_numbers(event)}"
+    return f"epoch {event.epoch}/{event.count}  {_numbers(event)}"
 
 
 def _finished(event: Event) -> str:
