@@ -4,7 +4,7 @@ from kdlib.report.evidence import Record
 
 
 def record(arm, seed, accuracy):
-    return Record("full", seed, f"{arm}{seed}", {arm: "final"}, "CIFAR-10", {"data": "d", "config": {}},
+    return Record("full", seed, f"{arm}{seed}", {arm: "final"}, "CIFAR-10", {"data": "d", "config": {"train_pictures": 50_000}},
                   {"final": {"accuracy": accuracy}}, [], {}, "")
 
 
