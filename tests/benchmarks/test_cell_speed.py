@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import lru_cache
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -107,7 +108,8 @@ def test_a_distilled_epoch_costs_what_one_without_a_teacher_does(benchmark):
             seconds.append(time.perf_counter() - began)
 
         benchmark.pedantic(together, args=(taught, OUR_EPOCHS), setup=one_round_without, rounds=2 * ROUNDS)
-    ratio = benchmark.stats.stats.min / min(seconds)
+    # The median over pairs of rounds that met the same machine: what else the machine does is in both.
+    ratio = median(one / other for one, other in zip(benchmark.stats.stats.data, seconds, strict=True))
     benchmark.extra_info["ratio"] = ratio
     print(f"\na distilled epoch takes {ratio:.3f} times one without a teacher (at most {MOST})")
     assert ratio <= MOST
@@ -129,9 +131,9 @@ def test_cells_train_five_times_as_fast_as_the_plain_loop(benchmark):
             seconds.append(time.perf_counter() - began)
 
         benchmark.pedantic(together, args=(ours, OUR_EPOCHS), setup=one_round_of_the_plain_loop, rounds=ROUNDS)
-    # The best round of each: what other work on the machine takes away is in neither.
-    plain_rate, our_rate = 1 / min(seconds), 2 * OUR_EPOCHS / benchmark.stats.stats.min
-    benchmark.extra_info["ratio"] = our_rate / plain_rate
-    print(f"\n{PICTURES}-picture epochs a second: plain {plain_rate:.3f}, two of ours {our_rate:.3f}: "
-          f"{our_rate / plain_rate:.1f} times")
-    assert our_rate >= REQUIRED * plain_rate
+    pairs = zip(benchmark.stats.stats.data, seconds, strict=True)
+    ratio = median(2 * OUR_EPOCHS * plain_one / our_rounds for our_rounds, plain_one in pairs)
+    benchmark.extra_info["ratio"] = ratio
+    print(f"\n{PICTURES}-picture epochs a second: plain {1 / median(seconds):.3f}, two of ours "
+          f"{2 * OUR_EPOCHS / benchmark.stats.stats.median:.3f}: {ratio:.1f} times")
+    assert ratio >= REQUIRED
