@@ -217,11 +217,20 @@ def test_measured_holds_the_numbers_of_each_arms_snapshot():
     both = record("student", 3, arms={"student": "final", "stopped": "early"}, macro_f1=0.7, good=True)
     both.metrics["early"] = {"macro_f1": 0.6}
     found = evidence.measured([both, record("alone", 3, macro_f1=0.4)])
-    assert found["stopped"] == {3: {"macro_f1": 0.6}}
+    assert found["stopped"].keys() == {3}
+    assert found["stopped"][3]["macro_f1"] == 0.6
     assert found["student"][3]["macro_f1"] == 0.7
     assert not {"confusion", "good"} & set(found["student"][3])
     assert set(found) == {"student", "stopped", "alone"}
     assert set(evidence.measured([both], ["stopped"])) == {"stopped"}
+
+
+def test_the_training_loss_is_of_the_last_epoch_that_the_snapshot_saw():
+    both = record("student", 3, arms={"student": "final", "stopped": "early"})
+    both.metrics["early"] = {"macro_f1": 0.6, "epochs": 2}
+    both.history[:] = [{"training_loss": loss} for loss in (0.9, 0.7, 0.5)]
+    found = evidence.measured([both])
+    assert (found["student"][3]["training_loss"], found["stopped"][3]["training_loss"]) == (0.5, 0.7)
 
 
 def test_runs_that_do_not_belong_together_are_refused():

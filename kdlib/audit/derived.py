@@ -20,11 +20,13 @@ FULL = "full"
 
 
 def series(records: Sequence[Record], metric: str, least: int = 1) -> dict[str, dict[int, float]]:
-    """A metric by arm and seed, of arms with at least so many seeds."""
+    """A metric by arm and seed, of arms with at least so many seeds; a training loss is the last epoch's."""
     found: dict[str, dict[int, float]] = {}
     for record in records:
         for arm, snapshot in record["arms"].items():
-            value = record["metrics"][snapshot].get(metric)
+            metrics = record["metrics"][snapshot]
+            last = record["history"][: metrics.get("epochs")][-1:] if metric == "training_loss" else []
+            value = metrics.get(metric, *(entry.get(metric) for entry in last))
             if isinstance(value, int | float):
                 found.setdefault(arm, {})[record["seed"]] = value
     return {arm: dict(sorted(seeds.items())) for arm, seeds in found.items() if len(seeds) >= least}

@@ -84,7 +84,7 @@ def grouped(records: Iterable[Record]) -> dict[tuple[str, str], list[Record]]:
 def measured(
     records: Iterable[Record], arms_of_interest: Collection[str] | None = None
 ) -> dict[str, dict[int, dict[str, float]]]:
-    """The scalar metrics by arm and seed, as `judging.judge` takes them.
+    """The scalar metrics by arm and seed, as `judging.judge` takes them; `training_loss` is that of the last epoch trained.
 
     Raises KDError where the records are of several profiles or data sets, or two runs are one arm and seed.
     """
@@ -105,6 +105,9 @@ def measured(
                 )
             found = record.metrics[snapshot]
             seeds[record.seed] = {name: value for name, value in found.items() if _scalar(value)}
+            for last in record.history[: found.get("epochs")][-1:]:
+                if "training_loss" in last:
+                    seeds[record.seed].setdefault("training_loss", last["training_loss"])
     return by_arm
 
 
