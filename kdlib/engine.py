@@ -177,7 +177,7 @@ def _missing(group: Group, summary: Summary) -> Group:
 
 def _settle(group: Group, error: str, store: Store, summary: Summary, report: Report) -> None:
     for job in _missing(group, summary):
-        run = None if error else store.find(job.description)
+        run = store.find(job.description)  # of a group that failed while it was saved, some are there
         if run is None:
             summary.failed[job.description.id] = error or "its run was damaged as soon as it was written"
             report(Event("failed", job, summary.failed[job.description.id]))

@@ -171,7 +171,9 @@ def _mean_losses(losses: list[Tensor], epoch: int, label: str) -> dict[str, floa
     finite = torch.isfinite(every.view(len(losses), -1)).all(1)
     if not bool(finite.all()):
         step = int((~finite).nonzero()[0]) + 1
-        raise NonFiniteLoss(f"{label or 'training'}: expected a finite loss, found {every[step - 1].tolist()} at epoch "
+        first = every[step - 1]
+        which = f" of replica {int((~torch.isfinite(first)).nonzero()[0])}, counted from 0," if first.ndim else ""
+        raise NonFiniteLoss(f"{label or 'training'}: expected a finite loss, found {first.tolist()}{which} at epoch "
                             f"{epoch}, step {step} of {len(losses)}; lower the learning rate or look at the inputs")
     if every.ndim == 1:
         return {"training_loss": math.fsum(every.tolist()) / len(losses)}

@@ -48,7 +48,7 @@ class Config:
     alpha: float = 0.6  # weight of the teacher; the report's best cell
     temperature: float = 8.0
     soft_weight: float = 1.0  # ours: one more factor of the soft term, as Yuan et al.'s released code has
-    certainty: float = 0.9  # ours: what the virtual teacher gives the right class
+    certainty: float = 0.9  # ours: what the virtual teacher gives the right class, before it is softened
     share: float = 1.0  # of the training pictures: the first ones
     validated: bool = False  # ours: the last tenth of the training pictures chooses, and is not trained on
     teacher_epochs: int = 90  # code
@@ -133,6 +133,8 @@ def recorded_logits(run: Run) -> Result:
     if not folder.is_dir():
         raise KDError(f"recorded_teacher: expected a run in {RECORDED}, found none named {run.config.recorded_teacher}")
     teacher = read_run(folder)
+    if teacher.description.recipe.partition("/")[2] != train_resnet18.__name__:
+        raise KDError(f"{folder}: expected a run of {train_resnet18.__name__}, found one of {teacher.description.recipe}")
     if teacher.description.data != data.whole:
         raise KDError(f"{folder}: expected the teacher of these pictures (digest {data.whole}), found one of "
                       f"{teacher.description.data}; unpack CIFAR-10 anew, or train a teacher with --profile full")
@@ -223,22 +225,21 @@ def train_distilled_together(runs: Sequence[Run]) -> list[Result]:
 
 def train_smoothed(run: Run) -> Result:
     # (1 - alpha) CE(labels, student) + alpha KL(uniform || student)
+    check_weights(run)
     return train([run], lambda outputs, batch: label_smoothing(outputs, batch.labels, run.config.alpha))[0]
 
 
-def train_by_virtual_teacher(run: Run) -> Result:
-    """Distilled from a teacher made by hand: `certainty` on the right class at temperature T, the rest evenly spread."""
+def train_virtual_teacher(run: Run) -> Result:
+    """Distilled from a teacher made by hand: `certainty` on the right class, the rest evenly spread; T then softens it."""
     whole, config = run.data.train, run.config
-    logits = virtual_teacher(whole.labels, CLASSES, config.certainty, config.temperature)
+    logits = virtual_teacher(whole.labels, CLASSES, config.certainty, temperature=1.0)
     return train([run], distillation([run]), [SoftTargets(logits, "virtual teacher", whole.digest)])[0]
 
 
 def distillation(runs: Sequence[Run]) -> Objective:
     # (1 - alpha) CE(labels, student) + alpha T^2 KL(teacher_T || student_T): alpha weighs the teacher
     for run in runs:
-        if not 0 <= run.config.alpha <= 1 or not 0 < run.config.temperature < math.inf:
-            raise KDError(f"{run.label}: expected alpha from 0 to 1 and a finite temperature above 0, found {run.config.alpha} "
-                          f"and {run.config.temperature}; mend the arm's configuration")
+        check_weights(run)
     alphas, temperatures = ([float(getattr(run.config, name)) for run in runs] for name in ("alpha", "temperature"))
     weights = [run.config.soft_weight for run in runs]
     hard, soft = [1 - a for a in alphas], [w * a for w, a in zip(weights, alphas, strict=True)]
@@ -247,6 +248,13 @@ def distillation(runs: Sequence[Run]) -> Objective:
     mapped = torch.vmap(hard_and_soft)
     numbers = [torch.tensor(each, device=runs[0].device) for each in (hard, soft, temperatures)]
     return lambda outputs, batch: mapped(outputs, batch.soft, batch.labels, *numbers)
+
+
+def check_weights(run: Run) -> None:
+    config: Config = run.config
+    if not 0 <= config.alpha <= 1 or not 0 < config.temperature < math.inf or not 0 <= config.soft_weight < math.inf:
+        raise KDError(f"{run.label}: expected alpha from 0 to 1, a finite temperature above 0 and a finite soft_weight of at "
+                      f"least 0, found {config.alpha}, {config.temperature} and {config.soft_weight}; mend its configuration")
 
 
 # ---- training

@@ -299,7 +299,7 @@ def test_a_loss_that_is_not_finite_in_one_replica_is_refused(value):
         factors[1] = value if batch.inputs.shape[1] < SIZE else 1.0  # in the short batch, the third
         return each_hard(outputs, batch) * torch.tensor(factors)
 
-    with pytest.raises(NonFiniteLoss, match=rf"^group: .* found \[.*, {value}, .*\] at epoch 1, step 3 of 3"):
+    with pytest.raises(NonFiniteLoss, match=rf"^group: .* found \[.*, {value}, .*\] of replica 1, .* at epoch 1, step 3 of 3"):
         list(epochs(progress, batches_of(), objective, count=1, seed=SEEDS))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -17,10 +18,13 @@ from kdlib.intervals import t_interval
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-__all__ = ["Metrics", "Numbers", "accuracies", "mean_and_interval", "save", "strip"]
+__all__ = ["Metrics", "Numbers", "accuracies", "heat", "maps", "mean_and_interval", "means", "reported_means", "save", "seeds",
+           "strip"]
 
 Metrics = Mapping[str, Mapping[int, Mapping[str, float]]]  # by arm and seed
 Numbers = NDArray[np.float64]
+Names = Sequence[Sequence[str]]  # of arms, in rows and columns
+Ticks = tuple[Sequence[float], Sequence[float]]  # of rows and columns
 
 
 def accuracies(found: Metrics, arm: str) -> Numbers:
@@ -52,6 +56,51 @@ def strip(axes: Axes, found: Metrics, reported: Reported, arms: Sequence[tuple[s
     axes.set_xticks(range(len(arms)), [label for _, label, _ in arms], fontsize=8)
     axes.set(ylabel="accuracy on test (%)", xlim=(-0.5, len(arms) - 0.5))
     axes.legend(frameon=False, fontsize=8)
+
+
+def means(found: Metrics, arms: Names) -> Numbers:
+    """Mean accuracies over the seeds, in percent; NaN where an arm is not recorded."""
+    return np.array([[values.mean() if len(values := accuracies(found, arm)) else np.nan for arm in row] for row in arms])
+
+
+def reported_means(reported: Reported, arms: Names) -> Numbers:
+    """The source's accuracies in percent; NaN where it has none."""
+    values = [[reported.value(arm, "accuracy") for arm in row] for row in arms]
+    return np.array([[100 * value.value if value else np.nan for value in row] for row in values])
+
+
+def seeds(counts: Sequence[int]) -> str:
+    """How many seeds, as 'n = 5' or 'n = 1 to 5'."""
+    return f"n = {' to '.join(map(str, dict.fromkeys((min(counts), max(counts)))))}"
+
+
+def maps(axes: Sequence[Axes], found: Metrics, reported: Reported, arms: Names, ticks: Ticks) -> None:
+    """Three heat maps of arms by alpha (down) and T (across): measured, reported, and their difference."""
+    ours, theirs = means(found, arms), reported_means(reported, arms)
+    counts = [len(found[arm]) for row in arms for arm in row if arm in found]
+    scale = Normalize(np.nanmin([ours, theirs]), np.nanmax([ours, theirs]))
+    largest = max(1.0, np.nanmax(np.abs(ours - theirs), initial=0))
+    title = f"measured: {len(counts)} of {ours.size} cells recorded" + (f", {seeds(counts)}" if counts else "")
+    heat(axes[0], ours, ticks, title, "viridis", scale)
+    heat(axes[1], theirs, ticks, "reported, one run a cell", "viridis", scale)
+    heat(axes[2], ours - theirs, ticks, "measured - reported", "RdBu", Normalize(-largest, largest), "+.2f")
+
+
+def heat(axes: Axes, values: Numbers, ticks: Ticks, title: str, colors: str, scale: Normalize,
+         form: str = ".2f") -> None:
+    """Draw values by alpha (down) and T (across) as colours and numbers; places without a number are hatched."""
+    axes.patch.set(hatch="////", facecolor="white", edgecolor="#cccccc")
+    image = axes.imshow(values, cmap=colors, norm=scale, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            red, green, blue, _ = image.cmap(scale(value))
+            dark = 0.3 * red + 0.6 * green + 0.1 * blue < 0.5
+            axes.text(column, row, format(value, form), ha="center", va="center", fontsize=8, color="white" if dark else "black")
+    alphas, temperatures = ticks
+    axes.set_xticks(range(len(temperatures)), [str(t) for t in temperatures])
+    axes.set_yticks(range(len(alphas)), [str(alpha) for alpha in alphas])
+    axes.set(xlabel="T", ylabel="alpha, the teacher's weight")
+    axes.set_title(title, fontsize=10)
 
 
 def save(figure: Figure, path: Path) -> None:

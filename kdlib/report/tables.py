@@ -95,7 +95,7 @@ def page(
 MADE_OF = "What the difference is made of"
 _LEFT = ("arm", "over", "ingredient", "mode", "claim", "about", "verdict", "full verdict", "this run")
 _OF_PARTS = (
-    "Each row compares two arms that differ in this one thing, in pairs that share a seed, on the primary claim's metric. "
+    "Each row compares two arms that differ in what it names, in pairs that share a seed, on the primary claim's metric. "
     "The rows are ours and get no verdict. A row without numbers is of an arm that is not recorded."
 )
 

@@ -14,11 +14,12 @@ from matplotlib.colors import Normalize
 
 from kdlib.claims import Reported
 from kdlib.report.evidence import Record, measured
-from kdlib.report.figures import Metrics, Numbers, accuracies, mean_and_interval, save, strip
+from kdlib.report.figures import Metrics, accuracies, heat, maps, mean_and_interval, means, save, seeds, strip
 
-from .experiment import ALPHAS, CELLS, PERCENT, TEMPERATURES, cell
+from .experiment import ALPHAS, PERCENT, TEMPERATURES, cell
 
 BLUE, RED = "#4477aa", "#ee6677"
+ARMS = [[cell(alpha, t) for t in TEMPERATURES] for alpha in ALPHAS]
 SHARES = (*PERCENT, 100)  # all of the data is experiment 2's
 FROM_SCRATCH = (*(f"baseline_{percent}_percent" for percent in PERCENT), "baseline")
 DISTILLED = (*(f"distilled_{percent}_percent" for percent in PERCENT), cell(0.6, 8))
@@ -35,14 +36,10 @@ STRIP = (
 
 def draw(records: Sequence[Record], reported: Reported, path: Path) -> None:
     """Write the figure of one profile's records."""
-    figure, axes = plt.subplot_mosaic("MMRRDD;AAASSS", figsize=(12, 8), height_ratios=(1, 1.1), layout="constrained")
+    figure, axes = plt.subplot_mosaic("MRDB;AASS", figsize=(15, 8), height_ratios=(1, 1.1), layout="constrained")
     found = measured(records)
-    ours, theirs = measured_cells(found), reported_cells(reported)
-    low, high = np.nanmin([ours, theirs]), np.nanmax([ours, theirs])
-    heat(axes["M"], ours, f"measured: {recorded(found)}", "viridis", Normalize(low, high))
-    heat(axes["R"], theirs, "reported, one run a cell", "viridis", Normalize(low, high))
-    largest = max(1.0, np.nanmax(np.abs(ours - theirs), initial=0))
-    heat(axes["D"], ours - theirs, "measured - reported", "RdBu", Normalize(-largest, largest), "+.2f")
+    maps([axes[name] for name in "MRD"], found, reported, ARMS, (ALPHAS, TEMPERATURES))
+    over_baseline(axes["B"], found)
     amount(axes["A"], found, reported)
     pictures = records[0].description["config"]["train_pictures"]  # fewer in profile quick; reported shares are of 50,000
     axes["A"].set_xlabel(f"share of the training pictures (%); measured: of {pictures:,}")
@@ -51,46 +48,15 @@ def draw(records: Sequence[Record], reported: Reported, path: Path) -> None:
     save(figure, path)
 
 
-# ---- the numbers, in percent
-
-
-def measured_cells(found: Metrics) -> Numbers:
-    """Means over the seeds, alpha down and T across; NaN where a cell is not recorded."""
-    means = [row.mean() if len(row) else np.nan for row in (accuracies(found, cell(*pair)) for pair in CELLS)]
-    return np.reshape(means, (len(ALPHAS), len(TEMPERATURES)))
-
-
-def reported_cells(reported: Reported) -> Numbers:
-    values = [reported.value(cell(*pair), "accuracy") for pair in CELLS]
-    return np.reshape([100 * value.value if value else np.nan for value in values], (len(ALPHAS), len(TEMPERATURES)))
-
-
-def recorded(found: Metrics) -> str:
-    """How many of the cells are recorded, with how many seeds."""
-    counts = [len(found[name]) for name in (cell(*pair) for pair in CELLS) if name in found]
-    return f"{len(counts)} of {len(CELLS)} cells recorded" + (f", {seeds(counts)}" if counts else "")
-
-
-def seeds(counts: Sequence[int]) -> str:
-    return f"n = {' to '.join(map(str, dict.fromkeys((min(counts), max(counts)))))}"
-
-
-# ---- the panels
-
-
-def heat(axes: plt.Axes, values: Numbers, title: str, colors: str, scale: Normalize, form: str = ".2f") -> None:
-    """The cells as colours and numbers; those without a number are hatched."""
-    axes.patch.set(hatch="////", facecolor="white", edgecolor="#cccccc")
-    image = axes.imshow(values, cmap=colors, norm=scale, aspect="auto")
-    for (row, column), value in np.ndenumerate(values):
-        if np.isfinite(value):
-            red, green, blue, _ = image.cmap(scale(value))
-            dark = 0.3 * red + 0.6 * green + 0.1 * blue < 0.5
-            axes.text(column, row, format(value, form), ha="center", va="center", fontsize=8, color="white" if dark else "black")
-    axes.set_xticks(range(len(TEMPERATURES)), [str(t) for t in TEMPERATURES])
-    axes.set_yticks(range(len(ALPHAS)), [str(alpha) for alpha in ALPHAS])
-    axes.set(xlabel="T", ylabel="alpha, the teacher's weight")
-    axes.set_title(title, fontsize=10)
+def over_baseline(axes: plt.Axes, found: Metrics) -> None:
+    """What each cell adds to the student from scratch with as many steps; the highest of them gets no verdict."""
+    gains = means(found, ARMS) - means(found, [["baseline"]])
+    largest = max(1.0, np.nanmax(np.abs(gains), initial=0))
+    heat(axes, gains, (ALPHAS, TEMPERATURES), "measured - from scratch, batch 32", "RdBu", Normalize(-largest, largest), "+.2f")
+    if np.isfinite(gains).any():
+        row, column = np.unravel_index(np.nanargmax(gains), gains.shape)
+        axes.add_patch(plt.Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=2))
+        axes.set_xlabel("T (framed: the best on test, which gets no verdict)")
 
 
 def amount(axes: plt.Axes, found: Metrics, reported: Reported) -> None:

@@ -12,10 +12,11 @@ from matplotlib import pyplot as plt
 
 from kdlib.claims import Reported
 from kdlib.report.evidence import Record, measured
-from kdlib.report.figures import Metrics, accuracies, mean_and_interval, save, strip
+from kdlib.report.figures import Metrics, accuracies, maps, mean_and_interval, save, strip
 
-from .experiment import TEMPERATURES, cell
+from .experiment import ALPHAS, TEMPERATURES, cell
 
+ARMS = [[f"self_{cell(alpha, t)}" for t in TEMPERATURES] for alpha in ALPHAS]
 # Arm, label, colour.
 STRIP = (
     ("baseline_64", "from scratch,\nbatch 64", "#66ccee"),
@@ -35,11 +36,13 @@ TEACHERS = (
 
 def draw(records: Sequence[Record], reported: Reported, path: Path) -> None:
     """Write the figure of one profile's records."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11.5, 4.4), width_ratios=(1.15, 1), layout="constrained")
+    figure, axes = plt.subplot_mosaic("MMRRDD;SSSTTT", figsize=(12, 8.5), height_ratios=(1, 1.1), layout="constrained")
     found = measured(records)
-    strip(left, found, reported, STRIP)
-    left.set_title("The first claims' arms: each seed, mean and 95% interval", fontsize=10)
-    against_temperature(right, found, reported)
+    maps([axes[name] for name in "MRD"], found, reported, ARMS, (ALPHAS, TEMPERATURES))
+    axes["M"].set_title(f"Taught by its like. {axes['M'].get_title()}", fontsize=10)
+    strip(axes["S"], found, reported, STRIP)
+    axes["S"].set_title("The first claims' arms: each seed, mean and 95% interval", fontsize=10)
+    against_temperature(axes["T"], found, reported)
     save(figure, path)
 
 

@@ -17,9 +17,9 @@ from kdlib import augment
 from kdlib.batches import Batch, Examples
 from kdlib.data import synthetic_pictures
 from kdlib.errors import KDError
-from kdlib.experiment import Run
+from kdlib.experiment import Compute, Run, load_experiment
 from kdlib.networks import he_uniform_, keras_glorot_, parameter_count
-from kdlib.runs import Description, Result, Store, prune
+from kdlib.runs import Description, Result, Store, prune, read_run
 from kdlib.seeds import generator
 from kdlib.targets import SoftTargets
 from kdlib.training import train_step
@@ -205,6 +205,20 @@ def test_the_teacher_sees_moved_pictures_and_keeps_logits_of_plain_ones(monkeypa
     assert result.metrics["final"]["parameters"] == 11_183_562
 
 
+def test_the_teacher_is_trained_by_its_optimizer_at_its_rates(monkeypatch):
+    seen = []
+
+    def step(model, optimizer, objective, batch):
+        seen.append([(group["lr"], group["momentum"], group["weight_decay"]) for group in optimizer.param_groups])
+        return torch.zeros(())
+
+    monkeypatch.setattr("kdlib.training.train_step", step)
+    config = replace(TINY, train_pictures=10, test_pictures=10, teacher_epochs=90, teacher_batch=10)
+    course_cifar.train_resnet18(run_of(config))
+    expected = [0.1] * 29 + [0.01] * 30 + [0.001] * 30 + [0.0001]
+    assert seen == [[(pytest.approx(rate), 0.9, 2e-4), (pytest.approx(rate), 0.9, 0.0)] for rate in expected]
+
+
 # ---- the student
 
 
@@ -351,13 +365,15 @@ def test_the_loss_of_students_side_by_side_is_that_of_each_with_its_own_alpha_an
 
 
 @pytest.mark.parametrize("change", [{"alpha": -0.1}, {"alpha": 1.1}, {"temperature": 0.0}, {"temperature": -2.0},
-                                    {"temperature": math.inf}, {"temperature": math.nan}], ids=str)
+                                    {"temperature": math.inf}, {"temperature": math.nan}, {"soft_weight": -1.0}], ids=str)
 def test_an_alpha_or_temperature_out_of_range_is_refused(change):
     run, _ = taught(replace(TINY, **change))
     fine, _ = taught(TINY)
     for runs in ([run], [fine, run]):
-        with pytest.raises(KDError, match="the run: expected alpha from 0 to 1 and a finite temperature"):
+        with pytest.raises(KDError, match="the run: expected alpha from 0 to 1, a finite temperature"):
             course_cifar.train_distilled_together(runs)
+    with pytest.raises(KDError, match="the run: expected alpha from 0 to 1, a finite temperature"):
+        course_cifar.train_smoothed(run)
 
 
 # ---- which pictures
@@ -574,3 +590,22 @@ def test_a_recorded_teacher_that_was_altered_is_refused(recorded):
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(KDError, match="SHA-256"):
         teach(recorded[0], first_pictures("CIFAR-10", recorded[2], 20, 30))
+
+
+def test_a_recorded_run_of_another_kind_is_refused(recorded, monkeypatch):
+    monkeypatch.setattr(course_cifar.train_resnet18, "__name__", "train_resnet34")
+    with pytest.raises(KDError, match=r"expected a run of train_resnet34, found one of .*train_resnet18"):
+        teach(recorded[0], first_pictures("CIFAR-10", recorded[2], 20, 30))
+
+
+def test_the_recorded_teacher_is_the_one_that_its_profile_trains():
+    experiment = load_experiment("grid")
+    teacher = read_run(course_cifar.RECORDED / course_cifar.RECORDED_TEACHER)
+    config = experiment.config(experiment.arm("teacher"), experiment.profile("teacher"))
+    expected = experiment.describe(experiment.arm("teacher"), config, 0, teacher.description.data, Compute(threads=3), {})
+    assert (teacher.description, teacher.id) == (expected, course_cifar.RECORDED_TEACHER)
+    for part, count in (("train", 50_000), ("test", 10_000)):
+        logits = teacher.soft_targets(f"final.{part}")
+        assert logits.shape == (count, 10)
+        assert logits.isfinite().all()
+    assert experiment.profile("quick").config.recorded_teacher == course_cifar.RECORDED_TEACHER

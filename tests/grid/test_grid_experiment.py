@@ -72,6 +72,21 @@ def test_all_published_numbers_stand_beside_their_arms():
     assert {arm: round(100 * value.value, 4) for arm, value in found.items() if value} == published
 
 
+def test_the_claims_compare_the_arms_that_the_report_compares():
+    claims = load_reported(EXPERIMENT.folder / "reported.toml", [arm.name for arm in EXPERIMENT.arms]).claims
+    shares = (75, 50, 25, 15, 10, 5)
+    fewer = ("alpha_0_6_T_8", *(f"distilled_{percent}_percent" for percent in shares))
+    scratch = tuple(f"baseline_{percent}_percent" for percent in shares)
+    for mode, baseline in (("as described", "baseline"), ("as released", "baseline_64"), ("controlled", "baseline")):
+        modes = {name: claims[name].modes[mode] for name in ("C1", "C2", "C3", "D1", "D2")}
+        assert {name: (found.arms, found.over) for name, found in modes.items()} == {
+            "C1": (("alpha_0_6_T_8",), (baseline,)), "C2": (tuple(NAMES[0.6, t] for t in (2, 4, 6, 8, 10)), ()),
+            "C3": (("alpha_1_0_T_8",), (baseline,)), "D1": (fewer, (baseline, *scratch)),
+            "D2": (("distilled_25_percent",), (baseline,))}
+    assert claims["C1"].reported == pytest.approx(0.8941 - 0.8725)
+    assert claims["C3"].reported == pytest.approx(0.8935 - 0.8725)
+
+
 def test_the_choice_on_validation_is_among_the_validated_cells():
     reported = load_reported(EXPERIMENT.folder / "reported.toml", [arm.name for arm in EXPERIMENT.arms])
     (choice,) = reported.choices

@@ -56,8 +56,8 @@ def reported():
 def test_every_published_cell_is_in_the_file(reported):
     published = {name_of("self", alpha, t): value for alpha, row in zip(ALPHAS, TABLE, strict=True)
                  for t, value in zip(TEMPERATURES, row, strict=True)}
-    # Two of them the text has otherwise than the code's heat map.
-    published |= {"self_alpha_0_2_T_2": 88.7, "self_alpha_0_6_T_2": 88.43}
+    # One of them the text has otherwise than the code's heat map.
+    published |= {"self_alpha_0_2_T_2": 88.7}
     published |= {"baseline_64": 87.25, "again_alpha_0_4_T_4": 88.84, **dict(zip(BY_RESNET18, RESNET18, strict=True))}
     found = {value.arm: value for value in reported.values.values() if value.metric == "accuracy"}
     assert {arm: value.value for arm, value in found.items()} == pytest.approx({arm: v / 100 for arm, v in published.items()})
@@ -78,8 +78,8 @@ def test_the_first_claim_is_the_texts_difference(reported):
 
 def test_the_trend_runs_from_the_highest_temperature_to_the_lowest(reported):
     """A trend rises along its arms; here accuracy is to fall with T."""
-    (arms,) = reported.claims["C2"].modes.values()
-    assert arms.arms == tuple(name_of("self", 0.2, t) for t in (10, 8, 6, 4, 2))
+    along = tuple(name_of("self", 0.2, t) for t in (10, 8, 6, 4, 2))
+    assert {mode: arms.arms for mode, arms in reported.claims["C2"].modes.items()} == {"as released": along, "controlled": along}
 
 
 # ---- the graph of arms
@@ -166,8 +166,7 @@ def test_25_replicas_are_the_25_cells_of_a_seed(few_pictures):
         if job.group:
             groups.setdefault(job.group, set()).add((name, seed))
     members = [{name for name, _ in group} for group in groups.values()]
-    constant = {"described_alpha_0_2_T_2", *BY_RESNET18}
-    assert sorted(map(sorted, members)) == sorted(map(sorted, [constant, AGAIN, CELLS, CELLS]))
+    assert sorted(map(sorted, members)) == sorted(map(sorted, [BY_RESNET18, AGAIN, CELLS, CELLS]))
 
 
 # ---- what is learned from
@@ -232,7 +231,7 @@ def test_label_smoothing_is_cross_entropy_with_smoothed_labels_up_to_a_constant(
 
 
 @pytest.mark.parametrize(("certainty", "temperature"), [(0.9, 2.0), (0.99, 20.0)])
-def test_the_virtual_teacher_is_right_with_its_certainty_at_the_temperature_of_the_loss(steps, certainty, temperature):
+def test_the_virtual_teacher_is_right_with_its_certainty_before_the_loss_softens_it(steps, certainty, temperature):
     arm, run = run_of_arm("virtual_teacher", TINY)
     assert (run.config.certainty, run.config.alpha, run.config.temperature, run.config.soft_weight) == (0.9, 0.2, 2.0, 1.0)
     config = replace(run.config, certainty=certainty, temperature=temperature, soft_weight=1.5)
@@ -241,9 +240,11 @@ def test_the_virtual_teacher_is_right_with_its_certainty_at_the_temperature_of_t
     for step in steps:
         labels = step.batch.labels.numpy()
         assert torch.equal(step.batch.labels, run.data.train.labels[step.batch.indices])
-        teacher = np.full((len(labels), 10), (1 - certainty) / 9)
-        teacher[np.arange(len(labels)), labels] = certainty
-        np.testing.assert_allclose(softmax(step.batch.soft.double().numpy() / temperature, 1), teacher, rtol=1e-5)
+        manual = np.full((len(labels), 10), (1 - certainty) / 9)  # Yuan et al. 2020, equation 8
+        manual[np.arange(len(labels)), labels] = certainty
+        np.testing.assert_allclose(softmax(step.batch.soft.double().numpy(), 1), manual, rtol=1e-5)
+        teacher = manual ** (1 / temperature)  # a softmax at T of its logarithm
+        teacher /= teacher.sum(1, keepdims=True)
         for outputs in outputs_of(step):
             student = outputs.detach().numpy()
             hard = -log_softmax(student, 1)[np.arange(len(labels)), labels].mean()
