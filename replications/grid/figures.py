@@ -56,7 +56,7 @@ def over_baseline(axes: plt.Axes, found: Metrics) -> None:
     if np.isfinite(gains).any():
         row, column = np.unravel_index(np.nanargmax(gains), gains.shape)
         axes.add_patch(plt.Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=2))
-        axes.set_xlabel("T (framed: the best on test, which gets no verdict)")
+        axes.set_xlabel("T (framed: best on test, no verdict)")
 
 
 def amount(axes: plt.Axes, found: Metrics, reported: Reported) -> None:
