@@ -67,10 +67,8 @@ def band(axes: plt.Axes, curves: NDArray[np.float64], label: str, color: str) ->
 
 
 def bars(axes: plt.Axes, found: Mapping[str, NDArray[np.float64]]) -> None:
+    found = {label: values for label, values in found.items() if len(values)}  # the page's table names the others
     for row, values in enumerate(found.values()):
-        if not len(values):
-            axes.text(0, row, " not recorded", va="center", fontsize=8)
-            continue
         axes.barh(row, float(values.mean()), color="#4477aa", alpha=0.8, height=0.6)
         axes.plot(values, np.full(len(values), row), "o", color="white", markeredgecolor="black", markersize=3)
         if len(values) > 1 and np.ptp(values) > 0:
