@@ -42,20 +42,17 @@ def mean_and_interval(axes: Axes, place: float, values: Numbers, color: str) -> 
 
 def strip(axes: Axes, found: Metrics, reported: Reported, arms: Sequence[tuple[str, str, str]]) -> None:
     """Draw accuracies of arms (name, label, colour): a dot for each seed, mean and interval; in black the source's, ± its sd."""
-    legend: str | None = "reported"
     for place, (arm, _, color) in enumerate(arms):
         if value := reported.value(arm, "accuracy"):
             spread = 100 * value.std if value.std else None
             axes.errorbar(place + 0.32, 100 * value.value, yerr=spread, fmt="D", color="black", markersize=4, capsize=3,
-                          linewidth=1, label=legend)
-            legend = None
+                          linewidth=1)
         if len(values := accuracies(found, arm)):
             aside = np.linspace(-0.18, 0.18, len(values)) if len(values) > 1 else 0
             axes.plot(place - 0.1 + aside, values, "o", color=color, markersize=3.5, alpha=0.7)
             mean_and_interval(axes, place + 0.18, values, color)
     axes.set_xticks(range(len(arms)), [label for _, label, _ in arms], fontsize=8)
-    axes.set(ylabel="accuracy on test (%)", xlim=(-0.5, len(arms) - 0.5))
-    axes.legend(frameon=False, fontsize=8)
+    axes.set(ylabel="accuracy on test (%); black: reported", xlim=(-0.5, len(arms) - 0.5))
 
 
 def means(found: Metrics, arms: Names) -> Numbers:

@@ -265,7 +265,7 @@ ARMS = (
 CHAINS = ("scratch_2", "scratch_10", "direct", "direct_as_ta", "direct_as_chain", "student_4_of_10", "student_6_of_10",
           "student_8_of_10", "ta_4", "ta_6", "ta_8", "chain_6", "chain_4", "chain", "sham")
 HEADLINE = ("scratch_2", "scratch_4", "scratch_10", "student_2_of_4", "direct", "direct_as_ta", "student_6_of_10", "ta_6", "sham")
-BANDED = ("accuracy", "training_loss")  # with recorded bands; a sham is far outside that of the loss
+BANDED = ("accuracy", "training_loss")  # with recorded bands; a sham is outside that of the loss
 CHECK = ("scratch_2", "student_2_of_4")  # what `check` trains, with seed 0
 PROFILES = {
     "full": Profile(PAPER, seeds=5),

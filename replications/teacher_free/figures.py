@@ -39,7 +39,7 @@ def draw(records: Sequence[Record], reported: Reported, path: Path) -> None:
     figure, axes = plt.subplot_mosaic("MMRRDD;SSSTTT", figsize=(12, 8.5), height_ratios=(1, 1.1), layout="constrained")
     found = measured(records)
     maps([axes[name] for name in "MRD"], found, reported, ARMS, (ALPHAS, TEMPERATURES))
-    axes["M"].set_title(f"Taught by its like. {axes['M'].get_title()}", fontsize=10)
+    figure.suptitle("Students taught by their like, by alpha and T; and the arms of the first claims", fontsize=10)
     strip(axes["S"], found, reported, STRIP)
     axes["S"].set_title("The first claims' arms: each seed, mean and 95% interval", fontsize=10)
     against_temperature(axes["T"], found, reported)
