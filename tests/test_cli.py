@@ -151,7 +151,9 @@ def test_ctrl_c_says_how_to_continue_and_the_same_command_does(tree):
     experiment.write_text(longer)  # so long that the signal comes in time on a busy machine too
     command = [sys.executable, "-m", "kdlib", "run", "ecg", "--profile", "smoke", "--arm", "baseline", "--store", "store"]
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{tree}:{ROOT}", "HOME": str(tree), "PYTHONUNBUFFERED": "1"}
-    stopped = subprocess.Popen(command, cwd=tree, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # Whoever runs the tests in the background has SIGINT ignored, and his children too.
+    stopped = subprocess.Popen(command, cwd=tree, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     assert stopped.stdout is not None
     for line in stopped.stdout:
         if "epoch 2/" in line:
