@@ -11,7 +11,7 @@ from matplotlib import pyplot as plt
 from kdlib.claims import Reported
 from kdlib.intervals import t_interval
 from kdlib.report.evidence import Record, measured
-from kdlib.report.figures import Metrics, Numbers, save, strip
+from kdlib.report.figures import Metrics, Numbers, save, seeds, strip
 
 # Arm, label, colour.
 ARMS = (
@@ -35,9 +35,8 @@ def draw(records: Sequence[Record], reported: Reported, path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=(1.2, 1), layout="constrained")
     found = measured(records)
     strip(left, found, reported, ARMS)
-    counts = sorted({len(found[arm]) for arm, *_ in ARMS if arm in found})
-    seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-    left.set_title(f"Each seed (n = {seeds}), mean and 95% interval (reported: ± sd)", fontsize=10)
+    counts = [len(found[arm]) for arm, *_ in ARMS if arm in found]
+    left.set_title(f"Each seed ({seeds(counts)}), mean and 95% interval (reported: ± sd)", fontsize=10)
     bars(right, found)
     claimed = 100 * reported.claims["C1"].reported
     right.axvline(claimed, color="black", linestyle="--", linewidth=0.8)
@@ -49,8 +48,8 @@ def differences(found: Metrics) -> dict[str, Numbers]:
     """By label, the paired differences of accuracy in points over the seeds that both arms have."""
     points = {}
     for label, arm, over in DIFFERENCES:
-        if seeds := sorted(found.get(arm, {}).keys() & found.get(over, {}).keys()):
-            points[label] = 100 * np.array([found[arm][s]["accuracy"] - found[over][s]["accuracy"] for s in seeds])
+        if both := sorted(found.get(arm, {}).keys() & found.get(over, {}).keys()):
+            points[label] = 100 * np.array([found[arm][s]["accuracy"] - found[over][s]["accuracy"] for s in both])
     return points
 
 
