@@ -13,7 +13,7 @@ from kdlib import compiled
 from kdlib.experiment import load_experiment
 assert not compiled.AVAILABLE
 experiment = load_experiment({name!r})
-network = experiment.module.student_network()
+network = experiment.module.{network}
 inputs = {inputs}
 logits = network(inputs)
 logits.sum().backward()
@@ -22,12 +22,13 @@ print(*logits.shape)
 """
 
 
-@pytest.mark.parametrize(("name", "inputs", "shape"), [
-    ("ecg", "torch.rand(2, 187)", "2 5"),
-    ("mnist", "torch.randint(256, (2, 1, 28, 28), dtype=torch.uint8)", "2 10"),
+@pytest.mark.parametrize(("name", "network", "inputs", "shape"), [
+    ("ecg", "student_network()", "torch.rand(2, 187)", "2 5"),
+    ("mnist", "student_network()", "torch.randint(256, (2, 1, 28, 28), dtype=torch.uint8)", "2 10"),
+    ("ta_chain", "Network(8)", "torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)", "2 10"),
 ])  # fmt: skip
-def test_networks_need_no_numba(name, inputs, shape):
-    code = TRAIN.format(name=name, inputs=inputs)
+def test_networks_need_no_numba(name, network, inputs, shape):
+    code = TRAIN.format(name=name, network=network, inputs=inputs)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == shape

@@ -1,5 +1,6 @@
 """Teaching assistants: exact networks, a chain in which nothing is trained twice, the released stopping rule."""
 
+import copy
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -94,7 +95,7 @@ def test_the_forward_pass_is_that_of_separate_layers(size):
             name = next(weights)
             h = nn.functional.conv2d(h, state[f"{name}.weight"], state[f"{name}.bias"], padding=1).relu()
             prefix, index = name.rsplit(".", 1)
-            norm = f"{prefix}.{int(index) + 2}"
+            norm = f"{prefix}.{int(index) + 1}.norm"
             shape = (1, -1, 1, 1)
             h = (h - state[f"{norm}.running_mean"].view(shape)) / (state[f"{norm}.running_var"].view(shape) + 1e-3).sqrt()
             h = h * state[f"{norm}.weight"].view(shape) + state[f"{norm}.bias"].view(shape)
@@ -108,6 +109,26 @@ def test_the_forward_pass_is_that_of_separate_layers(size):
     with torch.no_grad():
         assert torch.allclose(model(x).double(), h, atol=1e-5, rtol=1e-5)
     assert model.activity.item() == pytest.approx(squares / 6, rel=1e-5)
+
+
+@pytest.mark.parametrize("size", COUNTS)
+def test_a_training_step_is_that_of_separate_layers_in_float64(size):
+    model = he_uniform_(chain.Network(size), generator(0, "weights")).train()
+    separate = copy.deepcopy(model).double()  # what is not float32 goes through torch's own layers
+    x = torch.randint(256, (64, 3, 32, 32), generator=generator(0, "x"), dtype=torch.uint8)
+    torch.manual_seed(0)  # dropout
+    model(x).square().mean().backward()
+    torch.manual_seed(0)
+    h = (x.double() / 255).contiguous(memory_format=torch.channels_last)  # the masks are drawn in the order of memory
+    h = separate.features(h).flatten(1)
+    for layer in separate.dense:
+        h = layer(h)
+        h = h.relu() if isinstance(layer, nn.Linear) and layer is not separate.dense[-1] else h
+    h.square().mean().backward()
+    for fused, exact in zip(model.parameters(), separate.parameters(), strict=True):
+        assert (fused.grad - exact.grad).norm() <= 1e-2 * exact.grad.norm() + 1e-6  # a unit near 0 may fall on its other side
+    for fused, exact in zip(model.buffers(), separate.buffers(), strict=True):
+        assert torch.allclose(fused.double(), exact.double(), rtol=1e-4, atol=1e-6)
 
 
 def test_the_loss_of_a_distilled_run_is_the_reports_with_the_dense_layers_activity(monkeypatch):

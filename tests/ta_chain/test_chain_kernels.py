@@ -1,0 +1,140 @@
+"""ReLU, batch norm and max-pool as one operation against torch's own layers in float64, and dropout from 16 bits a number."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.stats import binom
+from torch import Tensor, nn
+
+from kdlib.errors import KDError
+from kdlib.networks import keras_batch_norm
+from replications.ta_chain.kernels import Dropout, relu_norm_pool
+
+SHAPES = [(64, 16, 8, 8), (3, 32, 4, 6), (1, 5, 2, 2), (8, 128, 4, 4)]
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def pictures(kind: str, shape: tuple[int, ...]) -> Tensor:
+    z = drawn(*shape)
+    if kind == "flat":  # many equal windows, where maxima tie: above and below zero
+        z[:, :, : shape[2] // 2] = drawn(shape[1], seed=3).view(1, -1, 1, 1)
+    if kind == "far":  # a deviation that is small beside the mean
+        z = 100 + 0.1 * z
+    return z.contiguous(memory_format=torch.channels_last)
+
+
+def norm_of(channels: int) -> nn.BatchNorm2d:
+    norm = keras_batch_norm(channels, dims=2)
+    with torch.no_grad():
+        norm.weight.copy_(drawn(channels, seed=1))  # of both signs: under a negative one the smallest value is the maximum
+        norm.bias.copy_(drawn(channels, seed=2))
+    return norm
+
+
+def layers(z: Tensor, norm: nn.BatchNorm2d, pool: bool) -> Tensor:
+    h = norm(F.relu(z))
+    return F.max_pool2d(h, 2) if pool else h
+
+
+def all_of(function, z: Tensor, norm: nn.BatchNorm2d, pool: bool) -> list[Tensor]:
+    """Value, gradients of z, weight and bias, and the moving averages after one step."""
+    leaf = z.clone(memory_format=torch.preserve_format).requires_grad_()
+    value = function(leaf, norm, pool)
+    gradients = torch.autograd.grad(value, [leaf, norm.weight, norm.bias], drawn(*value.shape, seed=9).to(z.dtype))
+    return [value.detach(), *gradients, norm.running_mean, norm.running_var]
+
+
+@pytest.mark.parametrize("pool", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", ["random", "flat", "far"])
+def test_values_gradients_and_moving_averages_are_those_of_torchs_layers(kind, shape, pool):
+    z = pictures(kind, shape)
+    ours = all_of(relu_norm_pool, z, norm_of(shape[1]), pool)
+    exact = all_of(layers, z.double(), norm_of(shape[1]).double(), pool)
+    for mine, theirs in zip(ours, exact, strict=True):
+        assert mine.dtype == torch.float32
+        assert mine.shape == theirs.shape
+        # Far from zero, float32 holds but four digits of what is left when the mean is taken off.
+        assert (mine - theirs).abs().max() <= (2e-3 if kind == "far" else 2e-5) * max(theirs.abs().max(), 1e-2)
+
+
+def test_the_gradient_is_that_of_finite_differences():
+    z, norm = pictures("random", (2, 3, 4, 4)), norm_of(3)
+    g = drawn(2, 3, 2, 2, seed=9)
+    leaf = z.clone(memory_format=torch.preserve_format).requires_grad_()
+    (found,) = torch.autograd.grad(relu_norm_pool(leaf, norm, True), [leaf], g)
+    wide, double = z.double(), norm_of(3).double()
+    for n, c, i, j in np.ndindex(*z.shape):
+        if abs(z[n, c, i, j]) < 1e-3:
+            continue  # at the bend of the ReLU
+        steps = []
+        for h in (1e-6, -1e-6):
+            moved = wide.clone()
+            moved[n, c, i, j] += h
+            steps.append((layers(moved, double, True) * g).sum().item())
+        assert found[n, c, i, j].item() == pytest.approx((steps[0] - steps[1]) / 2e-6, abs=1e-4)
+
+
+def test_a_value_that_is_not_a_number_comes_out_as_such():
+    z = pictures("random", (2, 4, 4, 4))
+    z[1, 2, 3, 3] = float("nan")
+    for pool in (True, False):
+        out = relu_norm_pool(z, norm_of(4), pool)
+        assert out[:, 2].isnan().all()
+        assert not out[:, [0, 1, 3]].isnan().any()
+
+
+@pytest.mark.parametrize("pool", [True, False])
+def test_the_layout_in_memory_does_not_matter(pool):
+    z = pictures("random", (4, 8, 6, 6))
+    mine, other = (all_of(relu_norm_pool, x, norm_of(8), pool) for x in (z, z.contiguous()))
+    assert all(torch.equal(a, b) for a, b in zip(mine, other, strict=True))
+
+
+@pytest.mark.parametrize(("z", "pool", "words"), [
+    (torch.zeros(2, 3, 4, 4, dtype=torch.float64), True, "float32 on the CPU"),
+    (torch.zeros(1, 3, 1, 1), False, "more than one value per channel"),
+    (torch.zeros(2, 3, 4, 5), True, "even height and width"),
+])
+def test_what_the_operation_cannot_do_is_refused(z, pool, words):
+    with pytest.raises(KDError, match=words):
+        relu_norm_pool(z, norm_of(3), pool)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.4, 0.9])
+def test_dropout_keeps_the_share_it_should_and_scales_what_it_keeps(p):
+    torch.manual_seed(0)
+    x = torch.full((7, 16, 60, 50), 3.0).contiguous(memory_format=torch.channels_last)
+    y = Dropout(p)(x)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(y[y != 0], torch.tensor(3.0 / (1 - p)))
+    kept = (y != 0).sum().item()
+    low, high = binom.interval(1 - 1e-6, x.numel(), 1 - p)
+    assert low <= kept <= high
+    # Neighbours share a 64-bit word; their fates must not hang together.
+    bits = (y.permute(0, 2, 3, 1).reshape(-1, 4) != 0).double().numpy()
+    assert np.abs(np.corrcoef(bits.T) - np.eye(4)).max() < 0.02
+
+
+def test_dropout_is_torchs_in_evaluation_and_repeats_from_a_seed():
+    x, layer = drawn(5, 33), Dropout(0.4)
+    torch.manual_seed(3)
+    first, second = layer(x), layer(x)
+    torch.manual_seed(3)
+    assert torch.equal(layer(x), first)
+    assert not torch.equal(first, second)
+    assert torch.equal(layer.eval()(x), x)
+
+
+def test_the_gradient_of_dropout_is_its_mask():
+    torch.manual_seed(0)
+    x = drawn(6, 4, 2, 2).requires_grad_()
+    y = Dropout(0.4)(x)
+    (found,) = torch.autograd.grad(y.sum(), [x])
+    assert torch.allclose(found * x, y)
