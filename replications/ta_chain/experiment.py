@@ -259,6 +259,8 @@ ARMS = (
     Arm("direct_as_ta", ("controlled",), train_distilled, {"teacher": "scratch_10"}, {"size": 2, "rounds": 4}, "round_2"),
     Arm("direct_as_chain", ("controlled",), train_distilled, {"teacher": "scratch_10"}, {"size": 2, "rounds": 4}),
     Arm("sham", ("sham",), train_sham, {"teacher": "scratch_10"}, {"size": 2}),
+    # Does the precision matter? The pair shares its start, its order and its dropout.
+    Arm("scratch_4_bfloat16", ("controlled",), train_scratch, {}, {"size": 4, "precision": "bfloat16"}),
     # As released: every network has an optimizer, a length, an alpha and a T of its own, chosen on the test pictures.
     released("released_scratch_2", 2, **ADAM, epochs=150, patience=20),
     released("released_scratch_4", 4, **SGD, patience=10),
