@@ -17,7 +17,7 @@ from kdlib import augment
 from kdlib.batches import Batch, Examples
 from kdlib.data import synthetic_pictures
 from kdlib.errors import KDError
-from kdlib.experiment import Compute, Run, load_experiment
+from kdlib.experiment import Compute, load_experiment
 from kdlib.networks import he_uniform_, keras_glorot_, parameter_count
 from kdlib.runs import Description, Result, Store, prune, read_run
 from kdlib.seeds import generator
@@ -26,23 +26,19 @@ from kdlib.training import train_step
 from replications import course_cifar
 from replications.course_report import first_pictures
 from replications.grid import experiment as grid
+from tests import made_runs
+from tests.made_runs import batches_of
 
 CPU = torch.device("cpu")
 TINY = replace(grid.SMOKE, epochs=1, batch=16, train_pictures=48, test_pictures=40, teacher_batch=4)
 
 
-def run_of(config, seed=0, data=None, parents=None):
-    return Run(config, seed, data or grid.load_data(config, {}), CPU, "the run", parents or {})
+def run_of(config, seed=0, data=None):
+    return made_runs.run_of(grid, config, seed, data)
 
 
 def taught(config, seed=0, data=None, teacher=0):
-    """A run whose teacher has kept made-up logits, and those."""
-    data = data or grid.load_data(config, {})
-    parts = {"train": data.train.labels, "test": data.test.labels}
-    kept = {f"final.{part}": torch.randn(len(labels), 10, generator=generator(teacher, part)) for part, labels in parts.items()}
-    kept["final.train"] += 2 * nn.functional.one_hot(data.train.labels, 10)  # above chance
-    about = SimpleNamespace(id=f"teacher {teacher}", description=SimpleNamespace(data=data.digest), soft_targets=kept.__getitem__)
-    return run_of(config, seed, data, {"teacher": (about, "final")}), kept
+    return made_runs.taught(run_of(config, seed, data), teacher)
 
 
 def random_pictures(count, size=32):
@@ -425,19 +421,6 @@ def test_soft_targets_of_other_pictures_are_refused(change):
 
 
 # ---- training
-
-
-def batches_of(train, run, monkeypatch):
-    seen = []
-
-    def step(model, optimizer, objective, batch):
-        seen.append(batch)
-        return torch.zeros(())
-
-    monkeypatch.setattr("kdlib.training.train_step", step)
-    train(run)
-    soft = None if seen[0].soft is None else torch.cat([batch.soft for batch in seen])
-    return Batch(*(torch.cat([getattr(batch, name) for batch in seen]) for name in ("inputs", "labels", "indices")), soft)
 
 
 def test_the_test_part_moves_no_weight_and_the_last_epochs_are_kept():

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import asdict, replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,34 +10,30 @@ from scipy import stats
 from scipy.special import log_softmax, softmax
 from torch import nn
 
-from kdlib.batches import Batch
 from kdlib.claims import load_reported
 from kdlib.data.pictures import Pictures
 from kdlib.engine import execute
 from kdlib.errors import KDError
-from kdlib.experiment import Compute, Run, load_experiment
+from kdlib.experiment import Compute, load_experiment
 from kdlib.networks import parameter_count
 from kdlib.plan import plan
 from kdlib.runs import Store
 from kdlib.seeds import generator
 from kdlib.training import evaluating, train_step
 from replications.mnist import experiment as mnist
+from tests import made_runs
+from tests.made_runs import batches_of
 
 TINY = replace(mnist.SMOKE, epochs=1, train_pictures=48, test_pictures=40)
 NETWORKS = {"teacher": mnist.teacher_network, "student": mnist.student_network}
 
 
-def run_of(config, seed=0, data=None, parents=None):
-    return Run(config, seed, data or mnist.load_data(config, {}), torch.device("cpu"), "test", parents or {})
+def run_of(config, seed=0, data=None):
+    return made_runs.run_of(mnist, config, seed, data)
 
 
-def taught(config, seed=0, data=None):
-    """A run whose teacher has kept made-up logits, and those."""
-    data = data or mnist.load_data(config, {})
-    kept = {f"final.{part}": torch.randn(len(labels), 10, generator=generator(0, part)) + 2 * nn.functional.one_hot(labels, 10)
-            for part, labels in (("train", data.train.labels), ("test", data.test.labels))}
-    teacher = SimpleNamespace(id="teacher", description=SimpleNamespace(data=data.digest), soft_targets=kept.__getitem__)
-    return run_of(config, seed, data, {"teacher": (teacher, "final")}), kept
+def taught(config):
+    return made_runs.taught(run_of(config))
 
 
 @pytest.fixture(scope="module")
@@ -208,18 +203,6 @@ def test_taught_and_untaught_students_take_the_same_steps_from_the_same_weights(
     assert found[0] == found[1] == found[2]
     assert len(found[0]) == 1 + 2 * math.ceil(48 / 16)
     assert found[0][1][2] == 1e-3
-
-
-def batches_of(train, run, monkeypatch):
-    seen = []
-
-    def step(model, optimizer, objective, batch):
-        seen.append(batch)
-        return train_step(model, optimizer, objective, batch)
-
-    monkeypatch.setattr("kdlib.training.train_step", step)
-    train(run)
-    return Batch(*(torch.cat([getattr(batch, name) for batch in seen]) for name in ("inputs", "labels", "indices", "soft")))
 
 
 def test_a_distilled_student_is_trained_on_its_teachers_logits_of_the_same_pictures(monkeypatch):

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import log_softmax, softmax
-from torch import nn
 
 from kdlib.claims import load_reported
 from kdlib.engine import execute
-from kdlib.experiment import Compute, Run, load_experiment
+from kdlib.experiment import Compute, load_experiment
 from kdlib.plan import plan
 from kdlib.runs import Store
 from kdlib.seeds import generator
@@ -21,6 +20,7 @@ from replications import course_cifar, course_report
 from replications.grid import experiment as grid
 from replications.teacher_free import experiment as teacher_free
 from tests.conftest import contents
+from tests.made_runs import run_of, taught
 
 EXPERIMENT = load_experiment("teacher_free")
 ARMS = {arm.name: arm for arm in EXPERIMENT.arms}
@@ -172,21 +172,11 @@ def test_25_replicas_are_the_25_cells_of_a_seed(few_pictures):
 # ---- what is learned from
 
 
-def run_of(config, seed=0, parents=None):
-    return Run(config, seed, teacher_free.load_data(config, {}), torch.device("cpu"), "the run", parents or {})
-
-
 def run_of_arm(name, base, seed=0):
-    """The arm's run; its teacher, where it needs one, has kept made-up logits that are above chance."""
+    """The arm's run; its teacher, where it needs one, has kept made-up logits."""
     arm = ARMS[name]
-    run = run_of(replace(base, **{key: value for key, value in arm.change.items() if key != "batch"}), seed)
-    if arm.needs:
-        parts = {"train": run.data.train.labels, "test": run.data.test.labels}
-        kept = {f"final.{part}": torch.randn(len(labels), 10, generator=generator(0, part)) for part, labels in parts.items()}
-        kept["final.train"] += 2 * nn.functional.one_hot(run.data.train.labels, 10)
-        about = SimpleNamespace(id="t", description=SimpleNamespace(data=run.data.digest), soft_targets=kept.__getitem__)
-        run = replace(run, parents={"teacher": (about, "final")})
-    return arm, run
+    run = run_of(teacher_free, replace(base, **{key: value for key, value in arm.change.items() if key != "batch"}), seed)
+    return arm, taught(run)[0] if arm.needs else run
 
 
 @pytest.fixture
