@@ -1,12 +1,13 @@
 """Figures are drawn for whatever is recorded, and show the numbers of the records and of the source."""
 
 import pytest
+import scipy.stats
 from matplotlib import pyplot as plt
 
 from kdlib.claims import load_reported
 from kdlib.experiment import load_experiment
 from kdlib.report.evidence import measured
-from kdlib.report.figures import strip
+from kdlib.report.figures import bars, claim, differences, strip
 from replications.grid.figures import STRIP
 from replications.grid.figures import draw as draw_grid
 from replications.teacher_free.figures import draw as draw_teacher_free
@@ -57,3 +58,21 @@ def test_a_strip_has_a_dot_for_each_seed_and_the_reported_number():
     assert dots["s"] == pytest.approx([87, 93])
     assert dots["D"] == pytest.approx([87.25, 87.25, 89.35, 89.41, 93.5])
     assert [STRIP[place][0] for place in sorted(places)] == ["teacher", "baseline_64"]
+
+
+def test_bars_are_of_paired_differences_with_their_interval_and_seeds():
+    accuracy = {"student": {0: 0.90, 1: 0.93, 2: 0.95, 7: 0.10}, "alone": {2: 0.93, 1: 0.90, 0: 0.89}}
+    found = {arm: {seed: {"accuracy": value} for seed, value in seeds.items()} for arm, seeds in accuracy.items()}
+    pairs = [("student, over alone", "student", "alone"), ("student, over nobody", "student", "nobody")]
+    values = differences(found, "accuracy", pairs, scale=100)
+    assert list(values) == ["student, over alone"]
+    assert values["student, over alone"] == pytest.approx([1, 3, 2])  # of the seeds that both have, in their order
+    figure, axes = plt.subplots()
+    bars(axes, values, "points", "What it adds")
+    claim(axes, 2.5)
+    dots, interval, _, claimed = (line.get_xdata() for line in axes.lines)
+    plt.close(figure)
+    assert list(dots) == pytest.approx([1, 3, 2])
+    assert list(interval) == pytest.approx(scipy.stats.t.interval(0.95, 2, 2, 1 / 3**0.5))
+    assert list(claimed) == [2.5, 2.5]
+    assert axes.patches[0].get_width() == pytest.approx(2)

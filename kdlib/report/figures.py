@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,8 +19,8 @@ from kdlib.intervals import t_interval
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-__all__ = ["Metrics", "Numbers", "accuracies", "heat", "maps", "mean_and_interval", "means", "reported_means", "save", "seeds",
-           "strip"]
+__all__ = ["Metrics", "Numbers", "accuracies", "bars", "claim", "differences", "heat", "maps", "mean_and_interval", "means",
+           "reported_means", "save", "seeds", "strip"]
 
 Metrics = Mapping[str, Mapping[int, Mapping[str, float]]]  # by arm and seed
 Numbers = NDArray[np.float64]
@@ -53,6 +54,36 @@ def strip(axes: Axes, found: Metrics, reported: Reported, arms: Sequence[tuple[s
             mean_and_interval(axes, place + 0.18, values, color)
     axes.set_xticks(range(len(arms)), [label for _, label, _ in arms], fontsize=8)
     axes.set(ylabel="accuracy on test (%); black: reported", xlim=(-0.5, len(arms) - 0.5))
+
+
+def differences(found: Metrics, metric: str, pairs: Sequence[tuple[str, str, str]], scale: float = 1) -> dict[str, Numbers]:
+    """Differences times `scale` of pairs (label, arm, the arm it is compared with), by label, one a seed of both."""
+    values = {}
+    for label, arm, over in pairs:
+        if both := sorted(found.get(arm, {}).keys() & found.get(over, {}).keys()):
+            values[label] = scale * np.array([found[arm][seed][metric] - found[over][seed][metric] for seed in both])
+    return values
+
+
+def bars(axes: Axes, values: Mapping[str, Numbers], xlabel: str, title: str) -> None:
+    """Draw paired differences from above: a bar to the mean, a line along the 95% interval, a dot for each seed."""
+    for row, each in enumerate(values.values()):
+        axes.barh(row, float(each.mean()), color="#4477aa", alpha=0.8, height=0.6)
+        axes.plot(each, np.full(len(each), row), "o", color="white", markeredgecolor="black", markersize=3)
+        if len(each) > 1 and np.ptp(each) > 0:
+            bounds = t_interval(each)
+            axes.plot([bounds.low, bounds.high], [row, row], color="black", linewidth=1.2)
+    axes.set_yticks(range(len(values)), [textwrap.fill(label, 30) for label in values], fontsize=8)
+    axes.invert_yaxis()
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set(xlabel=xlabel, title=f"{title} (95% interval; dots: seeds)")
+    axes.title.set_fontsize(10)
+
+
+def claim(axes: Axes, value: float) -> None:
+    """Mark the reported difference among bars."""
+    axes.axvline(value, color="black", linestyle="--", linewidth=0.8)
+    axes.text(value, axes.get_ylim()[1], " reported", fontsize=8, va="top")
 
 
 def means(found: Metrics, arms: Names) -> Numbers:
