@@ -316,7 +316,8 @@ def test_the_parts_are_the_first_pictures_in_their_order(monkeypatch, tmp_path):
 
 def test_the_figure_is_drawn_and_pairs_the_seeds(tmp_path):
     from kdlib.report.evidence import Record
-    from replications.mnist.figures import differences, draw
+    from kdlib.report.figures import differences
+    from replications.mnist.figures import DIFFERENCES, draw
 
     experiment = load_experiment("mnist")
     reported = load_reported(experiment.folder / "reported.toml", [arm.name for arm in experiment.arms])
@@ -325,8 +326,8 @@ def test_the_figure_is_drawn_and_pairs_the_seeds(tmp_path):
                       {"final": {"accuracy": score}}, [], {}, "") for (arm, seed), score in scores.items()]
     draw(records, reported, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
-    found = differences({arm: {seed: {"accuracy": score} for (name, seed), score in scores.items() if name == arm}
-                         for arm, _ in scores})
+    metrics = {arm: {seed: {"accuracy": score} for (name, seed), score in scores.items() if name == arm} for arm, _ in scores}
+    found = differences(metrics, "accuracy", DIFFERENCES, scale=100)
     assert {label: values.tolist() for label, values in found.items()} == {
         "teacher per seed, over scratch": pytest.approx([2]), "sham, over scratch": pytest.approx([-1]),
         "teacher per seed, over sham": pytest.approx([3])}
