@@ -74,8 +74,12 @@ def test_without_the_data_a_run_is_synthetic_marked_and_without_verdicts(tree, c
     short = ecg.replace(ecg.SMOKE, synthetic_rows=1500)
     quick = ecg.replace(ecg.PROFILES["quick"], config=short, seeds=1, arms=("baseline", "distilled"))
     monkeypatch.setitem(ecg.PROFILES, "quick", quick)
+    status, out, errors = kd(capsys, "run", "ecg", "--store", str(tree / "store"), "--workers", "1", "--arms", "baseline")
+    assert status == 0, errors
+    assert "2 of the 3 runs of profile quick are left. To go on: nox -s replicate_ecg -- --profile quick " in out
     status, out, errors = kd(capsys, "run", "ecg", "--store", str(tree / "store"), "--workers", "1")
     assert status == 0, errors
+    assert "are left" not in out
     assert "SYNTHETIC" in errors
     assert "SYNTHETIC DATA" in out
     page = (tree / "results" / "ecg" / "local" / "quick-synthetic.md").read_text()

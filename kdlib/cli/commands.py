@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from kdlib.claims import Reported
@@ -34,7 +35,21 @@ def run(options: argparse.Namespace) -> int:
     for page in write_pages(session.experiment, records, folder, synthetic=session.synthetic):
         print("\n" + page)
     print(f"Written to {folder}")
+    if rest := left_of_profile(session):
+        print(rest)
     return tell([*failures(jobs, summary), *departures(session, records)])
+
+
+def left_of_profile(session: Session) -> str:
+    """What of the profile, with all its arms and seeds, the store lacks, and the command that goes on; empty where nothing."""
+    experiment, profile = session.experiment, session.profile
+    arms = profile.arms or tuple(arm.name for arm in experiment.arms)
+    jobs = replace(session, arms=arms, seeds=tuple(range(profile.seeds))).jobs()
+    left = sum(session.store.find(job.description) is None for job in jobs)
+    if not left:
+        return ""
+    return (f"{left} of the {len(jobs)} runs of profile {session.profile_name} are left. To go on: "
+            f"nox -s replicate_{experiment.name} -- --profile {session.profile_name} (and your other options)")
 
 
 def check(options: argparse.Namespace) -> int:
