@@ -125,6 +125,10 @@ class Experiment:
             raise KDError(f"{self.name}: no profile '{name}'; there are {', '.join(profiles)}")
         return profiles[name]
 
+    def arms_of(self, profile: Profile) -> tuple[str, ...]:
+        """The names of a profile's arms; all where it names none."""
+        return profile.arms or tuple(arm.name for arm in self.arms)
+
     def config(self, arm: Arm, profile: Profile) -> Any:
         """The profile's configuration with the arm's changes."""
         return replace(profile.config, **arm.change)

@@ -43,8 +43,7 @@ def run(options: argparse.Namespace) -> int:
 def left_of_profile(session: Session) -> str:
     """What of the profile, with all its arms and seeds, the store lacks, and the command that goes on; empty where nothing."""
     experiment, profile = session.experiment, session.profile
-    arms = profile.arms or tuple(arm.name for arm in experiment.arms)
-    jobs = replace(session, arms=arms, seeds=tuple(range(profile.seeds))).jobs()
+    jobs = replace(session, arms=experiment.arms_of(profile), seeds=tuple(range(profile.seeds))).jobs()
     left = sum(session.store.find(job.description) is None for job in jobs)
     if not left:
         return ""

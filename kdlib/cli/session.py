@@ -49,7 +49,7 @@ def prepare(options: argparse.Namespace, name: str, profile_name: str, arms: Seq
     """Look up replication, profile, data and device; KDError says what is missing."""
     experiment = load_experiment(name)
     profile = _with_data(experiment, experiment.profile(profile_name), options.set)
-    chosen = tuple(arms) or profile.arms or tuple(arm.name for arm in experiment.arms)
+    chosen = tuple(arms) or experiment.arms_of(profile)
     for arm in chosen:
         experiment.arm(arm)
     compute = Compute(_device(options.device), options.threads)
