@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import queue as queues
 import shutil
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +107,9 @@ def _notices(job: Job, report: Report) -> Callable[[str], None]:
 def _in_processes(todo: list[Group], store: Store, compute: Compute, folders: Mapping[str, Path],
                   made_by: Mapping[str, Environment], workers: int, report: Report, summary: Summary) -> None:
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager:
+    manager = SyncManager(ctx=context)
+    manager.start(_end_with_parent)
+    with manager:
         events = manager.Queue()
         pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(compute.threads,))
         running: dict[Future[str], Group] = {}
@@ -139,6 +143,19 @@ def _start_worker(threads: int) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     torch.set_num_threads(threads)
+    _end_with_parent()
+
+
+def _end_with_parent() -> None:
+    """Let this process end as soon as its parent does: a killed session trains nothing on behind the user's back."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)  # the last epoch's checkpoint is on disk
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _pass_on(events: Any, report: Report) -> None:
@@ -151,13 +168,7 @@ def _pass_on(events: Any, report: Report) -> None:
 
 def _train_in_worker(group: Group, store: Store, compute: Compute, folders: Mapping[str, Path], made_by: Environment,
                      events: Any) -> str:
-    def report(event: Event) -> None:
-        parent = multiprocessing.parent_process()
-        if parent is not None and not parent.is_alive():
-            os._exit(1)  # the session was killed: do not train on behind the user's back; the checkpoint is on disk
-        events.put(event)
-
-    return _train_safely(group, store, compute, folders, made_by, report)
+    return _train_safely(group, store, compute, folders, made_by, events.put)
 
 
 def _blocked(group: Group, summary: Summary, report: Report) -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 
 import pytest
 
-from tests.conftest import contents
+from tests.conftest import Server, contents
 from tests.toy import EPOCHS, STEPS
 
 ARMS = ("teacher", "distilled")
@@ -94,3 +95,16 @@ def test_killed_at_any_time(server, unbroken, tmp_path, number):
             break
     as_unbroken(tmp_path / "store", unbroken)
     assert begun(log).total() <= 2 * EPOCHS + deaths
+
+
+@pytest.mark.slow
+def test_a_killed_session_leaves_no_process_behind(toy_root, tmp_path):
+    """Neither its workers, in the middle of a step of a minute, nor the manager of its events."""
+    server, log = Server(toy_root, tmp_path), tmp_path / "log"
+    wait = server.start(tmp_path / "store", ("teacher", "baseline"), workers=2, TOY_SLEEP="60", TOY_LOG=str(log))
+    deadline = time.monotonic() + 60
+    while begun(log).total() < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert wait(kill=True) == {"killed": True}
+    assert begun(log).total() == 2
+    server.process.communicate(timeout=30)  # its output ends when the last process that inherited it does
