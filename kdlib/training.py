@@ -121,6 +121,11 @@ class Progress:
                 state.setdefault(int(key), {})[inner] = value
         self.model.load_state_dict(model)
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        # A file holds rows in order; fused optimizers walk through memory, so moments must lie there as their weights do.
+        for parameter, entries in self.optimizer.state.items():
+            for key, value in entries.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    entries[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         self.history = notes["history"]
 
 

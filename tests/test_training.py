@@ -349,6 +349,31 @@ def test_interrupted_and_resumed_equals_unbroken(tmp_path, examples, make, stop)
     assert (tmp_path / "whole").read_bytes() == (tmp_path / "checkpoint").read_bytes()
 
 
+@pytest.mark.parametrize("make", [
+    lambda model: torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9, fused=True),
+    lambda model: torch.optim.Adam(model.parameters(), lr=0.02, fused=True),
+], ids=["sgd", "adam"])
+def test_weights_of_another_memory_layout_resume_too(tmp_path, make):
+    """Fused optimizers pair weights and moments by their place in memory, which a file does not keep."""
+    examples = Examples(torch.randn(24, 3, 6, 6, generator=generator(0, "pictures")), torch.arange(24) % K, "pictures")
+
+    def train(path, stop=None):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, K))
+        model = model.to(memory_format=torch.channels_last)
+        progress = Progress(model, make(model), checkpoint=path)
+        for epoch in epochs(progress, Batches(examples, SIZE, SEED), hard, count=3, seed=SEED):
+            if epoch == stop:
+                break
+        return progress
+
+    unbroken = train(None)
+    train(tmp_path / "checkpoint", stop=2)  # the checkpoint is that of epoch 1
+    resumed = train(tmp_path / "checkpoint")
+    assert not resumed.model[0].weight.is_contiguous()
+    assert same_everything(resumed, unbroken)
+
+
 def test_a_resumed_run_repeats_one_epoch_at_most(tmp_path, examples):
     begun = Counter()
     batches = Batches(examples, SIZE, SEED)
