@@ -184,13 +184,13 @@ def test_a_run_of_several_rounds_is_after_its_first_the_run_of_one():
     assert one.metrics["final"] == several.metrics["round_1"]
 
 
-def keras_stops(losses, patience):
-    """Keras's EarlyStopping, min_delta 0, as its counter is kept."""
-    best, wait = float("inf"), 0
-    for epoch, loss in enumerate(losses, 1):
+def keras_stops(accuracies, patience):
+    """Keras's EarlyStopping, mode max, min_delta 0, as its counter is kept."""
+    best, wait = float("-inf"), 0
+    for epoch, accuracy in enumerate(accuracies, 1):
         wait += 1
-        if loss < best:
-            best, wait = loss, 0
+        if accuracy > best:
+            best, wait = accuracy, 0
         if wait >= patience:
             return epoch
     return None
@@ -199,19 +199,20 @@ def keras_stops(losses, patience):
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("extra", [0, 1])
 def test_early_stopping_is_kerass(seed, extra):
-    losses = np.random.default_rng(seed).integers(0, 40, 60) / 40 + np.linspace(0.5, 0, 60)
+    accuracies = np.random.default_rng(seed).integers(0, 40, 60) / 40 + np.linspace(0, 0.5, 60)
     config = replace(chain.PAPER, epochs=60, patience=5, extra_epochs=extra)
-    stops = next(n for n in range(1, 99) if n >= chain.last_epoch(losses.tolist()[:n], config))
-    expected = keras_stops(losses, 5)
+    stops = next(n for n in range(1, 99) if n >= chain.last_epoch(accuracies.tolist()[:n], config))
+    expected = keras_stops(accuracies, 5)
     assert stops == (60 if expected is None else expected) + extra
 
 
-def test_released_runs_stop_early_on_the_test_loss_and_others_never_look_at_it():
+def test_released_runs_stop_early_on_the_test_accuracy_and_others_never_look_at_it():
     stopped = chain.train_scratch(run_of(replace(TINY, optimizer="adam", epochs=30, patience=2)))
-    losses = [entry["test_loss"] for entry in stopped.history]
-    assert len(losses) == keras_stops(losses, 2)
-    assert stopped.metrics["final"]["epochs"] == len(losses) < 30
-    assert "test_loss" not in chain.train_scratch(run_of(TINY)).history[0]
+    accuracies = [entry["test_accuracy"] for entry in stopped.history]
+    assert len(accuracies) == keras_stops(accuracies, 2)
+    assert stopped.metrics["final"]["accuracy"] == accuracies[-1]
+    assert stopped.metrics["final"]["epochs"] == len(accuracies) < 30
+    assert "test_accuracy" not in chain.train_scratch(run_of(TINY)).history[0]
 
 
 def test_the_sham_permutes_within_classes_and_changes_the_student(trained):
