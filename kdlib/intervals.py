@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 __all__ = [
-    "Interval", "accuracy_interval", "f1_bootstrap", "f1_interval", "holm", "kendall_tau", "mcnemar",
-    "needed_seeds", "prediction_interval", "sample_std", "t_interval", "t_quantile",
+    "Interval", "accuracy_interval", "f1_interval", "holm", "kendall_tau", "needed_seeds", "prediction_interval",
+    "sample_std", "t_interval", "t_quantile",
 ]  # fmt: skip
 
 MOST_SEEDS = 10_000  # beyond this, "more seeds" is no advice
@@ -94,23 +94,6 @@ def kendall_tau(values: ArrayLike) -> float:
 # ---- over the examples of a finite test set
 
 
-def mcnemar(first_correct: ArrayLike, second_correct: ArrayLike) -> Interval:
-    """Exact McNemar interval of the accuracy difference first - second; both (seeds, examples) of bool.
-
-    Seeds share the test set, so they are pooled within the example: each has one vote, the sign of its sum
-    over the seeds. The bounds are those of the exact binomial test on the votes: low > 0 where it rejects.
-    """
-    first, second = (np.atleast_2d(np.asarray(c, dtype=bool)) for c in (first_correct, second_correct))
-    balance = (first.astype(np.int64) - second).sum(axis=0)
-    wins, losses = int((balance > 0).sum()), int((balance < 0).sum())
-    if wins + losses == 0:
-        return Interval(0.0, 0.0, 0.0, 0.0, 1.0)
-    scale = float(np.abs(balance).sum() / first.size)
-    low, high, lower, upper = (scale * (2 * share - 1) for share in _clopper_pearson(wins, wins + losses))
-    p = 2 * float(special.bdtr(min(wins, losses), wins + losses, 0.5))
-    return Interval(low, high, lower, upper, min(1.0, p))
-
-
 def accuracy_interval(correct: int, total: int) -> Interval:
     """Clopper-Pearson interval of an accuracy."""
     return Interval(*_clopper_pearson(correct, total))
@@ -122,23 +105,6 @@ def f1_interval(confusion: ArrayLike, resamples: int = 2000, seed: int = 0) -> I
     labels, predictions = np.divmod(np.arange(counts.size), len(counts))
     draws = _multinomial(counts.ravel(), resamples, seed)
     return _percentiles(_macro_f1(draws, labels, predictions, len(counts)))
-
-
-def f1_bootstrap(
-    labels: ArrayLike, first: ArrayLike, second: ArrayLike, classes: int, resamples: int = 2000, seed: int = 0
-) -> Interval:
-    """Percentile bootstrap over test examples of the macro F1 difference first - second, mean over seeds.
-
-    labels (examples,), first and second (seeds, examples): predicted classes.
-    """
-    first, second = (np.atleast_2d(np.asarray(p)) for p in (first, second))
-    if np.array_equal(first, second):
-        return Interval(0.0, 0.0, 0.0, 0.0, 1.0)
-    # examples with the same label and predictions are exchangeable: resample how many there are of each kind
-    kinds, counts = np.unique(np.vstack([np.asarray(labels), first, second]), axis=1, return_counts=True)
-    draws = _multinomial(counts, resamples, seed)
-    scores = [_macro_f1(draws, kinds[0], row, classes) for row in kinds[1:]]
-    return _percentiles(np.mean(scores[: len(first)], axis=0) - np.mean(scores[len(first) :], axis=0))
 
 
 def _clopper_pearson(successes: int, trials: int) -> tuple[float, float, float, float]:

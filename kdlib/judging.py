@@ -1,54 +1,36 @@
-"""Verdicts on claims, from the metrics and, where they are needed, the test predictions of finished runs."""
+"""Verdicts on claims, from the metrics of finished runs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from kdlib import intervals, verdicts
+from kdlib import verdicts
 from kdlib.claims import Arms, Choice, Claim
 from kdlib.errors import KDError
-from kdlib.intervals import Floats, Interval
+from kdlib.intervals import Floats
 from kdlib.verdicts import Verdict
 
-__all__ = ["Metrics", "Predictions", "chosen", "judge", "with_choices"]
+__all__ = ["Metrics", "chosen", "judge", "with_choices"]
 
 Metrics = Mapping[str, Mapping[int, Mapping[str, float]]]  # arm -> seed -> metric -> value
 Series = Mapping[str, Mapping[int, float]]  # one metric: arm -> seed -> value
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """Predicted classes of the test examples: labels (examples,), by_arm[arm][seed] (examples,)."""
-
-    labels: NDArray[Any]
-    classes: int
-    by_arm: Mapping[str, Mapping[int, NDArray[Any]]]
-
-    def of(self, arm: str, seeds: Sequence[int]) -> NDArray[Any] | None:
-        """(seeds, examples) of an arm; None where a seed's are not at hand."""
-        rows = [self.by_arm.get(arm, {}).get(seed) for seed in seeds]
-        return None if any(row is None for row in rows) else np.array(rows)
-
-
-def judge(
-    claim: Claim, mode: str, metrics: Metrics, predictions: Predictions | None = None, analogue: bool = False
-) -> Verdict:
+def judge(claim: Claim, mode: str, metrics: Metrics, analogue: bool = False) -> Verdict:
     """The verdict on a claim in a mode, over the seeds that its arms share.
 
-    `predictions` decide where every seed gave the same difference (s = 0). `analogue`: the data or teacher of
-    these runs is not the source's. Raises KDError where a measured number is missing or not finite.
+    `analogue`: the data or teacher of these runs is not the source's.  Raises KDError where a measured number is
+    missing or not finite.
     """
     if mode not in claim.modes:
         raise KDError(f"{claim.name}: expected a mode of {', '.join(claim.modes)}, found {mode!r}")
     arms = claim.modes[mode]
     series = {arm: _series(metrics, arm, claim.metric) for arm in (*arms.arms, *arms.over)}
-    return replace(_verdict(claim, arms, series, predictions), analogue=analogue or claim.analogue)
+    return replace(_verdict(claim, arms, series), analogue=analogue or claim.analogue)
 
 
 def chosen(choice: Choice, metrics: Metrics) -> str | None:
@@ -68,7 +50,8 @@ def with_choices(choices: Iterable[Choice], metrics: Metrics) -> Metrics:
     return {**metrics, **{name: metrics[arm] for name, arm in found.items() if arm}}
 
 
-def _verdict(claim: Claim, arms: Arms, series: Series, predictions: Predictions | None) -> Verdict:
+def _verdict(claim: Claim, arms: Arms, series: Series) -> Verdict:
+    spread = (claim.reported_std, claim.reported_runs)
     match claim.kind:
         case "exact":
             expected = dict(zip(arms.arms, arms.expected, strict=True))
@@ -76,26 +59,23 @@ def _verdict(claim: Claim, arms: Arms, series: Series, predictions: Predictions 
         case "trend":
             return verdicts.trend(_along(arms, series))
         case "best":
-            pairs = {rival: _pair(claim, series, arms.arms[0], rival, predictions) for rival in arms.over}
-            sets = {rival: test_set for rival, (_, test_set) in pairs.items() if test_set}
-            return verdicts.best({rival: differences for rival, (differences, _) in pairs.items()}, sets)
+            return verdicts.best({rival: _pair(claim, series, arms.arms[0], rival) for rival in arms.over})
         case "value":
-            return _value(claim, arms, series[arms.arms[0]], predictions)
+            above = _above(claim, series[arms.arms[0]], claim.trivial)
+            return verdicts.value(above, abs(claim.reported - claim.trivial), claim.margin, claim.rounding, *spread)
     if claim.threshold is not None:
-        arm = arms.arms[0]
-        differences, test_set = _above(claim, series[arm], arm, claim.threshold, predictions)
+        differences = _above(claim, series[arms.arms[0]], claim.threshold)
     else:
-        differences, test_set = _pair(claim, series, arms.arms[0], arms.over[0], predictions)
+        differences = _pair(claim, series, arms.arms[0], arms.over[0])
     match claim.kind:
         case "effect":
-            spread = (claim.reported_std, claim.reported_runs)
-            return verdicts.effect(differences, claim.reported, claim.rounding, *spread, test_set)
+            return verdicts.effect(differences, claim.reported, claim.rounding, *spread)
         case "direction":
-            return verdicts.direction(differences, test_set)
+            return verdicts.direction(differences)
         case "non-inferior":
-            return verdicts.non_inferior(differences, claim.margin, test_set)
+            return verdicts.non_inferior(differences, claim.margin)
         case _:
-            return verdicts.comparable(differences, claim.margin, test_set)
+            return verdicts.comparable(differences, claim.margin)
 
 
 def _series(metrics: Metrics, arm: str, metric: str) -> dict[int, float]:
@@ -121,52 +101,13 @@ def _along(arms: Arms, series: Series) -> Floats:
     return values - base if arms.over else values
 
 
-def _pair(
-    claim: Claim, series: Series, arm: str, over: str, predictions: Predictions | None
-) -> tuple[Floats, Interval | None]:
-    """Differences better - worse by seed and, where all of them are equal, the test set's interval."""
+def _pair(claim: Claim, series: Series, arm: str, over: str) -> Floats:
+    """Differences better - worse by seed."""
     better, worse = (over, arm) if claim.lower_is_better else (arm, over)
-    seeds = _shared_seeds(series, better, worse)
-    differences = np.array([series[better][seed] - series[worse][seed] for seed in seeds])
-    if not seeds or not verdicts.all_equal(differences) or predictions is None:
-        return differences, None
-    first, second = predictions.of(better, seeds), predictions.of(worse, seeds)
-    if first is None or second is None:
-        return differences, None
-    if claim.metric == "accuracy":
-        return differences, intervals.mcnemar(first == predictions.labels, second == predictions.labels)
-    if claim.metric == "macro_f1":
-        return differences, intervals.f1_bootstrap(predictions.labels, first, second, predictions.classes)
-    return differences, None
+    return np.array([series[better][seed] - series[worse][seed] for seed in _shared_seeds(series, better, worse)])
 
 
-def _above(
-    claim: Claim, values: Mapping[int, float], arm: str, origin: float, predictions: Predictions | None
-) -> tuple[Floats, Interval | None]:
-    """What one arm exceeds `origin` by, by seed, and where all are equal the test set's interval of it."""
+def _above(claim: Claim, values: Mapping[int, float], origin: float) -> Floats:
+    """What one arm exceeds `origin` by, or stays below it, by seed."""
     above = np.array([value - origin for value in values.values()])
-    if claim.lower_is_better:
-        return -above, None
-    if not values or not verdicts.all_equal(above) or predictions is None:
-        return above, None
-    found = predictions.of(arm, list(values)[:1])
-    if found is None:
-        return above, None
-    if claim.metric == "accuracy":
-        interval = intervals.accuracy_interval(int((found == predictions.labels).sum()), found.size)
-    elif claim.metric == "macro_f1":
-        confusion = np.zeros((predictions.classes, predictions.classes), dtype=np.int64)
-        np.add.at(confusion, (predictions.labels, found[0]), 1)
-        interval = intervals.f1_interval(confusion)
-    else:
-        return above, None
-    return above, Interval(*(bound - origin for bound in interval[:4]))
-
-
-def _value(
-    claim: Claim, arms: Arms, values: Mapping[int, float], predictions: Predictions | None
-) -> Verdict:
-    above, test_set = _above(claim, values, arms.arms[0], claim.trivial, predictions)
-    spread = (claim.reported_std, claim.reported_runs)
-    reported = abs(claim.reported - claim.trivial)
-    return verdicts.value(above, reported, claim.margin, claim.rounding, *spread, test_set)
+    return -above if claim.lower_is_better else above

@@ -1,15 +1,14 @@
 """The rule that says what measurements make of a reported claim: one pure function for each kind of claim.
 
-Seeds are the unit of every test: a difference is one number per seed, of two arms that share that seed. Where
-all seeds agree (s = 0) the t interval says nothing, and `test_set`, the error of the finite test set, takes
-its place: `intervals.mcnemar` for accuracy, `intervals.f1_bootstrap` for macro F1.
+Seeds are the unit of every test: a difference is one number per seed, of two arms that share that seed. Where all
+seeds give the same number (s = 0) there is no t interval: zero in every seed is no difference, anything else undecided.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -24,6 +23,7 @@ __all__ = [
 
 MIN_SEEDS = 5
 _NO_INTERVAL = Interval(math.nan, math.nan, math.nan, math.nan)
+_ZERO = Interval(0.0, 0.0, 0.0, 0.0, 1.0)
 
 
 class Outcome(StrEnum):
@@ -51,7 +51,7 @@ class Verdict:
     low: float
     high: float
     n: int
-    needed_n: int | None  # seeds that would decide; None where it is decided, or where more seeds cannot
+    needed_n: int | None  # seeds that would decide, if s (and, where the claim has no size, the mean) stayed as it is
     detail: str
     analogue: bool = False  # judged on other data, or with another teacher, than the source's
 
@@ -78,19 +78,15 @@ class _Sample:
         interval = "" if math.isnan(low) else f" (95% interval {low:+.4g} to {high:+.4g})"
         seeds = f"on {self.n} seed{'' if self.n == 1 else 's'}"
         measured = f"measured {self.mean:+.4g}{interval} {seeds}" if self.n else "nothing measured yet"
-        needed = None
-        if outcome is Outcome.TOO_FEW_SEEDS and self.std == 0:
-            needed = MIN_SEEDS
-        elif outcome in (Outcome.TOO_FEW_SEEDS, Outcome.INCONCLUSIVE) and self.std > 0:
-            needed = needed_seeds(self.std, half_width)
+        needed = needed_seeds(self.std, half_width) if outcome is Outcome.INCONCLUSIVE and self.std > 0 else None
         return Verdict(outcome, self.mean, low, high, self.n, needed, f"{reason}: {measured}.")
 
-    def undecidable(self, half_width: float) -> Verdict | None:
+    def undecidable(self) -> Verdict | None:
         """The verdict of a sample that no rule can be applied to."""
         if self.n < MIN_SEEDS:
-            return self.verdict(Outcome.TOO_FEW_SEEDS, f"A verdict needs {MIN_SEEDS} seeds", half_width)
+            return self.verdict(Outcome.TOO_FEW_SEEDS, f"A verdict needs {MIN_SEEDS} seeds")
         if math.isnan(self.interval.low):
-            reason = "All seeds gave the same difference, which only their test predictions could judge"
+            reason = "All seeds gave the same difference, which says nothing of other seeds"
             return self.verdict(Outcome.INCONCLUSIVE, reason)
         return None
 
@@ -112,12 +108,13 @@ def all_equal(sample: ArrayLike) -> bool:
     return len(values) < 2 or bool(np.ptp(values) <= 1e-12 * max(1.0, float(np.abs(values).max())))
 
 
-def _sample(differences: ArrayLike, test_set: Interval | None) -> _Sample:
+def _sample(differences: ArrayLike) -> _Sample:
     values = _finite(differences)
     n, mean = len(values), float(values.mean()) if len(values) else math.nan
     if not all_equal(values):
         return _Sample(mean, float(values.std(ddof=1)), n, t_interval(values))
-    return _Sample(mean, 0.0, n, test_set or _NO_INTERVAL)
+    zero = n >= MIN_SEEDS and bool(np.abs(values).max() <= 1e-12)  # 1e-12: rounding
+    return _Sample(mean, 0.0, n, _ZERO if zero else _NO_INTERVAL)
 
 
 # ---- one function for each kind of claim
@@ -129,7 +126,6 @@ def effect(
     rounding: float,
     reported_std: float | None = None,
     reported_runs: int | None = None,
-    test_set: Interval | None = None,
 ) -> Verdict:
     """A difference of the reported size: `differences` (n,) against `reported` > 0, margin reported / 2.
 
@@ -137,7 +133,7 @@ def effect(
     sample standard deviation of the difference over its `reported_runs` runs.
     """
     spread = (reported_std, reported_runs)
-    return _sized(_sample(differences, test_set), reported, reported / 2, rounding, *spread)
+    return _sized(_sample(differences), reported, reported / 2, rounding, *spread)
 
 
 def value(
@@ -147,13 +143,12 @@ def value(
     rounding: float,
     reported_std: float | None = None,
     reported_runs: int | None = None,
-    test_set: Interval | None = None,
 ) -> Verdict:
     """A value of the reported size, by the rule of `effect`: `above` (n,), `reported` exceed the trivial.
 
     `margin` is the declared one, `rounding` half of 10^-k for one number printed with k decimals.
     """
-    return _sized(_sample(above, test_set), reported, margin, rounding, reported_std, reported_runs)
+    return _sized(_sample(above), reported, margin, rounding, reported_std, reported_runs)
 
 
 def _sized(
@@ -168,10 +163,10 @@ def _sized(
         raise ValueError(f"expected a reported difference above 0, found {reported}: swap the arms")
     if rounding >= margin * (1 - 1e-9):  # printed too coarsely to have a size
         return _directed(sample)
-    if undecidable := sample.undecidable(margin / 2):
+    if undecidable := sample.undecidable():
         return undecidable
     if sample.identical:
-        return sample.verdict(Outcome.NO_DIFFERENCE, f"Identical predictions, {reported:+.4g} reported")
+        return sample.verdict(Outcome.NO_DIFFERENCE, f"No difference in any seed, {reported:+.4g} reported")
     mean, s, n = sample.mean, sample.std, sample.n
     if reported_std is not None and reported_runs is not None and reported_runs >= 2:
         std, runs, freedom = reported_std, reported_runs, n + reported_runs - 2
@@ -197,13 +192,13 @@ def _sized(
     return sample.verdict(outcome, f"{reason} ({reported:+.4g})", margin / 2)
 
 
-def direction(differences: ArrayLike, test_set: Interval | None = None) -> Verdict:
+def direction(differences: ArrayLike) -> Verdict:
     """A over B, of no stated size: `differences` (n,) are A - B."""
-    return _directed(_sample(differences, test_set))
+    return _directed(_sample(differences))
 
 
 def _directed(sample: _Sample) -> Verdict:
-    if undecidable := sample.undecidable(abs(sample.mean)):
+    if undecidable := sample.undecidable():
         return undecidable
     if sample.identical:
         return sample.verdict(Outcome.NO_DIFFERENCE, "No difference in any seed")
@@ -214,19 +209,19 @@ def _directed(sample: _Sample) -> Verdict:
     return sample.verdict(Outcome.INCONCLUSIVE, "Zero cannot be ruled out", abs(sample.mean))
 
 
-def non_inferior(differences: ArrayLike, margin: float, test_set: Interval | None = None) -> Verdict:
+def non_inferior(differences: ArrayLike, margin: float) -> Verdict:
     """A is less than `margin` below B: `differences` (n,) are A - B."""
-    return _bounded(_sample(differences, test_set), -margin, math.inf, f"less than {margin:.4g} below")
+    return _bounded(_sample(differences), -margin, math.inf, f"less than {margin:.4g} below")
 
 
-def comparable(differences: ArrayLike, margin: float, test_set: Interval | None = None) -> Verdict:
+def comparable(differences: ArrayLike, margin: float) -> Verdict:
     """A is within `margin` of B, by two one-sided tests: `differences` (n,) are A - B."""
-    return _bounded(_sample(differences, test_set), -margin, margin, f"within {margin:.4g}")
+    return _bounded(_sample(differences), -margin, margin, f"within {margin:.4g}")
 
 
 def _bounded(sample: _Sample, floor: float, ceiling: float, aim: str) -> Verdict:
     room = min(abs(sample.mean - floor), abs(ceiling - sample.mean))  # to the nearest limit
-    if undecidable := sample.undecidable(room):
+    if undecidable := sample.undecidable():
         return undecidable
     lower, upper = sample.interval.lower, sample.interval.upper
     if lower > floor and upper < ceiling:
@@ -236,11 +231,11 @@ def _bounded(sample: _Sample, floor: float, ceiling: float, aim: str) -> Verdict
     return sample.verdict(Outcome.INCONCLUSIVE, f"May or may not be {aim}", room)
 
 
-def best(differences: Mapping[str, ArrayLike], test_sets: Mapping[str, Interval] | None = None) -> Verdict:
+def best(differences: Mapping[str, ArrayLike]) -> Verdict:
     """The best of a list, Holm-adjusted: `differences` maps each rival to (n,) differences A - rival."""
-    samples = {rival: _sample(d, (test_sets or {}).get(rival)) for rival, d in differences.items()}
+    samples = {rival: _sample(d) for rival, d in differences.items()}
     fewest = min(samples.values(), key=lambda sample: sample.n)
-    if fewest.n < MIN_SEEDS and (undecidable := fewest.undecidable(abs(fewest.mean))):
+    if fewest.n < MIN_SEEDS and (undecidable := fewest.undecidable()):
         return undecidable
     # a rival whose p value cannot be had counts as undecided
     p = [1.0 if math.isnan(sample.interval.p) else sample.interval.p for sample in samples.values()]
@@ -261,8 +256,10 @@ def best(differences: Mapping[str, ArrayLike], test_sets: Mapping[str, Interval]
 def trend(measured: ArrayLike) -> Verdict:
     """A metric that rises along a list of arms, by each seed's Kendall tau: `measured` is (seeds, arms)."""
     taus = np.array([kendall_tau(row) for row in _finite(measured)])
-    # seeds that all give one order are the best evidence for it: their common tau stands in for the interval
-    return direction(taus, Interval(*[float(taus[0])] * 4) if len(taus) else None)
+    sample = _sample(taus)
+    if len(taus) and all_equal(taus):  # all seeds give one order, the best evidence for it: their tau is its own bound
+        sample = replace(sample, interval=Interval(*[float(taus[0])] * 4))
+    return _directed(sample)
 
 
 def exact(measured: Mapping[str, Sequence[float]], expected: Mapping[str, float]) -> Verdict:
@@ -271,7 +268,7 @@ def exact(measured: Mapping[str, Sequence[float]], expected: Mapping[str, float]
     if n == 0:
         missing = ", ".join(name for name in expected if not measured.get(name))
         nan = math.nan
-        return Verdict(Outcome.TOO_FEW_SEEDS, nan, nan, nan, 0, 1, f"Nothing measured yet: {missing}.")
+        return Verdict(Outcome.TOO_FEW_SEEDS, nan, nan, nan, 0, None, f"Nothing measured yet: {missing}.")
     runs = [(name, x) for name in expected for x in measured[name]]
     wrong = [(x - expected[name], name, x) for name, x in runs if x != expected[name]]
     off, name, found = max(wrong, key=lambda miss: abs(miss[0]), default=(0.0, "", 0.0))

@@ -77,7 +77,7 @@ def records_of(experiment: Experiment, profile: str, seeds: int, names: tuple[st
             config = replace(experiment.config(arm, experiment.profile(profile)), split=split)
             description = {
                 "recipe": f"cvxtz-ecg/{arm.train.__name__}", "protocol": experiment.module.PROTOCOL,
-                "config": {**asdict(config), "device": "cpu", "threads": 1}, "seed": seed, "data": f"{split:f<16.16}",
+                "config": {**asdict(config), "device": "cpu", "threads": 1}, "seed": seed, "data": f"{profile[0]}{split:f<15.15}",  # quick: on a part
                 "parents": {role: placed[parent] for role, parent in arm.needs.items()},
             }
             run = identity(description)
@@ -115,7 +115,7 @@ def write_pages(root: Path) -> None:
     experiment = Experiment("ecg", module)  # the same, in the copy
     records = evidence.read_records(root / RUNS)
     commands.write_bands(experiment, records)
-    pages.write_pages(experiment, records, (root / RUNS).parent, synthetic=False)
+    pages.write_pages(experiment, records, (root / RUNS).parent, committed=records, synthetic=False)
     reported = claims.load_reported(root / REPORTED, [arm.name for arm in real.arms])
     full = [r for r in records if r.profile == "full" and "published" in r.data_name]
     if full:
@@ -191,6 +191,18 @@ def test_it_passes_on_what_was_written_and_looks_at_every_file(made):
     assert set(files) == written | {BANDS}
     assert len(files) == 13
     assert {line.split(",")[1] for line in (made / "results/ecg/full-claims.csv").read_text().splitlines()} > {"primary"}
+
+
+def test_tables_of_a_part_of_the_data_show_the_full_runs_verdicts(made):
+    def column(label, name):
+        rows = csv.DictReader(io.StringIO((made / f"results/ecg/{label}-claims.csv").read_text()))
+        return {(row["claim"], row["mode"]): row[name] for row in rows if row[name]}
+
+    records = [json.loads(line) for line in (made / RUNS).read_text().splitlines()]
+    assert len({record["description"]["data"] for record in records}) == 3  # full, a part of it, another split
+    assert column("quick", "recorded")
+    assert column("quick", "recorded").items() <= column("full", "verdict").items()
+    assert not column("full-inter-patient", "recorded")
 
 
 def test_it_passes_before_the_full_runs(root):
@@ -450,10 +462,10 @@ TAMPERED: dict[str, tuple[Callable[[Path], None], str]] = {
     "a verdict from three seeds": (raw_verdict, "none from fewer than 5 seeds, found replicated, n = 3"),
     "bands from three seeds": (band_of_three, "nothing: no 5 seeds are recorded for it"),
     "a verdict in recorded.toml": (text(BANDS, '"as described" = "', '"as described" = "reversed'),
-                                   "verdicts.publishedfffffff.full.C1, as described: expected"),
+                                   "verdicts.fpublishedffffff.full.C1, as described: expected"),
     "a place inside a range": (edited(BANDS, lambda content: re.sub(
         r'(distilled\.macro_f1" = )(true|false)', lambda m: m[1] + {"true": "false", "false": "true"}[m[2]], content, count=1)),
-        "inside.publishedfffffff.full.distilled.macro_f1"),
+        "inside.fpublishedffffff.full.distilled.macro_f1"),
     "a verdict in Markdown": (text("results/ecg/full.md", "| not replicated", "| replicated    "), "column verdict"),
     "a verdict in README": (edited("README.md", lambda content: re.sub(r"[a-z ]+ \|\n<!-- table:e", "replicated |\n<!-- table:e",
                             content)), ", ecg, column verdict: expected not replicated, found replicated"),
@@ -503,7 +515,7 @@ def wrong_quantile(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def swapped_sign(monkeypatch: pytest.MonkeyPatch) -> None:
     right = judging._pair
-    monkeypatch.setattr(judging, "_pair", lambda claim, series, arm, over, p: right(claim, series, over, arm, p))
+    monkeypatch.setattr(judging, "_pair", lambda claim, series, arm, over: right(claim, series, over, arm))
 
 
 def population_std(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -230,7 +230,7 @@ def write_pages(root):
     experiment = load_experiment("choosy")
     records = evidence.read_records(root / "results/choosy/runs.jsonl")
     commands.write_bands(experiment, records)
-    pages.write_pages(experiment, records, root / "results/choosy", synthetic=False)
+    pages.write_pages(experiment, records, root / "results/choosy", committed=records, synthetic=False)
     reported = load_reported(root / "replications/choosy/reported.toml", ARMS)
     full = [line for line in records if line.profile == "full"]
     tables.update_readme(root / "README.md", [tables.summary_line("choosy", reported, full)], {})

@@ -74,12 +74,11 @@ def _replication(root: Path, experiment: Experiment, reported: Reported, groups:
     for path in sorted(path for kind in ("md", "csv", "png") for path in folder.glob(f"*.{kind}")):
         if path.name not in expected:
             yield Fault(f"results/{experiment.name}/{path.name}", "", "the records of this table", "none")
+    by_label = {evidence.label(experiment, group[0]): group for group in groups.values()}
     for group in groups.values():
-        full = next((other for (data, profile), other in groups.items() if profile == derived.FULL
-                     and data == group[0]["description"]["data"]), [])
+        full = by_label.get(evidence.label(experiment, group[0]).replace(group[0]["profile"], derived.FULL, 1), [])
         yield from _tables(folder, experiment, reported, group, full, checked)
     explanation = f"replications/{experiment.name}/README.md"
-    by_label = {evidence.label(experiment, group[0]): group for group in groups.values()}
     if (root / explanation).exists():
         text, judged = (root / explanation).read_text(encoding="utf-8"), by_label.get(derived.FULL, [])
         rows = derived.claims(reported, judged, judged) if judged else []

@@ -154,7 +154,8 @@ def _claim(row: Row, reported: Reported) -> dict[str, str]:
     if row["says"]:
         return cells | {"full verdict": row["recorded"] or NONE, "this run": row["says"]}
     verdict = row["verdict"] + (" (analogue)" if row["analogue"] else "")
-    verdict += "" if empty(row["needed_n"]) else f"; {row['needed_n']:.0f} seeds would decide"
+    steady = "" if claim.kind in ("effect", "value") else ", if the mean stays"
+    verdict += "" if empty(row["needed_n"]) else f"; {row['needed_n']:.0f} seeds would decide{steady}"
     changed = row["recorded"] and row["recorded"] != row["verdict"]
     return cells | {"verdict": verdict + (f"; recorded: {row['recorded']}" if changed else "")}
 
@@ -177,8 +178,11 @@ def _measured(claim: Claim, reported: Reported, mean: float, low: float, high: f
 
 def _aim(claim: Claim, reported: Reported) -> str:
     if claim.kind in ("effect", "value"):
-        sign = "+" if claim.kind == "effect" else ""
-        return printed(reported, claim.metric, float(claim.keys["reported"]), sign, claim.keys["decimals"])
+        size = float(claim.keys["reported"])
+        if claim.kind == "value":
+            return printed(reported, claim.metric, size, decimals=claim.keys["decimals"])
+        digits = next(n for n in range(20) if round(size, n) == size)
+        return printed(reported, claim.metric, size, "+", max(claim.keys["decimals"], digits))
     if claim.kind == "exact":
         return " ".join(f"{number:,.12g}" for number in dict.fromkeys(n for mode in claim.modes.values() for n in mode.expected))
     if claim.kind == "non-inferior":

@@ -75,26 +75,29 @@ def _differences(series: Series, arm: str, over: str, lower: bool) -> list[float
 
 def _made(outcome: str, found: Sample, aim: float = 0.0, reason: Sequence[str] = ()) -> Ruling:
     """`aim`: the half-width of the interval that would decide."""
-    needed = None
-    if found.std > 0 and outcome in (INCONCLUSIVE, TOO_FEW):
-        needed = deciding(found.std, aim)
-    elif outcome == TOO_FEW:
-        needed = LEAST
+    needed = deciding(found.std, aim) if found.std > 0 and outcome == INCONCLUSIVE else None
     return Ruling(outcome, found.mean, found.low, found.high, found.n, needed, tuple(reason))
 
 
-def _undecidable(found: Sample, aim: float) -> Ruling | None:
+def _undecidable(found: Sample) -> Ruling | None:
     if found.n < LEAST:
-        return _made(TOO_FEW, found, aim, [str(LEAST)])
+        return _made(TOO_FEW, found, reason=[str(LEAST)])
     return _made(INCONCLUSIVE, found) if math.isnan(found.low) else None
+
+
+def _nothing(found: Sample) -> bool:
+    """Whether every seed says zero."""
+    return found.std == found.low == found.high == 0
 
 
 def _sized(claim: Claim, found: Sample, size: float, margin: float) -> Ruling:
     rounding = claim.rounding
     if rounding > margin or math.isclose(rounding, margin):
         return _directed(found)
-    if early := _undecidable(found, margin / 2):
+    if early := _undecidable(found):
         return early
+    if _nothing(found):
+        return _made(NO_DIFFERENCE, found, 0.0, [f"{size:+.4g}"])
     if claim.std is not None and claim.runs is not None and claim.runs >= 2:
         std, runs, freedom = claim.std, claim.runs, found.n + claim.runs - 2
     else:
@@ -112,9 +115,9 @@ def _sized(claim: Claim, found: Sample, size: float, margin: float) -> Ruling:
 
 
 def _directed(found: Sample) -> Ruling:
-    if early := _undecidable(found, abs(found.mean)):
+    if early := _undecidable(found):
         return early
-    if found.std == 0 == found.mean:  # only trends get here: every seed's tau is 0
+    if _nothing(found):
         return _made(NO_DIFFERENCE, found)
     outcome = REPLICATED if found.low > 0 else REVERSED if found.high < 0 else INCONCLUSIVE
     return _made(outcome, found, abs(found.mean))
@@ -122,7 +125,7 @@ def _directed(found: Sample) -> Ruling:
 
 def _bounded(found: Sample, margin: float, two_sided: bool) -> Ruling:
     room = min(abs(found.mean + margin), abs(margin - found.mean) if two_sided else math.inf)
-    if early := _undecidable(found, room):
+    if early := _undecidable(found):
         return early
     ceiling = margin if two_sided else math.inf
     if found.lower > -margin and found.upper < ceiling:
@@ -135,7 +138,7 @@ def _bounded(found: Sample, margin: float, two_sided: bool) -> Ruling:
 def _best(rivals: Mapping[str, Sample]) -> Ruling:
     fewest = min(rivals.values(), key=lambda found: found.n)
     if fewest.n < LEAST:
-        return _made(TOO_FEW, fewest, abs(fewest.mean), [str(LEAST)])
+        return _made(TOO_FEW, fewest, reason=[str(LEAST)])
     adjusted = dict(zip(rivals, holm([found.p for found in rivals.values()]), strict=True))
     ranked = sorted(rivals.items(), key=lambda item: item[1].mean)
     for name, found in ranked:
@@ -144,7 +147,7 @@ def _best(rivals: Mapping[str, Sample]) -> Ruling:
     nearest = ranked[0][1]
     if all(p < 0.05 for p in adjusted.values()):
         return _made(REPLICATED, nearest)
-    return _made(INCONCLUSIVE, nearest, abs(nearest.mean))
+    return _made(NO_DIFFERENCE, nearest) if _nothing(nearest) else _made(INCONCLUSIVE, nearest, abs(nearest.mean))
 
 
 def _trend(mode: Mode, series: Series) -> Ruling:
@@ -162,7 +165,7 @@ def _trend(mode: Mode, series: Series) -> Ruling:
 def _exact(mode: Mode, series: Series) -> Ruling:
     n = min(len(series.get(arm, {})) for arm in mode.arms)
     if n == 0:
-        return Ruling(TOO_FEW, NAN, NAN, NAN, 0, 1)
+        return Ruling(TOO_FEW, NAN, NAN, NAN, 0)
     misses = [(value - wanted, value, wanted) for arm, wanted in zip(mode.arms, mode.expected, strict=True)
               for value in series[arm].values() if value != wanted]
     if not misses:

@@ -41,10 +41,11 @@ def constant(values: Sequence[float]) -> bool:
 
 
 def sample(values: Sequence[float]) -> Sample:
-    """What the rule needs to know of one number a seed; without bounds where s = 0."""
+    """What the rule needs to know of one number a seed; without bounds where s = 0, but for zero in every seed."""
     n = len(values)
     if constant(values):
-        return Sample(n, float(np.mean(values)) if n else NAN, 0.0)
+        bounds = (0.0,) * 4 if n >= LEAST and max(map(abs, values)) <= 1e-12 else (NAN,) * 4
+        return Sample(n, float(np.mean(values)) if n else NAN, 0.0, *bounds)
     mean, std = float(np.mean(values)), float(np.std(values, ddof=1))
     error = std / math.sqrt(n)
     two, one = t(0.975, n - 1) * error, t(0.95, n - 1) * error

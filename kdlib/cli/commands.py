@@ -32,7 +32,8 @@ def run(options: argparse.Namespace) -> int:
     summary = train(session, jobs)
     records = records_of(session, jobs, summary)
     folder = ROOT / "results" / session.experiment.name / "local"
-    for page in write_pages(session.experiment, records, folder, synthetic=session.synthetic):
+    committed = evidence.read_records(folder.parent / "runs.jsonl")
+    for page in write_pages(session.experiment, records, folder, committed=committed, synthetic=session.synthetic):
         print("\n" + page)
     print(f"Written to {folder}")
     if rest := left_of_profile(session):
@@ -92,7 +93,7 @@ def record(options: argparse.Namespace) -> int:
     records = evidence.merged(past, records_of(session, jobs, summary))
     evidence.write_records(path, records, [arm.name for arm in session.experiment.arms])
     write_bands(session.experiment, [r for r in records if r.profile == session.profile_name])
-    for page in write_pages(session.experiment, records, folder, synthetic=False):
+    for page in write_pages(session.experiment, records, folder, committed=records, synthetic=False):
         print(page)
     return tell(failures(jobs, summary))
 
@@ -143,8 +144,8 @@ def tables(options: argparse.Namespace) -> int:
     for name in options.names or replications(ROOT):
         path = ROOT / "results" / name / "runs.jsonl"
         if path.exists():
-            experiment = load_experiment(name)
-            write_pages(experiment, evidence.read_records(path), path.parent, synthetic=False)
+            records = evidence.read_records(path)
+            write_pages(load_experiment(name), records, path.parent, committed=records, synthetic=False)
             print(f"written {path.parent}")
     update_readme(ROOT)
     return 0

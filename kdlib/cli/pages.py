@@ -12,6 +12,7 @@ from kdlib.experiment import Experiment, load_experiment, replications
 from kdlib.recorded import read_recorded
 from kdlib.report import evidence
 from kdlib.report import tables as report
+from kdlib.report.frames import FULL
 
 EXAMPLE = "ecg"  # the replication whose quick table README shows
 
@@ -21,15 +22,22 @@ def reported_of(experiment: Experiment) -> Reported:
     return load_reported(experiment.folder / "reported.toml", [arm.name for arm in experiment.arms])
 
 
-def write_pages(experiment: Experiment, records: Sequence[evidence.Record], folder: Path, *, synthetic: bool) -> list[str]:
-    """The tables (and the figure, where the replication has a `figures.py`) of each profile and data set among the records."""
+def write_pages(experiment: Experiment, records: Sequence[evidence.Record], folder: Path, *,
+                committed: Sequence[evidence.Record], synthetic: bool) -> list[str]:
+    """The tables (and the figure, where the replication has a `figures.py`) of each profile and data set among the records.
+
+    Those of reduced profiles show the recorded verdicts of the full runs among `committed`.
+    """
     reported, bands = reported_of(experiment), read_recorded(experiment.folder / "recorded.toml")
+    # A reduced profile may train on a part of the data: the full runs to compare with are those of the same label, not digest.
+    full_data = {_label(experiment, record, False): record.data for record in committed if record.profile == FULL}
     pages = []
     for (digest, profile_name), group in evidence.grouped(records).items():
         profile = experiment.profile(profile_name)
         label = _label(experiment, group[0], synthetic and not profile.synthetic)
+        data = digest if profile_name == FULL else full_data.get(label.replace(profile_name, FULL, 1), digest)
         pages.append(report.write_tables(folder, label, experiment, reported, group, profile=profile_name,
-                                         reduced=profile.reduced, synthetic=synthetic, recorded=bands.get((digest, "full"))))
+                                         reduced=profile.reduced, synthetic=synthetic, recorded=bands.get((data, FULL))))
         if (experiment.folder / "figures.py").exists():
             importlib.import_module(f"replications.{experiment.name}.figures").draw(group, reported, folder / f"{label}.png")
     return pages
@@ -49,7 +57,7 @@ def update_readme(root: Path) -> None:
     for name in replications(root):
         experiment, path = load_experiment(name), root / "results" / name / "runs.jsonl"
         records = evidence.read_records(path)
-        usual = [r for r in records if r.profile == "full" and _label(experiment, r, False) == "full"]
+        usual = [r for r in records if r.profile == FULL and _label(experiment, r, False) == FULL]
         rows.append(report.summary_line(name, reported_of(experiment), usual))
     shown = {EXAMPLE: page.read_text(encoding="utf-8")} if (page := root / "results" / EXAMPLE / "quick.md").exists() else {}
     report.update_readme(root / "README.md", rows, shown)

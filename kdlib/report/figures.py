@@ -83,7 +83,9 @@ def bars(axes: Axes, values: Mapping[str, Numbers], xlabel: str, title: str) -> 
 def claim(axes: Axes, value: float) -> None:
     """Mark the reported difference among bars."""
     axes.axvline(value, color="black", linestyle="--", linewidth=0.8)
-    axes.text(value, axes.get_ylim()[1], " reported", fontsize=8, va="top")
+    left, right = axes.get_xlim()
+    near_the_edge = value > left + 0.8 * (right - left)
+    axes.text(value, axes.get_ylim()[1], " reported ", fontsize=8, va="top", ha="right" if near_the_edge else "left")
 
 
 def means(found: Metrics, arms: Names) -> Numbers:

@@ -8,6 +8,7 @@ import textwrap
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from kdlib.claims import Claim, Reported, Value
@@ -171,8 +172,9 @@ def mark(claim: Claim) -> str:
 def aim(claim: Claim, shown: Scale) -> str:
     """What the source reports, or what a claim without a number asks of the difference."""
     match claim.kind:
-        case "effect":
-            return shown.show(claim.reported, "+", claim.decimals)
+        case "effect":  # the difference of two numbers may have more digits than one of them
+            digits = -int(Decimal(str(claim.reported)).as_tuple().exponent)
+            return shown.show(claim.reported, "+", max(claim.decimals, digits))
         case "value":
             return shown.show(claim.reported, decimals=claim.decimals)
         case "non-inferior":
@@ -207,6 +209,7 @@ def found(claim: Claim, shown: Scale, measured: float, low: float, high: float) 
 def _verdict_cell(row: Any) -> str:
     text = str(row["verdict"]) + (" (analogue)" if row["analogue"] else "")
     if not math.isnan(row["needed_n"]):
-        text += f"; {row['needed_n']:.0f} seeds would decide"
+        steady = "" if row["kind"] in ("effect", "value") else ", if the mean stays"
+        text += f"; {row['needed_n']:.0f} seeds would decide{steady}"
     recorded = row["recorded"]
     return text + (f"; recorded: {recorded}" if recorded and recorded != row["verdict"] else "")

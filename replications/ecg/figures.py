@@ -23,9 +23,9 @@ def draw(records: Sequence[Record], reported: Reported, path: Path) -> None:
     for arm, color in CURVES.items():
         if curves := [selected(r.history) for r in records if r.arms.get(arm) == "final"]:
             band(left, np.array(curves), arm, color)
-    for epoch in (config["released_epochs"], config["epochs"]):
-        left.axvline(epoch, color="black", linewidth=0.8, linestyle=":")
-    left.text(config["released_epochs"], left.get_ylim()[0], " released baseline stops", va="bottom", fontsize=8)
+    if any("released_baseline" in record.arms for record in records):
+        left.axvline(config["released_epochs"], color="black", linewidth=0.8, linestyle=":")
+        left.text(config["released_epochs"], left.get_ylim()[0], "released baseline stops ", va="bottom", ha="right", fontsize=8)
     left.set(xlabel="epochs trained", ylabel="macro F1 on test",
              title="F1 of the weights chosen so far (lowest validation loss; band: all seeds)")
     left.title.set_fontsize(10)

@@ -72,7 +72,7 @@ ARMS = (
       for alpha, t in CELLS),
 )
 HEADLINE = ("teacher", "baseline_64", "baseline", cell(0.6, 8), cell(1.0, 8), "sham")
-BANDED = ("accuracy", "training_loss")  # with recorded bands; a sham is outside that of the loss
+BANDED = ("accuracy", "training_loss")  # with recorded bands; the loss is what a sham teacher moves most
 CHECK = ("baseline", cell(0.6, 8))  # what `check` trains, with seed 0
 PROFILES = {
     "full": Profile(PAPER, seeds=5),

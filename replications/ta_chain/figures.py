@@ -64,8 +64,8 @@ def points(axes: plt.Axes, places: Sequence[float], series: Sequence[list[float]
         return
     counts = sorted({len(row) for _, row in shown})
     n = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
-    axes.plot([place for place, _ in shown], [row.mean() for _, row in shown], "o-", color=color, linewidth=1,
-              label=f"{label} (n = {n})")
+    means = [scale * np.mean(row) if row else np.nan for row in series]  # an arm without runs breaks the line
+    axes.plot(places, means, "o-", color=color, linewidth=1, label=f"{label} (n = {n})")
     for place, row in shown:
         axes.plot(np.full(len(row), place), row, "o", color="white", markeredgecolor=color, markersize=3)
         if len(row) > 1 and np.ptp(row) > 0:

@@ -80,7 +80,7 @@ ARMS = (
     Arm("sham", ("sham",), train_distilled_sham, {"teacher": "baseline_64"}, SLOWS | FIRST),
 )
 HEADLINE = ("baseline_64", "baseline_slowed", f"self_{cell(0.2, 2)}", f"self_{cell(1.0, 2)}", "smoothed", "sham")
-BANDED = ("accuracy", "training_loss")  # with recorded bands; a sham is outside that of the loss
+BANDED = ("accuracy", "training_loss")  # with recorded bands; the loss is what a sham teacher moves most
 CHECK = ("smoothed", f"self_{cell(1.0, 2)}")  # what `check` trains, with seed 0; at alpha 0.2 it could not tell a sham
 PROFILES = {
     "full": Profile(PAPER, seeds=5),
