@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import nox
+from nox.command import CommandFailed
 
 nox.needs_version = ">=2024.4.15"
 nox.options.sessions = ["tests"]
@@ -90,9 +91,15 @@ def tables(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none", requires=["environment"])
 def replicate(session: nox.Session) -> None:
-    """Run every replication; options after -- as for one."""
+    """Run every replication, whatever comes of those before it; options after -- as for one."""
+    failed = []
     for name in REPLICATIONS:
-        run(session, "-m", "kdlib", "run", name, *session.posargs)
+        try:
+            run(session, "-m", "kdlib", "run", name, *session.posargs)
+        except CommandFailed:
+            failed.append(name)
+    if failed:
+        session.error(f"something failed in {', '.join(failed)}: see above")
 
 
 def add_replication(name: str) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from kdlib.environment import environment, peak_memory_bytes
+from kdlib.environment import environment, source_digest
 from kdlib.errors import KDError
 from kdlib.experiment import Compute, Run, load_experiment
 from kdlib.files import sha256
@@ -52,7 +52,6 @@ class Summary:
 
 Group = list[Job]  # trained in one loop; most are of one job
 Report = Callable[[Event], None]
-Environment = Mapping[str, Any]
 
 
 def execute(jobs: Sequence[Job], store: Store, *, compute: Compute, folders: Mapping[str, Path], workers: int = 1,
@@ -65,29 +64,31 @@ def execute(jobs: Sequence[Job], store: Store, *, compute: Compute, folders: Map
     """
     summary = Summary()
     groups: dict[str, Group] = {}
-    # Looked up now, not when a run ends: the tree may be edited meanwhile, and the code in memory is that of now.
-    made_by = {name: environment(load_experiment(name).folder, compute.device) for name in {job.experiment for job in jobs}}
     for job in jobs:
         groups.setdefault(job.group or job.description.id, []).append(job)
         if (run := store.find(job.description, _notices(job, report))) is not None:
             summary.finished[run.id] = run
-            _tell_of_other_source(job, run, made_by[job.experiment]["source"], report)
+            _tell_of_other_source(job, run, report)
             report(Event("reused", job))
     todo = [group for group in groups.values() if any(job.description.id not in summary.finished for job in group)]
     if workers > 1 and len(todo) > 1:
-        _in_processes(todo, store, compute, folders, made_by, workers, report, summary)
+        _in_processes(todo, store, compute, folders, workers, report, summary)
         return summary
     torch.set_num_threads(compute.threads)
     while todo := [group for group in todo if not _blocked(group, summary, report)]:
         group = _ready(todo, summary)[0]
         todo.remove(group)
-        error = _train_safely(group, store, compute, folders, made_by[group[0].experiment], report)
+        error = _train_safely(group, store, compute, folders, report)
         _settle(group, error, store, summary, report)
     return summary
 
 
-def _tell_of_other_source(job: Job, run: FinishedRun, source: str, report: Report) -> None:
-    if run.environment.get("source") != source:
+def _tell_of_other_source(job: Job, run: FinishedRun, report: Report) -> None:
+    try:  # replications of one source share runs: what counts are the files of the one that made it
+        maker = load_experiment(run.environment.get("replication", job.experiment))
+    except KDError:
+        maker = load_experiment(job.experiment)
+    if run.environment.get("source") != source_digest(maker.folder):
         report(Event("notice", job, f"run {run.id} was made by other source files than these (commit "
                                     f"{str(run.environment.get('commit'))[:10]}); it is reused because its protocol and "
                                     "configuration are the same. Raise PROTOCOL where the edit can move results"))
@@ -104,8 +105,8 @@ def _notices(job: Job, report: Report) -> Callable[[str], None]:
     return lambda text: report(Event("notice", job, text))
 
 
-def _in_processes(todo: list[Group], store: Store, compute: Compute, folders: Mapping[str, Path],
-                  made_by: Mapping[str, Environment], workers: int, report: Report, summary: Summary) -> None:
+def _in_processes(todo: list[Group], store: Store, compute: Compute, folders: Mapping[str, Path], workers: int, report: Report,
+                  summary: Summary) -> None:
     context = multiprocessing.get_context("spawn")
     manager = SyncManager(ctx=context)
     manager.start(_end_with_parent)
@@ -118,8 +119,7 @@ def _in_processes(todo: list[Group], store: Store, compute: Compute, folders: Ma
                 todo[:] = [group for group in todo if not _blocked(group, summary, report)]
                 for group in _ready(todo, summary, bool(running))[: workers - len(running)]:
                     todo.remove(group)
-                    made = made_by[group[0].experiment]
-                    running[pool.submit(_train_in_worker, group, store, compute, folders, made, events)] = group
+                    running[pool.submit(_train_in_worker, group, store, compute, folders, events)] = group
                 done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
                 _pass_on(events, report)
                 for future in done:
@@ -166,9 +166,8 @@ def _pass_on(events: Any, report: Report) -> None:
             return
 
 
-def _train_in_worker(group: Group, store: Store, compute: Compute, folders: Mapping[str, Path], made_by: Environment,
-                     events: Any) -> str:
-    return _train_safely(group, store, compute, folders, made_by, events.put)
+def _train_in_worker(group: Group, store: Store, compute: Compute, folders: Mapping[str, Path], events: Any) -> str:
+    return _train_safely(group, store, compute, folders, events.put)
 
 
 def _blocked(group: Group, summary: Summary, report: Report) -> bool:
@@ -197,8 +196,7 @@ def _settle(group: Group, error: str, store: Store, summary: Summary, report: Re
             report(Event("finished", job, numbers={"seconds": run.environment["seconds"]}))
 
 
-def _train_safely(group: Group, store: Store, compute: Compute, folders: Mapping[str, Path], made_by: Environment,
-                  report: Report) -> str:
+def _train_safely(group: Group, store: Store, compute: Compute, folders: Mapping[str, Path], report: Report) -> str:
     """Train a group; gives "" or why it failed (the traceback of an unexpected error goes to the first run's work folder)."""
     try:
         with ExitStack() as locks:
@@ -208,7 +206,7 @@ def _train_safely(group: Group, store: Store, compute: Compute, folders: Mapping
             if missing:
                 for job in missing:
                     report(Event("started", job))
-                _train(group, missing, store, compute, folders, made_by, report)
+                _train(group, missing, store, compute, folders, report)
         return ""
     except KDError as error:
         return str(error)
@@ -228,11 +226,16 @@ def _work_folder(group: Group, store: Store) -> Path:
     return store.work_folder(ids[0] if len(ids) == 1 else sha256("".join(ids).encode())[:ID_LENGTH])
 
 
-def _train(group: Group, missing: Group, store: Store, compute: Compute, folders: Mapping[str, Path], made_by: Environment,
-           report: Report) -> None:
+def _train(group: Group, missing: Group, store: Store, compute: Compute, folders: Mapping[str, Path], report: Report) -> None:
     experiment = load_experiment(group[0].experiment)
+    # Of this process, which reads digest and commit once, when it imports the code: the tree may be edited meanwhile.
+    made_by = environment(experiment.folder, compute.device)
     work = _work_folder(group, store)
-    clock = Clock(work / "seconds.txt")
+    # Named by the source files: a run that was begun by other code starts again rather than become half of each.
+    checkpoint, clock = work / f"checkpoint-{made_by['source']}.safetensors", Clock(work / f"seconds-{made_by['source']}.txt")
+    if not checkpoint.exists() and list(work.glob("checkpoint-*.safetensors")):
+        report(Event("notice", group[0], f"{work} holds a checkpoint of other source files than these; this run starts from its "
+                                         "first epoch"))
 
     def on_epoch(progress: Progress) -> None:
         clock.save()
@@ -242,15 +245,12 @@ def _train(group: Group, missing: Group, store: Store, compute: Compute, folders
                 report(Event("epoch", job, progress.notice, progress.epoch, progress.count, numbers))
                 progress.notice = ""
 
-    # Named by the source files: a run that was begun by other code starts again rather than become half of each.
-    checkpoint = work / f"checkpoint-{made_by['source']}.safetensors"
     runs = [Run(job.config, job.description.seed, experiment.load_data(job.config, folders), torch.device(compute.device),
                 job.label, {role: (store.resolve(run), snapshot) for role, (run, snapshot) in job.parents.items()},
                 checkpoint, on_epoch) for job in group]
     arm = experiment.arm(group[0].arms[0])
     results = [arm.train(runs[0])] if arm.together is None or len(runs) == 1 else arm.together(runs)
-    about = {**made_by, "seconds": round(clock.seconds / len(runs), 2), "threads": torch.get_num_threads(),
-             "peak_memory_bytes": peak_memory_bytes()}
+    about = {**made_by, "seconds": round(clock.seconds / len(runs), 2), "threads": torch.get_num_threads()}
     for job, result in zip(group, results, strict=True):
         if job in missing:
             store.save(job.description, result, about)

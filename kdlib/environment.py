@@ -6,14 +6,17 @@ import hashlib
 import platform
 import subprocess
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-# The files of kdlib that can move a result; a change elsewhere (tables, command line) gives no notice.
-TRAINING_MODULES = ("augment", "batches", "experiment", "losses", "metrics", "networks", "seeds", "targets", "training")
+# The files of kdlib that can move a result; a change elsewhere (tables, command line, downloads) gives no notice.
+TRAINING_MODULES = ("augment", "batches", "compiled", "experiment", "losses", "metrics", "networks", "replicas", "runs", "seeds",
+                    "targets", "training")
+NOT_TRAINING = ("fetch.py", "figures.py", "transfer.py")
 
 
 def environment(experiment_folder: Path, device: str) -> dict[str, Any]:
@@ -22,9 +25,16 @@ def environment(experiment_folder: Path, device: str) -> dict[str, Any]:
 
     commit, clean = git_state(experiment_folder)
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
-                "kdlib": __version__}
-    return {"commit": commit, "clean": clean, "source": source_digest(experiment_folder), "versions": versions,
-            "platform": f"{platform.system()} {platform.machine()}", "device": device_name(device)}
+                "numba": _numba_version(), "kdlib": __version__}
+    return {"replication": experiment_folder.name, "commit": commit, "clean": clean, "source": source_digest(experiment_folder),
+            "versions": versions, "platform": f"{platform.system()} {platform.machine()}", "device": device_name(device)}
+
+
+def _numba_version() -> str:
+    try:
+        return version("numba")
+    except PackageNotFoundError:
+        return "none"
 
 
 @cache
@@ -48,7 +58,8 @@ def source_digest(experiment_folder: Path) -> str:
     files = [*experiment_folder.glob("*.py"), *experiment_folder.parent.glob("*.py"), *library.glob("data/*.py"),
              *(library / f"{name}.py" for name in TRAINING_MODULES)]
     # By name within its folder, not by path: a copied replication has the same digest.
-    parts = sorted((path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files if path.exists())
+    parts = sorted((path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files
+                   if path.exists() and path.name not in NOT_TRAINING)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
@@ -63,13 +74,3 @@ def device_name(device: str) -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-def peak_memory_bytes() -> int:
-    """The most memory this process has held (0 where the system does not say)."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if platform.system() == "Darwin" else peak * 1024)

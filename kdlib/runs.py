@@ -138,6 +138,14 @@ class Store:
             notice(f"{error}. Set aside as {self.set_aside(folder)}; the run is made again.")
             return None
 
+    def has(self, description: Description) -> bool:
+        """Whether there is a complete run of that description; moves nothing."""
+        try:
+            read_run(self.run_folder(description.id))
+        except DamagedFile:
+            return False
+        return True
+
     def set_aside(self, folder: Path) -> Path:
         """Move a damaged run out of the way, to `folder`/damaged, and say where."""
         target = self.folder / "damaged" / f"{folder.name}.{time.time_ns()}"
@@ -200,11 +208,15 @@ class Store:
 
     def resolve(self, prefix: str) -> FinishedRun:
         """The one run whose id starts with `prefix`; KDError where there is none, or more than one."""
+        return read_run(self.run_folder(self.resolve_id(prefix)))
+
+    def resolve_id(self, prefix: str) -> str:
+        """The one id that starts with `prefix`, of a run that may be damaged; KDError as for `resolve`."""
         found = [run_id for run_id in self.ids() if run_id.startswith(prefix)]
         if len(found) != 1 or not prefix:
             raise KDError(f"run '{prefix}': expected the beginning of one id in {self.folder}, found {len(found)}; "
                           "see `kd runs list`")
-        return read_run(self.run_folder(found[0]))
+        return found[0]
 
 
 def read_run(folder: Path, *, check: bool = True) -> FinishedRun:

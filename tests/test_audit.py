@@ -77,7 +77,8 @@ def records_of(experiment: Experiment, profile: str, seeds: int, names: tuple[st
             config = replace(experiment.config(arm, experiment.profile(profile)), split=split)
             description = {
                 "recipe": f"cvxtz-ecg/{arm.train.__name__}", "protocol": experiment.module.PROTOCOL,
-                "config": {**asdict(config), "device": "cpu", "threads": 1}, "seed": seed, "data": f"{profile[0]}{split:f<15.15}",  # quick: on a part
+                "config": {**asdict(config), "device": "cpu", "threads": 1}, "seed": seed,
+                "data": f"{profile[0]}{split:f<15.15}",  # quick trains on a part
                 "parents": {role: placed[parent] for role, parent in arm.needs.items()},
             }
             run = identity(description)

@@ -7,13 +7,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from kdlib.cli import main
+from kdlib.cli import how_to_go_on, main
+from kdlib.cli.commands import departures
 from kdlib.cli.live import Plain
 from kdlib.engine import Event
+from kdlib.experiment import load_experiment
 from kdlib.plan import Job
+from kdlib.report.evidence import read_records
 from kdlib.runs import Description
 
 ROOT = Path(__file__).parents[1]
@@ -41,7 +45,9 @@ def tree(tmp_path, monkeypatch):
     (["run", "egc"], "no replication 'egc'"),
     (["run", "ecg", "--profile", "quik"], "no profile 'quik'; there are full, quick, smoke"),
     (["run", "ecg", "--profile", "smoke", "--arms", "studnet"], "no arm 'studnet'; there are"),
-    (["run", "ecg", "--profile", "smoke", "--device", "tpu"], "expected cpu or cuda"),
+    (["run", "ecg", "--profile", "smoke", "--device", "tpu"], "expected cpu, cuda, or cuda:N"),
+    (["run", "ecg", "--profile", "smoke", "--device", "cpu:0"], "expected cpu, cuda, or cuda:N"),
+    (["run", "ecg", "--profile", "smoke", "--device", "cuda:99"], "expected CUDA device 99, found "),
     (["run", "ecg", "--require-real"], "KDLIB_OFFLINE"),
     (["run", "ecg", "--data", "nowhere"], "nowhere"),
     (["check", "ecg"], "KDLIB_OFFLINE"),
@@ -58,7 +64,8 @@ def test_mistakes_are_one_sentence_and_status_2(tree, capsys, arguments, said):
     assert "Traceback" not in errors
 
 
-@pytest.mark.parametrize("arguments", [["run", "ecg", "--seeds", "0"], ["run", "ecg", "--seed", "-1"], ["frobnicate"], []])
+@pytest.mark.parametrize("arguments", [["run", "ecg", "--seeds", "0"], ["run", "ecg", "--seed", "-1"], ["frobnicate"], [],
+                                       ["run", "ecg", "--seed", "x"], ["run", "ecg", "--seeds", "5", "--seed", "3"]])
 def test_wrong_options_are_argparses_business(capsys, arguments):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
@@ -106,8 +113,12 @@ def test_without_the_data_a_run_is_synthetic_marked_and_without_verdicts(tree, c
     assert kd(capsys, "runs", "verify", *store)[0] == 0
     with (tree / "store" / "runs" / ids[1] / "run.json").open("a") as file:
         file.write(" ")
-    status, out, _ = kd(capsys, "runs", "verify", *store)
-    assert (status, f"{ids[1]}  damaged" in out) == (1, True)
+    for named in ([], [ids[1][:8]]):
+        status, out, _ = kd(capsys, "runs", "verify", *named, *store)
+        assert (status, f"{ids[1]}  damaged" in out) == (1, True)
+    # A look at what is left moves nothing: only the run that makes it again sets the damaged one aside, and says so.
+    assert "in the store" in kd(capsys, "run", "ecg", "--dry-run", *store)[1]
+    assert (tree / "store" / "runs" / ids[1]).exists()
 
 
 def test_dry_run_trains_nothing(tree, capsys):
@@ -116,6 +127,27 @@ def test_dry_run_trains_nothing(tree, capsys):
     assert "cost not known" in out
     assert "5 runs" in out
     assert not (tree / "store").exists()
+
+
+def test_verdicts_of_fewer_seeds_are_not_held_against_the_recorded_ones(capsys):
+    """Ranges and verdicts depend on the number of seeds: MNIST's first 5 of 20 would change one."""
+    records = [r for r in read_records(ROOT / "results" / "mnist" / "runs.jsonl") if r.profile == "full"]
+    assert {r.seed for r in records} == set(range(20))
+    for seeds, told in ((5, True), (20, False)):
+        session = SimpleNamespace(experiment=load_experiment("mnist"), profile_name="full", seeds=tuple(range(seeds)))
+        assert departures(session, [r for r in records if r.seed < seeds]) == []
+        assert ("not compared with the recorded ones, which are of 20 seeds, 0 to 19" in capsys.readouterr().out) == told
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["run", "ecg", "--seed", "3"], "kd run ecg --seed 3\n  or: nox -s replicate_ecg -- --seed 3"),
+    (["run", "--seed", "3", "ecg"], "kd run --seed 3 ecg"),
+    (["record", "ecg"], "kd record ecg"),
+    (["check"], ""),  # its store is a temporary folder
+    (["data", "fetch"], ""),
+])
+def test_how_to_go_on(arguments, said):
+    assert how_to_go_on(arguments).partition("To continue:\n  ")[2] == said
 
 
 def test_list_names_every_replication_profile_and_arm(tree, capsys):

@@ -96,12 +96,19 @@ def test_what_else_decides_a_result_moves_every_id(toy, monkeypatch):
     monkeypatch.undo()
 
 
-def test_a_copy_under_another_name_shares_the_runs(toy, toy_root):
+def test_a_copy_under_another_name_shares_the_runs(toy, toy_root, store):
     shutil.copytree(toy_root / "replications" / "toy", toy_root / "replications" / "copy")
     try:
         ids = [[job.description.id for job in jobs_of(load_experiment(name), "grandchild")] for name in ("toy", "copy")]
         assert ids[0] == ids[1]
         assert source_digest(load_experiment("copy").folder) == source_digest(toy.folder)
+        # Its own files may differ; those of the replication that made a run are asked for.
+        with (toy_root / "replications" / "copy" / "experiment.py").open("a") as file:
+            file.write("# other arms, say\n")
+        source_digest.cache_clear()
+        run_here(jobs_of(toy, "teacher"), store)
+        _, events = run_here(jobs_of(load_experiment("copy"), "teacher"), store)
+        assert [event.kind for event in events] == ["reused"]
     finally:
         shutil.rmtree(toy_root / "replications" / "copy")
 
@@ -279,6 +286,8 @@ def test_a_checkpoint_made_by_other_source_files_is_not_continued(toy, store):
     toy.arm("baseline").train(run)
     assert run.checkpoint.exists()
     _, events = run_here([job], store)
+    assert [event.kind for event in events][:2] == ["started", "notice"]
+    assert "a checkpoint of other source files" in events[1].text
     assert [event.epoch for event in events if event.kind == "epoch"] == [1, 2, 3]
 
 
@@ -293,7 +302,7 @@ def test_the_seconds_of_earlier_lives_count(toy, store):
     (job,) = jobs_of(toy, "baseline")
     work = store.work_folder(job.description.id)
     work.mkdir(parents=True)
-    (work / "seconds.txt").write_text("1000\n")
+    (work / f"seconds-{source_digest(toy.folder)}.txt").write_text("1000\n")
     summary, _ = run_here([job], store)
     (run,) = summary.finished.values()
     assert 1000 < run.environment["seconds"] < 1100
@@ -318,7 +327,7 @@ def test_what_a_run_says_of_its_environment(toy, store):
     assert (about["commit"], about["clean"]) == ("unknown", None)
     assert about["source"] == source_digest(toy.folder)
     assert about["threads"] == 1
-    assert about["peak_memory_bytes"] > 1e7
+    assert about["replication"] == "toy"
     assert 0 <= about["seconds"] < 60
     assert read_run(run.folder) == run
 

@@ -22,6 +22,7 @@ NOTED = {"95", "1", "5"}  # the numbers that the notes below the tables hold: le
 COLUMNS = {"agreement": ("agree", ".3f"), "teacher_kl": ("KL", ".3f"), "entropy": ("entropy", ".3f"),
            "parameters": ("params", ",.0f"), "epochs": ("epochs", "g")}  # fmt: skip
 
+VERSIONS = ("python", "torch", "numpy", "numba", "kdlib")
 
 def printed(reported: Reported, metric: str, number: Any, sign: str = "", decimals: int | None = None) -> str:
     """A number as tables print it."""
@@ -87,8 +88,8 @@ def _heading(experiment: Experiment, reported: Reported, records: Sequence[Recor
         f"- seeds: {len(seeds)} ({', '.join(map(str, seeds))}), {len(records)} runs",
         "- device: " + _each(map(_device, records)),
         "- records: SHA-256 " + hashlib.sha256("".join(sorted(canonical(r) + "\n" for r in records)).encode()).hexdigest(),
-        "- versions: " + _each(", ".join(f"{name} {e['versions'][name]}" for name in ("python", "torch", "numpy", "kdlib")
-                                         if name in e["versions"]) for e in environments),
+        "- versions: " + _each(", ".join(f"{name} {e['versions'][name]}" for name in VERSIONS if name in e["versions"])
+                               for e in environments),
         "- commit: " + _each(map(_commit, environments)),
     ]
 

@@ -27,12 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"kd: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nStopped. Every finished run and every finished epoch is saved. To continue:\n  "
-              + "\n  or: ".join(same_again(sys.argv[1:] if arguments is None else arguments)), file=sys.stderr)
+        print("\nStopped." + how_to_go_on(sys.argv[1:] if arguments is None else arguments), file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `kd runs list | head`
+    except BrokenPipeError:  # `kd runs list | head`: as a process that SIGPIPE ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 141
 
 
 def run_experiment(module: str) -> None:
@@ -40,13 +39,15 @@ def run_experiment(module: str) -> None:
     sys.exit(main(["run", module.split(".")[1], *sys.argv[1:]]))
 
 
-def same_again(arguments: Sequence[str]) -> list[str]:
-    """The command lines that continue a stopped command: with `kd`, and for a run with nox."""
+def how_to_go_on(arguments: Sequence[str]) -> str:
+    """What a stopped `run` or `record` leaves, and the command lines that continue it; nothing of other commands."""
+    if arguments[0] not in ("run", "record"):
+        return ""
     commands = [shlex.join(["kd", *arguments])]
-    if arguments[:1] == ["run"] and len(arguments) > 1:
+    if arguments[0] == "run" and not arguments[1].startswith("-"):
         rest = ["--", *arguments[2:]] if arguments[2:] else []
         commands.append(shlex.join(["nox", "-s", f"replicate_{arguments[1]}", *rest]))
-    return commands
+    return " Every finished run and every finished epoch is saved. To continue:\n  " + "\n  or: ".join(commands)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -68,8 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     one = command("run", kd.run, "Run a replication: train what the store lacks, judge, write tables.", common)
     one.add_argument("name", help="the replication's folder name")
     one.add_argument("--profile", default="quick", help="smoke, quick (default) or full")
-    one.add_argument("--seeds", type=_positive, help="run seeds 0 .. N-1 (default: the profile's number)")
-    one.add_argument("--seed", type=_natural, help="run this one seed only")
+    seeds = one.add_mutually_exclusive_group()
+    seeds.add_argument("--seeds", type=_positive, help="run seeds 0 .. N-1 (default: the profile's number)")
+    seeds.add_argument("--seed", type=_natural, help="run this one seed only")
     one.add_argument("--arms", "--arm", type=_names, default=(), help="comma-separated arms; what they need is run too")
     one.add_argument("--dry-run", action="store_true", help="list the runs, minutes and disk; train nothing")
 
@@ -81,8 +83,9 @@ def _parser() -> argparse.ArgumentParser:
                      "committed tables.", common)
     record.add_argument("name")
     record.add_argument("--profile", default="quick")
-    record.add_argument("--seeds", type=_positive)
-    record.add_argument("--seed", type=_natural, help="record this one seed only, beside those already recorded")
+    seeds = record.add_mutually_exclusive_group()
+    seeds.add_argument("--seeds", type=_positive)
+    seeds.add_argument("--seed", type=_natural, help="record this one seed only, beside those already recorded")
     record.add_argument("--arms", "--arm", type=_names, default=())
 
     tables = command("tables", kd.tables, "Make the committed tables again from results/*/runs.jsonl.")
@@ -124,17 +127,17 @@ def _common() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text}")
-    return number
+    return _number(text, 1)
 
 
 def _natural(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, found {text}")
-    return number
+    return _number(text, 0)
+
+
+def _number(text: str, least: int) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, found {text}")
+    return int(text)
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -69,11 +70,14 @@ def _with_data(experiment: Experiment, profile: Profile, settings: Sequence[str]
 def _device(name: str) -> str:
     import torch
 
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise KDError(f"--device {name}: expected a CUDA device, found none that torch {torch.__version__} can use; leave "
-                      "--device out to train on the CPU")
-    if name.partition(":")[0] not in ("cpu", "cuda"):
-        raise KDError(f"--device {name}: expected cpu or cuda")
+    if name == "cpu":
+        return name
+    if not re.fullmatch(r"cuda(:\d+)?", name):
+        raise KDError(f"--device {name}: expected cpu, cuda, or cuda:N")
+    count, number = torch.cuda.device_count(), int(name.partition(":")[2] or 0)
+    if number >= count:
+        found = f"{count}" if count else f"none that torch {torch.__version__} can use"
+        raise KDError(f"--device {name}: expected CUDA device {number}, found {found}; leave --device out to train on the CPU")
     return name
 
 

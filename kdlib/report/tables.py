@@ -60,7 +60,7 @@ def _device(record: Record) -> str:
 def _versions(environment: Mapping[str, Any]) -> str:
     versions = environment.get("versions", {})
     return ", ".join(
-        f"{name} {versions[name]}" for name in ("python", "torch", "numpy", "kdlib") if name in versions
+        f"{name} {versions[name]}" for name in ("python", "torch", "numpy", "numba", "kdlib") if name in versions
     )
 
 
