@@ -18,11 +18,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
 from kdlib import claims, intervals, judging, verdicts
-from kdlib.audit import Fault, audit, rule, statistics
+from kdlib.audit import Fault, audit, derived, rule, statistics
 from kdlib.audit import evidence as audited_evidence
 from kdlib.audit import reported as audited
 from kdlib.audit.faults import numbers
@@ -628,3 +629,19 @@ def test_a_source_with_one_teacher_has_it_as_the_parent_of_every_seed():
         student, experiment = record("s1", 1, ["student"], teacher=parent), SimpleNamespace(arms=arms)
         found = [str(fault) for fault in audited_evidence._parents("runs", "s1", experiment, student, [*records, student])]
         assert [fault.partition("s1: ")[2] for fault in found] == said
+
+
+def test_both_derivations_name_the_arms_that_one_teacher_has_taught():
+    arms = (Arm("one", (), print, seed=0), Arm("plain", (), print), Arm("taught", (), print, {"teacher": "one"}),
+            Arm("below", (), print, {"teacher": "taught"}), Arm("own", (), print, {"teacher": "plain"}),
+            Arm("once", (), print, {"teacher": "one"}))
+    ran = {"one": [0], "once": [0], **{arm: [0, 1, 2] for arm in ("plain", "taught", "below", "own")}}
+    parents = {arm.name: {role: (name, next(a.seed for a in arms if a.name == name)) for role, name in arm.needs.items()}
+               for arm in arms}
+    records = [{"run": f"{arm}{seed}", "arms": {arm: "final"}, "description": {"parents": {
+        role: f"{name}{seed if fixed is None else fixed}/final" for role, (name, fixed) in parents[arm].items()}}}
+        for arm, seeds in ran.items() for seed in seeds]
+    assert derived.of_one_teacher(SimpleNamespace(arms=arms), records) == ["taught", "below"]
+    note = tables._of_one_teacher(arms, pd.DataFrame([{"arm": arm, "n": len(seeds)} for arm, seeds in ran.items()]))
+    assert note == "\n- One teacher has taught all seeds of taught, below: their intervals leave the teacher's variance out."
+    assert tables._of_one_teacher(arms, pd.DataFrame()) == ""

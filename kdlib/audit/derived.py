@@ -137,6 +137,16 @@ def on_scale(claim: Claim, found: Ruling) -> tuple[float, float, float]:
     return origin + found.mean, origin + found.low, origin + found.high
 
 
+def of_one_teacher(experiment: Experiment, records: Sequence[Record]) -> list[str]:
+    """The arms of several seeds whose runs have an ancestor in common."""
+    above = {record["run"]: {parent.partition("/")[0] for parent in record["description"]["parents"].values()}
+             for record in records}
+    for _ in experiment.arms:  # no chain is longer
+        above = {run: runs | {older for parent in runs for older in above.get(parent, ())} for run, runs in above.items()}
+    seeds = {arm.name: [above[record["run"]] for record in records if arm.name in record["arms"]] for arm in experiment.arms}
+    return [arm for arm, found in seeds.items() if len(found) > 1 and set.intersection(*found)]
+
+
 _SAME = ({"replicated", "effect replicated, magnitude differs (larger)", "effect replicated, magnitude differs (smaller)"},
          {"not replicated", "no difference"}, {"contradicted", "not replicated (reversed)", "reversed"})
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from kdlib.audit.derived import Row, choice, empty, ingredients, on_scale, rulings
+from kdlib.audit.derived import Row, choice, empty, ingredients, of_one_teacher, on_scale, rulings
 from kdlib.audit.evidence import Record, canonical
 from kdlib.audit.faults import Fault, differs, numbers, plain
 from kdlib.audit.reported import Claim, Reported
@@ -57,7 +57,13 @@ def check(file: str, text: str, experiment: Experiment, reported: Reported, reco
         section = sections.get(name, "")
         yield from check_table(file, name, section, [_ingredient(row, reported) for row in ingredients(reported, records)])
         yield from _lines(file, section, [])
-    for number in numbers(sections.get("How to read this", "")):
+    notes = sections.get("How to read this", "")
+    if of_one := of_one_teacher(experiment, records):
+        line = f"- One teacher has taught all seeds of {', '.join(of_one)}: their intervals leave the teacher's variance out."
+        yield from differs(file, "How to read this: of one teacher", line, next(
+            (found for found in map(plain, notes.splitlines()) if found.startswith("- One teacher")), "no such line"))
+        notes = "\n".join(other for other in notes.splitlines() if plain(other) != line)
+    for number in numbers(notes):
         if number not in NOTED:
             yield Fault(file, "How to read this", f"no number but {', '.join(sorted(NOTED))}", number)
 

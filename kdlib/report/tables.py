@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdlib.claims import Choice, Claim, Reported
 from kdlib.errors import KDError
-from kdlib.experiment import Experiment
+from kdlib.experiment import Arm, Experiment
 from kdlib.files import atomic_write
 from kdlib.judging import chosen, judge, with_choices
 from kdlib.recorded import Record as Bands
@@ -88,7 +88,7 @@ def page(
         "## Claims", table(judged, right),
         "\n".join([*(_statement(claim) for claim in reported.claims.values()), *choices]),
         *made_of,
-        "## How to read this", _NOTES,
+        "## How to read this", _NOTES + _of_one_teacher(experiment.arms, arms),
     ]) + "\n"  # fmt: skip
 
 
@@ -126,6 +126,19 @@ _NOTES = f"""\
   fair comparison; *sham* arms get soft targets permuted within each class, which real transfer must beat.
 - Verdicts come from full runs alone, of at least {MIN_SEEDS} seeds. Others only say whether they agree.
 - A verdict marked *analogue* is about other data, or another teacher, than the source's."""
+
+
+def _of_one_teacher(arms: Sequence[Arm], frame: pd.DataFrame) -> str:
+    """A note on the arms of several seeds which all descend from one run, that of an arm of a fixed seed."""
+    several = set() if frame.empty else set(frame.loc[frame["n"] > 1, "arm"])
+    one: set[str] = set()
+    for arm in arms:  # parents come before children
+        if arm.seed is not None or one & set(arm.needs.values()):
+            one.add(arm.name)
+    taught = [escaped(arm.name) for arm in arms if arm.name in one & several]
+    if not taught:
+        return ""
+    return f"\n- One teacher has taught all seeds of {', '.join(taught)}: their intervals leave the teacher's variance out."
 
 
 def write_tables(
