@@ -230,11 +230,10 @@ def check_table(file: str, name: str, section: str, rows: Sequence[Mapping[str, 
 def summary(name: str, reported: Reported, records: Sequence[Record]) -> dict[str, str]:
     """README's row: the primary claim and mode with the worst verdict of the full runs."""
     primary = [claim for claim in reported.claims if claim.mark == "primary"]
-    if not records:
-        claim = primary[0]
-        return _summary(name, claim, "", reported, NONE, "not yet run in full")
     judged = rulings(reported, records)
     cells = [(claim, mode) for claim in primary for mode in claim.modes]
+    if all(judged[claim.name, mode].n == 0 for claim, mode in cells):
+        return _summary(name, primary[0], "", reported, NONE, "not yet run in full")
     claim, mode = max(cells, key=lambda cell: OUTCOMES.index(judged[cell[0].name, cell[1]].outcome))
     found = judged[claim.name, mode]
     measured, interval = _measured(claim, reported, *on_scale(claim, found))

@@ -168,13 +168,13 @@ def write_tables(
 def summary_line(name: str, reported: Reported, records: Sequence[Record]) -> dict[str, str]:
     """A replication's row: the primary claim and mode with the worst verdict of `records`, full runs.
 
-    Without records the row says that the replication has not been run in full.
+    Without runs of the arms that such a claim is about, the row says that the replication has not been run in full.
     """
     primary = [claim for claim in reported.claims.values() if claim.primary]
-    if not records:
-        return _row(name, reported, primary[0], "") | {"verdict": "not yet run in full"}
     numbers = with_choices(reported.choices, measured(records))
     judged = [(judge(claim, mode, numbers), claim, mode) for claim in primary for mode in claim.modes]
+    if not any(verdict.n for verdict, _, _ in judged):
+        return _row(name, reported, primary[0], "") | {"verdict": "not yet run in full"}
     worst = headline(verdict for verdict, _, _ in judged)
     claim, mode = next((claim, mode) for verdict, claim, mode in judged if verdict is worst)
     cells = found(claim, scale(reported, claim.metric), *on_claims_scale(claim, worst))
