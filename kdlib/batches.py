@@ -77,7 +77,7 @@ class Batches:
         return -(-len(self.examples.inputs) // self.size)
 
     def __call__(self, epoch: int) -> Iterator[Batch]:
-        """The epoch's batches, in an order that depends on seed and epoch alone."""
+        """The epoch's batches, in an order that depends on seed and epoch alone; KDError where a mix has too few rows or many."""
         count, device = len(self.examples.inputs), self.examples.inputs.device
         order = torch.randperm(count, generator=generator(self.seed, "order", epoch)).to(device)
         mix = None if self.mix is None else self.mix(epoch)

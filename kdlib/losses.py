@@ -43,7 +43,7 @@ def hard_and_soft(student: Tensor, teacher: Tensor, labels: Tensor, hard_weight:
 
 
 def kl_plus_mae(student: Tensor, teacher: Tensor, mae_weight: Number) -> Tensor:
-    """KL(teacher || student) + mae_weight * mean over the classes of |teacher - student| probabilities."""
+    """KL(teacher || student), in nats, + mae_weight * mean over the classes of |teacher - student| probabilities."""
     _same_shape(student, teacher)
     teacher_log_probs = F.log_softmax(teacher.detach(), dim=-1)
     student_log_probs = F.log_softmax(student, dim=-1)

@@ -10,7 +10,9 @@ A step of all of them makes as many calls of a layer as a step of one: `torch.vm
 Initialisation, order of the data and dropout are each member's own, from its own seed, so a member ends where it would have
 ended alone, up to rounding.  The optimizer must treat each number by itself, as SGD and Adam do.
 
-Shapes: R replicas, B batch.
+Outputs are (R, B, K), so `objective` must give R losses: `torch.vmap(hard_and_soft)`, say; the losses themselves take (B, K).
+
+Shapes: R replicas, B batch, K classes.
 """
 
 from __future__ import annotations

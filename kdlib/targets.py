@@ -42,7 +42,10 @@ class SoftTargets:
                           "predict the teacher's logits anew on these examples")
 
     def permuted_within_classes(self, labels: Tensor, generator: torch.Generator) -> SoftTargets:
-        """The sham: each row goes to a random example of its class; only what the class says is left."""
+        """The sham: each row goes to a random example of its class (labels (N,)); only what the class says is left.
+
+        Raises KDError unless there is one label a row.
+        """
         if len(labels) != len(self.logits):
             raise KDError(f"expected {len(self.logits)} labels, one per soft target, found {len(labels)}")
         shuffled = torch.randperm(len(labels), generator=generator).to(labels.device)

@@ -33,7 +33,7 @@ from replications.course_report import Data, teacher_targets
 
 CLASSES = 10
 RECORDED = Path(__file__).parent / "recorded_teachers"  # pruned runs, one folder each
-RECORDED_TEACHER = "da8d35441307415d"  # the one that profile quick uses: `kd run grid --profile teacher` trains it
+RECORDED_TEACHER = "da8d35441307415d"  # the one that profile quick uses: `kd run grid --profile teacher --threads 3`
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What grid, teacher_free and ta_chain share: they replicate one course report (IIT Kanpur, CS771A, 2020).
+"""What mnist, grid, teacher_free and ta_chain share: they replicate one course report (IIT Kanpur, CS771A, 2020).
 
 Its distillation loss is the same everywhere, and so is its use of CIFAR-10: inputs in [0, 1], all 50,000 pictures to train.
 """

@@ -124,7 +124,8 @@ _NOTES = f"""\
 - Differences are of runs that share a seed, and positive where the claim's first arm does better.
 - *As described* is what the source's text says was done, *as released* what its code does, *controlled* the
   fair comparison; *sham* arms get soft targets permuted within each class, which real transfer must beat.
-- Verdicts come from full runs alone, of at least {MIN_SEEDS} seeds. Others only say whether they agree.
+- Verdicts come from full runs alone, of at least {MIN_SEEDS} seeds. Others only say (`this run`) whether they agree with
+  the full verdict; *too few seeds* there means that they do not decide.
 - A verdict marked *analogue* is about other data, or another teacher, than the source's."""
 
 
