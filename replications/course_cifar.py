@@ -263,6 +263,8 @@ def check_weights(run: Run) -> None:
 def train(runs: Sequence[Run], objective: Objective, soft: Sequence[SoftTargets | None] | None = None) -> list[Result]:
     """One student for each run, side by side where there are several; Adam, and the weights of the last epoch."""
     config: Config = runs[0].config
+    if len({replace(run.config, alpha=0.0, temperature=1.0) for run in runs}) > 1:
+        raise KDError(f"{runs[0].label}: expected students side by side to differ in alpha and temperature only; mend `mapped`")
     data: Data = runs[0].data.to(runs[0].device)
     runs = [replace(run, data=data) for run in runs]
     seeds = [run.seed for run in runs]

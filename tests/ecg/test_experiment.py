@@ -19,6 +19,7 @@ from kdlib.runs import Store
 from kdlib.seeds import generator
 from kdlib.training import train_step
 from replications.ecg import experiment as ecg
+from tests.oracles import check_predictions
 
 TINY = replace(ecg.SMOKE, synthetic_rows=700, epochs=3, released_epochs=2)
 
@@ -218,6 +219,29 @@ def test_taught_and_untaught_students_take_the_same_steps_from_the_same_weights(
     assert len(found[0]) == 1 + 3 * math.ceil(len(run.data.train.labels) / 16)
 
 
+def test_a_distilled_student_is_chosen_by_its_own_loss_and_measured_beside_its_teacher():
+    run, kept = taught(replace(TINY, epochs=1))
+    result = ecg.train_distilled(run)
+    model = ecg.student_network()
+    model.load_state_dict(result.weights["final"])
+    with torch.no_grad():
+        found = {part: model.plain_features(getattr(run.data, part).inputs) for part in ("validation", "test")}
+        found = {part: model.dense2(torch.relu(model.dense1(h))) for part, h in found.items()}
+    p, q = (softmax(logits.double().numpy(), 1) for logits in (kept["final.validation"], found["validation"]))
+    expected = np.mean(np.sum(p * np.log(p / q), 1)) + 0.1 * np.mean(np.abs(p - q))
+    assert result.history[0]["validation_loss"] == pytest.approx(expected, rel=1e-5)
+    check_predictions(result.metrics["final"], found["test"], kept["final.test"])
+
+
+def test_the_released_stop_is_the_run_that_ends_there():
+    short = ecg.train_student(run_of(replace(TINY, epochs=3, released_epochs=3, learning_rate=2e-2)))
+    long = ecg.train_student(run_of(replace(TINY, epochs=8, released_epochs=3, learning_rate=2e-2)))
+    assert long.metrics["final"]["best_epoch"] > 3  # else the two snapshots are one
+    for name, value in short.weights["final"].items():
+        assert torch.equal(long.weights["at_released_stop"][name], value)
+    assert long.metrics["at_released_stop"] == short.metrics["final"]
+
+
 def test_a_distilled_student_is_trained_on_its_teachers_logits_of_the_same_rows(monkeypatch):
     seen = []
 
@@ -302,7 +326,9 @@ def test_a_split_by_patients_shares_none_and_the_published_one_has_kaggles_sizes
         assert len(torch.cat(found).unique()) == sum(map(len, found))
         return [row.numpy() for row in found]
 
-    train, validation, test = (set(records[part].tolist()) for part in rows("inter-patient"))
-    assert not train & validation
-    assert not (train | validation) & test
+    # De Chazal, O'Dwyer and Reilly 2004, section II A; the validation records are ours.
+    ds1 = {101, 106, 108, 109, 112, 114, 115, 116, 118, 119, 122, 124, 201, 203, 205, 207, 208, 209, 215, 220, 223, 230}
+    ds2 = {100, 103, 105, 111, 113, 117, 121, 123, 200, 202, 210, 212, 213, 214, 219, 221, 222, 228, 231, 232, 233, 234}
+    held = {101, 114, 124, 223}
+    assert [set(records[part].tolist()) for part in rows("inter-patient")] == [ds1 - held, held, ds2]
     assert [len(part) for part in rows("published")] == [87_554, 4_379, 17_513]  # 21,892 in the test file

@@ -28,6 +28,7 @@ from replications.course_report import first_pictures
 from replications.grid import experiment as grid
 from tests import made_runs
 from tests.made_runs import batches_of
+from tests.oracles import check_predictions
 
 CPU = torch.device("cpu")
 TINY = replace(grid.SMOKE, epochs=1, batch=16, train_pictures=48, test_pictures=40, teacher_batch=4)
@@ -480,6 +481,25 @@ def test_the_sham_gives_every_picture_the_targets_of_another_of_its_class(monkey
     assert sorted(source.tolist()) == list(range(48))
     assert torch.equal(labels[source], seen.labels)
     assert (source != seen.indices).float().mean() > 0.5  # classes of 4 or 5: one in five stays by chance
+
+
+def test_what_a_student_says_of_its_predictions():
+    run, kept = taught(TINY)
+    distilled, alone = course_cifar.train_distilled(run), course_cifar.train_student(replace(run, parents={}))
+    check_predictions(distilled.metrics["final"], distilled.soft_targets["final.test"], kept["final.test"])
+    check_predictions(alone.metrics["final"], alone.soft_targets["final.test"])
+
+
+def test_students_of_other_data_or_batches_are_not_trained_side_by_side():
+    run, _ = taught(TINY)
+    for change in ({"share": 0.5}, {"validated": True}, {"batch": 8}, {"epochs": 2}):
+        other = replace(run, config=replace(TINY, **change))
+        with pytest.raises(KDError, match="differ in alpha and temperature only"):
+            course_cifar.train_distilled_together([run, other])
+    for name in ("grid", "teacher_free"):
+        together = [arm for arm in load_experiment(name).arms if arm.together]
+        assert len(together) > 24
+        assert all(set(arm.mapped) <= {"alpha", "temperature"} for arm in together)
 
 
 def test_a_teacher_at_chance_teaches_nobody():

@@ -24,6 +24,7 @@ from kdlib.training import evaluating, train_step
 from replications.mnist import experiment as mnist
 from tests import made_runs
 from tests.made_runs import batches_of
+from tests.oracles import check_predictions
 
 TINY = replace(mnist.SMOKE, epochs=1, train_pictures=48, test_pictures=40)
 NETWORKS = {"teacher": mnist.teacher_network, "student": mnist.student_network}
@@ -221,6 +222,18 @@ def test_a_distilled_student_is_trained_on_its_teachers_logits_of_the_same_pictu
     assert sorted(seen.indices.tolist()) == list(range(48))
     assert torch.equal(seen.inputs, run.data.train.inputs[seen.indices])
     assert torch.equal(seen.soft, kept["final.train"][seen.indices])
+
+
+@pytest.mark.parametrize("train", [mnist.train_mnist_teacher, mnist.train_mnist_distilled])
+def test_what_a_run_says_of_its_predictions(train):
+    run, kept = taught(TINY)
+    alone = train is mnist.train_mnist_teacher
+    result = train(replace(run, parents={}) if alone else run)
+    model = (mnist.teacher_network if alone else mnist.student_network)()
+    model.load_state_dict(result.weights["final"])
+    with torch.no_grad():
+        logits = model.eval()(run.data.test.inputs)
+    check_predictions(result.metrics["final"], logits, None if alone else kept["final.test"])
 
 
 def test_the_sham_gives_every_picture_the_targets_of_another_of_its_class(monkeypatch):
