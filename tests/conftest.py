@@ -15,8 +15,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 TOY = Path(__file__).with_name("toy.py")
+
+# A busy machine is no failure, and every machine draws the same examples.  A test's own settings leave these as they are.
+settings.register_profile("kdlib", deadline=None, derandomize=True)
+settings.load_profile("kdlib")
 
 
 @pytest.fixture(scope="session", autouse=True)

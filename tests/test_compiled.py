@@ -2,9 +2,11 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[1]
 TRAIN = """
 import sys
 sys.modules["numba"] = None  # an import of it fails
@@ -29,6 +31,6 @@ print(*logits.shape)
 ])  # fmt: skip
 def test_networks_need_no_numba(name, network, inputs, shape):
     code = TRAIN.format(name=name, network=network, inputs=inputs)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == shape

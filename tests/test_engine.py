@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 from kdlib.engine import execute
-from kdlib.environment import environment, git_state, source_digest
+from kdlib.environment import TRAINING_MODULES, environment, git_state, source_digest
 from kdlib.errors import KDError
 from kdlib.experiment import Arm, Compute, Experiment, Profile, Run, load_experiment
 from kdlib.plan import plan, wanted_arms
@@ -396,6 +397,40 @@ def test_source_digest_is_that_of_the_files_not_of_their_place(tmp_path):
     digests = {name: source_digest(tmp_path / name / "replications" / "toy") for name in "acde"}
     assert digests["a"] == digests["e"]
     assert len({digests[name] for name in "acd"}) == 3
+
+
+def test_source_digest_follows_the_files_that_train_and_no_other(tmp_path, monkeypatch):
+    """A name in the list that no file has would be passed over without a word."""
+    library, folder = tmp_path / "kdlib", write_toy(tmp_path) / "replications" / "toy"
+    shutil.copytree(TOY.parents[1] / "kdlib", library, ignore=shutil.ignore_patterns("__pycache__", "facts"))
+    (folder / "figures.py").write_text("COLOUR = 1\n")
+    monkeypatch.setattr("kdlib.environment.__file__", str(library / "environment.py"))
+
+    def edited(path):
+        before, text = source_digest.__wrapped__(folder), path.read_text()
+        path.write_text(text + "# edited\n")
+        after = source_digest.__wrapped__(folder)
+        path.write_text(text)
+        return after != before
+
+    assert {path.stem for path in library.glob("*.py") if edited(path)} == {*TRAINING_MODULES} > {"losses", "training"}
+    assert {path.stem for path in library.glob("data/*.py") if not edited(path)} == {"fetch", "transfer"}
+    assert not [path for path in library.glob("[!d]*/*.py") if edited(path)]  # audit, cli, report
+    assert edited(folder / "experiment.py")
+    assert not edited(folder / "figures.py")
+
+
+def test_all_that_an_experiment_trains_with_is_in_its_source_digest():
+    root, found = TOY.parents[1], set()
+    paths = [path for path in root.glob("replications/**/*.py") if path.name != "figures.py"]
+    while paths:
+        lines = "\n".join(path.read_text() for path in paths)
+        names = re.findall(r"^\s*(?:from|import) kdlib\.(\w+)", lines, re.MULTILINE)
+        names += ", ".join(re.findall(r"^\s*from kdlib import ([\w, ]+)", lines, re.MULTILINE)).split(", ")
+        paths = [path for name in {*names} - found if (path := root / "kdlib" / f"{name}.py").exists()]
+        found |= {path.stem for path in paths}
+    # Errors, reading and writing files, and what lets torchvision be imported move no number.
+    assert found - {"errors", "files", "torchvision_operators"} == {*TRAINING_MODULES}
 
 
 def test_git_state(tmp_path):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from types import ModuleType, SimpleNamespace
 
@@ -362,6 +363,39 @@ def test_a_group_is_one_call_with_its_runs_in_order(experiment, store):
         losses = [entry["training_loss"] for entry in summary.finished[job.description.id].history]
         assert [event.numbers["training_loss"] for event in told] == losses
     assert no_work_left(store)
+
+
+def test_a_group_holds_the_locks_of_all_its_runs_taken_in_one_order(experiment, store, monkeypatch):
+    """Two sessions whose groups share runs would otherwise train one twice, or wait for each other without end."""
+    held, orders, lock, save = [], [], Store.lock, Store.save
+
+    @contextmanager
+    def watched(self, run_id):
+        with lock(self, run_id):
+            held.append(run_id)
+            orders.append(list(held))
+            yield
+            held.remove(run_id)
+
+    def saved(self, description, *rest):
+        assert description.id in held
+        return save(self, description, *rest)
+
+    monkeypatch.setattr(Store, "lock", watched)
+    monkeypatch.setattr(Store, "save", saved)
+    jobs = jobs_of(experiment, "pupil", "surer", seeds=(0, 1), replicas=4)
+    ids = [job.description.id for job in jobs if job.group]
+    assert ids != sorted(ids)  # the order of the plan is another, as it is in another session's
+    told = []
+
+    def report(event):
+        if event.job.group and event.kind in ("started", "epoch"):
+            told.append(sorted(held))
+
+    summary = execute(jobs, store, compute=CPU, folders={}, report=report)
+    assert len(summary.finished) == 6
+    assert told == [sorted(ids)] * (4 + 4 * 3)
+    assert orders[-4:] == [sorted(ids)[:n] for n in (1, 2, 3, 4)]
 
 
 def test_a_group_shares_its_seconds(experiment, store, monkeypatch):

@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import time
 import tracemalloc
 
 import numpy as np
@@ -119,7 +118,7 @@ def test_a_missing_file_is_named(tmp_path, small):
 
 
 @pytest.mark.real_data
-def test_the_real_digits(real_folder_of):
+def test_the_real_digits(real_folder_of, monkeypatch):
     folder = real_folder_of("mnist")
     digits = mnist.digits(folder)
     assert [array.shape for array in digits] == [(60_000, 1, 28, 28), (60_000,), (10_000, 1, 28, 28), (10_000,)]
@@ -129,6 +128,5 @@ def test_the_real_digits(real_folder_of):
     assert digits.train_labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
     assert digits.test_labels[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
     assert fetch.verify("mnist", folder) == []
-    start = time.perf_counter()
+    monkeypatch.setattr(fetch, "hashlib", None)  # finding it reads no whole file
     assert fetch.find("mnist", folder) == folder
-    assert time.perf_counter() - start < 0.5
