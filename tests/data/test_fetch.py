@@ -182,13 +182,14 @@ def silent(handler):
     handler.end_headers()
     handler.wfile.write(b"x")
     handler.wfile.flush()
+    handler.connection.settimeout(10)
     handler.connection.recv(1)  # until the client hangs up
 
 
 def dripping(handler):
     handler.send_response(200)
     handler.end_headers()
-    while True:  # until the client hangs up; each pause is shorter than the limit on silence
+    for _ in range(500):  # unless the client hangs up; each pause is shorter than the limit on silence
         handler.wfile.write(b"x")
         handler.wfile.flush()
         time.sleep(0.02)
