@@ -20,6 +20,7 @@ def test_the_example_runs_and_learns(capsys):
 
 def test_the_named_files_exist():
     named = re.findall(r"`((?:tests|results|replications|kdlib)/[\w/.]+)`", (ROOT / "README.md").read_text())
-    missing = [name for name in named if "<" not in name and not (ROOT / name).exists()]
+    # results/*/local is git-ignored: a run makes it, so a fresh clone does not hold it
+    missing = [name for name in named if "<" not in name and not name.endswith("/local") and not (ROOT / name).exists()]
     assert named
     assert not missing
