@@ -59,7 +59,7 @@ def source_digest(experiment_folder: Path) -> str:
              *(library / f"{name}.py" for name in TRAINING_MODULES)]
     # By name within its folder, not by path: a copied replication has the same digest.
     parts = sorted((path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files
-                   if path.exists() and path.name not in NOT_TRAINING)
+                   if path.name not in NOT_TRAINING)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 

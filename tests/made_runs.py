@@ -1,4 +1,4 @@
-"""Runs made up for tests of training functions: with a teacher that has kept logits, and what its steps are given."""
+"""Runs made up for tests of training functions: taught by kept logits, seen at their steps, killed after every epoch."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -24,6 +24,38 @@ def taught(run, teacher=0):
     description = SimpleNamespace(data=run.data.digest)
     about = SimpleNamespace(id=f"teacher {teacher}", description=description, soft_targets=kept.__getitem__)
     return replace(run, parents={"teacher": (about, "final")}), kept
+
+
+class Killed(Exception):
+    pass
+
+
+def resumed(train, run, checkpoint):
+    """The run's result where every session dies as soon as one epoch is in its checkpoint, and the epochs they died after."""
+    deaths = []
+
+    def die(progress):
+        deaths.append(progress.epoch)
+        raise Killed
+
+    while len(deaths) < 40:
+        try:
+            return train(replace(run, checkpoint=checkpoint, on_epoch=die)), deaths
+        except Killed:
+            continue
+    raise AssertionError("no session came to the end")
+
+
+def assert_same_result(result, expected):
+    """To the last bit: history, metrics, weights and kept logits."""
+    assert result.history == expected.history
+    assert result.metrics == expected.metrics
+    assert result.weights.keys() == expected.weights.keys()
+    for snapshot, weights in expected.weights.items():
+        assert result.weights[snapshot].keys() == weights.keys()
+        assert all(torch.equal(value, result.weights[snapshot][name]) for name, value in weights.items()), snapshot
+    assert result.soft_targets.keys() == expected.soft_targets.keys()
+    assert all(torch.equal(value, result.soft_targets[part]) for part, value in expected.soft_targets.items())
 
 
 def batches_of(train, run, monkeypatch):

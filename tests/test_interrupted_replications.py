@@ -9,7 +9,7 @@ from replications import course_cifar
 from replications.ecg import experiment as ecg
 from replications.grid import experiment as grid
 from replications.mnist import experiment as mnist
-from tests.made_runs import run_of, taught
+from tests.made_runs import assert_same_result, resumed, run_of, taught
 
 MNIST = replace(mnist.SMOKE, epochs=2, train_pictures=48, test_pictures=40)
 ECG = replace(ecg.SMOKE, synthetic_rows=400, epochs=4, released_epochs=2, draws="mixup")
@@ -43,10 +43,6 @@ def case(name):
     return train, taught(run)[0] if name in ("mnist distilled", "grid distilled", "grid side by side") else run
 
 
-class Stopped(Exception):
-    pass
-
-
 @pytest.fixture(autouse=True)
 def _not_refused(monkeypatch):
     monkeypatch.setattr(ecg, "refuse_at_chance", lambda *_: None)  # so short a training is no better
@@ -56,28 +52,10 @@ def _not_refused(monkeypatch):
 @pytest.mark.parametrize("name", CASES)
 def test_stopped_after_any_epoch_and_run_again(name, tmp_path):
     train, run = case(name)
-    unbroken, epochs, lives = train(run), [], 0
-
-    def stop(progress):
-        epochs.append(progress.epoch)
-        raise Stopped  # where a killed process leaves its checkpoint
-
-    resumed = None
-    while resumed is None:
-        lives += 1
-        try:
-            resumed = train(replace(run, checkpoint=tmp_path / "checkpoint", on_epoch=stop))
-        except Stopped:
-            assert lives < 9
-    assert epochs == list(range(1, len(unbroken.history) + 1))  # each life had one epoch
-    assert resumed.history == unbroken.history
-    assert resumed.metrics == unbroken.metrics
-    for kept in ("weights", "soft_targets"):
-        first, second = (getattr(result, kept) for result in (resumed, unbroken))
-        assert first.keys() == second.keys()
-    for snapshot, weights in unbroken.weights.items():
-        assert all(torch.equal(value, resumed.weights[snapshot][name]) for name, value in weights.items()), snapshot
-    assert all(torch.equal(value, resumed.soft_targets[part]) for part, value in unbroken.soft_targets.items())
+    unbroken = train(run)
+    again, deaths = resumed(train, run, tmp_path / "checkpoint")
+    assert deaths == list(range(1, len(unbroken.history) + 1))  # each life had one epoch
+    assert_same_result(again, unbroken)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -453,7 +453,6 @@ def test_text_from_files_cannot_leave_its_cell(reported, tmp_path):
     assert "x \\| y \\# head \\<script\\>" in text
 
 
-@settings(deadline=None)
 @given(st.text(alphabet="ab_|\\\n\r\u2028<*`&w.:/", max_size=40))
 def test_escaped_text_is_one_cell(text):
     shown = markdown.escaped(text)

@@ -69,15 +69,15 @@ def _replication(root: Path, experiment: Experiment, reported: Reported, groups:
         checked(runs)
     known = [r for r in records if r["profile"] in experiment.module.PROFILES]
     groups |= evidence.grouped(known)
-    labels = [evidence.label(experiment, group[0]) for group in groups.values()]
-    expected = {name for label in labels for name in (*(path.name for path in _files(folder, label)), f"{label}.png")}
+    labelled = [(evidence.label(experiment, group[0]), group) for group in groups.values()]
+    by_label = dict(labelled)
+    expected = {name for label in by_label for name in (*(path.name for path in _files(folder, label)), f"{label}.png")}
     for path in sorted(path for kind in ("md", "csv", "png") for path in folder.glob(f"*.{kind}")):
         if path.name not in expected:
             yield Fault(f"results/{experiment.name}/{path.name}", "", "the records of this table", "none")
-    by_label = {evidence.label(experiment, group[0]): group for group in groups.values()}
-    for group in groups.values():
-        full = by_label.get(evidence.label(experiment, group[0]).replace(group[0]["profile"], derived.FULL, 1), [])
-        yield from _tables(folder, experiment, reported, group, full, checked)
+    for label, group in labelled:  # two groups of one label cannot both be what its tables say
+        full = by_label.get(label.replace(group[0]["profile"], derived.FULL, 1), [])
+        yield from _tables(folder, experiment, reported, label, group, full, checked)
     explanation = f"replications/{experiment.name}/README.md"
     if (root / explanation).exists():
         text, judged = (root / explanation).read_text(encoding="utf-8"), by_label.get(derived.FULL, [])
@@ -94,9 +94,8 @@ def _files(folder: Path, label: str) -> tuple[Path, Path, Path]:
     return folder / f"{label}.md", folder / f"{label}-arms.csv", folder / f"{label}-claims.csv"
 
 
-def _tables(folder: Path, experiment: Experiment, reported: Reported, group: Sequence[Record], full: Sequence[Record],
-            checked: Checked) -> Iterator[Fault]:
-    label = evidence.label(experiment, group[0])
+def _tables(folder: Path, experiment: Experiment, reported: Reported, label: str, group: Sequence[Record],
+            full: Sequence[Record], checked: Checked) -> Iterator[Fault]:
     arms = derived.arms(experiment, reported, group)
     claims = derived.claims(reported, group, full, other_data=label != group[0]["profile"])
     for path in _files(folder, label):

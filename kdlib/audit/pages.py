@@ -24,6 +24,7 @@ COLUMNS = {"agreement": ("agree", ".3f"), "teacher_kl": ("KL", ".3f"), "entropy"
 
 VERSIONS = ("python", "torch", "numpy", "numba", "kdlib")
 
+
 def printed(reported: Reported, metric: str, number: Any, sign: str = "", decimals: int | None = None) -> str:
     """A number as tables print it."""
     percent, usual = reported.scale(metric)

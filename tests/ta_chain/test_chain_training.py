@@ -10,7 +10,7 @@ from scipy.special import log_softmax
 from kdlib.training import train_step
 from replications.ta_chain import experiment as chain
 from tests import made_runs
-from tests.made_runs import batches_of
+from tests.made_runs import assert_same_result, batches_of, resumed
 from tests.oracles import check_predictions
 
 TINY = replace(chain.SMOKE, epochs=1, batch=16, train_pictures=48, test_pictures=40)
@@ -137,23 +137,6 @@ def test_kept_and_measured_are_the_networks_logits_of_the_pictures_in_their_orde
 # ---- interrupted
 
 
-class Killed(Exception):
-    pass
-
-
-def resumed(train, run, checkpoint):
-    """The run's result where every session dies as soon as one epoch is in its checkpoint, and the number of deaths."""
-    def die(progress):
-        raise Killed
-
-    for deaths in range(40):
-        try:
-            return train(replace(run, checkpoint=checkpoint, on_epoch=die)), deaths
-        except Killed:
-            continue
-    raise AssertionError("no session came to the end")
-
-
 @pytest.mark.parametrize(("train", "change"), [
     (chain.train_scratch, {"optimizer": "adam", "epochs": 20, "patience": 2}),
     (chain.train_scratch, {"epochs": 20, "patience": 2, "extra_epochs": 1}),
@@ -165,10 +148,5 @@ def test_a_run_killed_after_every_epoch_is_the_unbroken_one(train, change, tmp_p
     whole, early = train(run), bool(run.config.patience)
     assert (len(whole.history) < run.config.total_epochs) == early
     again, deaths = resumed(train, run, tmp_path / "checkpoint.safetensors")
-    assert deaths == len(whole.history) - early  # the epoch that ends a run early is in no checkpoint
-    assert again.history == whole.history
-    assert again.metrics == whole.metrics
-    assert again.weights.keys() == whole.weights.keys()
-    for snapshot, weights in whole.weights.items():
-        assert all(torch.equal(value, again.weights[snapshot][name]) for name, value in weights.items()), snapshot
-    assert all(torch.equal(value, again.soft_targets[part]) for part, value in whole.soft_targets.items())
+    assert len(deaths) == len(whole.history) - early  # the epoch that ends a run early is in no checkpoint
+    assert_same_result(again, whole)
