@@ -4,8 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 TRAIN = """
 import sys
@@ -14,23 +12,20 @@ import torch
 from kdlib import compiled
 from kdlib.experiment import load_experiment
 assert not compiled.AVAILABLE
-experiment = load_experiment({name!r})
-network = experiment.module.{network}
-inputs = {inputs}
-logits = network(inputs)
-logits.sum().backward()
-assert all(torch.isfinite(parameter.grad).all() for parameter in network.parameters())
-print(*logits.shape)
+ecg, mnist, ta_chain = (load_experiment(name).module for name in ("ecg", "mnist", "ta_chain"))
+for network, inputs in (
+    (ecg.student_network(), torch.rand(2, 187)),
+    (mnist.student_network(), torch.randint(256, (2, 1, 28, 28), dtype=torch.uint8)),
+    (ta_chain.Network(8), torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)),
+):
+    logits = network(inputs)
+    logits.sum().backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in network.parameters())
+    print(*logits.shape)
 """
 
 
-@pytest.mark.parametrize(("name", "network", "inputs", "shape"), [
-    ("ecg", "student_network()", "torch.rand(2, 187)", "2 5"),
-    ("mnist", "student_network()", "torch.randint(256, (2, 1, 28, 28), dtype=torch.uint8)", "2 10"),
-    ("ta_chain", "Network(8)", "torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)", "2 10"),
-])  # fmt: skip
-def test_networks_need_no_numba(name, network, inputs, shape):
-    code = TRAIN.format(name=name, network=network, inputs=inputs)
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+def test_networks_need_no_numba():
+    done = subprocess.run([sys.executable, "-c", TRAIN], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == shape
+    assert done.stdout.splitlines() == ["2 5", "2 10", "2 10"]
