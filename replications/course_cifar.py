@@ -7,7 +7,6 @@ Shapes: R students side by side, B batch, N pictures, C channels, K = 10 classes
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,19 +18,27 @@ from torch import Tensor, nn
 
 import kdlib.torchvision_operators  # noqa: F401  # before torchvision
 from kdlib.augment import flip_and_shift
-from kdlib.batches import Batch, Batches, Examples
+from kdlib.batches import Batches, Examples
 from kdlib.errors import KDError
 from kdlib.experiment import Run
-from kdlib.losses import cross_entropy, hard_and_soft, label_smoothing
-from kdlib.metrics import accuracy, agreement, confusion_matrix, mean_entropy, mean_kl
+from kdlib.losses import hard_and_soft, label_smoothing
+from kdlib.metrics import accuracy
 from kdlib.networks import he_uniform_, keras_adam, keras_batch_norm, keras_glorot_, parameter_count
 from kdlib.replicas import Replicas, beside, of_replica
 from kdlib.runs import Result, read_run
 from kdlib.targets import SoftTargets, virtual_teacher
 from kdlib.training import Objective, epochs, predict_logits
-from replications.course_report import Data, teacher_targets
+from replications.course_report import (
+    CLASSES,
+    Data,
+    check_weights,
+    hard_targets,
+    in_bfloat16,
+    measure,
+    sham_targets,
+    teacher_targets,
+)
 
-CLASSES = 10
 RECORDED = Path(__file__).parent / "recorded_teachers"  # pruned runs, one folder each
 RECORDED_TEACHER = "da8d35441307415d"  # the one that profile quick uses: `kd run grid --profile teacher --threads 3`
 
@@ -70,7 +77,7 @@ class ResNet18(nn.Module):
         super().__init__()
         from torchvision.models import resnet18
 
-        self.half = {"float32": False, "bfloat16": True}[precision]
+        self.half = in_bfloat16(precision)
         self.net = resnet18(num_classes=CLASSES, norm_layer=lambda channels: keras_batch_norm(channels, dims=2))
         self.net.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         self.net.maxpool = nn.Identity()
@@ -160,7 +167,7 @@ class Student(nn.Module):
 
     def __init__(self, precision: str = "float32") -> None:
         super().__init__()
-        self.half = {"float32": False, "bfloat16": True}[precision]
+        self.half = in_bfloat16(precision)
         self.blocks = nn.ModuleList(block(*channels) for channels in ((3, 32), (32, 64), (64, 128)))
         self.hidden = nn.Linear(2048, 256)
         self.norm = keras_batch_norm(256, dims=0)
@@ -200,10 +207,6 @@ def dropout(h: Tensor, rate: float, uniform: Tensor | None, shape: tuple[int, ..
 # ---- methods: what a student learns from
 
 
-def hard_targets(outputs: Tensor, batch: Batch) -> Tensor:
-    return cross_entropy(outputs, batch.labels)
-
-
 def train_student(run: Run) -> Result:
     return train([run], hard_targets)[0]
 
@@ -213,9 +216,7 @@ def train_distilled(run: Run) -> Result:
 
 
 def train_distilled_sham(run: Run) -> Result:
-    """Distilled, but each picture's soft targets come from another picture of its class."""
-    soft = teacher_targets(run).permuted_within_classes(run.data.train.labels, run.generator("sham"))
-    return train([run], distillation([run]), [soft])[0]
+    return train([run], distillation([run]), [sham_targets(run)])[0]
 
 
 def train_distilled_together(runs: Sequence[Run]) -> list[Result]:
@@ -225,7 +226,7 @@ def train_distilled_together(runs: Sequence[Run]) -> list[Result]:
 
 def train_smoothed(run: Run) -> Result:
     # (1 - alpha) CE(labels, student) + alpha KL(uniform || student)
-    check_weights(run)
+    check_weights(run, run.config.soft_weight)
     return train([run], lambda outputs, batch: label_smoothing(outputs, batch.labels, run.config.alpha))[0]
 
 
@@ -239,7 +240,7 @@ def train_virtual_teacher(run: Run) -> Result:
 def distillation(runs: Sequence[Run]) -> Objective:
     # (1 - alpha) CE(labels, student) + alpha T^2 KL(teacher_T || student_T): alpha weighs the teacher
     for run in runs:
-        check_weights(run)
+        check_weights(run, run.config.soft_weight)
     alphas, temperatures = ([float(getattr(run.config, name)) for run in runs] for name in ("alpha", "temperature"))
     weights = [run.config.soft_weight for run in runs]
     hard, soft = [1 - a for a in alphas], [w * a for w, a in zip(weights, alphas, strict=True)]
@@ -248,13 +249,6 @@ def distillation(runs: Sequence[Run]) -> Objective:
     mapped = torch.vmap(hard_and_soft)
     numbers = [torch.tensor(each, device=runs[0].device) for each in (hard, soft, temperatures)]
     return lambda outputs, batch: mapped(outputs, batch.soft, batch.labels, *numbers)
-
-
-def check_weights(run: Run) -> None:
-    config: Config = run.config
-    if not 0 <= config.alpha <= 1 or not 0 < config.temperature < math.inf or not 0 <= config.soft_weight < math.inf:
-        raise KDError(f"{run.label}: expected alpha from 0 to 1, a finite temperature above 0 and a finite soft_weight of at "
-                      f"least 0, found {config.alpha}, {config.temperature} and {config.soft_weight}; mend its configuration")
 
 
 # ---- training
@@ -311,14 +305,3 @@ def split(whole: Examples, config: Config, soft: SoftTargets | None) -> tuple[Ex
     kept_out = Examples(whole.inputs[-(len(whole.labels) // 10):], whole.labels[-(len(whole.labels) // 10):],
                         f"{whole.digest}, last tenth") if config.validated else None
     return Examples(whole.inputs[:count], whole.labels[:count], f"{whole.digest}, first {count}"), soft, kept_out
-
-
-def measure(run: Run, logits: Tensor) -> dict[str, Any]:
-    test: Examples = run.data.test
-    labels = test.labels
-    found: dict[str, Any] = {"accuracy": accuracy(logits, labels), "entropy": mean_entropy(logits),
-                             "confusion": confusion_matrix(logits.argmax(1), labels, CLASSES)}
-    if run.parents:
-        teacher = run.soft_targets("teacher", "test", test).logits
-        found |= {"agreement": agreement(teacher, logits), "teacher_kl": mean_kl(teacher, logits)}
-    return found

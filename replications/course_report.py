@@ -1,13 +1,18 @@
 """What mnist, grid, teacher_free and ta_chain share: they replicate one course report (IIT Kanpur, CS771A, 2020).
 
-Its distillation loss is the same everywhere, and so is its use of CIFAR-10: inputs in [0, 1], all 50,000 pictures to train.
+Ten classes everywhere, one distillation loss, one sham, one set of measurements, and one use of CIFAR-10: inputs in [0, 1], all
+50,000 pictures to train.
+
+Shapes: N pictures, C channels, K = 10 classes.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,12 +23,13 @@ from kdlib.data.pictures import Pictures
 from kdlib.errors import KDError
 from kdlib.experiment import Run
 from kdlib.files import array_digest
-from kdlib.losses import hard_and_soft
-from kdlib.metrics import accuracy
+from kdlib.losses import cross_entropy, hard_and_soft
+from kdlib.metrics import accuracy, agreement, confusion_matrix, mean_entropy, mean_kl
 from kdlib.targets import SoftTargets
 from kdlib.training import Objective
 
 SOURCE = "course-report"
+CLASSES = 10
 
 
 @dataclass(frozen=True)
@@ -41,8 +47,32 @@ class Data:
         return replace(self, train=self.train.to(device), test=self.test.to(device))
 
 
-def distillation(alpha: float, temperature: float) -> Objective:
+def in_bfloat16(precision: str) -> bool:
+    """Whether training steps run under autocast to bfloat16; predictions are float32 always."""
+    if precision not in ("float32", "bfloat16"):
+        raise KDError(f"precision: expected float32 or bfloat16, found {precision!r}; mend the configuration")
+    return precision == "bfloat16"
+
+
+# ---- what is learned
+
+
+def hard_targets(outputs: Tensor, batch: Batch) -> Tensor:
+    return cross_entropy(outputs, batch.labels)
+
+
+def check_weights(run: Run, soft_weight: float = 1.0) -> None:
+    alpha, temperature = run.config.alpha, run.config.temperature
+    if not 0 <= alpha <= 1 or not 0 < temperature < math.inf or not 0 <= soft_weight < math.inf:
+        raise KDError(f"{run.label}: expected alpha from 0 to 1, a finite temperature above 0 and a finite soft_weight of at "
+                      f"least 0, found {alpha}, {temperature} and {soft_weight}; mend its configuration")
+
+
+def distillation(run: Run) -> Objective:
     # (1 - alpha) CE(labels, student) + alpha T^2 KL(teacher_T || student_T): alpha weighs the teacher
+    check_weights(run)
+    alpha, temperature = run.config.alpha, run.config.temperature
+
     def objective(outputs: Tensor, batch: Batch) -> Tensor:
         assert batch.soft is not None
         return hard_and_soft(outputs, batch.soft, batch.labels, 1 - alpha, alpha, temperature)
@@ -61,6 +91,28 @@ def teacher_targets(run: Run) -> SoftTargets:
         raise KDError(f"{run.label}: expected a teacher above chance ({chance:.3f} of the training pictures), found "
                       f"{reached:.3f} in run {soft.teacher_run}; there is nothing to learn from it. Train it longer")
     return soft
+
+
+def sham_targets(run: Run) -> SoftTargets:
+    """The teacher's soft targets permuted within each class: each picture gets those of some picture of its class."""
+    return teacher_targets(run).permuted_within_classes(run.data.train.labels, run.generator("sham"))
+
+
+# ---- what is measured
+
+
+def measure(run: Run, logits: Tensor) -> dict[str, Any]:
+    """Metrics of logits (N, K) on the test part; with a teacher, how near its predictions they are."""
+    test: Examples = run.data.test
+    found: dict[str, Any] = {"accuracy": accuracy(logits, test.labels), "entropy": mean_entropy(logits),
+                             "confusion": confusion_matrix(logits.argmax(1), test.labels, CLASSES)}
+    if run.parents:
+        teacher = run.soft_targets("teacher", "test", test).logits
+        found |= {"agreement": agreement(teacher, logits), "teacher_kl": mean_kl(teacher, logits)}
+    return found
+
+
+# ---- pictures
 
 
 @lru_cache(maxsize=2)

@@ -15,24 +15,32 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlib import cli
-from kdlib.batches import Batch, Batches, Examples
+from kdlib.batches import Batches
 from kdlib.compiled import AVAILABLE
 from kdlib.data import mnist, synthetic_pictures
+from kdlib.errors import KDError
 from kdlib.experiment import Arm, Profile, Run
-from kdlib.losses import cross_entropy
-from kdlib.metrics import accuracy, agreement, confusion_matrix, mean_entropy, mean_kl
 from kdlib.networks import he_normal_, keras_adam, keras_glorot_, parameter_count
 from kdlib.runs import Result
 from kdlib.targets import SoftTargets
 from kdlib.training import Objective, epochs, predict_logits
-from replications.course_report import SOURCE, Data, distillation, first_pictures, teacher_targets
+from replications.course_report import (
+    CLASSES,
+    SOURCE,
+    Data,
+    distillation,
+    first_pictures,
+    hard_targets,
+    measure,
+    sham_targets,
+    teacher_targets,
+)
 
 from .kernels import features
 
@@ -40,7 +48,6 @@ __all__ = ["SOURCE"]  # runs are shared between replications of one source
 PROTOCOL = 1  # raised whenever an edit can move results
 DATA = ("mnist",)
 DATA_FIELDS = ()
-CLASSES = 10
 FILTERS, FEATURES = 32, 32 * 13 * 13
 
 
@@ -48,7 +55,7 @@ FILTERS, FEATURES = 32, 32 * 13 * 13
 class Config:
     """The report's values; "code" stands for its released notebooks."""
 
-    pictures: str = "mnist"  # this and `share` change nothing: they set the runs' ids apart from the report's other experiments
+    pictures: str = "mnist"  # this, `share` and `precision` change nothing: they are part of the recorded runs' ids
     share: float = 1.0
     epochs: int = 10  # code
     batch: int = 32  # code
@@ -57,7 +64,7 @@ class Config:
     temperature: float = 10.0  # code
     train_pictures: int = 60_000
     test_pictures: int = 10_000
-    precision: str = "float32"  # there is no other here
+    precision: str = "float32"
 
 
 PAPER = Config()
@@ -103,10 +110,6 @@ def student_network() -> Network:
     return Network((128,))  # 693,962 parameters
 
 
-def hard_targets(outputs: Tensor, batch: Batch) -> Tensor:
-    return cross_entropy(outputs, batch.labels)
-
-
 def train_mnist_teacher(run: Run) -> Result:
     return train(run, teacher_network(), hard_targets, keep_targets=True)
 
@@ -116,18 +119,18 @@ def train_mnist_student(run: Run) -> Result:
 
 
 def train_mnist_distilled(run: Run) -> Result:
-    return train(run, student_network(), distillation(run.config.alpha, run.config.temperature), teacher_targets(run))
+    return train(run, student_network(), distillation(run), teacher_targets(run))
 
 
 def train_mnist_sham(run: Run) -> Result:
-    """Distilled, but each picture's soft targets come from another picture of its class."""
-    soft = teacher_targets(run).permuted_within_classes(run.data.train.labels, run.generator("sham"))
-    return train(run, student_network(), distillation(run.config.alpha, run.config.temperature), soft)
+    return train(run, student_network(), distillation(run), sham_targets(run))
 
 
 def train(run: Run, model: Network, objective: Objective, soft: SoftTargets | None = None, keep_targets: bool = False) -> Result:
     """Adam at a constant rate; the weights are those of the last epoch, so no picture chooses anything."""
     config: Config = run.config
+    if config.precision != "float32":
+        raise KDError(f"precision: expected float32, found {config.precision!r}; this network has no other")
     run = replace(run, data=run.data.to(run.device))
     model.initialise(run.generator("weights")).to(run.device)
     progress = run.progress(model, keras_adam(model.parameters(), config.learning_rate))
@@ -137,19 +140,8 @@ def train(run: Run, model: Network, objective: Objective, soft: SoftTargets | No
     progress.keep("final")
     logits = predict_logits(model, run.data.test.inputs)
     targets = {"final.train": predict_logits(model, run.data.train.inputs), "final.test": logits} if keep_targets else {}
-    return Result({"final": measure(run, model, logits) | {"epochs": progress.epoch}}, progress.history, progress.kept, targets)
-
-
-def measure(run: Run, model: Network, logits: Tensor) -> dict[str, Any]:
-    test: Examples = run.data.test
-    found: dict[str, Any] = {
-        "accuracy": accuracy(logits, test.labels), "confusion": confusion_matrix(logits.argmax(1), test.labels, CLASSES),
-        "entropy": mean_entropy(logits), "parameters": parameter_count(model),
-    }
-    if run.parents:
-        teacher = run.soft_targets("teacher", "test", test).logits
-        found |= {"agreement": agreement(teacher, logits), "teacher_kl": mean_kl(teacher, logits)}
-    return found
+    measured = measure(run, logits) | {"parameters": parameter_count(model), "epochs": progress.epoch}
+    return Result({"final": measured}, progress.history, progress.kept, targets)
 
 
 def load_data(config: Config, folders: Mapping[str, Path]) -> Data:

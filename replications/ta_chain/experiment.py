@@ -25,13 +25,22 @@ from kdlib.batches import Batch, Batches
 from kdlib.compiled import AVAILABLE
 from kdlib.errors import KDError
 from kdlib.experiment import Arm, Profile, Run
-from kdlib.losses import cross_entropy
-from kdlib.metrics import accuracy, agreement, confusion_matrix, mean_entropy, mean_kl
+from kdlib.metrics import accuracy
 from kdlib.networks import he_uniform_, keras_adam, keras_batch_norm, keras_glorot_, parameter_count
 from kdlib.runs import Result
 from kdlib.targets import SoftTargets
 from kdlib.training import Objective, Progress, epochs, predict_logits
-from replications.course_report import SOURCE, Data, cifar10_data, distillation, teacher_targets
+from replications.course_report import (
+    SOURCE,
+    Data,
+    cifar10_data,
+    distillation,
+    hard_targets,
+    in_bfloat16,
+    measure,
+    sham_targets,
+    teacher_targets,
+)
 
 from .kernels import Dropout, relu_norm_pool
 
@@ -100,7 +109,7 @@ class Network(nn.Module):
 
     def __init__(self, size: int, precision: str = "float32") -> None:
         super().__init__()
-        self.half = {"float32": False, "bfloat16": True}[precision]
+        self.half = in_bfloat16(precision)
         if size not in LAYERS:
             raise KDError(f"size: expected {', '.join(map(str, LAYERS))} convolutions, found {size}")
         convolutions, dense = (part.split() for part in LAYERS[size].split("flatten"))
@@ -141,20 +150,15 @@ class Network(nn.Module):
 
 
 def train_scratch(run: Run) -> Result:
-    def objective(outputs: Tensor, batch: Batch) -> Tensor:
-        return cross_entropy(outputs, batch.labels)
-
-    return train(run, objective)
+    return train(run, hard_targets)
 
 
 def train_distilled(run: Run) -> Result:
-    return train(run, distillation(run.config.alpha, run.config.temperature), teacher_targets(run))
+    return train(run, distillation(run), teacher_targets(run))
 
 
 def train_sham(run: Run) -> Result:
-    """Distilled, but each picture's soft targets come from another picture of its class."""
-    soft = teacher_targets(run).permuted_within_classes(run.data.train.labels, run.generator("sham"))
-    return train(run, distillation(run.config.alpha, run.config.temperature), soft)
+    return train(run, distillation(run), sham_targets(run))
 
 
 def train(run: Run, objective: Objective, soft: SoftTargets | None = None) -> Result:
@@ -207,20 +211,10 @@ def result(run: Run, model: Network, progress: Progress) -> Result:
         logits = predict_logits(model, data.test.inputs)
         rounds = snapshot.removeprefix("round_")
         trained = progress.epoch if snapshot == "final" else int(rounds) * run.config.epochs
-        metrics[snapshot] = measure(run, model, logits) | {"epochs": trained}
+        metrics[snapshot] = measure(run, logits) | {"parameters": parameter_count(model), "epochs": trained}
         if snapshot == "final":
             targets = {"final.train": predict_logits(model, data.train.inputs), "final.test": logits}
     return Result(metrics, progress.history, progress.kept, targets)
-
-
-def measure(run: Run, model: Network, logits: Tensor) -> dict[str, Any]:
-    labels = run.data.test.labels
-    found: dict[str, Any] = {"accuracy": accuracy(logits, labels), "entropy": mean_entropy(logits),
-                             "confusion": confusion_matrix(logits.argmax(1), labels, 10), "parameters": parameter_count(model)}
-    if run.parents:
-        teacher = run.soft_targets("teacher", "test", run.data.test).logits
-        found |= {"agreement": agreement(teacher, logits), "teacher_kl": mean_kl(teacher, logits)}
-    return found
 
 
 def load_data(config: Config, folders: Mapping[str, Path]) -> Data:
@@ -281,8 +275,6 @@ ARMS = (
     released("released_chain_4", 4, "released_chain_6", **ADAM),
     released("released_chain", 2, "released_chain_4", **ADAM, temperature=10.0, epochs=45),
 )
-CHAINS = ("scratch_2", "scratch_10", "direct", "direct_as_ta", "direct_as_chain", "student_4_of_10", "student_6_of_10",
-          "student_8_of_10", "ta_4", "ta_6", "ta_8", "chain_6", "chain_4", "chain", "sham")
 HEADLINE = ("scratch_2", "scratch_4", "scratch_10", "student_2_of_4", "direct", "direct_as_ta", "student_6_of_10", "ta_6", "sham")
 BANDED = ("accuracy", "training_loss")  # with recorded bands; the loss is what a sham teacher moves most
 CHECK = ("scratch_2", "student_2_of_4")  # what `check` trains, with seed 0

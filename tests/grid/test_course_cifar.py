@@ -292,7 +292,7 @@ def test_bfloat16_changes_training_and_not_predictions():
         assert torch.equal(found[0][0], found[1][0])
         assert found[1][1].dtype == torch.float32
         assert not torch.equal(found[0][1], found[1][1])
-    with pytest.raises(KeyError):
+    with pytest.raises(KDError, match="precision: expected float32 or bfloat16, found 'float16'"):
         course_cifar.Student("float16")
 
 

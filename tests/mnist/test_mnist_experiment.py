@@ -164,7 +164,7 @@ def test_the_claims_are_about_arms_of_their_modes():
              9830, 9858, 9862, 9857, 9862, 9854, 9871, 9870, 9858)
     taught = (9887, 9889, 9893, 9889, 9892, 9883, 9887, 9893, 9895, 9884, 9899,
               9881, 9882, 9881, 9886, 9883, 9887, 9881, 9884, 9886)
-    for arm, right in (("baseline", alone), ("distilled", taught)):
+    for arm, right in (("baseline", alone), ("distilled_by_one", taught)):
         value = reported.value(arm, "accuracy")
         assert (value.value, value.runs) == (pytest.approx(statistics.mean(right) / 1e4, abs=5.1e-5), len(right))
         assert value.std == pytest.approx(statistics.stdev(right) / 1e4, abs=5e-6)
@@ -245,6 +245,17 @@ def test_the_sham_gives_every_picture_the_targets_of_another_of_its_class(monkey
     assert sorted(source) == list(range(48))
     assert torch.equal(labels[source], seen.labels)
     assert (torch.tensor(source) != seen.indices).float().mean() > 0.5  # classes of 4 or 5: one in five stays by chance
+
+
+@pytest.mark.parametrize("change", [{"alpha": 2.0}, {"temperature": 0.0}], ids=str)
+def test_an_alpha_or_temperature_out_of_range_is_refused(change):
+    with pytest.raises(KDError, match="expected alpha from 0 to 1, a finite temperature"):
+        mnist.train_mnist_distilled(taught(replace(TINY, **change))[0])
+
+
+def test_a_precision_that_there_is_not_is_refused():
+    with pytest.raises(KDError, match="precision: expected float32, found 'bfloat16'"):
+        mnist.train_mnist_student(run_of(replace(TINY, precision="bfloat16")))
 
 
 def test_soft_targets_of_other_pictures_are_refused():

@@ -150,13 +150,30 @@ def test_alpha_weighs_the_teacher():
     s, t = torch.randn(2, 4, 10, generator=generator(0, "logits"))
     batch = Batch(torch.zeros(4), torch.arange(4), torch.arange(4), t)
     hard = nn.functional.cross_entropy(s, batch.labels).item()
-    assert course_report.distillation(0.0, 4.0)(s, batch).item() == pytest.approx(hard)
-    assert course_report.distillation(1.0, 4.0)(t, batch).item() == pytest.approx(0.0, abs=1e-6)
+    only_hard, only_soft = (course_report.distillation(run_of(replace(TINY, alpha=alpha))) for alpha in (0.0, 1.0))
+    assert only_hard(s, batch).item() == pytest.approx(hard)
+    assert only_soft(t, batch).item() == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("change", [{"alpha": -0.1}, {"alpha": 1.1}, {"temperature": 0.0}, {"temperature": np.nan}], ids=str)
+def test_an_alpha_or_temperature_out_of_range_is_refused(change):
+    for train in (chain.train_distilled, chain.train_sham):
+        with pytest.raises(chain.KDError, match="the run: expected alpha from 0 to 1, a finite temperature"):
+            train(taught(replace(TINY, **change)))
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(chain.KDError, match="precision: expected float32 or bfloat16, found 'fp16'"):
+        chain.Network(2, "fp16")
+
+
+CHAINS = ("scratch_2", "scratch_10", "direct", "direct_as_ta", "direct_as_chain", "student_4_of_10", "student_6_of_10",
+          "student_8_of_10", "ta_4", "ta_6", "ta_8", "chain_6", "chain_4", "chain", "sham")
 
 
 def test_nothing_in_the_chains_is_trained_twice():
     experiment = load_experiment("ta_chain")
-    jobs = plan(experiment, chain.PROFILES["smoke"], chain.CHAINS, [0], Compute(), {})
+    jobs = plan(experiment, chain.PROFILES["smoke"], CHAINS, [0], Compute(), {})
     assert len(jobs) == 13  # 15 names, three of them looks at one run
     runs = {arm: job for job in jobs for arm in job.arms}
     assert runs["direct"] is runs["direct_as_ta"] is runs["direct_as_chain"]
