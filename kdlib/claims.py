@@ -2,9 +2,9 @@
 
 Keys of the file, those after a semicolon optional:
 
-[source]                      citation; url, code
-[values."<arm>.<metric>"]     value, unit, decimals, place; spread with spread_kind and runs;
-                              selected, margin, also (further arms that the number stands beside)
+[source]                      citation, url
+[values."<arm>.<metric>"]     value, unit, decimals, place; spread with spread_kind and runs; margin; selected (how the
+                              source chose); also (further arms that the number stands beside)
 [claims.<C1>]                 kind, metric, statement, place; primary, ours, analogue, those of KINDS
 [claims.<C1>.modes]           "as described" | "as released" | "controlled" = a table, by kind:
   effect, direction,
@@ -62,7 +62,6 @@ class Source:
 
     citation: str
     url: str
-    code: str = ""
 
 
 @dataclass(frozen=True)
@@ -211,10 +210,8 @@ def _ingredient(table: Table, arms: Collection[str]) -> Ingredient:
 
 
 def _source(table: Table) -> Source:
-    table.only({"citation", "url", "code"})
-    expected = "a link that begins with https://"
-    url, code = (table.text_of(key, "", _LINK, expected) for key in ("url", "code"))
-    return Source(table.text_of("citation"), url, code)
+    table.only({"citation", "url"})
+    return Source(table.text_of("citation"), table.text_of("url", "", _LINK, "a link that begins with https://"))
 
 
 def _beside(values: Mapping[str, Value], arm: str, metric: str) -> Value | None:

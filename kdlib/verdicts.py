@@ -257,7 +257,7 @@ def trend(measured: ArrayLike) -> Verdict:
     """A metric that rises along a list of arms, by each seed's Kendall tau: `measured` is (seeds, arms)."""
     taus = np.array([kendall_tau(row) for row in _finite(measured)])
     sample = _sample(taus)
-    if len(taus) and all_equal(taus):  # all seeds give one order, the best evidence for it: their tau is its own bound
+    if len(taus) >= MIN_SEEDS and all_equal(taus):  # one order in all seeds is the best evidence for it: its own bound
         sample = replace(sample, interval=Interval(*[float(taus[0])] * 4))
     return _directed(sample)
 

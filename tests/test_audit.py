@@ -517,6 +517,10 @@ TAMPERED: dict[str, tuple[Callable[[Path], None], str]] = {
                           "columns"),
     "a line with a number added": (text("results/ecg/quick.md", "## Claims", "Ours is 3 times better.\n\n## Claims"),
                                    "no other line with numbers"),
+    "how the source chose": (text("results/ecg/full.md", "with the best validation loss: ", "with the best test loss: "),
+                             "weights of the epoch with the best validation loss: "),
+    "an arm of how the source chose": (edited("results/ecg/full.md", lambda content: re.sub(
+        r"(validation loss: .*), distilled\n", r"\1\n", content)), "validation loss: "),
     "a reported number": (text(REPORTED, "reported = 0.11", "reported = 0.12"), "column reported"),
     "a reported spread": (text(REPORTED, "spread = 0.006", "spread = 0.007"), "column macro_f1_reported_std"),
     "a claim's kind": (text(REPORTED, 'kind = "direction"', 'kind = "non-inferior"\nmargin = 0.01'), "column kind"),

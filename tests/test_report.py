@@ -37,6 +37,7 @@ spread = 0.02
 spread_kind = "sample"
 runs = 6
 place = "post"
+selected = "best epoch on test"
 
 [values."alone.macro_f1"]
 value = 0.67
@@ -426,6 +427,7 @@ def test_the_page_and_its_csv_files(reported, tmp_path):
         assert line in text.splitlines()
     assert "Someone: a post \\& its code, 2020" in text
     assert "- C1, primary, effect: Distillation raises the macro F1" in text
+    assert "How the source chose the numbers it reports:\n\n- best epoch on test: student\n" in text
 
 
 def test_the_same_records_give_the_same_page(reported, tmp_path):
@@ -469,7 +471,7 @@ def test_names_stay_readable_when_escaped():
 def test_tables_of_next_to_nothing(reported, tmp_path, records):
     text = tables.write_tables(tmp_path, "quick", EXPERIMENT, reported, records, profile="quick")
     assert ("Nothing has been run yet." in text) == (not records)
-    assert text.count("no full record yet") == 4
+    assert text.count("| not run ") == 4
 
 
 # ---- the README's table

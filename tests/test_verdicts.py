@@ -334,7 +334,10 @@ def test_trend_where_all_seeds_agree():
     assert verdicts.trend(rising).verdict == Outcome.REPLICATED
     assert verdicts.trend(-rising).verdict == Outcome.REVERSED
     assert verdicts.trend(np.ones((5, 4))).verdict == Outcome.NO_DIFFERENCE
-    assert verdicts.trend(rising[:4]).verdict == Outcome.TOO_FEW_SEEDS
+    assert (verdicts.trend(rising).low, verdicts.trend(rising).high) == (1, 1)
+    for few in (rising[:4], rising[:1]):
+        assert verdicts.trend(few).verdict == Outcome.TOO_FEW_SEEDS
+        assert np.isnan(verdicts.trend(few).low)
     assert verdicts.trend([]).verdict == Outcome.TOO_FEW_SEEDS
 
 

@@ -16,6 +16,7 @@ from kdlib.audit.rule import OUTCOMES
 from kdlib.experiment import Experiment
 
 NONE = "—"
+NOT_RUN = "not run"
 MADE_OF = "What the difference is made of"
 SUMMARY = "table"  # the name of README's marks around the table of all replications
 NOTED = {"95", "1", "5"}  # the numbers that the notes below the tables hold: level, n - 1, seeds of a verdict
@@ -53,7 +54,8 @@ def check(file: str, text: str, experiment: Experiment, reported: Reported, reco
         section = sections.get(name, "")
         yield from check_table(file, name, section, cells)
         chosen = [_choice(name, table, records) for name, table in reported.chosen.items()]
-        yield from _lines(file, section, [] if name == "Arms" else [*map(_statement, reported.claims), *chosen])
+        yield from _lines(file, section, _selections(reported, arms) if name == "Arms" else
+                          [*map(_statement, reported.claims), *chosen])
     for name in made_of:
         section = sections.get(name, "")
         yield from check_table(file, name, section, [_ingredient(row, reported) for row in ingredients(reported, records)])
@@ -122,6 +124,13 @@ def _statement(claim: Claim) -> str:
     return f"- {claim.name}, {kind}: {claim.keys['statement']}{place}"
 
 
+def _selections(reported: Reported, arms: Sequence[Row]) -> list[str]:
+    beside = [(value.selected, row["arm"]) for row in arms for metric in reported.metrics
+              if (value := reported.value(row["arm"], metric)) and value.selected]
+    return [f"- {text}: {', '.join(dict.fromkeys(arm for other, arm in beside if other == text))}"
+            for text in dict.fromkeys(text for text, _ in beside)]
+
+
 def _choice(name: str, table: Mapping[str, Any], records: Sequence[Record]) -> str:
     arm = choice(table, records) or "not all of them have runs"
     return f"- {name}: of {len(table['among'])} arms the one with the highest mean {table['by']}: {arm}"
@@ -160,8 +169,8 @@ def _claim(row: Row, reported: Reported) -> dict[str, str]:
              "mode": row["mode"], "reported": "~" + _aim(claim, reported), "measured": measured, "95%": interval,
              "n": str(row["n"])}  # fmt: skip
     if row["says"]:
-        return cells | {"full verdict": row["recorded"] or NONE, "this run": row["says"]}
-    verdict = row["verdict"] + (" (analogue)" if row["analogue"] else "")
+        return cells | {"full verdict": row["recorded"] or NONE, "this run": row["says"] if row["n"] else NOT_RUN}
+    verdict = (row["verdict"] if row["n"] else NOT_RUN) + (" (analogue)" if row["analogue"] else "")
     steady = "" if claim.kind in ("effect", "value") else ", if the mean stays"
     verdict += "" if empty(row["needed_n"]) else f"; {row['needed_n']:.0f} seeds would decide{steady}"
     changed = row["recorded"] and row["recorded"] != row["verdict"]

@@ -27,6 +27,7 @@ class Value:
     margin: float
     std: float | None
     runs: int | None
+    selected: str = ""
 
     def range(self, n: int) -> tuple[float, float]:
         """Where a mean of n runs should lie."""
@@ -138,7 +139,7 @@ def _value(key: str, table: Mapping[str, Any]) -> Value:
     if "spread" in table and runs is not None:
         std = float(table["spread"]) * (math.sqrt(runs / (runs - 1)) if table["spread_kind"] == "population" else 1.0)
     return Value((arm, *table.get("also", ())), metric, float(table["value"]), table["unit"], table["decimals"],
-                 _margin(table, metric), std, runs)
+                 _margin(table, metric), std, runs, table.get("selected", ""))
 
 
 def _margin(table: Mapping[str, Any], metric: str) -> float:

@@ -157,7 +157,7 @@ def _trend(mode: Mode, series: Series) -> Ruling:
     taus = [kendall([series[arm][seed] - (series[less][seed] if less else 0.0) for arm, less in pairs])
             for seed in sorted(shared)]
     found = sample(taus)
-    if taus and constant(taus):  # one order in all seeds: their tau is its own bound
+    if len(taus) >= LEAST and constant(taus):  # one order in all seeds: their tau is its own bound
         found = Sample(found.n, found.mean, 0.0, taus[0], taus[0], taus[0], taus[0])
     return _directed(found)
 

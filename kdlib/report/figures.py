@@ -101,7 +101,7 @@ def reported_means(reported: Reported, arms: Names) -> Numbers:
 
 def seeds(counts: Sequence[int]) -> str:
     """How many seeds, as 'n = 5' or 'n = 1 to 5'."""
-    return f"n = {' to '.join(map(str, dict.fromkeys((min(counts), max(counts)))))}"
+    return f"n = {' to '.join(map(str, dict.fromkeys((min(counts, default=0), max(counts, default=0)))))}"
 
 
 def maps(axes: Sequence[Axes], found: Metrics, reported: Reported, arms: Names, ticks: Ticks) -> None:

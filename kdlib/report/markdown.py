@@ -21,6 +21,7 @@ __all__ = [
 ]  # fmt: skip
 
 NONE = "—"
+NOT_RUN = "not run"
 _MOST_DECIMALS = 6
 _SHORT = 60
 
@@ -146,7 +147,7 @@ def claims_shown(frame: pd.DataFrame, reported: Reported, full: bool, synthetic:
         elif full:
             shown["verdict"] = _verdict_cell(row)
         else:
-            shown |= {"full verdict": row["recorded"] or NONE, "this run": row["says"]}
+            shown |= {"full verdict": row["recorded"] or NONE, "this run": row["says"] if row["n"] else NOT_RUN}
         rows.append(shown)
     return pd.DataFrame(rows)
 
@@ -207,7 +208,7 @@ def found(claim: Claim, shown: Scale, measured: float, low: float, high: float) 
 
 
 def _verdict_cell(row: Any) -> str:
-    text = str(row["verdict"]) + (" (analogue)" if row["analogue"] else "")
+    text = (str(row["verdict"]) if row["n"] else NOT_RUN) + (" (analogue)" if row["analogue"] else "")
     if not math.isnan(row["needed_n"]):
         steady = "" if row["kind"] in ("effect", "value") else ", if the mean stays"
         text += f"; {row['needed_n']:.0f} seeds would decide{steady}"

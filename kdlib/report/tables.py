@@ -85,6 +85,7 @@ def page(
         f"Source: {escaped(reported.source.citation)}, <{reported.source.url}>",
         heading,
         "## Arms", table(shown, right),
+        *_selections(reported, arms),
         "## Claims", table(judged, right),
         "\n".join([*(_statement(claim) for claim in reported.claims.values()), *choices]),
         *made_of,
@@ -106,6 +107,17 @@ def _statement(claim: Claim) -> str:
     return f"- {escaped(claim.name)}, {kind}: {escaped(claim.statement)}{place}"
 
 
+def _selections(reported: Reported, frame: pd.DataFrame) -> list[str]:
+    """How the source chose the numbers that stand beside the arms; nothing where that is not known."""
+    arms: dict[str, list[str]] = {}
+    for arm in [] if frame.empty else frame["arm"]:
+        beside = [reported.value(arm, metric) for metric in metrics_of(reported)]
+        for text in dict.fromkeys(value.selected for value in beside if value and value.selected):
+            arms.setdefault(text, []).append(arm)
+    lines = [f"- {escaped(text)}: {escaped(', '.join(names))}" for text, names in arms.items()]
+    return ["How the source chose the numbers it reports:", "\n".join(lines)] if lines else []
+
+
 def _choice(choice: Choice, arm: str | None) -> str:
     what = f"of {len(choice.among)} arms the one with the highest mean {choice.by}"
     return escaped(f"- {choice.name}: {what}: {arm or 'not all of them have runs'}")
@@ -117,15 +129,16 @@ _NOTES = f"""\
   accuracy: Clopper-Pearson), averaged over the seeds: what other test examples would change. Neither of
   the two contains the other.
 - `reported` is the source's number ± its standard deviation (n - 1), with its runs. `range` is where
-  a mean of n runs should lie: the source's 95% prediction interval, or the declared margin; and the rounding.
-  `inside` says whether it does.
+  a mean of n runs should lie: the source's 95% prediction interval, and the rounding. A single run has no spread:
+  there the range is a margin declared beforehand, which may be too wide or too narrow. `inside` says whether it lies there.
 - `agree` is the share of test examples on which an arm and its teacher predict the same class; `KL`, from the
   teacher to the arm, and `entropy`, of the arm's predictions, are in nats, means over the test examples.
-- Differences are of runs that share a seed, and positive where the claim's first arm does better.
+- Differences are of runs that share a seed, and positive where the claim's first arm does better. A trend is Kendall's
+  tau; where all seeds have the same one, it is its own interval.
 - *As described* is what the source's text says was done, *as released* what its code does, *controlled* the
   fair comparison; *sham* arms get soft targets permuted within each class, which real transfer must beat.
 - Verdicts come from full runs alone, of at least {MIN_SEEDS} seeds. Others only say (`this run`) whether they agree with
-  the full verdict; *too few seeds* there means that they do not decide.
+  the full verdict; *too few seeds* there means that they do not decide. *Not run*: no seed has all arms of the claim.
 - A verdict marked *analogue* is about other data, or another teacher, than the source's."""
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 from matplotlib import pyplot as plt
 
-from kdlib.claims import Reported
+from kdlib.claims import Reported, Value
 from kdlib.intervals import t_interval
 from kdlib.report.evidence import Record, measured
 from kdlib.report.figures import Metrics, save
 
 COLORS = {"as described, controlled": "#4477aa", "as released": "#ee6677"}
+REPORTED = {"as described, controlled": "reported", "as released": "reported, of the released run"}
 
 
 def draw(records: Sequence[Record], reported: Reported, path: Path) -> None:
@@ -33,7 +34,8 @@ def draw(records: Sequence[Record], reported: Reported, path: Path) -> None:
     for panel, (title, places, arms, released, label) in zip(axes.flat, panels, strict=False):
         for (mode, color), names, shift in zip(COLORS.items(), (arms, released), (-0.12, 0.12), strict=True):
             points(panel, np.array(places) + shift, [values(found, arm, "accuracy") for arm in names], color, mode)
-        stars(panel, places, [reported.value(arm, "accuracy") for arm in arms])
+            if names is arms or any(arm in found for arm in names):
+                stars(panel, np.array(places) + shift, [reported.value(arm, "accuracy") for arm in names], color, REPORTED[mode])
         panel.set(title=title, xlabel=label, ylabel="accuracy on test (%)", xticks=places)
         panel.legend(frameon=False, fontsize=8)
     chains, certainty = axes.flat[2], axes.flat[3]
@@ -48,7 +50,8 @@ def draw(records: Sequence[Record], reported: Reported, path: Path) -> None:
         points(certainty, np.array(sizes), series, color, mode, scale=1)
     certainty.set(title="how certain networks from scratch are", xlabel="number of convolutions",
                   ylabel="mean entropy of test predictions (nats)", xticks=sizes)
-    certainty.legend(frameon=False, fontsize=8)
+    if certainty.lines:
+        certainty.legend(frameon=False, fontsize=8)
     save(figure, path)
 
 
@@ -73,6 +76,7 @@ def points(axes: plt.Axes, places: Sequence[float], series: Sequence[list[float]
             axes.plot([place, place], [interval.low, interval.high], color=color, linewidth=1.5)
 
 
-def stars(axes: plt.Axes, places: Sequence[float], reported: Sequence[object]) -> None:
+def stars(axes: plt.Axes, places: Sequence[float], reported: Sequence[Value | None], color: str, label: str) -> None:
+    """The source's numbers; where text and code have two for one network, each beside the arm it is about."""
     shown = [(place, 100 * value.value) for place, value in zip(places, reported, strict=True) if value is not None]
-    axes.plot(*zip(*shown, strict=True), "*", color="black", markersize=9, label="reported")
+    axes.plot(*zip(*shown, strict=True), "*", color=color, markeredgecolor="black", markersize=10, label=label)
