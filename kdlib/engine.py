@@ -252,6 +252,10 @@ def _train(group: Group, missing: Group, store: Store, compute: Compute, folders
     results = [arm.train(runs[0])] if arm.together is None or len(runs) == 1 else arm.together(runs)
     about = {**made_by, "seconds": round(clock.seconds / len(runs), 2), "threads": torch.get_num_threads()}
     for job, result in zip(group, results, strict=True):
+        if lost := {experiment.arm(name).snapshot for name in job.arms} - result.metrics.keys():
+            raise KDError(f"{job.label}: expected metrics of {', '.join(sorted(lost))}, found those of "
+                          f"{', '.join(result.metrics)}; let the training "
+                          "function keep that snapshot, or mend the configuration so that it comes to it")
         if job in missing:
             store.save(job.description, result, about)
     shutil.rmtree(work, ignore_errors=True)

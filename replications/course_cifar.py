@@ -1,6 +1,7 @@
 """What grid and teacher_free share: the report's CIFAR-10 protocol, its ResNet-18 and its student (IIT Kanpur, CS771A, 2020).
 
-Both replicate experiments of one report with one student, so a baseline or a teacher that both need is trained once.
+Both replicate experiments of one report with one student, so a baseline or a teacher that both need is trained once (in profile
+full; their reduced profiles differ).
 
 Shapes: R students side by side, B batch, N pictures, C channels, K = 10 classes.
 """
@@ -32,6 +33,7 @@ from replications.course_report import (
     CLASSES,
     Data,
     check_weights,
+    distillation,
     hard_targets,
     in_bfloat16,
     measure,
@@ -39,6 +41,7 @@ from replications.course_report import (
     teacher_targets,
 )
 
+ALPHAS, TEMPERATURES = (0.2, 0.4, 0.6, 0.8, 1.0), (2, 4, 6, 8, 10)  # of the report's grids
 RECORDED = Path(__file__).parent / "recorded_teachers"  # pruned runs, one folder each
 RECORDED_TEACHER = "da8d35441307415d"  # the one that profile quick uses: `kd run grid --profile teacher --threads 3`
 
@@ -65,6 +68,11 @@ class Config:
     train_pictures: int = 50_000
     test_pictures: int = 10_000
     precision: str = "float32"  # or bfloat16: training steps under autocast; predictions are float32 always
+
+
+def cell(alpha: float, temperature: int) -> str:
+    """The name of an arm with this alpha and T."""
+    return f"alpha_{alpha}_T_{temperature}".replace(".", "_")
 
 
 # ---- the teacher
@@ -103,7 +111,7 @@ def teacher_optimizer(model: nn.Module) -> torch.optim.SGD:
 def teacher_rate(config: Config, epoch: int) -> float:
     if config.teacher_schedule == "steps":  # code: epochs 30, 60 and 90 of 90, counted from 1
         return float(0.1 * 0.1 ** (epoch * 90 // config.teacher_epochs // 30))
-    if config.teacher_schedule == "one-cycle":  # up to 0.1 over the first third, then down to 0.001
+    if config.teacher_schedule == "one-cycle":  # up to 0.1 over the first third (2 epochs at least), then down to 0.001
         top = max(2, round(config.teacher_epochs / 3))
         return 0.1 * epoch / top if epoch <= top else 0.1 - 0.099 * (epoch - top) / max(1, config.teacher_epochs - top)
     raise KDError(f"teacher_schedule: expected steps or one-cycle, found {config.teacher_schedule!r}")
@@ -140,6 +148,9 @@ def recorded_logits(run: Run) -> Result:
     if not folder.is_dir():
         raise KDError(f"recorded_teacher: expected a run in {RECORDED}, found none named {run.config.recorded_teacher}")
     teacher = read_run(folder)
+    if run.seed != teacher.description.seed:
+        raise KDError(f"{run.label}: expected seed {teacher.description.seed}, that of the recorded teacher, found {run.seed}; "
+                      "there is one recorded teacher: train one for each seed with --profile full")
     if teacher.description.recipe.partition("/")[2] != train_resnet18.__name__:
         raise KDError(f"{folder}: expected a run of {train_resnet18.__name__}, found one of {teacher.description.recipe}")
     if teacher.description.data != data.whole:
@@ -216,17 +227,19 @@ def train_distilled(run: Run) -> Result:
 
 
 def train_distilled_sham(run: Run) -> Result:
-    return train([run], distillation([run]), [sham_targets(run)])[0]
+    return train([run], distillation(run, run.config.soft_weight), [sham_targets(run)])[0]
 
 
 def train_distilled_together(runs: Sequence[Run]) -> list[Result]:
     """Students of one length and batch size, each with its own alpha, T, teacher and seed."""
-    return train(runs, distillation(runs), [teacher_targets(run) for run in runs])
+    return train(runs, distillation_together(runs), [teacher_targets(run) for run in runs])
 
 
 def train_smoothed(run: Run) -> Result:
     # (1 - alpha) CE(labels, student) + alpha KL(uniform || student)
     check_weights(run, run.config.soft_weight)
+    if run.config.soft_weight != 1:
+        raise KDError(f"{run.label}: expected soft_weight 1, found {run.config.soft_weight}; smoothed labels have no soft term")
     return train([run], lambda outputs, batch: label_smoothing(outputs, batch.labels, run.config.alpha))[0]
 
 
@@ -234,18 +247,17 @@ def train_virtual_teacher(run: Run) -> Result:
     """Distilled from a teacher made by hand: `certainty` on the right class, the rest evenly spread; T then softens it."""
     whole, config = run.data.train, run.config
     logits = virtual_teacher(whole.labels, CLASSES, config.certainty, temperature=1.0)
-    return train([run], distillation([run]), [SoftTargets(logits, "virtual teacher", whole.digest)])[0]
+    return train([run], distillation(run, run.config.soft_weight), [SoftTargets(logits, "virtual teacher", whole.digest)])[0]
 
 
-def distillation(runs: Sequence[Run]) -> Objective:
-    # (1 - alpha) CE(labels, student) + alpha T^2 KL(teacher_T || student_T): alpha weighs the teacher
-    for run in runs:
-        check_weights(run, run.config.soft_weight)
+def distillation_together(runs: Sequence[Run]) -> Objective:
+    """The loss of course_report.distillation, for each student side by side with its own alpha and T."""
+    each = [distillation(run, run.config.soft_weight) for run in runs]
+    if len(runs) == 1:
+        return each[0]
     alphas, temperatures = ([float(getattr(run.config, name)) for run in runs] for name in ("alpha", "temperature"))
     weights = [run.config.soft_weight for run in runs]
     hard, soft = [1 - a for a in alphas], [w * a for w, a in zip(weights, alphas, strict=True)]
-    if len(runs) == 1:
-        return lambda outputs, batch: hard_and_soft(outputs, batch.soft, batch.labels, hard[0], soft[0], temperatures[0])
     mapped = torch.vmap(hard_and_soft)
     numbers = [torch.tensor(each, device=runs[0].device) for each in (hard, soft, temperatures)]
     return lambda outputs, batch: mapped(outputs, batch.soft, batch.labels, *numbers)

@@ -68,14 +68,14 @@ def check_weights(run: Run, soft_weight: float = 1.0) -> None:
                       f"least 0, found {alpha}, {temperature} and {soft_weight}; mend its configuration")
 
 
-def distillation(run: Run) -> Objective:
+def distillation(run: Run, soft_weight: float = 1.0) -> Objective:
     # (1 - alpha) CE(labels, student) + alpha T^2 KL(teacher_T || student_T): alpha weighs the teacher
-    check_weights(run)
+    check_weights(run, soft_weight)
     alpha, temperature = run.config.alpha, run.config.temperature
 
     def objective(outputs: Tensor, batch: Batch) -> Tensor:
         assert batch.soft is not None
-        return hard_and_soft(outputs, batch.soft, batch.labels, 1 - alpha, alpha, temperature)
+        return hard_and_soft(outputs, batch.soft, batch.labels, 1 - alpha, soft_weight * alpha, temperature)
 
     return objective
 
@@ -119,11 +119,11 @@ def measure(run: Run, logits: Tensor) -> dict[str, Any]:
 def cifar10_data(folder: Path | None, train: int, test: int) -> Data:
     """CIFAR-10's first pictures in canonical order, a random subset; without a folder, the stand-in."""
     if folder is None:
-        return first_pictures("synthetic pictures", synthetic_pictures.pictures(train, test, seed=0), train, test)
+        return first_pictures("synthetic pictures", synthetic_pictures.pictures(train, test, seed=0), train, test, synthetic=True)
     return first_pictures("CIFAR-10", cifar10.pictures(folder), train, test)
 
 
-def first_pictures(name: str, pictures: Pictures, train: int, test: int) -> Data:
+def first_pictures(name: str, pictures: Pictures, train: int, test: int, synthetic: bool = False) -> Data:
     """The first pictures of both parts; the name says where not all are trained on."""
     if train < len(pictures.train_labels):
         name = f"{name}, first {train:,} training pictures"
@@ -135,4 +135,4 @@ def first_pictures(name: str, pictures: Pictures, train: int, test: int) -> Data
         images, labels = map(torch.from_numpy, parts[part])
         return Examples(images, labels.long(), f"{digest}/{part}")
 
-    return Data(examples("train"), examples("test"), digest, name, array_digest(*pictures), name.startswith("synthetic"))
+    return Data(examples("train"), examples("test"), digest, name, array_digest(*pictures), synthetic)

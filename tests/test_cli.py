@@ -65,7 +65,8 @@ def test_mistakes_are_one_sentence_and_status_2(tree, capsys, arguments, said):
 
 
 @pytest.mark.parametrize("arguments", [["run", "ecg", "--seeds", "0"], ["run", "ecg", "--seed", "-1"], ["frobnicate"], [],
-                                       ["run", "ecg", "--seed", "x"], ["run", "ecg", "--seeds", "5", "--seed", "3"]])
+                                       ["run", "ecg", "--seed", "x"], ["run", "ecg", "--seeds", "5", "--seed", "3"],
+                                       ["run", "ecg", "--arms", ","]])
 def test_wrong_options_are_argparses_business(capsys, arguments):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)

@@ -218,13 +218,14 @@ def test_students_learn_from_the_snapshot_they_name(toy, store):
 
 
 def test_a_failure_blocks_its_descendants_and_nothing_else(toy, store):
-    names = ("below_below_refused", "crashed", "diverged", "baseline", "distilled")
+    names = ("below_below_refused", "crashed", "diverged", "unkept", "distilled")
     jobs = by_arm(jobs_of(toy, *names))
     summary, events = run_here(jobs_of(toy, *names), store)
     arm_of = {job.description.id: name for (name, _), job in jobs.items()}
-    assert {arm_of[run] for run in summary.finished} == {"teacher", "baseline", "distilled"}
+    assert {arm_of[run] for run in summary.finished} == {"teacher", "distilled"}
     failed = {arm_of[run]: text for run, text in summary.failed.items()}
-    assert failed.keys() == {"refused", "crashed", "diverged"}
+    assert failed.keys() == {"refused", "crashed", "diverged", "unkept"}
+    assert failed["unkept"].startswith("unkept, seed 0: expected metrics of absent, found those of ")
     assert failed["refused"] == "refused, seed 0: a reason a user can act on"
     assert failed["diverged"].startswith("diverged, seed 0: expected a finite loss, found nan at epoch ")
     blocked = {arm_of[run]: arm_of[parent] for run, parent in summary.blocked.items()}
@@ -235,7 +236,7 @@ def test_a_failure_blocks_its_descendants_and_nothing_else(toy, store):
     traceback = Path(text.removesuffix(")").rpartition(" in ")[2]).read_text(encoding="utf-8")
     assert traceback.startswith("Traceback")
     assert 'raise ZeroDivisionError("ünexpected")' in traceback
-    assert len(store.ids()) == 3
+    assert len(store.ids()) == 2
 
 
 def test_a_student_of_a_pruned_teacher_gets_the_same_bytes(toy, tmp_path):

@@ -151,6 +151,7 @@ MODES = ("controlled",)
 ARMS = (
     Arm("teacher", MODES, train_teacher),
     Arm("early_teacher", MODES, train_teacher, snapshot="early"),
+    Arm("unkept", MODES, train_student, snapshot="absent"),
     Arm("refused", MODES, train_refused),
     Arm("below_refused", MODES, train_assistant, {"teacher": "refused"}),
     Arm("below_below_refused", MODES, train_distilled, {"teacher": "below_refused"}),

@@ -94,7 +94,7 @@ def _heading(experiment: Experiment, reported: Reported, records: Sequence[Recor
         f"Source: {reported.source['citation']}, <{reported.source.get('url', '')}>",
         "- data: " + _each(f"{r['data_name']} (digest {r['description']['data']})" for r in records),
         f"- profile: {profile}" + (f"; reduced: {reduced}" if reduced else ""),
-        f"- seeds: {len(seeds)} ({', '.join(map(str, seeds))}), {len(records)} runs",
+        f"- seeds: {len(seeds)} ({', '.join(map(str, seeds))}), {len({record['run'] for record in records})} runs",
         "- device: " + _each(map(_device, records)),
         "- records: SHA-256 " + hashlib.sha256("".join(sorted(canonical(r) + "\n" for r in records)).encode()).hexdigest(),
         "- versions: " + _each(", ".join(f"{name} {e['versions'][name]}" for name in VERSIONS if name in e["versions"])

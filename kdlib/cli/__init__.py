@@ -141,4 +141,7 @@ def _number(text: str, least: int) -> int:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:  # an unset shell variable must not mean all arms
+        raise argparse.ArgumentTypeError("expected names of arms, separated by commas, found none")
+    return names

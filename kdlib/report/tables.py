@@ -30,7 +30,7 @@ def header(records: Sequence[Record], profile: str, reduced: str, synthetic: boo
     lines = {
         "data": _each(f"{record.data_name} (digest {record.data})" for record in records),
         "profile": profile + (f"; reduced: {reduced}" if reduced else ""),
-        "seeds": f"{len(seeds)} ({', '.join(map(str, seeds))}), {len(records)} runs",
+        "seeds": f"{len(seeds)} ({', '.join(map(str, seeds))}), {len({record.run for record in records})} runs",
         "records": f"SHA-256 {digest_of(records)}",
         "device": _each(_device(record) for record in records),
         "versions": _each(_versions(record.environment) for record in records),
@@ -139,7 +139,8 @@ _NOTES = f"""\
   fair comparison; *sham* arms get soft targets permuted within each class, which real transfer must beat.
 - Verdicts come from full runs alone, of at least {MIN_SEEDS} seeds. Others only say (`this run`) whether they agree with
   the full verdict; *too few seeds* there means that they do not decide. *Not run*: no seed has all arms of the claim.
-- A verdict marked *analogue* is about other data, or another teacher, than the source's."""
+- A verdict marked *analogue* is about other data, or another teacher, than the source's; what stands there under `reported`
+  and `range` is the source's all the same."""
 
 
 def _of_one_teacher(arms: Sequence[Arm], frame: pd.DataFrame) -> str:

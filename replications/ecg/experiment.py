@@ -1,7 +1,7 @@
 """ECG heartbeats: knowledge distillation and mixup (CVxTz, blog post and code, February 2020).
 
 A student of 3,909 parameters classifies heartbeats of the MIT-BIH Arrhythmia Database into five AAMI classes. Taught by a
-teacher of 17,221 parameters on class-balanced mixup batches it is said to reach macro F1 0.78, against 0.67 from scratch.
+teacher of 17,221 parameters, with mixup, it is said to reach macro F1 0.78, against 0.67 from scratch.
 
 What the arms are, and where text and released code differ, is in README.md beside this file.
 
@@ -51,14 +51,14 @@ class Config:
     epochs: int = 122  # code: of the "distilled" student; the text does not say
     released_epochs: int = 62  # code: epochs before teacher's and baseline's learning rate falls to 1e-6
     learning_rate: float = 1e-4  # code: Adam
-    batch: int = 64  # not stated: 64
+    batch: int = 64  # code
     draws: str = "plain"  # plain, balanced (draws with replacement, classes equally likely), mixup (balanced and mixed)
     redraw_every: int = 2  # code: new mixup rows every 2 epochs
-    mixup_alpha: float = 0.1  # text: Beta(0.1, 0.1)
+    mixup_alpha: float = 0.1  # code: Beta(0.1, 0.1); the text only names mixup
     mae_weight: float = 0.1  # code: loss = KL + 0.1 * MAE
     tail_epochs: int = 0  # code: 538 further epochs at tail_rate; left out but in the arm that shows what they change
     tail_rate: float = 1e-6  # code
-    split: str = "published"  # text: Kaggle's files, the test file cut into 80% test and 20% validation; inter-patient: ours
+    split: str = "published"  # code: Kaggle's test file cut into 80% test and 20% validation; inter-patient: ours
     synthetic_rows: int = 6000  # ours: rows of the stand-in where the records cannot be had
     precision: str = "float32"  # there is no other here
 
@@ -161,15 +161,16 @@ def train(run: Run, model: Network, objective: Objective, soft: Mapping[str, Sof
     The validation loss is the arm's own (a distilled student's is its distance to the teacher).
     """
     config: Config = run.config
+    check(config)
     run = replace(run, data=run.data.to(run.device))
     data: Data = run.data
     soft = soft or {}
     keras_glorot_(model, run.generator("weights")).to(run.device)
     progress = run.progress(model, keras_adam(model.parameters(), config.learning_rate))
     batches = Batches(data.train, config.batch, run.seed, soft.get("train"), draws(run), CLASSES)
-    check = soft.get("validation")
+    answers = soft.get("validation")
     validation = Batch(data.validation.inputs, data.validation.labels, torch.arange(len(data.validation.labels)),
-                       None if check is None else check.logits)
+                       None if answers is None else answers.logits)
 
     def rate(epoch: int) -> float:
         return config.learning_rate if epoch <= config.epochs else config.tail_rate
@@ -184,6 +185,18 @@ def train(run: Run, model: Network, objective: Objective, soft: Mapping[str, Sof
         if epoch == config.released_epochs:  # the same run, seen at the epoch where the released baseline stops
             progress.kept["at_released_stop"] = progress.kept["final"]
     return result(run, model, progress, keep_targets)
+
+
+def check(config: Config) -> None:
+    """What an edit of this file or of a profile can get wrong; KDError says what is possible."""
+    if config.tail_epochs and config.epochs != config.released_epochs:
+        raise KDError(f"tail_epochs: expected them after the epochs of the released baseline, in this profile "
+                      f"{config.released_epochs}, found them after {config.epochs}; run released_tail with --profile full")
+    if config.precision != "float32":
+        raise KDError(f"precision: expected float32, found {config.precision!r}; this network has no other")
+    if config.redraw_every < 1 or config.mixup_alpha <= 0:
+        raise KDError("expected redraw_every of at least 1 and mixup_alpha above 0, found "
+                      f"{config.redraw_every} and {config.mixup_alpha}")
 
 
 def draws(run: Run) -> Callable[[int], Mix] | None:
@@ -257,18 +270,18 @@ def load_data(config: Config, folders: Mapping[str, Path]) -> Data:
 
 @lru_cache(maxsize=2)
 def _load(split: str, synthetic_rows: int, folder: Path | None) -> Data:
+    if split not in ("published", "inter-patient"):
+        raise KDError(f"split: expected published or inter-patient, found {split!r}")
     if folder is None:
-        rows, classes, records = synthetic.heartbeats(synthetic_rows, seed=0)
-        name, parts = "synthetic heartbeats", mitdb.stratified_split(classes, seed=0, fractions=(0.7, 0.1, 0.2))
+        name, (rows, classes, records) = "synthetic heartbeats", synthetic.heartbeats(synthetic_rows, seed=0)
     else:
-        rows, classes, records = mitdb.heartbeats(folder)
-        name = f"MIT-BIH heartbeats, {split} split"
-        if split == "published":
-            parts = mitdb.published_split()
-        elif split == "inter-patient":
-            parts = mitdb.inter_patient_split(classes, records)
-        else:
-            raise KDError(f"split: expected published or inter-patient, found {split!r}")
+        name, (rows, classes, records) = f"MIT-BIH heartbeats, {split} split", mitdb.heartbeats(folder)
+    if split == "inter-patient":
+        parts = mitdb.inter_patient_split(classes, records)
+    elif folder is None:
+        parts = mitdb.stratified_split(classes, seed=0, fractions=(0.7, 0.1, 0.2))
+    else:
+        parts = mitdb.published_split()
     digest = array_digest(rows, classes, *parts)
 
     def examples(part: str) -> Examples:

@@ -17,8 +17,11 @@ from typing import Any
 from kdlib import cli
 from kdlib.experiment import Arm, Profile
 from replications.course_cifar import (
+    ALPHAS,
     RECORDED_TEACHER,
+    TEMPERATURES,
     Config,
+    cell,
     train_distilled,
     train_distilled_sham,
     train_distilled_together,
@@ -33,6 +36,7 @@ DATA = ("cifar10",)
 DATA_FIELDS = ()
 
 PAPER = Config()
+# Its teacher is the recorded one, of 3 epochs; the 2 are of a teacher of synthetic pictures.
 QUICK = replace(PAPER, epochs=8, train_pictures=2_500, teacher_epochs=2, recorded_teacher=RECORDED_TEACHER)
 SHORT_TEACHER = replace(PAPER, teacher_epochs=3, teacher_schedule="one-cycle")
 SMOKE = replace(PAPER, epochs=2, batch=8, train_pictures=80, test_pictures=40, teacher_epochs=1, teacher_batch=8)
@@ -42,7 +46,6 @@ def load_data(config: Config, folders: Mapping[str, Path]) -> Data:
     return cifar10_data(folders.get("cifar10"), config.train_pictures, config.test_pictures)
 
 
-ALPHAS, TEMPERATURES = (0.2, 0.4, 0.6, 0.8, 1.0), (2, 4, 6, 8, 10)
 PERCENT = (5, 10, 15, 25, 50, 75)
 FAIR = ("as described", "controlled")  # the text is silent on the batch size, and one for all students is also the fair one
 TAUGHT = {"teacher": "teacher"}
@@ -50,10 +53,6 @@ TAUGHT = {"teacher": "teacher"}
 
 def distilled(name: str, modes: tuple[str, ...], **change: Any) -> Arm:
     return Arm(name, modes, train_distilled, TAUGHT, change, together=train_distilled_together, mapped=("alpha", "temperature"))
-
-
-def cell(alpha: float, temperature: int) -> str:
-    return f"alpha_{alpha}_T_{temperature}".replace(".", "_")
 
 
 CELLS = tuple((alpha, temperature) for alpha in ALPHAS for temperature in TEMPERATURES)

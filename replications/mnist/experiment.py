@@ -152,7 +152,7 @@ def load_data(config: Config, folders: Mapping[str, Path]) -> Data:
 @lru_cache(maxsize=2)
 def _load(folder: Path | None, train: int, test: int) -> Data:
     if folder is None:
-        return first_pictures("synthetic digits", synthetic_pictures.digits(train, test, seed=0), train, test)
+        return first_pictures("synthetic digits", synthetic_pictures.digits(train, test, seed=0), train, test, synthetic=True)
     return first_pictures("MNIST", mnist.digits(folder), train, test)
 
 

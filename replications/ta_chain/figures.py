@@ -35,7 +35,8 @@ def draw(records: Sequence[Record], reported: Reported, path: Path) -> None:
         for (mode, color), names, shift in zip(COLORS.items(), (arms, released), (-0.12, 0.12), strict=True):
             points(panel, np.array(places) + shift, [values(found, arm, "accuracy") for arm in names], color, mode)
             if names is arms or any(arm in found for arm in names):
-                stars(panel, np.array(places) + 2.5 * shift, [reported.value(arm, "accuracy") for arm in names], color, REPORTED[mode])
+                beside = [reported.value(arm, "accuracy") for arm in names]
+                stars(panel, np.array(places) + 2.5 * shift, beside, color, REPORTED[mode])
         panel.set(title=title, xlabel=label, ylabel="accuracy on test (%)", xticks=places)
         panel.legend(frameon=False, fontsize=8)
     chains, certainty = axes.flat[2], axes.flat[3]

@@ -167,6 +167,28 @@ def test_runs_repeat_to_the_last_bit(trained, tmp_path):
 def test_unknown_draws_and_splits_say_what_is_known():
     with pytest.raises(ecg.KDError, match="plain, balanced or mixup"):
         ecg.draws(run_of(replace(TINY, draws="mixed")))
+    with pytest.raises(ecg.KDError, match="split: expected published or inter-patient, found 'patients'"):
+        ecg.load_data(replace(TINY, split="patients"), {})
+
+
+def test_synthetic_heartbeats_are_split_by_patients_too():
+    rows, classes, records = synthetic.heartbeats(TINY.synthetic_rows, seed=0)
+    data = ecg.load_data(replace(TINY, split="inter-patient"), {})
+    parts = mitdb.inter_patient_split(classes, records)
+    for part in ("train", "validation", "test"):
+        assert torch.equal(getattr(data, part).inputs, torch.from_numpy(rows[getattr(parts, part)]))
+    assert data.digest != ecg.load_data(TINY, {}).digest
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"epochs": 62, "tail_epochs": 538}, "run released_tail with --profile full"),
+    ({"precision": "float64"}, "precision: expected float32, found 'float64'"),
+    ({"redraw_every": 0}, "redraw_every of at least 1"),
+    ({"mixup_alpha": 0.0}, "mixup_alpha above 0"),
+], ids=["tail", "precision", "redraw_every", "mixup_alpha"])  # fmt: skip
+def test_a_configuration_that_cannot_be_is_refused_before_it_trains(change, message):
+    with pytest.raises(ecg.KDError, match=message):
+        ecg.train_student(run_of(replace(TINY, **change)))
 
 
 def test_the_figures_curve_is_of_the_weights_a_run_would_stop_with():

@@ -321,7 +321,7 @@ SETTINGS = ((0.6, 8.0, 1.0), (0.2, 2.0, 1.0), (1.0, 10.0, 0.5))  # alpha, T, wei
 def objective_of(*settings):
     names = ("alpha", "temperature", "soft_weight")
     runs = [run_of(replace(TINY, **dict(zip(names, each, strict=True))), data=SimpleNamespace()) for each in settings]
-    return course_cifar.distillation(runs)
+    return course_cifar.distillation_together(runs)
 
 
 def by_hand(student, teacher, labels, alpha, temperature, weight):
@@ -581,6 +581,18 @@ def test_a_recorded_teacher_of_other_pictures_is_refused(recorded):
     pictures.train_images[59, 0, 0, 0] ^= 1  # not even one of those asked for
     with pytest.raises(KDError, match="expected the teacher of these pictures"):
         teach(name, first_pictures("CIFAR-10", pictures, 20, 30))
+
+
+def test_a_recorded_teacher_stands_for_its_own_seed_only(recorded):
+    name, _, pictures = recorded
+    config = replace(TINY, recorded_teacher=name)
+    with pytest.raises(KDError, match="expected seed 0, that of the recorded teacher, found 1"):
+        course_cifar.train_resnet18(run_of(config, seed=1, data=first_pictures("CIFAR-10", pictures, 20, 30)))
+
+
+def test_smoothed_labels_have_no_soft_weight():
+    with pytest.raises(KDError, match=r"expected soft_weight 1, found 2\.0; smoothed labels have no soft term"):
+        course_cifar.train_smoothed(run_of(replace(TINY, soft_weight=2.0)))
 
 
 def test_a_recorded_teacher_that_is_not_there_is_named(recorded):
