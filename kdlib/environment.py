@@ -24,6 +24,8 @@ def environment(experiment_folder: Path, device: str) -> dict[str, Any]:
     from kdlib import __version__
 
     commit, clean = git_state(experiment_folder)
+    if clean and git_state(Path(__file__).parent) not in ((commit, True), ("unknown", None)):
+        clean = False  # kdlib is of another checkout: this commit does not hold the code that runs
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
                 "numba": _numba_version(), "kdlib": __version__}
     return {"replication": experiment_folder.name, "commit": commit, "clean": clean, "source": source_digest(experiment_folder),
@@ -45,8 +47,7 @@ def git_state(folder: Path) -> tuple[str, bool | None]:
                               timeout=20).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD"), not git("status", "--porcelain", "--untracked-files=no", "--", ":/kdlib",
-                                                 ":/replications")
+        return git("rev-parse", "HEAD"), not git("status", "--porcelain", "--", ":/kdlib", ":/replications")
     except (OSError, subprocess.SubprocessError):
         return "unknown", None
 

@@ -7,7 +7,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdlib.errors import KDError
+
+
+@contextmanager
+def locked(path: Path, remedy: str) -> Iterator[None]:
+    """Hold a kernel lock on a file: a second process that wants it waits, and a killed one leaves no lock."""
+    from filelock import FileLock
+
+    lock = FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise KDError(f"{path}: could not be written ({error.strerror}); {remedy}") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class DamagedFile(KDError):
@@ -106,7 +124,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
         with safetensors.safe_open(path, framework="pt") as file:
             recorded = json.loads((file.metadata() or {})["kdlib"])
             expected, notes = recorded["digest"], recorded["notes"]
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            # Cloned: a tensor that still lies in the file's memory map keeps Windows from replacing the file.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a mapping
         found = _digest(tensors, notes)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
         raise DamagedFile(f"{path}: expected a safetensors file of kdlib, found something unreadable ({error})") from error

@@ -13,8 +13,8 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from kdlib.errors import KDError
-from kdlib.files import DamagedFile, atomic_write, canonical_json, load_tensors, save_tensors, sha256
+from kdlib.files import DamagedFile, atomic_write, canonical_json, load_tensors, locked, save_tensors, sha256
 
 ID_LENGTH = 16
 PLAIN_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
@@ -184,22 +184,9 @@ class Store:
         shutil.rmtree(self.work_folder(description.id), ignore_errors=True)
         return read_run(folder)
 
-    @contextmanager
-    def lock(self, run_id: str) -> Iterator[None]:
-        """Hold the run's kernel lock: a second process that wants the same run waits, and a killed one leaves no lock."""
-        from filelock import FileLock
-
-        path = self.folder / "locks" / f"{run_id}.lock"
-        lock = FileLock(path)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except OSError as error:
-            raise KDError(f"{path}: could not be written ({error.strerror}); choose another store with --store DIR") from error
-        try:
-            yield
-        finally:
-            lock.release()
+    def lock(self, run_id: str) -> AbstractContextManager[None]:
+        """Hold the run's kernel lock: a second process that wants the same run waits."""
+        return locked(self.folder / "locks" / f"{run_id}.lock", "choose another store with --store DIR")
 
     def ids(self) -> list[str]:
         """Ids of all run folders, sorted."""

@@ -1,5 +1,6 @@
 """The command line: what it prints, its exit statuses, and that a user's mistake never shows a traceback."""
 
+import io
 import json
 import shutil
 import signal
@@ -55,6 +56,8 @@ def tree(tmp_path, monkeypatch):
     (["runs", "show", "beef"], "run 'beef'"),
     (["explain", "beef"], "run 'beef'"),
     (["data", "where", "mnits"], "no data set 'mnits'"),
+    (["tables", "ecgg"], "no replication 'ecgg'"),
+    (["record", "ecg", "--profile", "smoke"], "profile smoke of ecg: expected one on real data"),
 ])
 def test_mistakes_are_one_sentence_and_status_2(tree, capsys, arguments, said):
     status, _, errors = kd(capsys, *arguments)
@@ -117,6 +120,9 @@ def test_without_the_data_a_run_is_synthetic_marked_and_without_verdicts(tree, c
     for named in ([], [ids[1][:8]]):
         status, out, _ = kd(capsys, "runs", "verify", *named, *store)
         assert (status, f"{ids[1]}  damaged" in out) == (1, True)
+    (tree / "store" / "runs" / ids[2] / "run.json").unlink()
+    status, _, errors = kd(capsys, "runs", "show", ids[2], *store)
+    assert (status, errors.startswith("kd: ")) == (2, True)
     # A look at what is left moves nothing: only the run that makes it again sets the damaged one aside, and says so.
     assert "in the store" in kd(capsys, "run", "ecg", "--dry-run", *store)[1]
     assert (tree / "store" / "runs" / ids[1]).exists()
@@ -128,6 +134,27 @@ def test_dry_run_trains_nothing(tree, capsys):
     assert "cost not known" in out
     assert "5 runs" in out
     assert not (tree / "store").exists()
+
+
+def test_minutes_are_at_least_those_of_the_longest_chain(tree, capsys):
+    (tree / "results").mkdir()
+    shutil.copytree(ROOT / "results" / "ta_chain", tree / "results" / "ta_chain")
+    arms = ("--arm", "ta_6", "--arm", "scratch_2")  # 10, 6 and 2, one after the other; and another of 2
+    status, out, _ = kd(capsys, "run", "ta_chain", "--seed", "0", *arms, "--workers", "64", "--dry-run")
+    minutes = {line.split()[1].strip(","): float(line.split("about ")[1].split()[0]) for line in out.splitlines()[:-1]}
+    assert status == 0
+    assert minutes.keys() == {"scratch_2", "scratch_10", "student_6_of_10", "ta_6"}
+    chain = sum(minutes.values()) - minutes["scratch_2"]
+    assert abs(float(out.splitlines()[-1].split("about ")[1].split()[0]) - chain) <= 0.7  # rounded
+
+
+def test_a_terminal_without_dashes_gets_the_tables_all_the_same(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr("kdlib.cli.commands.show_list", lambda options: print("a — b") or 0)
+    monkeypatch.setattr("sys.stdout", stream)
+    assert main(["list"]) == 0
+    stream.flush()
+    assert stream.buffer.getvalue() == b"a \\u2014 b\n"
 
 
 def test_verdicts_of_fewer_seeds_are_not_held_against_the_recorded_ones(capsys):

@@ -452,8 +452,13 @@ def test_git_state(tmp_path):
     assert git_state(folder) == (commit.stdout.strip(), True)
     (tmp_path / "r" / "README.md").write_text("no source")
     assert git_state(folder / "toy")[1] is True
-    (folder / "toy" / "experiment.py").write_text("# edited\n")
+    assert environment(folder / "toy", "cpu")["clean"] is False  # the kdlib that runs is of another checkout
+    (folder / "toy" / "not_added.py").touch()
     git_state.cache_clear()  # a session looks once
+    assert git_state(folder) == (commit.stdout.strip(), False)
+    (folder / "toy" / "not_added.py").unlink()
+    (folder / "toy" / "experiment.py").write_text("# edited\n")
+    git_state.cache_clear()
     assert git_state(folder) == (commit.stdout.strip(), False)
 
 

@@ -160,3 +160,13 @@ def test_kdlib_reads_no_pickle():
                 assert ast.unparse(node.func) not in calls, path
             elif isinstance(node, ast.keyword):
                 assert node.arg != "allow_pickle", path
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of mapped files")
+def test_what_was_loaded_keeps_no_hold_of_the_file(tmp_path):
+    """On Windows a mapped file cannot be replaced, and a resumed run replaces its checkpoint."""
+    path = tmp_path / "checkpoint.safetensors"
+    save_tensors(path, TENSORS, NOTES)
+    tensors, _ = load_tensors(path)
+    assert str(path) not in Path("/proc/self/maps").read_text()
+    assert tensors.keys() == TENSORS.keys()

@@ -6,9 +6,12 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from filelock import FileLock, Timeout
 
 from kdlib.cli import main
 from kdlib.cli.commands import departures
+from kdlib.cli.session import prepare
+from kdlib.errors import KDError
 from kdlib.experiment import load_experiment
 from kdlib.recorded import read_recorded, write_recorded
 from kdlib.report.evidence import read_records
@@ -73,6 +76,48 @@ def test_a_run_that_failed_or_was_not_started(kd, toy, monkeypatch, command):
     assert refused == f"{place}refused, seed 0: failed: refused, seed 0: a reason a user can act on"
     assert crashed.startswith(f"{place}crashed, seed 0: failed: ZeroDivisionError: ")
     assert blocked == f"{place}below_refused, seed 0: not started, its parent refused, seed 0 failed"
+
+
+def test_an_error_takes_no_earlier_failure_with_it(kd, toy, monkeypatch):
+    names = iter(("toy", "gone"))
+
+    def prepare_one(*arguments):
+        if next(names) == "gone":
+            raise KDError("its data are gone")
+        return prepare(*arguments)
+
+    monkeypatch.setattr("kdlib.cli.commands.prepare", prepare_one)
+    monkeypatch.setattr(toy.module, "CHECK", ("crashed",))
+    status, _, told = kd("check", "toy", "toy")
+    assert status == 2
+    assert told[0].startswith("toy: crashed, seed 0: failed: ZeroDivisionError: ")
+    assert told[-1] == "kd: its data are gone"
+
+
+def test_a_check_that_compares_nothing_has_failed(kd, toy, monkeypatch, tmp_path):
+    assert kd("record", "toy", "--seeds", "5", "--arms", "teacher")[0] == 0
+    monkeypatch.setattr(toy.module, "CHECK", ("baseline",))
+    status, _, failed = kd("check")
+    assert (status, failed) == (1, ["toy: no bands of its check arms are recorded; `kd record toy` makes them"])
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    status, _, failed = kd("check")
+    assert status == 2
+    assert failed[0].startswith("kd: expected folders replications/<name> with an experiment.py in ")
+
+
+def test_records_are_read_and_written_under_one_lock(kd, root, monkeypatch):
+    held = []
+
+    def look(*arguments):
+        with pytest.raises(Timeout):
+            FileLock(root / "results" / "toy" / ".lock").acquire(timeout=0)
+        held.append(True)
+        return read_records(*arguments)
+
+    monkeypatch.setattr("kdlib.report.evidence.read_records", look)
+    assert kd("record", "toy", "--seed", "0", "--arms", "teacher")[0] == 0
+    assert held
 
 
 def test_a_number_outside_its_band(kd, root):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import shlex
 import sys
@@ -17,6 +18,8 @@ __all__ = ["main", "run_experiment"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; gives the exit status: 0 good, 1 a run, band or verdict failed, 2 a mistake the user can mend."""
     options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not every terminal has the dashes of the tables
+        sys.stdout.reconfigure(errors="backslashreplace")
     here = str(Path.cwd())
     if here not in sys.path:  # `kd` as a script: the replications are in the folder it is called from
         sys.path.insert(0, here)
@@ -72,21 +75,22 @@ def _parser() -> argparse.ArgumentParser:
     seeds = one.add_mutually_exclusive_group()
     seeds.add_argument("--seeds", type=_positive, help="run seeds 0 .. N-1 (default: the profile's number)")
     seeds.add_argument("--seed", type=_natural, help="run this one seed only")
-    one.add_argument("--arms", "--arm", type=_names, default=(), help="comma-separated arms; what they need is run too")
+    one.add_argument("--arms", "--arm", type=_names, action="extend", default=[],
+                     help="comma-separated arms; what they need is run too")
     one.add_argument("--dry-run", action="store_true", help="list the runs, minutes and disk; train nothing")
 
     check = command("check", kd.check, "Retrain each replication's check arms in an empty store against the recorded "
                     "bands.", common)
     check.add_argument("names", nargs="*", metavar="NAME", help="replications (default: all)")
 
-    record = command("record", kd.record, "Run with at least 5 seeds and write runs.jsonl, recorded.toml and the "
-                     "committed tables.", common)
+    record = command("record", kd.record, "Run (5 seeds or more, unless told otherwise) and write runs.jsonl, "
+                     "recorded.toml and the committed tables.", common)
     record.add_argument("name")
     record.add_argument("--profile", default="quick")
     seeds = record.add_mutually_exclusive_group()
     seeds.add_argument("--seeds", type=_positive)
     seeds.add_argument("--seed", type=_natural, help="record this one seed only, beside those already recorded")
-    record.add_argument("--arms", "--arm", type=_names, default=())
+    record.add_argument("--arms", "--arm", type=_names, action="extend", default=[])
 
     tables = command("tables", kd.tables, "Make the committed tables again from results/*/runs.jsonl.")
     tables.add_argument("names", nargs="*", metavar="NAME")
@@ -119,9 +123,11 @@ def _common() -> argparse.ArgumentParser:
                          help="another value of a field that chooses the data (its tables are kept apart)")
     options.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     options.add_argument("--threads", type=_positive, default=1, help="threads of each training process (default: 1)")
-    options.add_argument("--workers", type=_positive, help="training processes side by side (default: one a core)")
+    options.add_argument("--workers", type=_positive,
+                         help="training processes side by side (default on a CPU: the cores divided by --threads)")
     options.add_argument("--replicas", type=_positive, default=1, metavar="N",
-                         help="train up to N students of one kind side by side, for a GPU (default: 1)")
+                         help="train up to N students of one kind side by side, for a GPU (default: 1); who is beside "
+                         "whom is part of a run's identity")
     options.add_argument("--require-real", action="store_true", help="stop with status 2 where the real data cannot be had")
     return options
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from kdlib.claims import Reported
 from kdlib.cli.pages import reported_of, update_readme, write_pages
 from kdlib.cli.session import Session, failures, prepare, records_of, tell, train
+from kdlib.errors import KDError
 from kdlib.experiment import Experiment, load_experiment, replications
+from kdlib.files import locked
 from kdlib.judging import Metrics, judge, with_choices
 from kdlib.plan import Job
 from kdlib.recorded import Record as Bands
@@ -56,8 +59,8 @@ def check(options: argparse.Namespace) -> int:
     """`kd check [NAME ...]`: the check arms, seed 0, in an empty store, against the recorded bands of profile quick."""
     problems: list[str] = []
     options.require_real = True  # a check on synthetic data would check nothing
-    for name in options.names or replications(ROOT):
-        with tempfile.TemporaryDirectory(prefix="kd-check-") as store:
+    for name in chosen(options.names):
+        with told_on_error(problems), tempfile.TemporaryDirectory(prefix="kd-check-") as store:
             session = prepare(options, name, "quick", load_experiment(name).module.CHECK, (0,), Path(store))
             jobs = session.jobs()
             summary = train(session, jobs)
@@ -72,8 +75,31 @@ def check(options: argparse.Namespace) -> int:
                 misses = check_bands(recorded[key].bands, metrics)
                 numbers = sum(1 for band in recorded[key].bands if band.partition(".")[0] in metrics)
                 print(f"{name}: {numbers} numbers of {len(metrics)} arms checked, {len(misses)} outside their bands")
+                if not numbers:
+                    problems.append(f"{name}: no bands of its check arms are recorded; `kd record {name}` makes them")
                 problems += [f"{name}: {miss}" for miss in misses]
     return tell(problems)
+
+
+def chosen(names: Sequence[str]) -> Sequence[str]:
+    """The named replications, or all; KDError where one is not there, before anything is done."""
+    names = names or replications(ROOT)
+    if not names:
+        raise KDError(f"expected folders replications/<name> with an experiment.py in {ROOT.absolute()}, found none; call kd "
+                      "in the root of the repository")
+    for name in names:
+        load_experiment(name)
+    return names
+
+
+@contextmanager
+def told_on_error(problems: Sequence[str]) -> Iterator[None]:
+    """An error that stops a check must not take with it what earlier replications were found to have."""
+    try:
+        yield
+    except KDError:
+        tell(problems)
+        raise
 
 
 def record(options: argparse.Namespace) -> int:
@@ -89,12 +115,13 @@ def record(options: argparse.Namespace) -> int:
     summary = train(session, jobs)
     folder = ROOT / "results" / session.experiment.name
     path = folder / "runs.jsonl"
-    past = evidence.read_records(path)
-    records = evidence.merged(past, records_of(session, jobs, summary))
-    evidence.write_records(path, records, [arm.name for arm in session.experiment.arms])
-    write_bands(session.experiment, [r for r in records if r.profile == session.profile_name])
-    for page in write_pages(session.experiment, records, folder, committed=records, synthetic=False):
-        print(page)
+    # Two sessions may record seeds of one replication side by side.
+    with locked(folder / ".lock", "see that results/ can be written to"):
+        records = evidence.merged(evidence.read_records(path), records_of(session, jobs, summary))
+        evidence.write_records(path, records, [arm.name for arm in session.experiment.arms])
+        write_bands(session.experiment, [r for r in records if r.profile == session.profile_name])
+        for page in write_pages(session.experiment, records, folder, committed=records, synthetic=False):
+            print(page)
     return tell(failures(jobs, summary))
 
 
@@ -145,7 +172,7 @@ def outcomes(reported: Reported, metrics: Metrics) -> dict[str, dict[str, Outcom
 
 def tables(options: argparse.Namespace) -> int:
     """`kd tables [NAME ...]`: the committed tables and README's summary, again, from the committed runs."""
-    for name in options.names or replications(ROOT):
+    for name in chosen(options.names):
         path = ROOT / "results" / name / "runs.jsonl"
         if path.exists():
             records = evidence.read_records(path)
@@ -160,24 +187,29 @@ def dry_run(session: Session, jobs: Sequence[Job]) -> int:
     path = ROOT / "results" / session.experiment.name / "runs.jsonl"
     past = evidence.read_records(path)
     cost = {arm: r.environment for r in past if r.profile == session.profile_name for arm in r.arms}
-    seconds = disk = 0.0
+    disk = 0.0
     unknown = 0
+    seconds: dict[str, float] = {}
+    until: dict[str, float] = {}  # of a run: with the runs it waits for
     for job in jobs:
         known = cost.get(job.arms[0])
         stored = session.store.has(job.description)
         print(f"{job.description.id}  {job.label}: " + ("in the store" if stored else
               f"about {known['seconds'] / 60:.1f} min" if known else "cost not known"))
-        if not stored and known:
-            seconds, disk = seconds + known["seconds"], disk + known["stored_bytes"]
+        seconds[job.description.id] = known["seconds"] if known and not stored else 0.0
+        disk += known["stored_bytes"] if known and not stored else 0
         unknown += not stored and not known
-    print(f"{len(jobs)} runs; about {seconds / 60 / session.workers:.0f} minutes on {session.workers} workers and "
+        parents = max((until[run] for run, _ in job.parents.values()), default=0.0)
+        until[job.description.id] = seconds[job.description.id] + parents
+    least = max(sum(seconds.values()) / session.workers, *until.values())
+    print(f"{len(jobs)} runs; about {least / 60:.0f} minutes on {session.workers} workers and "
           f"{disk / 1e6:.1f} MB in {session.store.folder}" + (f", {unknown} runs of unknown cost left out" if unknown else ""))
     return 0
 
 
 def show_list(options: argparse.Namespace) -> int:
     """`kd list`."""
-    for name in replications(ROOT):
+    for name in chosen(()):
         experiment = load_experiment(name)
         print(f"{name}: {(experiment.module.__doc__ or '').strip().splitlines()[0]}")
         for profile, about in experiment.module.PROFILES.items():

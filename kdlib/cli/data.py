@@ -31,7 +31,7 @@ def _fetch(names: tuple[str, ...], options: argparse.Namespace) -> int:
         if place is None or place.origin == "cache":  # what is in the cache may need a repair
             print(f"{name}: fetched to {fetch.fetch(name, _progress)}")
         else:
-            print(f"{name}: already at {place.path}")
+            print(f"{name}: already at {fetch.find(name, options.data)}")
     return 0
 
 

@@ -39,6 +39,7 @@ def _main_numbers(run: FinishedRun) -> str:
 
 def _show(store: Store, ids: list[str]) -> int:
     for run_id in ids:
+        read_run(store.run_folder(run_id), check=False)  # DamagedFile says what is wrong with it
         print((store.run_folder(run_id) / "run.json").read_text(), end="")
     return 0
 

@@ -88,8 +88,8 @@ def _cores() -> int:
 def _folders(experiment: Experiment, profile: Profile, options: argparse.Namespace) -> dict[str, Path]:
     if profile.synthetic:
         if options.require_real:
-            raise KDError(f"--require-real: profile smoke of {experiment.name} runs on synthetic data by design; "
-                          "choose another profile")
+            raise KDError(f"profile smoke of {experiment.name}: expected one on real data, as --require-real, check and "
+                          "record ask for, found synthetic data by design; choose another profile")
         return {}
     try:
         return {name: fetch.find(name, options.data) for name in experiment.module.DATA}

@@ -144,6 +144,8 @@ def _roots(data: Path | str | None) -> Iterator[tuple[str, Path]]:
             raise DataError(f"--data {data}: expected a folder, found none. Correct it or leave it out.")
         yield "--data", Path(data)
     if folder := os.environ.get("KDLIB_DATA"):
+        if not Path(folder).is_dir():
+            raise DataError(f"KDLIB_DATA={folder}: expected a folder, found none. Correct or unset it.")
         yield "KDLIB_DATA", Path(folder)
     yield "cache", cache_folder()
 

@@ -230,10 +230,7 @@ def section(page: str, name: str) -> str:
 
 def update_readme(path: Path, lines: Sequence[Mapping[str, str]], pages: Mapping[str, str]) -> None:
     """Put the rows of all replications into the README's table, and the arms of each page where its mark stands."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise KDError(f"{path}: expected a README to put the table into, found: {error.strerror}") from error
+    text = _read(path)
     try:
         text = replace_table(text, summary_table(lines))
         for mark, page in pages.items():
@@ -245,8 +242,18 @@ def update_readme(path: Path, lines: Sequence[Mapping[str, str]], pages: Mapping
 
 def update_explanation(path: Path, page: str) -> None:
     """Put the full runs' tables of claims and ingredients into a replication's README, where it has marks for them."""
-    text = path.read_text(encoding="utf-8")
-    for place, name in (("claims", "Claims"), ("ingredients", MADE_OF)):
-        if f"<!-- {place}:begin -->" in text:
-            text = replace_table(text, section(page, name), place)
+    text = _read(path)
+    try:
+        for place, name in (("claims", "Claims"), ("ingredients", MADE_OF)):
+            if f"<!-- {place}:begin -->" in text:
+                text = replace_table(text, section(page, name), place)
+    except KDError as error:
+        raise KDError(f"{path}: {error}") from error
     atomic_write(path, text.encode())
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise KDError(f"{path}: expected a README to put the tables into, found: {error.strerror}") from error

@@ -96,6 +96,9 @@ def test_places_are_looked_at_in_order(tmp_path, cache, monkeypatch, server):
     shutil.rmtree(data)
     assert fetch.find("tiny", data.parent) == environment
     shutil.rmtree(environment.parent)
+    with pytest.raises(DataError, match=r"KDLIB_DATA=.*: expected a folder, found none"):  # a typing mistake, not an empty wish
+        fetch.where("tiny")
+    monkeypatch.delenv("KDLIB_DATA")
     assert fetch.where("tiny") == ("cache", cache / "tiny")
     shutil.rmtree(cache / "tiny")
     assert fetch.where("tiny") is None
