@@ -32,7 +32,7 @@ class Mix:
 
 
 def balanced_draw(labels: Tensor, count: int, classes: int, generator: torch.Generator) -> Tensor:
-    """Row numbers (count,) drawn with replacement: each class equally likely, then each of its rows.
+    """Row numbers (count,) drawn with replacement for labels (N,): each class equally likely, then each of its rows.
 
     Raises KDError where a class has no row.
     """
@@ -49,7 +49,7 @@ def balanced_draw(labels: Tensor, count: int, classes: int, generator: torch.Gen
 
 
 def mixup(rows: Tensor, alpha: float, generator: torch.Generator) -> Mix:
-    """Mix row i with row N-1-i, each with its own weight from Beta(alpha, alpha) (Zhang et al. 2018)."""
+    """Mix row i of rows (N,) with row N-1-i, each with its own weight from Beta(alpha, alpha) (Zhang et al. 2018)."""
     # torch's Beta takes no generator.  NumPy's falls back to logarithms where alpha is small: never 0/0.
     seed = int(torch.randint(2**63 - 1, (), generator=generator))
     weight = torch.from_numpy(np.random.default_rng(seed).beta(alpha, alpha, len(rows)))

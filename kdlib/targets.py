@@ -56,7 +56,7 @@ class SoftTargets:
 
 
 def mean_of_distributions(logits: Sequence[Tensor], kind: Literal["arithmetic", "geometric"]) -> Tensor:
-    """Logits whose softmax is the mean of an ensemble's distributions (Hinton, Vinyals, Dean 2015, sec. 1).
+    """Logits (N, K) whose softmax is the mean of those of an ensemble's logits (N, K) (Hinton, Vinyals, Dean 2015, sec. 1).
 
     The arithmetic mean is that at temperature 1 (for another, divide the logits first), the geometric at any.
     """
@@ -79,7 +79,7 @@ def mix_logits(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
 
 
 def smoothed_labels(labels: Tensor, classes: int, smoothing: float) -> Tensor:
-    """Distributions (N, K): 1 - smoothing on the label and smoothing spread evenly over all K classes."""
+    """Distributions (N, K) for labels (N,): 1 - smoothing on the label, the rest spread evenly over all (Szegedy et al. 2016)."""
     return (1 - smoothing) * F.one_hot(labels, classes) + smoothing / classes
 
 
@@ -87,7 +87,8 @@ def virtual_teacher(labels: Tensor, classes: int, correct_probability: float, te
     """Logits (N, K) of a teacher made by hand (Yuan et al. 2020, virtual teacher), as the losses take them.
 
     At `temperature` their distribution has correct_probability on the label and
-    (1 - correct_probability) / (K - 1) elsewhere; at another temperature it is sharper or softer.
+    (1 - correct_probability) / (K - 1) elsewhere; at another temperature it is sharper or softer.  Labels (N,);
+    KDError where correct_probability is not between 0 and 1.
     """
     if not 0 < correct_probability < 1:
         raise KDError(f"expected 0 < correct_probability < 1, found {correct_probability}; "
