@@ -22,7 +22,7 @@ from kdlib.augment import flip_and_shift
 from kdlib.batches import Batches, Examples
 from kdlib.errors import KDError
 from kdlib.experiment import Run
-from kdlib.losses import hard_and_soft, label_smoothing
+from kdlib.losses import cross_entropy, hard_and_soft, label_smoothing
 from kdlib.metrics import accuracy
 from kdlib.networks import he_uniform_, keras_adam, keras_batch_norm, keras_glorot_, parameter_count
 from kdlib.replicas import Replicas, beside, of_replica
@@ -218,36 +218,63 @@ def dropout(h: Tensor, rate: float, uniform: Tensor | None, shape: tuple[int, ..
 # ---- methods: what a student learns from
 
 
+# Each trains one student, or several of one configuration side by side, which may differ in seed (distilled ones in alpha and T).
+
+
 def train_student(run: Run) -> Result:
-    return train([run], hard_targets)[0]
+    return train_student_together([run])[0]
+
+
+def train_student_together(runs: Sequence[Run]) -> list[Result]:
+    loss = cross_entropy if len(runs) == 1 else torch.vmap(cross_entropy)
+    return train(runs, lambda outputs, batch: loss(outputs, batch.labels))
 
 
 def train_distilled(run: Run) -> Result:
     return train_distilled_together([run])[0]
 
 
-def train_distilled_sham(run: Run) -> Result:
-    return train([run], distillation(run, run.config.soft_weight), [sham_targets(run)])[0]
-
-
 def train_distilled_together(runs: Sequence[Run]) -> list[Result]:
-    """Students of one length and batch size, each with its own alpha, T, teacher and seed."""
     return train(runs, distillation_together(runs), [teacher_targets(run) for run in runs])
 
 
+def train_distilled_sham(run: Run) -> Result:
+    return train_distilled_sham_together([run])[0]
+
+
+def train_distilled_sham_together(runs: Sequence[Run]) -> list[Result]:
+    return train(runs, distillation_together(runs), [sham_targets(run) for run in runs])
+
+
 def train_smoothed(run: Run) -> Result:
+    return train_smoothed_together([run])[0]
+
+
+def train_smoothed_together(runs: Sequence[Run]) -> list[Result]:
     # (1 - alpha) CE(labels, student) + alpha KL(uniform || student)
-    check_weights(run, run.config.soft_weight)
-    if run.config.soft_weight != 1:
-        raise KDError(f"{run.label}: expected soft_weight 1, found {run.config.soft_weight}; smoothed labels have no soft term")
-    return train([run], lambda outputs, batch: label_smoothing(outputs, batch.labels, run.config.alpha))[0]
+    config: Config = runs[0].config
+    for run in runs:
+        check_weights(run, run.config.soft_weight)
+        if run.config.alpha != config.alpha or run.config.soft_weight != 1:
+            raise KDError(f"{run.label}: expected alpha {config.alpha} and soft_weight 1, found {run.config.alpha} and "
+                          f"{run.config.soft_weight}; smoothed labels have no soft term, and one alpha side by side")
+
+    def smoothed(outputs: Tensor, labels: Tensor) -> Tensor:
+        return label_smoothing(outputs, labels, config.alpha)
+
+    loss = smoothed if len(runs) == 1 else torch.vmap(smoothed)
+    return train(runs, lambda outputs, batch: loss(outputs, batch.labels))
 
 
 def train_virtual_teacher(run: Run) -> Result:
+    return train_virtual_teacher_together([run])[0]
+
+
+def train_virtual_teacher_together(runs: Sequence[Run]) -> list[Result]:
     """Distilled from a teacher made by hand: `certainty` on the right class, the rest evenly spread; T then softens it."""
-    whole, config = run.data.train, run.config
-    logits = virtual_teacher(whole.labels, CLASSES, config.certainty, temperature=1.0)
-    return train([run], distillation(run, run.config.soft_weight), [SoftTargets(logits, "virtual teacher", whole.digest)])[0]
+    whole = runs[0].data.train
+    logits = virtual_teacher(whole.labels, CLASSES, runs[0].config.certainty, temperature=1.0)
+    return train(runs, distillation_together(runs), [SoftTargets(logits, "virtual teacher", whole.digest)] * len(runs))
 
 
 def distillation_together(runs: Sequence[Run]) -> Objective:

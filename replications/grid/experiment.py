@@ -24,9 +24,11 @@ from replications.course_cifar import (
     cell,
     train_distilled,
     train_distilled_sham,
+    train_distilled_sham_together,
     train_distilled_together,
     train_resnet18,
     train_student,
+    train_student_together,
 )
 from replications.course_report import SOURCE, Data, cifar10_data
 
@@ -58,15 +60,16 @@ def distilled(name: str, modes: tuple[str, ...], **change: Any) -> Arm:
 CELLS = tuple((alpha, temperature) for alpha in ALPHAS for temperature in TEMPERATURES)
 ARMS = (
     Arm("teacher", (*FAIR, "as released"), train_resnet18, seed=0),  # one for all students, as in the source
-    Arm("baseline_64", ("as released",), train_student, change={"batch": 64}),
-    Arm("baseline", FAIR, train_student),
+    Arm("baseline_64", ("as released",), train_student, change={"batch": 64}, together=train_student_together),
+    Arm("baseline", FAIR, train_student, together=train_student_together),
     *(distilled(cell(alpha, t), (*FAIR, "as released"), alpha=alpha, temperature=float(t)) for alpha, t in CELLS),
-    Arm("sham", ("sham",), train_distilled_sham, TAUGHT),
+    Arm("sham", ("sham",), train_distilled_sham, TAUGHT, together=train_distilled_sham_together),
     # Experiment 3: the first pictures only; all of them is experiment 2.
-    *(Arm(f"baseline_{p}_percent", (*FAIR, "as released"), train_student, change={"share": p / 100}) for p in PERCENT),
+    *(Arm(f"baseline_{p}_percent", (*FAIR, "as released"), train_student, change={"share": p / 100},
+          together=train_student_together) for p in PERCENT),
     *(distilled(f"distilled_{p}_percent", (*FAIR, "as released"), share=p / 100) for p in PERCENT),
     # Ours: the source picked the best of 25 cells on the test pictures; these are picked on a tenth that they are not trained on.
-    Arm("validated_baseline", ("controlled",), train_student, change={"validated": True}),
+    Arm("validated_baseline", ("controlled",), train_student, change={"validated": True}, together=train_student_together),
     *(distilled(f"validated_{cell(alpha, t)}", ("controlled",), alpha=alpha, temperature=float(t), validated=True)
       for alpha, t in CELLS),
 )
