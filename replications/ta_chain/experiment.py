@@ -42,7 +42,8 @@ from replications.course_report import (
     teacher_targets,
 )
 
-from .kernels import Dropout, relu_norm_pool
+from .convolution import Convolution
+from .kernels import DTYPES, Dropout, relu_norm_pool
 
 __all__ = ["SOURCE"]  # runs are shared between replications of one source
 PROTOCOL = 3  # raised whenever an edit can move results
@@ -98,7 +99,7 @@ class ReluNormPool(nn.Module):
         self.pool: nn.Module = nn.Identity()
 
     def forward(self, z: Tensor) -> Tensor:
-        if AVAILABLE and self.training and z.device.type == "cpu" and z.dtype == torch.float32:
+        if AVAILABLE and self.training and z.device.type == "cpu" and z.dtype in DTYPES:
             return relu_norm_pool(z, self.norm, isinstance(self.pool, nn.MaxPool2d))
         result: Tensor = self.pool(self.norm(F.relu(z)))
         return result
@@ -122,7 +123,7 @@ class Network(nn.Module):
                 self.features[-1].pool = nn.MaxPool2d(2)
                 side //= 2
             else:
-                self.features.append(nn.Conv2d(channels, channels := int(layer), 3, padding=1))
+                self.features.append(Convolution(channels, channels := int(layer)))
                 self.features.append(ReluNormPool(channels))
         self.dense = nn.ModuleList()
         width = channels * side * side
@@ -275,11 +276,16 @@ ARMS = (
     released("released_chain_4", 4, "released_chain_6", **ADAM),
     released("released_chain", 2, "released_chain_4", **ADAM, temperature=10.0, epochs=45),
 )
+# The first claim, the chains and their controls; not the pair of precisions, which would be one run here.
+CHAINS = ("scratch_2", "scratch_10", "direct", "student_2_of_10", "student_4_of_10", "student_6_of_10", "student_8_of_10",
+          "ta_4", "ta_6", "ta_8", "chain_6", "chain_4", "chain", "direct_as_ta", "direct_as_chain", "sham")
 HEADLINE = ("scratch_2", "scratch_4", "scratch_10", "student_2_of_4", "direct", "direct_as_ta", "student_6_of_10", "ta_6", "sham")
 BANDED = ("accuracy", "training_loss")  # with recorded bands; the loss is what a sham teacher moves most
 CHECK = ("scratch_2", "student_2_of_4")  # what `check` trains, with seed 0
 PROFILES = {
     "full": Profile(PAPER, seeds=5),
+    "bfloat16": Profile(replace(PAPER, precision="bfloat16"), seeds=5, arms=CHAINS, reduced="training steps in bfloat16 instead of "
+                        "float32; all else is the full protocol"),
     "quick": Profile(QUICK, seeds=2, arms=HEADLINE, reduced="10 epochs and 4,000 training pictures instead of 100 and 50,000; "
                      "the same networks, batch size and losses"),
     "smoke": Profile(SMOKE, seeds=1, arms=("direct", "student_6_of_10", "ta_6", "sham"), synthetic=True,

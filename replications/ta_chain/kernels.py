@@ -18,36 +18,41 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from kdlib.compiled import compiled
+from kdlib.compiled import compiled, narrow, wide
 from kdlib.errors import KDError
 
+Array = np.ndarray[Any, Any]
 ZERO = np.float32(0)
+DTYPES = (torch.float32, torch.bfloat16)
 
 
 @compiled
 def _moments(z, shift, first, second):  # type: ignore[no-untyped-def]
-    """Adds to first and second (B, C) the sums over positions of relu(z (B, P, C)) - shift (C) and of its square."""
+    """Adds to first and second (B, R) the sums over the rows of relu(z (B, H, R)) - shift (R) and of its square."""
     for n in range(z.shape[0]):
         s, q = first[n], second[n]
         for p in range(z.shape[1]):
             x = z[n, p]
-            for c in range(s.size):
-                d = (ZERO if x[c] <= 0 else x[c]) - shift[c]
-                s[c] += d
-                q[c] += d * d
+            for k in range(s.size):
+                v = wide(x[k])
+                d = (ZERO if v <= 0 else v) - shift[k]
+                s[k] += d
+                q[k] += d * d
 
 
 @compiled
 def _normalise(z, scale, offset, out):  # type: ignore[no-untyped-def]
-    """out (B, P, C) = scale * relu(z) + offset."""
+    """out (B, H, R) = scale * relu(z) + offset."""
     for n in range(z.shape[0]):
         for p in range(z.shape[1]):
             x, y = z[n, p], out[n, p]
-            for c in range(scale.size):
-                y[c] = (ZERO if x[c] <= 0 else x[c]) * scale[c] + offset[c]
+            for k in range(scale.size):
+                v = wide(x[k])
+                y[k] = narrow((ZERO if v <= 0 else v) * scale[k] + offset[k], y)
 
 
 @compiled
@@ -59,39 +64,45 @@ def _choose(z, scale, chosen, which):  # type: ignore[no-untyped-def]
                 z0, z1, z2, z3 = z[n, 2 * i, 2 * j], z[n, 2 * i, 2 * j + 1], z[n, 2 * i + 1, 2 * j], z[n, 2 * i + 1, 2 * j + 1]
                 y, w = chosen[n, i, j], which[n, i, j]
                 for c in range(scale.size):
-                    best, at = ZERO if z0[c] <= 0 else z0[c], np.int32(0)
-                    x = ZERO if z1[c] <= 0 else z1[c]
-                    at = np.int32(1) if x * scale[c] > best * scale[c] else at
+                    best, at = wide(z0[c]), np.uint8(0)
+                    best = ZERO if best <= 0 else best
+                    x = wide(z1[c])
+                    x = ZERO if x <= 0 else x
+                    at = np.uint8(1) if x * scale[c] > best * scale[c] else at
                     best = x if x * scale[c] > best * scale[c] else best
-                    x = ZERO if z2[c] <= 0 else z2[c]
-                    at = np.int32(2) if x * scale[c] > best * scale[c] else at
+                    x = wide(z2[c])
+                    x = ZERO if x <= 0 else x
+                    at = np.uint8(2) if x * scale[c] > best * scale[c] else at
                     best = x if x * scale[c] > best * scale[c] else best
-                    x = ZERO if z3[c] <= 0 else z3[c]
-                    w[c] = np.int32(3) if x * scale[c] > best * scale[c] else at
-                    y[c] = x if x * scale[c] > best * scale[c] else best
+                    x = wide(z3[c])
+                    x = ZERO if x <= 0 else x
+                    w[c] = np.uint8(3) if x * scale[c] > best * scale[c] else at
+                    y[c] = narrow(x if x * scale[c] > best * scale[c] else best, y)
 
 
 @compiled
 def _products(g, z, mean, first, second):  # type: ignore[no-untyped-def]
-    """Adds to first and second (B, C) the sums over positions of g (B, P, C) and of g * (relu(z) - mean (C))."""
+    """Adds to first and second (B, R) the sums over the rows of g (B, H, R) and of g * (relu(z) - mean (R))."""
     for n in range(z.shape[0]):
         s, q = first[n], second[n]
         for p in range(z.shape[1]):
             v, x = g[n, p], z[n, p]
-            for c in range(s.size):
-                s[c] += v[c]
-                q[c] += v[c] * ((ZERO if x[c] <= 0 else x[c]) - mean[c])
+            for k in range(s.size):
+                a, b = wide(v[k]), wide(x[k])
+                s[k] += a
+                q[k] += a * ((ZERO if b <= 0 else b) - mean[k])
 
 
 @compiled
 def _back(g, z, scale, constant, slope, gz):  # type: ignore[no-untyped-def]
-    """gz (B, P, C) = scale * g - (constant + slope * z) where z > 0, else 0."""
+    """gz (B, H, R) = scale * g - (constant + slope * z) where z > 0, else 0."""
     for n in range(z.shape[0]):
         for p in range(z.shape[1]):
             v, x, y = g[n, p], z[n, p], gz[n, p]
-            for c in range(scale.size):
-                d = scale[c] * v[c] - (constant[c] + slope[c] * x[c])
-                y[c] = ZERO if x[c] <= 0 else d
+            for k in range(scale.size):
+                b = wide(x[k])
+                d = scale[k] * wide(v[k]) - (constant[k] + slope[k] * b)
+                y[k] = narrow(ZERO if b <= 0 else d, y)
 
 
 @compiled
@@ -104,34 +115,35 @@ def _back_through_pool(g, which, z, scale, constant, slope, gz):  # type: ignore
                 for k in range(4):
                     x, y = z[n, 2 * i + k // 2, 2 * j + k % 2], gz[n, 2 * i + k // 2, 2 * j + k % 2]
                     for c in range(scale.size):
-                        d = (scale[c] * v[c] if w[c] == k else ZERO) - (constant[c] + slope[c] * x[c])
-                        y[c] = ZERO if x[c] <= 0 else d
+                        b = wide(x[c])
+                        d = (scale[c] * wide(v[c]) if w[c] == k else ZERO) - (constant[c] + slope[c] * b)
+                        y[c] = narrow(ZERO if b <= 0 else d, y)
 
 
 class _ReluNormPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, pictures: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, pool: bool) -> Tensor:
-        z = pictures.permute(0, 2, 3, 1).contiguous().numpy()
-        rows = z.reshape(len(z), -1, z.shape[-1])  # (B, H * W, C)
-        count = rows.shape[0] * rows.shape[1]
-        shift = np.maximum(rows[0], ZERO).mean(0)
-        first, second = np.zeros((2, len(z), z.shape[-1]), np.float32)
-        _moments(rows, shift, first, second)
-        excess = first.sum(0, dtype=np.float64) / count
-        mean, variance = shift + excess, second.sum(0, dtype=np.float64) / count - excess**2
+        last = pictures.permute(0, 2, 3, 1).contiguous()
+        z = _array(last)
+        width, count = z.shape[2], z.size // z.shape[-1]
+        shift = F.relu(last[0].float()).mean((0, 1)).numpy()
+        first, second = np.zeros((2, len(z), width * z.shape[-1]), np.float32)
+        _moments(_rows(z), np.tile(shift, width), first, second)
+        excess = _sum(first, z) / count
+        mean, variance = shift + excess, _sum(second, z) / count - excess**2
         _follow(norm, mean, variance * count / (count - 1))
         inverse = 1 / np.sqrt(variance + norm.eps)
         scale = (weight.numpy() * inverse).astype(np.float32)
         offset = (bias.numpy() - mean * weight.numpy() * inverse).astype(np.float32)
         which = None
         if pool:
-            chosen = np.empty((len(z), z.shape[1] // 2, z.shape[2] // 2, z.shape[3]), np.float32)
-            which = np.empty(chosen.shape, np.int32)
+            chosen = np.empty((len(z), z.shape[1] // 2, width // 2, z.shape[3]), z.dtype)
+            which = np.empty(chosen.shape, np.uint8)
             _choose(z, scale, chosen, which)
         else:
             chosen = z
-        out = torch.empty(chosen.shape)
-        _normalise(_rows(chosen), scale, offset, _rows(out.numpy()))
+        out = torch.empty(chosen.shape, dtype=pictures.dtype)
+        _normalise(_rows(chosen), _tiled(scale, chosen), _tiled(offset, chosen), _rows(_array(out)))
         ctx.kept = z, chosen, which, mean, inverse, scale
         return out.permute(0, 3, 1, 2)
 
@@ -139,27 +151,44 @@ class _ReluNormPool(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         z, chosen, which, mean, inverse, scale = ctx.kept
-        g, count = gradient.permute(0, 2, 3, 1).contiguous().numpy(), z.size // z.shape[-1]
-        first, second = np.zeros((2, len(z), z.shape[-1]), np.float32)
-        _products(_rows(g), _rows(chosen), mean.astype(np.float32), first, second)
-        of_bias, of_scale = first.sum(0, dtype=np.float64), second.sum(0, dtype=np.float64)
+        g, count = _array(gradient.permute(0, 2, 3, 1).contiguous()), z.size // z.shape[-1]
+        first, second = np.zeros((2, len(z), chosen.shape[2] * z.shape[-1]), np.float32)
+        _products(_rows(g), _rows(chosen), _tiled(mean, chosen), first, second)
+        of_bias, of_scale = _sum(first, z), _sum(second, z)
         # With r = relu(z), m and v its mean and variance: d/dr = scale * (g - mean of g - (r - m) / v * mean of g (r - m)).
         slope = scale * of_scale * inverse**2 / count
-        constant = (scale * of_bias / count - slope * mean).astype(np.float32)
-        result = torch.empty(z.shape)
+        constant = scale * of_bias / count - slope * mean
+        result = torch.empty(z.shape, dtype=gradient.dtype)
         if which is None:
-            _back(_rows(g), _rows(z), scale, constant, slope.astype(np.float32), _rows(result.numpy()))
+            _back(_rows(g), _rows(z), _tiled(scale, z), _tiled(constant, z), _tiled(slope, z), _rows(_array(result)))
         else:
-            _back_through_pool(g, which, z, scale, constant, slope.astype(np.float32), result.numpy())
+            _back_through_pool(g, which, z, scale, constant.astype(np.float32), slope.astype(np.float32), _array(result))
         of_weight = torch.from_numpy((of_scale * inverse).astype(np.float32))
         return result.permute(0, 3, 1, 2), of_weight, torch.from_numpy(of_bias.astype(np.float32)), None, None
 
 
-def _rows(pictures: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return pictures.reshape(len(pictures), -1, pictures.shape[-1])
+def _array(pictures: Tensor) -> Array:
+    """The memory of float32 numbers, or of bfloat16 ones as uint16, which NumPy and numba have no bfloat16 for."""
+    return (pictures.view(torch.uint16) if pictures.dtype == torch.bfloat16 else pictures).numpy()
 
 
-def _follow(norm: nn.BatchNorm2d, mean: np.ndarray[Any, Any], variance: np.ndarray[Any, Any]) -> None:
+def _rows(pictures: Array) -> Array:
+    """(B, H, R): R = W * C numbers in a row of pictures (B, H, W, C)."""
+    return pictures.reshape(len(pictures), pictures.shape[1], -1)
+
+
+def _tiled(values: Array, pictures: Array) -> Array:
+    """values (C) for each position of a row (R)."""
+    return np.tile(values.astype(np.float32), pictures.shape[2])
+
+
+def _sum(sums: Array, pictures: Array) -> Array:
+    """The sums (B, R) of a channel's positions in a row, over pictures and positions: (C)."""
+    total: Array = sums.reshape(-1, pictures.shape[-1]).sum(0, dtype=np.float64)
+    return total
+
+
+def _follow(norm: nn.BatchNorm2d, mean: Array, variance: Array) -> None:
     """Let the moving averages take a step towards this batch's."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
@@ -171,13 +200,13 @@ def _follow(norm: nn.BatchNorm2d, mean: np.ndarray[Any, Any], variance: np.ndarr
 
 
 def relu_norm_pool(z: Tensor, norm: nn.BatchNorm2d, pool: bool) -> Tensor:
-    """max-pool 2 (where `pool`) of batch norm, by this batch's moments, of ReLU of z (B, C, H, W), float32 on the CPU.
+    """max-pool 2 (where `pool`) of batch norm, by this batch's moments, of ReLU of z (B, C, H, W), float32 or bfloat16 on the CPU.
 
     `norm` is as in training: its moving averages take a step.  Raises KDError for another device or dtype, a batch of one
     value per channel, and a max-pool of an odd height or width.
     """
-    if z.device.type != "cpu" or z.dtype != torch.float32:
-        raise KDError(f"expected float32 on the CPU, found {z.dtype} on {z.device}; use torch's own layers for these")
+    if z.device.type != "cpu" or z.dtype not in DTYPES:
+        raise KDError(f"expected float32 or bfloat16 on the CPU, found {z.dtype} on {z.device}; use torch's own layers for these")
     if z[:, 0].numel() < 2:
         raise KDError(f"expected more than one value per channel, found shape {tuple(z.shape)}; use a larger batch")
     if pool and (z.shape[2] % 2 or z.shape[3] % 2):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,10 @@ import torch.nn.functional as F
 from scipy.stats import binom
 from torch import Tensor, nn
 
+from kdlib.compiled import compiled, narrow, wide
 from kdlib.errors import KDError
 from kdlib.networks import keras_batch_norm
+from replications.ta_chain.convolution import Convolution
 from replications.ta_chain.kernels import Dropout, relu_norm_pool
 
 SHAPES = [(64, 16, 8, 8), (3, 32, 4, 6), (1, 5, 2, 2), (8, 128, 4, 4)]
@@ -42,11 +46,12 @@ def layers(z: Tensor, norm: nn.BatchNorm2d, pool: bool) -> Tensor:
     return F.max_pool2d(h, 2) if pool else h
 
 
-def all_of(function, z: Tensor, norm: nn.BatchNorm2d, pool: bool) -> list[Tensor]:
-    """Value, gradients of z, weight and bias, and the moving averages after one step."""
+def all_of(function, z: Tensor, norm: nn.BatchNorm2d, pool: bool, rounded: torch.dtype | None = None) -> list[Tensor]:
+    """Value, gradients of z, weight and bias, and the moving averages after one step; `rounded`: the gradient's dtype before."""
     leaf = z.clone(memory_format=torch.preserve_format).requires_grad_()
     value = function(leaf, norm, pool)
-    gradients = torch.autograd.grad(value, [leaf, norm.weight, norm.bias], drawn(*value.shape, seed=9).to(z.dtype))
+    gradients = torch.autograd.grad(value, [leaf, norm.weight, norm.bias],
+                                    drawn(*value.shape, seed=9).to(rounded or z.dtype).to(z.dtype))
     return [value.detach(), *gradients, norm.running_mean, norm.running_var]
 
 
@@ -84,10 +89,46 @@ def test_the_gradient_is_that_of_finite_differences():
 def test_a_value_that_is_not_a_number_comes_out_as_such():
     z = pictures("random", (2, 4, 4, 4))
     z[1, 2, 3, 3] = float("nan")
-    for pool in (True, False):
-        out = relu_norm_pool(z, norm_of(4), pool)
+    for pool, dtype in product((True, False), (torch.float32, torch.bfloat16)):
+        out = relu_norm_pool(z.to(dtype), norm_of(4), pool)
         assert out[:, 2].isnan().all()
         assert not out[:, [0, 1, 3]].isnan().any()
+
+
+@pytest.mark.parametrize("pool", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bfloat16_is_rounded_once_on_the_way_in_and_out(shape, pool):
+    z = pictures("random", shape).bfloat16()
+    ours = all_of(relu_norm_pool, z, norm_of(shape[1]), pool)
+    exact = all_of(layers, z.double(), norm_of(shape[1]).double(), pool, rounded=torch.bfloat16)
+    value, gradient, *others = zip(ours, exact, strict=True)
+    for mine, theirs in (value, gradient):
+        assert mine.dtype == torch.bfloat16
+        error = (mine.double() - theirs).abs()
+        # Half a unit of bfloat16's 8 bits; beside 0, what float32 leaves of terms of the size of the largest.
+        assert (error <= 2**-8 * theirs.abs() * 1.001 + 2e-5 * theirs.abs().max()).all()
+    for mine, theirs in others:
+        assert mine.dtype == torch.float32
+        assert (mine - theirs).abs().max() <= 2e-5 * max(theirs.abs().max(), 1e-2)
+
+
+def test_what_is_kept_as_bfloat16_is_the_nearest_one_with_ties_to_even():
+    values = torch.cat([drawn(10_000), torch.tensor([0.0, -0.0, 1 + 2**-8, 1 + 3 * 2**-8, 3.3e38, -3.4e38, 1e-40, float("inf")])])
+    bits = torch.empty(len(values), dtype=torch.bfloat16)
+    store(values.numpy(), bits.view(torch.uint16).numpy())
+    assert torch.equal(bits, values.bfloat16())
+    back = torch.empty(len(values))
+    store(bits.view(torch.uint16).numpy(), back.numpy())
+    assert torch.equal(back, bits.float())
+    odd = torch.tensor([0x7FFFFFFF, 0x7F800001, -1], dtype=torch.int32).view(torch.float32)  # not a number, in several bit patterns
+    store(odd.numpy(), bits[:3].view(torch.uint16).numpy())
+    assert bits[:3].isnan().all()
+
+
+@compiled
+def store(values, out):
+    for k in range(values.size):
+        out[k] = narrow(wide(values[k]), out)
 
 
 @pytest.mark.parametrize("pool", [True, False])
@@ -98,13 +139,37 @@ def test_the_layout_in_memory_does_not_matter(pool):
 
 
 @pytest.mark.parametrize(("z", "pool", "words"), [
-    (torch.zeros(2, 3, 4, 4, dtype=torch.float64), True, "float32 on the CPU"),
+    (torch.zeros(2, 3, 4, 4, dtype=torch.float64), True, "float32 or bfloat16 on the CPU"),
     (torch.zeros(1, 3, 1, 1), False, "more than one value per channel"),
     (torch.zeros(2, 3, 4, 5), True, "even height and width"),
 ])
 def test_what_the_operation_cannot_do_is_refused(z, pool, words):
     with pytest.raises(KDError, match=words):
         relu_norm_pool(z, norm_of(3), pool)
+
+
+@pytest.mark.parametrize(("side", "channels"), [(4, 32), (2, 5), (4, 1), (8, 16)])
+def test_bfloat16_convolutions_have_the_gradients_of_torchs_in_float64(side, channels):
+    torch.manual_seed(0)
+    layer = Convolution(channels, 7)
+    x = drawn(6, channels, side, side).contiguous(memory_format=torch.channels_last)
+    g = drawn(6, 7, side, side, seed=9).bfloat16()
+    leaf = x.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        value = layer(leaf)
+    found = [value, *torch.autograd.grad(value, [leaf, *layer.parameters()], g)]
+    exact = [t.detach().bfloat16().double().requires_grad_() for t in (x, *layer.parameters())]  # what autocast rounds
+    value = F.conv2d(*exact, padding=1)
+    wanted = [value, *torch.autograd.grad(value, exact, g.double())]
+    for mine, theirs in zip(found, wanted, strict=True):
+        assert mine.shape == theirs.shape
+        assert (mine.double() - theirs).abs().max() <= 2**-8 * theirs.abs().max()
+
+
+def test_float32_convolutions_are_torchs_own():
+    torch.manual_seed(0)
+    layer, x = Convolution(3, 4), drawn(2, 3, 4, 4)
+    assert torch.equal(layer(x), F.conv2d(x, layer.weight, layer.bias, padding=1))
 
 
 @pytest.mark.parametrize("p", [0.1, 0.4, 0.9])
