@@ -1,8 +1,8 @@
 """The 3x3 convolution of bfloat16 training steps on a CPU, over small pictures with a weight gradient of its own.
 
 oneDNN's weight gradient in bfloat16 takes several times as long as its other two passes where pictures are small and channels
-many (128 channels of 4x4: 3 to 6 ms of one core with AMX, against 0.7 forward).  Written as one matrix product, over the 9 shifted
-copies of the input, it takes 1.
+many (128 channels of 4x4: 3 to 6 ms of one core with AMX, against 0.5 to 1 forward).  As one matrix product, of the outputs'
+gradient and the 9 shifted copies of the input, it takes 1.
 
 Shapes: B batch, C and D channels before and after, H x W positions.
 """

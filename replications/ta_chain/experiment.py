@@ -132,7 +132,7 @@ class Network(nn.Module):
         self.activity = torch.zeros(())
 
     def forward(self, x: Tensor) -> Tensor:  # uint8 (B, 3, 32, 32) -> logits (B, K)
-        h = (x.float() / 255).contiguous(memory_format=torch.channels_last)
+        h = x.contiguous(memory_format=torch.channels_last).float() / 255
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.half and self.training):
             h = self.features(h).flatten(1)
             squares = []
@@ -284,8 +284,8 @@ BANDED = ("accuracy", "training_loss")  # with recorded bands; the loss is what 
 CHECK = ("scratch_2", "student_2_of_4")  # what `check` trains, with seed 0
 PROFILES = {
     "full": Profile(PAPER, seeds=5),
-    "bfloat16": Profile(replace(PAPER, precision="bfloat16"), seeds=5, arms=CHAINS, reduced="training steps in bfloat16 instead of "
-                        "float32; all else is the full protocol"),
+    "bfloat16": Profile(replace(PAPER, precision="bfloat16"), seeds=5, arms=CHAINS,
+                        reduced="training steps in bfloat16 instead of float32; all else is the full protocol"),
     "quick": Profile(QUICK, seeds=2, arms=HEADLINE, reduced="10 epochs and 4,000 training pictures instead of 100 and 50,000; "
                      "the same networks, batch size and losses"),
     "smoke": Profile(SMOKE, seeds=1, arms=("direct", "student_6_of_10", "ta_6", "sham"), synthetic=True,

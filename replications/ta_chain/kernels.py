@@ -8,8 +8,8 @@ is linear in a channel, so its maximum over a window is at one position of ReLU(
 maxima tie, the first position gets the gradient, as in torch.  Sums run in float32 within a picture, shifted by the first
 picture's mean, and in float64 over pictures.  A NaN comes out as NaN, so that a training that diverges is noticed.
 
-Shapes: B batch, C channels, H x W positions; in memory the channels come last, so that the innermost loops run over them and
-become vector instructions.
+Shapes: B batch, C channels, H x W positions, R = W * C numbers of a row; in memory the channels come last, so that the innermost
+loops run over a row, or over the channels, and become vector instructions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -31,17 +30,39 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 @compiled
-def _moments(z, shift, first, second):  # type: ignore[no-untyped-def]
-    """Adds to first and second (B, R) the sums over the rows of relu(z (B, H, R)) - shift (R) and of its square."""
+def _moments(z, shift, sums):  # type: ignore[no-untyped-def]
+    """Adds to sums (2, C) those over z (B, H, R) of relu(z) - shift and of its square; shift (R): a channel's mean in z[0]."""
+    channels = sums.shape[1]
+    for p in range(z.shape[1]):
+        for k in range(shift.size):
+            v = wide(z[0, p, k])
+            shift[k] += ZERO if v <= 0 else v
+    for k in range(channels, shift.size):
+        shift[k % channels] += shift[k]
+    for k in range(channels):
+        shift[k] *= np.float32(channels / z[0].size)
+    for k in range(channels, shift.size):
+        shift[k] = shift[k - channels]
+    first, second = np.empty_like(shift), np.empty_like(shift)  # of one picture
     for n in range(z.shape[0]):
-        s, q = first[n], second[n]
+        first[:], second[:] = ZERO, ZERO
         for p in range(z.shape[1]):
             x = z[n, p]
-            for k in range(s.size):
+            for k in range(shift.size):
                 v = wide(x[k])
                 d = (ZERO if v <= 0 else v) - shift[k]
-                s[k] += d
-                q[k] += d * d
+                first[k] += d
+                second[k] += d * d
+        _gather(first, sums[0])
+        _gather(second, sums[1])
+
+
+@compiled
+def _gather(row, sums):  # type: ignore[no-untyped-def]
+    """Adds the numbers of each channel in a row (R) to sums (C)."""
+    for start in range(0, row.size, sums.size):
+        for c in range(sums.size):
+            sums[c] += row[start + c]
 
 
 @compiled
@@ -81,16 +102,19 @@ def _choose(z, scale, chosen, which):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _products(g, z, mean, first, second):  # type: ignore[no-untyped-def]
-    """Adds to first and second (B, R) the sums over the rows of g (B, H, R) and of g * (relu(z) - mean (R))."""
+def _products(g, z, mean, sums):  # type: ignore[no-untyped-def]
+    """Adds to sums (2, C) those over g (B, H, R) of g and of g * (relu(z) - mean (R))."""
+    first, second = np.empty_like(mean), np.empty_like(mean)  # of one picture
     for n in range(z.shape[0]):
-        s, q = first[n], second[n]
+        first[:], second[:] = ZERO, ZERO
         for p in range(z.shape[1]):
             v, x = g[n, p], z[n, p]
-            for k in range(s.size):
+            for k in range(mean.size):
                 a, b = wide(v[k]), wide(x[k])
-                s[k] += a
-                q[k] += a * ((ZERO if b <= 0 else b) - mean[k])
+                first[k] += a
+                second[k] += a * ((ZERO if b <= 0 else b) - mean[k])
+        _gather(first, sums[0])
+        _gather(second, sums[1])
 
 
 @compiled
@@ -123,14 +147,13 @@ def _back_through_pool(g, which, z, scale, constant, slope, gz):  # type: ignore
 class _ReluNormPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, pictures: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, pool: bool) -> Tensor:
-        last = pictures.permute(0, 2, 3, 1).contiguous()
-        z = _array(last)
-        width, count = z.shape[2], z.size // z.shape[-1]
-        shift = F.relu(last[0].float()).mean((0, 1)).numpy()
-        first, second = np.zeros((2, len(z), width * z.shape[-1]), np.float32)
-        _moments(_rows(z), np.tile(shift, width), first, second)
-        excess = _sum(first, z) / count
-        mean, variance = shift + excess, _sum(second, z) / count - excess**2
+        z = _array(pictures.permute(0, 2, 3, 1).contiguous())
+        width, channels = z.shape[2:]
+        count = z.size // channels
+        shift, sums = np.zeros(width * channels, np.float32), np.zeros((2, channels))
+        _moments(_rows(z), shift, sums)
+        excess, square = sums / count
+        mean, variance = shift[:channels] + excess, square - excess**2
         _follow(norm, mean, variance * count / (count - 1))
         inverse = 1 / np.sqrt(variance + norm.eps)
         scale = (weight.numpy() * inverse).astype(np.float32)
@@ -152,9 +175,8 @@ class _ReluNormPool(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         z, chosen, which, mean, inverse, scale = ctx.kept
         g, count = _array(gradient.permute(0, 2, 3, 1).contiguous()), z.size // z.shape[-1]
-        first, second = np.zeros((2, len(z), chosen.shape[2] * z.shape[-1]), np.float32)
-        _products(_rows(g), _rows(chosen), _tiled(mean, chosen), first, second)
-        of_bias, of_scale = _sum(first, z), _sum(second, z)
+        of_bias, of_scale = sums = np.zeros((2, z.shape[-1]))
+        _products(_rows(g), _rows(chosen), _tiled(mean, chosen), sums)
         # With r = relu(z), m and v its mean and variance: d/dr = scale * (g - mean of g - (r - m) / v * mean of g (r - m)).
         slope = scale * of_scale * inverse**2 / count
         constant = scale * of_bias / count - slope * mean
@@ -182,12 +204,6 @@ def _tiled(values: Array, pictures: Array) -> Array:
     return np.tile(values.astype(np.float32), pictures.shape[2])
 
 
-def _sum(sums: Array, pictures: Array) -> Array:
-    """The sums (B, R) of a channel's positions in a row, over pictures and positions: (C)."""
-    total: Array = sums.reshape(-1, pictures.shape[-1]).sum(0, dtype=np.float64)
-    return total
-
-
 def _follow(norm: nn.BatchNorm2d, mean: Array, variance: Array) -> None:
     """Let the moving averages take a step towards this batch's."""
     assert norm.running_mean is not None
@@ -195,12 +211,13 @@ def _follow(norm: nn.BatchNorm2d, mean: Array, variance: Array) -> None:
     assert norm.num_batches_tracked is not None
     assert norm.momentum is not None
     norm.num_batches_tracked.add_(1)
-    norm.running_mean.lerp_(torch.from_numpy(mean).float(), norm.momentum)
-    norm.running_var.lerp_(torch.from_numpy(variance).float(), norm.momentum)
+    for average, found in ((norm.running_mean, mean), (norm.running_var, variance)):
+        values = average.numpy()
+        values += np.float32(norm.momentum) * (found.astype(np.float32) - values)
 
 
 def relu_norm_pool(z: Tensor, norm: nn.BatchNorm2d, pool: bool) -> Tensor:
-    """max-pool 2 (where `pool`) of batch norm, by this batch's moments, of ReLU of z (B, C, H, W), float32 or bfloat16 on the CPU.
+    """max-pool 2 (where `pool`) of batch norm, by this batch's moments, of ReLU of z (B, C, H, W), float32 or bfloat16 on a CPU.
 
     `norm` is as in training: its moving averages take a step.  Raises KDError for another device or dtype, a batch of one
     value per channel, and a max-pool of an odd height or width.

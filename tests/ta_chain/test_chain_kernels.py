@@ -120,7 +120,7 @@ def test_what_is_kept_as_bfloat16_is_the_nearest_one_with_ties_to_even():
     back = torch.empty(len(values))
     store(bits.view(torch.uint16).numpy(), back.numpy())
     assert torch.equal(back, bits.float())
-    odd = torch.tensor([0x7FFFFFFF, 0x7F800001, -1], dtype=torch.int32).view(torch.float32)  # not a number, in several bit patterns
+    odd = torch.tensor([0x7FFFFFFF, 0x7F800001, -1], dtype=torch.int32).view(torch.float32)  # not numbers
     store(odd.numpy(), bits[:3].view(torch.uint16).numpy())
     assert bits[:3].isnan().all()
 
