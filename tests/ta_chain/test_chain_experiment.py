@@ -189,8 +189,8 @@ def test_arms_compared_in_the_controlled_mode_differ_in_size_and_rounds_only():
     experiment = load_experiment("ta_chain")
     configs = {arm.name: replace(experiment.config(arm, chain.PROFILES["full"]), size=2, rounds=1)
                for arm in experiment.arms if "controlled" in arm.modes or "sham" in arm.modes}
-    rounded = configs.pop("scratch_4_bfloat16")
-    assert set(configs.values()) == {replace(rounded, precision="float32")}
+    exact = configs.pop("scratch_2_float32")
+    assert set(configs.values()) == {replace(exact, precision="bfloat16")}
 
 
 def test_a_run_of_several_rounds_is_after_its_first_the_run_of_one():

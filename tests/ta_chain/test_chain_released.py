@@ -48,7 +48,7 @@ OTHERS = {
     "ta_4": (2, "student_4_of_10", 1, 1, BOTH), "ta_6": (2, "student_6_of_10", 1, 1, BOTH),
     "ta_8": (2, "student_8_of_10", 1, 1, BOTH),
     "chain_6": (6, "student_8_of_10", 1, 1, BOTH), "chain_4": (4, "chain_6", 1, 1, BOTH), "chain": (2, "chain_4", 1, 1, BOTH),
-    "scratch_4_bfloat16": (4, None, 1, 1, ("controlled",)),
+    "scratch_2_float32": (2, None, 1, 1, ("controlled",)), "scratch_2_bfloat16": (2, None, 1, 1, ("controlled",)),
 }  # fmt: skip
 # Percent of the test pictures, with the digits printed, and the arms that stand beside.
 ACCURACY = {
@@ -79,8 +79,10 @@ def test_the_papers_values():
         "size": 2, "epochs": 100, "optimizer": "sgd", "momentum": 0.9, "batch": 64, "alpha": 0.2, "temperature": 4.0,
         "activity": 1e-4, "patience": 0, "extra_epochs": 0, "rounds": 1, "train_pictures": 50_000, "test_pictures": 10_000,
         "precision": "float32"}  # fmt: skip
-    full = EXPERIMENT.profile("full")
-    assert (full.config, full.seeds, full.arms) == (chain.PAPER, 5, ())
+    full, exact = EXPERIMENT.profile("full"), EXPERIMENT.profile("float32")
+    assert (full.config, full.seeds, full.arms) == (replace(chain.PAPER, precision="bfloat16"), 5, ())
+    assert "bfloat16" in full.reduced
+    assert (exact.config, exact.seeds, exact.arms) == (chain.PAPER, 5, ())
 
 
 def test_released_arms_are_the_notebooks():
@@ -91,7 +93,7 @@ def test_released_arms_are_the_notebooks():
         assert dict(arm.needs) == ({"teacher": f"released_{teacher}"} if teacher else {}), name
         assert (arm.train, arm.snapshot) == (chain.train_distilled if teacher else chain.train_scratch, "final"), name
         known = {column: value for column, value in zip(COLUMNS, (size, *rest), strict=True) if value is not None}
-        config = EXPERIMENT.config(arm, EXPERIMENT.profile("full"))
+        config = EXPERIMENT.config(arm, EXPERIMENT.profile("float32"))
         unused = {column: getattr(config, column) for column in COLUMNS if column not in known}
         assert config == replace(chain.PAPER, **known, **unused), name
 
@@ -105,9 +107,10 @@ def test_all_other_arms_are_the_texts_protocol_with_one_size_and_teacher():
         how = chain.train_sham if name == "sham" else chain.train_distilled if teacher else chain.train_scratch
         assert (arm.train, arm.modes) == (how, modes), name
         assert arm.snapshot == ("final" if looked == rounds else f"round_{looked}"), name
-        precision = "bfloat16" if name == "scratch_4_bfloat16" else "float32"
-        config = EXPERIMENT.config(arm, EXPERIMENT.profile("full"))
-        assert config == replace(chain.PAPER, size=size, rounds=rounds, precision=precision), name
+        for profile, usual in (("full", "bfloat16"), ("float32", "float32")):
+            precision = {"scratch_2_float32": "float32", "scratch_2_bfloat16": "bfloat16"}.get(name, usual)
+            config = EXPERIMENT.config(arm, EXPERIMENT.profile(profile))
+            assert config == replace(chain.PAPER, size=size, rounds=rounds, precision=precision), name
 
 
 def test_published_accuracies_are_the_reports(reported):
