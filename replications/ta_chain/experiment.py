@@ -43,7 +43,8 @@ from replications.course_report import (
 )
 
 from .convolution import Convolution
-from .kernels import DTYPES, Dropout, relu_norm_pool
+from .dropout import Dropout
+from .kernels import DTYPES, relu_norm_pool
 
 __all__ = ["SOURCE"]  # runs are shared between replications of one source
 PROTOCOL = 3  # raised whenever an edit can move results

@@ -1,4 +1,4 @@
-"""ReLU, batch norm and max-pool as one CPU operation, and dropout from fewer random bits.
+"""ReLU, batch norm and max-pool as one CPU operation.
 
     max-pool 2 (batch norm (ReLU (z)))        (the max-pool only where asked for)
 
@@ -147,7 +147,7 @@ def _back_through_pool(g, which, z, scale, constant, slope, gz):  # type: ignore
 class _ReluNormPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, pictures: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, pool: bool) -> Tensor:
-        z = _array(pictures.permute(0, 2, 3, 1).contiguous())
+        z = array(pictures.permute(0, 2, 3, 1).contiguous())
         width, channels = z.shape[2:]
         count = z.size // channels
         shift, sums = np.zeros(width * channels, np.float32), np.zeros((2, channels))
@@ -166,7 +166,7 @@ class _ReluNormPool(torch.autograd.Function):
         else:
             chosen = z
         out = torch.empty(chosen.shape, dtype=pictures.dtype)
-        _normalise(_rows(chosen), _tiled(scale, chosen), _tiled(offset, chosen), _rows(_array(out)))
+        _normalise(_rows(chosen), _tiled(scale, chosen), _tiled(offset, chosen), _rows(array(out)))
         ctx.kept = z, chosen, which, mean, inverse, scale
         return out.permute(0, 3, 1, 2)
 
@@ -174,7 +174,7 @@ class _ReluNormPool(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         z, chosen, which, mean, inverse, scale = ctx.kept
-        g, count = _array(gradient.permute(0, 2, 3, 1).contiguous()), z.size // z.shape[-1]
+        g, count = array(gradient.permute(0, 2, 3, 1).contiguous()), z.size // z.shape[-1]
         of_bias, of_scale = sums = np.zeros((2, z.shape[-1]))
         _products(_rows(g), _rows(chosen), _tiled(mean, chosen), sums)
         # With r = relu(z), m and v its mean and variance: d/dr = scale * (g - mean of g - (r - m) / v * mean of g (r - m)).
@@ -182,14 +182,14 @@ class _ReluNormPool(torch.autograd.Function):
         constant = scale * of_bias / count - slope * mean
         result = torch.empty(z.shape, dtype=gradient.dtype)
         if which is None:
-            _back(_rows(g), _rows(z), _tiled(scale, z), _tiled(constant, z), _tiled(slope, z), _rows(_array(result)))
+            _back(_rows(g), _rows(z), _tiled(scale, z), _tiled(constant, z), _tiled(slope, z), _rows(array(result)))
         else:
-            _back_through_pool(g, which, z, scale, constant.astype(np.float32), slope.astype(np.float32), _array(result))
+            _back_through_pool(g, which, z, scale, constant.astype(np.float32), slope.astype(np.float32), array(result))
         of_weight = torch.from_numpy((of_scale * inverse).astype(np.float32))
         return result.permute(0, 3, 1, 2), of_weight, torch.from_numpy(of_bias.astype(np.float32)), None, None
 
 
-def _array(pictures: Tensor) -> Array:
+def array(pictures: Tensor) -> Array:
     """The memory of float32 numbers, or of bfloat16 ones as uint16, which NumPy and numba have no bfloat16 for."""
     return (pictures.view(torch.uint16) if pictures.dtype == torch.bfloat16 else pictures).numpy()
 
@@ -230,17 +230,3 @@ def relu_norm_pool(z: Tensor, norm: nn.BatchNorm2d, pool: bool) -> Tensor:
         raise KDError(f"expected an even height and width to pool, found {tuple(z.shape[2:])}; use torch's own layers for these")
     result: Tensor = _ReluNormPool.apply(z, norm.weight, norm.bias, norm, pool)  # type: ignore[no-untyped-call]
     return result
-
-
-class Dropout(nn.Dropout):
-    """Dropout that spends 16 random bits on a number on the CPU, where torch spends 64; p is met to within 1e-5."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Scale what is kept by 1 / (1 - p); draws from torch's global generator."""
-        if not self.training or x.device.type != "cpu":
-            return super().forward(x)
-        mask = torch.empty_like(x)
-        flat = mask.as_strided((x.numel(),), (1,))  # in the order of memory, whichever axis is last
-        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-        flat.copy_(words.view(torch.int16)[: x.numel()] >= round(self.p * 2**16) - 2**15)
-        return x * mask.mul_(1 / (1 - self.p))

@@ -15,7 +15,8 @@ from kdlib.compiled import compiled, narrow, wide
 from kdlib.errors import KDError
 from kdlib.networks import keras_batch_norm
 from replications.ta_chain.convolution import Convolution
-from replications.ta_chain.kernels import Dropout, relu_norm_pool
+from replications.ta_chain.dropout import Dropout
+from replications.ta_chain.kernels import relu_norm_pool
 
 SHAPES = [(64, 16, 8, 8), (3, 32, 4, 6), (1, 5, 2, 2), (8, 128, 4, 4)]
 
@@ -197,9 +198,14 @@ def test_dropout_is_torchs_in_evaluation_and_repeats_from_a_seed():
     assert torch.equal(layer.eval()(x), x)
 
 
-def test_the_gradient_of_dropout_is_its_mask():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_gradient_of_dropout_is_its_mask(dtype, layout):
     torch.manual_seed(0)
-    x = drawn(6, 4, 2, 2).requires_grad_()
+    x = drawn(6, 4, 2, 2).to(dtype).contiguous(memory_format=layout).requires_grad_()
     y = Dropout(0.4)(x)
-    (found,) = torch.autograd.grad(y.sum(), [x])
-    assert torch.allclose(found * x, y)
+    (found,) = torch.autograd.grad(y, [x], torch.ones(6, 4, 2, 2, dtype=dtype))  # of another layout than x
+    scale = torch.tensor(1 / 0.6, dtype=dtype)
+    assert set(found.unique().tolist()) == {0.0, scale.item()}
+    assert torch.equal(found != 0, y != 0)
+    assert torch.equal(y, (x.float() * (1 / 0.6)).to(dtype).where(found != 0, 0.0))
