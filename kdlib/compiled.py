@@ -10,6 +10,9 @@ __all__ = ["AVAILABLE", "compiled", "narrow", "wide"]
 
 compiled: Any
 
+# To see whether what it has cached is still right, numba looks at the file of the compiled function alone: after an edit of
+# `wide` or `narrow`, delete the __pycache__ folders of the files that call them.
+
 
 def wide(x: Any) -> Any:
     """Inside a compiled function: the float32 that x stands for, a float32 itself or the bits of a bfloat16 as uint16."""

@@ -160,7 +160,7 @@ class _ReluNormPool(torch.autograd.Function):
         offset = (bias.numpy() - mean * weight.numpy() * inverse).astype(np.float32)
         which = None
         if pool:
-            chosen = np.empty((len(z), z.shape[1] // 2, width // 2, z.shape[3]), z.dtype)
+            chosen = np.empty((len(z), z.shape[1] // 2, width // 2, channels), z.dtype)
             which = np.empty(chosen.shape, np.uint8)
             _choose(z, scale, chosen, which)
         else:
