@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from kdlib.engine import execute
 from kdlib.experiment import Compute, load_experiment
 from kdlib.networks import he_uniform_, parameter_count
 from kdlib.plan import plan
-from kdlib.runs import Store
+from kdlib.runs import Store, read_run
 from kdlib.seeds import generator
 from replications import course_report
 from replications.ta_chain import experiment as chain
@@ -191,6 +192,20 @@ def test_arms_compared_in_the_controlled_mode_differ_in_size_and_rounds_only():
                for arm in experiment.arms if "controlled" in arm.modes or "sham" in arm.modes}
     exact = configs.pop("scratch_2_float32")
     assert set(configs.values()) == {replace(exact, precision="bfloat16")}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_recorded_teachers_are_those_that_profile_full_trains(seed):
+    experiment = load_experiment("ta_chain")
+    found = {run.description.seed: run for folder in (Path(course_report.__file__).parent / "recorded_teachers").iterdir()
+             if (run := read_run(folder)).description.recipe == "course-report/train_scratch"}
+    arm, about = experiment.arm("scratch_10"), found[seed].description
+    config = experiment.config(arm, experiment.profile("full"))
+    assert about == experiment.describe(arm, config, seed, about.data, Compute(), {})
+    for part, count in (("train", 50_000), ("test", 10_000)):
+        logits = found[seed].soft_targets(f"final.{part}")
+        assert logits.shape == (count, 10)
+        assert logits.isfinite().all()
 
 
 def test_a_run_of_several_rounds_is_after_its_first_the_run_of_one():
