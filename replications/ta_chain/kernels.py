@@ -30,19 +30,16 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 @compiled
-def _moments(z, shift, sums):  # type: ignore[no-untyped-def]
-    """Adds to sums (2, C) those over z (B, H, R) of relu(z) - shift and of its square; shift (R): a channel's mean in z[0]."""
-    channels = sums.shape[1]
+def _moments(z, sums):  # type: ignore[no-untyped-def]
+    """Adds to sums (2, C) those over z (B, H, R) of relu(z) - shift and of its square; gives shift (R), the means of z[0]."""
+    shift, total = np.zeros(z.shape[2], np.float32), np.zeros(sums.shape[1], np.float32)
     for p in range(z.shape[1]):
         for k in range(shift.size):
             v = wide(z[0, p, k])
             shift[k] += ZERO if v <= 0 else v
-    for k in range(channels, shift.size):
-        shift[k % channels] += shift[k]
-    for k in range(channels):
-        shift[k] *= np.float32(channels / z[0].size)
-    for k in range(channels, shift.size):
-        shift[k] = shift[k - channels]
+    _gather(shift, total)
+    for k in range(shift.size):
+        shift[k] = total[k % total.size] * np.float32(total.size / z[0].size)
     first, second = np.empty_like(shift), np.empty_like(shift)  # of one picture
     for n in range(z.shape[0]):
         first[:], second[:] = ZERO, ZERO
@@ -55,6 +52,7 @@ def _moments(z, shift, sums):  # type: ignore[no-untyped-def]
                 second[k] += d * d
         _gather(first, sums[0])
         _gather(second, sums[1])
+    return shift
 
 
 @compiled
@@ -150,8 +148,8 @@ class _ReluNormPool(torch.autograd.Function):
         z = array(pictures.permute(0, 2, 3, 1).contiguous())
         width, channels = z.shape[2:]
         count = z.size // channels
-        shift, sums = np.zeros(width * channels, np.float32), np.zeros((2, channels))
-        _moments(_rows(z), shift, sums)
+        sums = np.zeros((2, channels))
+        shift = _moments(_rows(z), sums)
         excess, square = sums / count
         mean, variance = shift[:channels] + excess, square - excess**2
         _follow(norm, mean, variance * count / (count - 1))
