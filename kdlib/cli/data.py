@@ -29,7 +29,8 @@ def _fetch(names: tuple[str, ...], options: argparse.Namespace) -> int:
     for name in names:
         place = fetch.where(name, options.data)
         if place is None or place.origin == "cache":  # what is in the cache may need a repair
-            print(f"{name}: fetched to {fetch.fetch(name, Downloading(name))}")
+            shown = Downloading(name)
+            print(f"{name}: fetched to {fetch.fetch(name, shown, shown.waits)}")
         else:
             print(f"{name}: already at {fetch.find(name, options.data)}")
     return 0

@@ -42,6 +42,10 @@ class Downloading:
             if sys.stderr.isatty():
                 print(f"\r{self.name}: {percent}%", end="\n" if percent == 100 else "", file=sys.stderr, flush=True)
 
+    def waits(self) -> None:
+        """Say that another process fetches the same data set."""
+        print(f"{self.name}: another process is fetching it; this one waits for it", file=sys.stderr, flush=True)
+
 
 class Plain:
     """One line an event."""

@@ -92,7 +92,8 @@ def _folders(experiment: Experiment, profile: Profile, options: argparse.Namespa
                           "record ask for, found synthetic data by design; choose another profile")
         return {}
     try:
-        return {name: fetch.find(name, options.data, Downloading(name)) for name in experiment.module.DATA}
+        shown = {name: Downloading(name) for name in experiment.module.DATA}
+        return {name: fetch.find(name, options.data, show, show.waits) for name, show in shown.items()}
     except DataUnavailable as error:
         if options.require_real:
             raise

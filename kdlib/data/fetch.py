@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-import filelock
-
 from kdlib.data import DataError, DataUnavailable, transfer
 from kdlib.data.sources import SOURCES, File, Packed, Source
 from kdlib.data.unpack import gunzip, unpack
+from kdlib.errors import KDError
+from kdlib.files import locked
 
 Progress = Callable[[str, int, int], None]  # file, bytes of the whole set received so far, bytes expected
 LIMITS = transfer.Limits()
-LOCK_SECONDS = 3600.0
 UNKNOWN_FILE_BYTES = 2**20  # the most a file of unknown size may have, or all files of an archive that are not of the set
 MOST_MEMBERS = 20  # of an archive, folders included
 
@@ -59,15 +58,17 @@ def where(name: str, data: Path | str | None = None) -> Place | None:
     return None
 
 
-def find(name: str, data: Path | str | None = None, progress: Progress | None = None) -> Path:
-    """Return the folder of a data set, after a quick check of its files; download it if it is nowhere.
+def find(
+    name: str, data: Path | str | None = None, progress: Progress | None = None, waits: Callable[[], None] = lambda: None
+) -> Path:
+    """Return the folder of a data set, after a quick check of its files; `fetch` it if it is nowhere.
 
     Looked for in this order: `data`/NAME (or `data` itself), KDLIB_DATA likewise, the user cache, download.
     Raises DataError for a place that holds a part of it only, DataUnavailable when it cannot be had.
     """
     place = where(name, data)
     if place is None:
-        return fetch(name, progress)
+        return fetch(name, progress, waits)
     if problems := _file_problems(_source(name), place.path, hashes=False):
         raise DataError(
             f"{place.path} ({place.origin}): expected all files of {name}, found {len(problems)} problems: "
@@ -85,11 +86,12 @@ def verify(name: str, data: Path | str | None = None) -> list[str]:
     return _all_problems(source, place.path)
 
 
-def fetch(name: str, progress: Progress | None = None) -> Path:
+def fetch(name: str, progress: Progress | None = None, waits: Callable[[], None] = lambda: None) -> Path:
     """Download a data set into the user cache, or repair it there, and return its folder.
 
     What was downloaded is kept over a broken connection, but the folder appears only when all of it has been
-    checked. Two processes wait for each other. Raises DataUnavailable, which says why and what to do.
+    checked. A second process that wants it too calls `waits`, and waits. Raises DataUnavailable, which says why
+    and what to do.
     """
     source = _source(name)
     mirror = _mirror()
@@ -97,7 +99,7 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
     folder, staging = cache / name, cache / f".{name}.part"
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(cache / f".{name}.lock", timeout=LOCK_SECONDS):
+        with locked(cache / f".{name}.lock", transfer.REMEDY, waits):
             if folder.is_dir() and not _all_problems(source, folder):
                 return folder
             _refuse_offline(name, mirror)
@@ -112,15 +114,12 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
                     os.replace(staging, folder)
                 raise
             os.replace(staging, folder)
-    except filelock.Timeout as error:
-        raise DataUnavailable(
-            f"{error.lock_file}: expected the other process that fetches {name} to finish within "
-            f"{LOCK_SECONDS:g} seconds, found it still running. Wait for it or end it, then try again."
-        ) from error
     except DataUnavailable:
         raise
     except DataError as error:
         raise DataUnavailable(f"{name}: the downloaded files are not the published ones: {error}") from error
+    except KDError as error:  # of the lock
+        raise DataUnavailable(str(error)) from error
     except OSError as error:
         raise DataUnavailable(f"{cache}: expected to write there, found: {error}. {transfer.REMEDY}") from error
     return folder

@@ -10,7 +10,6 @@ import threading
 import time
 from dataclasses import replace
 
-import filelock
 import pytest
 
 from kdlib.cli import data as commands
@@ -467,16 +466,9 @@ def test_a_broken_download_goes_on_where_it_was(server, cache):
     assert "/one.dat" not in server.asked
 
 
-def test_two_fetches_at_once_download_once(server, monkeypatch):
-    both = threading.Event()  # are under way: the second waits for the first, or wrongly asks for the file too
-
-    class Lock(filelock.FileLock):
-        def acquire(self, *rest, **named):
-            try:
-                return super().acquire(timeout=0)
-            except filelock.Timeout:
-                both.set()
-                return super().acquire(*rest, **named)
+def test_two_fetches_at_once_download_once(server, cache, monkeypatch, capsys):
+    both = threading.Event()  # are under way: the second says that it waits, or wrongly asks for the file too
+    waits = Downloading.waits
 
     def answer(handler):
         if server.asked.count("/one.dat") > 1:
@@ -484,26 +476,23 @@ def test_two_fetches_at_once_download_once(server, monkeypatch):
         both.wait(20)
         send(CONTENT["one.dat"])(handler)
 
-    monkeypatch.setattr(fetch.filelock, "FileLock", Lock)
+    monkeypatch.setattr(Downloading, "waits", lambda shown: (waits(shown), both.set()))
     server.routes["/one.dat"] = answer
-    found = []
-    threads = [threading.Thread(target=lambda: found.append(fetch.fetch("tiny"))) for _ in range(2)]
+    options = argparse.Namespace(action="fetch", names=["tiny"], data=None)
+    threads = [threading.Thread(target=commands.data, args=(options,)) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert both.is_set()
-    assert found[0] == found[1]
+    said = capsys.readouterr()
+    assert said.out.splitlines() == [f"tiny: fetched to {cache / 'tiny'}"] * 2
+    assert said.err.splitlines().count("tiny: another process is fetching it; this one waits for it") == 1
     assert sorted(server.asked) == ["/one.dat", "/two.dat", "/two.hea"]
 
 
-def test_waiting_for_another_fetch_ends(cache, monkeypatch):
-    monkeypatch.setattr(fetch, "LOCK_SECONDS", 0.05)
-    cache.mkdir()
-    with (
-        filelock.FileLock(cache / ".tiny.lock"),
-        pytest.raises(DataUnavailable, match="expected the other process that fetches tiny to finish"),
-    ):
+def test_a_lock_that_cannot_be_taken_is_an_error(cache):
+    (cache / ".tiny.lock").mkdir(parents=True)
+    with pytest.raises(DataUnavailable, match=r"tiny\.lock: could not be written"):
         fetch.fetch("tiny")
 
 
