@@ -47,6 +47,13 @@ class DamagedFile(KDError):
     """A stored file is cut, altered or not what its name says."""
 
 
+def not_read(path: Path, error: OSError) -> KDError:
+    """What to raise for a file that could not be read: DamagedFile where there is none; else it may be as good as ever."""
+    if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+        return DamagedFile(f"{path}: expected a file, found none ({error.strerror})")
+    return KDError(f"{path}: cannot be read ({error.strerror}). Nothing was changed: mend this and run the same command again.")
+
+
 def sha256(content: bytes) -> str:
     """SHA-256 of bytes, in hex."""
     return hashlib.sha256(content).hexdigest()
@@ -131,7 +138,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
             # Cloned: a tensor that still lies in the file's memory map keeps Windows from replacing the file.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a mapping
         found = _digest(tensors, notes)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
+    except OSError as error:
+        raise not_read(path, error) from error
+    except (ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
         raise DamagedFile(f"{path}: expected a safetensors file of kdlib, found something unreadable ({error})") from error
     if found != expected:
         raise DamagedFile(f"{path}: expected content with SHA-256 {str(expected)[:64]}, found {found}")

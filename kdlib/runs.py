@@ -14,7 +14,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from kdlib.errors import KDError
-from kdlib.files import DamagedFile, atomic_write, canonical_json, load_tensors, locked, save_tensors, sha256
+from kdlib.files import DamagedFile, atomic_write, canonical_json, load_tensors, locked, not_read, save_tensors, sha256
 
 ID_LENGTH = 16
 PLAIN_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
@@ -130,9 +130,11 @@ class Store:
     def find(self, description: Description, notice: Callable[[str], None] = lambda text: None) -> FinishedRun | None:
         """The finished run of that description, or None; a damaged one is set aside, with a notice, and counts as absent."""
         folder = self.run_folder(description.id)
-        if not folder.exists():
+        if not _is_there(folder):
             return None
-        try:
+        with suppress(DamagedFile):
+            return read_run(folder)
+        try:  # again: it may have been pruned while it was read
             return read_run(folder)
         except DamagedFile as error:
             notice(f"{error}. Set aside as {self.set_aside(folder)}; the run is made again.")
@@ -191,7 +193,12 @@ class Store:
     def ids(self) -> list[str]:
         """Ids of all run folders, sorted."""
         folder = self.folder / "runs"
-        return sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(".")) if folder.exists() else []
+        if not _is_there(folder):
+            return []
+        try:
+            return sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+        except OSError as error:
+            raise KDError(f"{folder}: expected a store's folder of runs, but it cannot be read ({error.strerror})") from error
 
     def resolve(self, prefix: str) -> FinishedRun:
         """The one run whose id starts with `prefix`; KDError where there is none, or more than one."""
@@ -206,6 +213,16 @@ class Store:
         return found[0]
 
 
+def _is_there(folder: Path) -> bool:
+    try:
+        folder.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise not_read(folder, error) from error
+    return True
+
+
 def read_run(folder: Path, *, check: bool = True) -> FinishedRun:
     """Read a finished run; DamagedFile where a file is missing, altered, or not the run its folder's name says.
 
@@ -218,7 +235,7 @@ def read_run(folder: Path, *, check: bool = True) -> FinishedRun:
         try:
             found = sha256((folder / name).read_bytes())
         except OSError as error:
-            raise DamagedFile(f"{folder / name}: the manifest names it, but it cannot be read ({error.strerror})") from error
+            raise not_read(folder / name, error) from error
         if found != expected:
             raise DamagedFile(f"{folder / name}: expected SHA-256 {str(expected)[:64]!r}, found {found}")
     record = _read_json(folder / "run.json")
@@ -272,7 +289,9 @@ def _json_file(value: Any) -> bytes:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes(), parse_constant=_finite, parse_float=_finite)
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise not_read(path, error) from error
+    except (ValueError, RecursionError) as error:
         raise DamagedFile(f"{path}: expected a JSON file of kdlib, found something unreadable ({error})") from error
     if not isinstance(value, dict):
         raise DamagedFile(f"{path}: expected a JSON object, found {type(value).__name__}")

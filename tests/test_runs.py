@@ -1,5 +1,6 @@
 """The store: ids, what is saved and found again, what damage does, pruning, ten thousand runs."""
 
+import errno
 import json
 import math
 import re
@@ -186,6 +187,60 @@ def test_a_damaged_run_is_named_set_aside_and_counts_as_absent(store, run, name,
     assert str(aside) in told[0]
     assert {path.name for path in aside.iterdir()} == before
     assert store.save(DESCRIPTION, RESULT, {"commit": "abc"}) == run
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_a_run_that_cannot_be_read_just_now_is_no_damaged_one(store, run, monkeypatch, name):
+    read_bytes = Path.read_bytes
+
+    def read(path):
+        if path.name == name:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    for look in (store.find, store.has):
+        with pytest.raises(KDError, match=rf"{name}: cannot be read \(Too many open files\)") as raised:
+            look(DESCRIPTION)
+        assert not isinstance(raised.value, DamagedFile)
+    monkeypatch.undo()
+    assert store.find(DESCRIPTION) == run
+
+
+def test_weights_that_cannot_be_read_just_now_are_not_damaged(run, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("safetensors.safe_open", refuse)
+    with pytest.raises(KDError, match=r"weights.safetensors: cannot be read \(Input/output error\)") as raised:
+        run.weights("final")
+    assert not isinstance(raised.value, DamagedFile)
+
+
+@pytest.mark.parametrize("function", ["lstat", "iterdir"])
+def test_a_store_that_may_not_be_read(store, run, monkeypatch, function):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, function, refuse)
+    with pytest.raises(KDError, match=r"cannot be read \(Permission denied\)"):
+        store.ids()
+
+
+def test_a_run_that_is_pruned_while_it_is_read_is_not_damaged(store, run, monkeypatch):
+    read_bytes = Path.read_bytes
+
+    def read(path):
+        content = read_bytes(path)
+        if path.name == "manifest.json" and (run.folder / "weights.safetensors").exists():
+            monkeypatch.undo()
+            prune(run)
+        return content
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    assert store.find(DESCRIPTION) == run
+    assert not (run.folder / "weights.safetensors").exists()
+    assert not (store.folder / "damaged").exists()
 
 
 def test_damage_seen_by_two_at_once_is_set_aside_once(store, run):
