@@ -23,20 +23,22 @@ def accuracy(logits: Array, labels: Array) -> float:
 
 def error_count(logits: Array, labels: Array) -> int:
     """Number of rows whose largest logit is not the label's."""
-    return int((_predictions(logits) != _integers(labels)).sum())
+    predicted, true = _predictions(logits), _integers(labels)
+    _same_shape(predicted, true)
+    return int((predicted != true).sum())
 
 
 def agreement(logits_a: Array, logits_b: Array) -> float:
     """Share of the rows for which two models predict the same class."""
-    return float((_predictions(logits_a) == _predictions(logits_b)).double().mean())
+    first, second = _predictions(logits_a), _predictions(logits_b)
+    _same_shape(first, second)
+    return float((first == second).double().mean())
 
 
 def confusion_matrix(predictions: Array, labels: Array, classes: int) -> list[list[int]]:
     """Counts by label (rows) and predicted class (columns)."""
     predicted, true = _integers(predictions), _integers(labels)
-    if predicted.shape != true.shape:
-        raise KDError(f"expected one predicted class per label, found {tuple(predicted.shape)} predictions "
-                      f"and {tuple(true.shape)} labels; pass logits.argmax(-1)")
+    _same_shape(predicted, true)
     counts = (true * classes + predicted).bincount(minlength=classes * classes)
     matrix: list[list[int]] = counts.view(classes, classes).tolist()
     return matrix
@@ -63,13 +65,16 @@ def mean_entropy(logits: Array) -> float:
 def mean_kl(teacher_logits: Array, student_logits: Array) -> float:
     """Mean of KL(teacher || student), in nats."""
     teacher, student = _log_probs(teacher_logits), _log_probs(student_logits)
+    _same_shape(teacher, student)
     return float((teacher.exp() * (teacher - student)).sum(-1).mean())
 
 
 def expected_calibration_error(logits: Array, labels: Array, bins: int = 15) -> float:
     """Mean gap of accuracy and confidence over equal bins (low, high] (Guo et al. 2017, eq. 3)."""
     confidence, predicted = _log_probs(logits).exp().max(-1)
-    gap = (predicted == _integers(labels)).double() - confidence
+    true = _integers(labels)
+    _same_shape(predicted, true)
+    gap = (predicted == true).double() - confidence
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=gap.device)
     number = torch.bucketize(confidence, edges[1:-1])
     gaps = gap.new_zeros(bins).index_add(0, number, gap)
@@ -86,3 +91,10 @@ def _predictions(logits: Array) -> Tensor:
 
 def _integers(values: Array) -> Tensor:
     return torch.as_tensor(values).long()
+
+
+def _same_shape(one: Tensor, other: Tensor) -> None:
+    # Broadcasting would turn (N,) against (N, 1) into (N, N), and count all of it.
+    if one.shape != other.shape:
+        raise KDError(f"expected one prediction for each label, or for each of the other's, found shapes {tuple(one.shape)} and "
+                      f"{tuple(other.shape)}; logits are (N, classes), labels and predicted classes (N,)")

@@ -54,7 +54,7 @@ def test_confusion_matrix_takes_small_integers():
 
 
 def test_confusion_matrix_refuses_logits(predicted):
-    with pytest.raises(KDError, match="argmax"):
+    with pytest.raises(KDError, match="predicted classes"):
         metrics.confusion_matrix(predicted[0], predicted[1], K)
 
 
@@ -64,6 +64,19 @@ def test_agreement(predicted):
     expected = sum(a.argmax() == b.argmax() for a, b in zip(logits, other, strict=True)) / N
     assert metrics.agreement(predicted[0], other) == pytest.approx(expected, rel=1e-12)
     assert metrics.agreement(predicted[0], 3 * predicted[0]) == 1
+
+
+@pytest.mark.parametrize("measure", [metrics.accuracy, metrics.error_count, metrics.expected_calibration_error])
+def test_labels_that_would_be_broadcast_are_refused(predicted, measure):
+    for labels in (predicted[1][:, None], predicted[1][:1], predicted[0]):
+        with pytest.raises(KDError, match=r"one prediction for each label"):
+            measure(predicted[0], labels)
+
+
+@pytest.mark.parametrize("measure", [metrics.agreement, metrics.mean_kl])
+def test_logits_that_would_be_broadcast_are_refused(predicted, measure):
+    with pytest.raises(KDError, match=r"found shapes \((300, 6|300,)\) and \(1,"):
+        measure(predicted[0], predicted[0][:1])
 
 
 def test_mean_entropy_and_mean_kl(predicted):
