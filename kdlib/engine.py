@@ -23,7 +23,7 @@ import torch
 
 from kdlib.environment import environment, source_digest
 from kdlib.errors import KDError
-from kdlib.experiment import Compute, Run, load_experiment
+from kdlib.experiment import Compute, Experiment, Run, load_experiment
 from kdlib.files import sha256
 from kdlib.plan import Job
 from kdlib.runs import ID_LENGTH, FinishedRun, Store
@@ -200,6 +200,9 @@ def _settle(group: Group, error: str, store: Store, summary: Summary, report: Re
 def _train_safely(group: Group, store: Store, compute: Compute, folders: Mapping[str, Path], report: Report) -> str:
     """Train a group; gives "" or why it failed (the traceback of an unexpected error goes to the first run's work folder)."""
     try:
+        experiment = load_experiment(group[0].experiment)
+        # Of the code as it is imported here; it may be edited while this process waits for a lock, or trains.
+        made_by = environment(experiment.folder, compute.device)
         with ExitStack() as locks:
             for job in sorted(group, key=lambda job: job.description.id):
                 waits = partial(_notices(job, report), "another session is training this run; this one waits for it")
@@ -208,7 +211,7 @@ def _train_safely(group: Group, store: Store, compute: Compute, folders: Mapping
             if missing:
                 for job in missing:
                     report(Event("started", job))
-                _train(group, missing, store, compute, folders, report)
+                _train(experiment, made_by, group, missing, store, compute, folders, report)
         return ""
     except KDError as error:
         return str(error)
@@ -228,10 +231,8 @@ def _work_folder(group: Group, store: Store) -> Path:
     return store.work_folder(ids[0] if len(ids) == 1 else sha256("".join(ids).encode())[:ID_LENGTH])
 
 
-def _train(group: Group, missing: Group, store: Store, compute: Compute, folders: Mapping[str, Path], report: Report) -> None:
-    experiment = load_experiment(group[0].experiment)
-    # Of this process, which reads digest and commit once, when it imports the code: the tree may be edited meanwhile.
-    made_by = environment(experiment.folder, compute.device)
+def _train(experiment: Experiment, made_by: Mapping[str, Any], group: Group, missing: Group, store: Store, compute: Compute,
+           folders: Mapping[str, Path], report: Report) -> None:
     work = _work_folder(group, store)
     # Named by the source files: a run that was begun by other code starts again rather than become half of each.
     checkpoint, clock = work / f"checkpoint-{made_by['source']}.safetensors", Clock(work / f"seconds-{made_by['source']}.txt")

@@ -54,7 +54,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class Compute:
-    """Where a run trains; part of its description, since results differ in rounding between devices."""
+    """Where a run trains; threads and kind of device are part of its description, as they change the rounding."""
 
     device: str = "cpu"
     threads: int = 1
@@ -140,8 +140,9 @@ class Experiment:
     def describe(self, arm: Arm, config: Any, seed: int, data: str, compute: Compute,
                  parents: Mapping[str, str]) -> Description:
         """The description of an arm's run; the folder's name is not part of it, so copies share their runs."""
+        kind = compute.device.partition(":")[0]  # cuda:0 and cuda:1 share their runs
         return Description(f"{self.module.SOURCE}/{arm.train.__name__}", self.module.PROTOCOL,
-                           {**asdict(config), **asdict(compute)}, seed, data, parents)
+                           {**asdict(config), **asdict(compute), "device": kind}, seed, data, parents)
 
 
 def replications(root: Path) -> list[str]:

@@ -95,6 +95,7 @@ def test_what_else_decides_a_result_moves_every_id(toy, monkeypatch):
         monkeypatch.setattr(toy.module, name, value)
         found.append(ids())
     assert len(set.union(*found)) == 3 * len(found)
+    assert ids(compute=Compute("cuda:1")) == ids(compute=Compute("cuda"))  # two cards share their runs
     monkeypatch.undo()
 
 
@@ -218,7 +219,7 @@ def test_students_learn_from_the_snapshot_they_name(toy, store):
     assert runs["distilled"].weights_sha256 != runs["distilled_early"].weights_sha256
 
 
-def test_who_waits_for_another_session_says_so_and_takes_over_its_run(toy, store):
+def test_who_waits_for_another_session_says_so_and_takes_over_its_run(toy, store, monkeypatch):
     jobs, events = jobs_of(toy, "teacher"), []
     waits, another = threading.Event(), execute(jobs, Store(store.folder.with_name("another")), compute=CPU, folders={})
 
@@ -226,13 +227,19 @@ def test_who_waits_for_another_session_says_so_and_takes_over_its_run(toy, store
         events.append((event.kind, event.text))
         waits.set()
 
+    def look(*of):  # at the source files: while the session waits they may be edited
+        events.append("what code this is")
+        return environment(*of)
+
+    monkeypatch.setattr("kdlib.engine.environment", look)
     with store.lock(jobs[0].description.id):
         session = threading.Thread(target=execute, args=(jobs, store), kwargs=dict(compute=CPU, folders={}, report=report))
         session.start()
         assert waits.wait(60)
         shutil.copytree(another.finished[jobs[0].description.id].folder, store.run_folder(jobs[0].description.id))
     session.join(60)
-    assert events == [("notice", "another session is training this run; this one waits for it"), ("finished", "")]
+    assert events == ["what code this is", ("notice", "another session is training this run; this one waits for it"),
+                      ("finished", "")]
 
 
 def test_a_failure_blocks_its_descendants_and_nothing_else(toy, store):
