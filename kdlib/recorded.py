@@ -82,14 +82,14 @@ def band(values: Mapping[int, float], commit: str) -> Band:
     return Band(low, high, mean, seeds, tuple(float(value) for value in sample), commit)
 
 
-def record_bands(metrics: Metrics, names: Collection[str], commit: str) -> dict[str, Band]:
-    """Bands of the metrics `names` of every arm that has them, by `<arm>.<metric>`."""
+def record_bands(metrics: Metrics, names: Collection[str], commits: Mapping[str, str]) -> dict[str, Band]:
+    """Bands of the metrics `names` of every arm that has them, by `<arm>.<metric>`; `commits` by arm."""
     bands = {}
     for arm, seeds in metrics.items():
         for name in names:
             values = {seed: measured[name] for seed, measured in seeds.items() if name in measured}
             if values:
-                bands[f"{arm}.{name}"] = band(values, commit)
+                bands[f"{arm}.{name}"] = band(values, commits[arm])
     return bands
 
 

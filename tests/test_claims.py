@@ -505,7 +505,7 @@ def test_a_band_needs_five_finite_runs():
 
 def test_a_miss_names_arm_seed_band_observed_and_commit():
     metrics = _metrics("macro_f1", baseline=[0.70, 0.72, 0.71, 0.73, 0.69])
-    bands = record_bands(metrics, ["macro_f1", "accuracy"], "abc123")
+    bands = record_bands(metrics, ["macro_f1", "accuracy"], {"baseline": "abc123"})
     assert set(bands) == {"baseline.macro_f1"}
     assert check_bands(bands, metrics) == []
     assert check_bands(bands, {}) == []
@@ -519,7 +519,7 @@ def test_a_miss_names_arm_seed_band_observed_and_commit():
 
 
 def test_a_band_without_width_forgives_rounding_only():
-    bands = record_bands(_metrics("accuracy", t2=[0.1 + 0.2] * 5), ["accuracy"], "abc123")
+    bands = record_bands(_metrics("accuracy", t2=[0.1 + 0.2] * 5), ["accuracy"], {"t2": "abc123"})
     assert check_bands(bands, _metrics("accuracy", t2=[0.3])) == []
     assert len(check_bands(bands, _metrics("accuracy", t2=[0.3001]))) == 1
 
@@ -527,7 +527,7 @@ def test_a_band_without_width_forgives_rounding_only():
 def _recorded():
     bands = record_bands(
         _metrics("macro_f1", baseline=[0.70, 0.72, 0.71, 0.73, 0.69], teacher=[0.8, 0.81, 0.82, 0.83, 0.84]),
-        ["macro_f1"], "abc123",
+        ["macro_f1"], {"baseline": "abc123", "teacher": "abc123"},
     )  # fmt: skip
     verdicts = {"C1": {AS_RELEASED: Outcome.REPLICATED, AS_DESCRIBED: Outcome.SMALLER}}
     full = Record({}, verdicts, {"teacher.macro_f1": True, "baseline.macro_f1": False})

@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 from kdlib.cli import main
 from kdlib.cli.commands import departures
 from kdlib.cli.session import prepare
+from kdlib.environment import environment
 from kdlib.errors import KDError
 from kdlib.experiment import load_experiment
 from kdlib.recorded import read_recorded, write_recorded
@@ -38,7 +39,7 @@ def root(toy, tmp_path, monkeypatch):
     folder = write_toy(tmp_path) / "replications" / "toy"
     (folder / "reported.toml").write_text(REPORTED)
     monkeypatch.setattr(toy.module, "__file__", str(folder / "experiment.py"))
-    monkeypatch.setattr("kdlib.data.fetch.find", lambda name, data, progress: tmp_path)
+    monkeypatch.setattr("kdlib.data.fetch.find", lambda name, *rest: tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -110,14 +111,16 @@ def test_records_are_read_and_written_under_one_lock(kd, root, monkeypatch):
     held = []
 
     def look(*arguments):
-        with pytest.raises(Timeout):
-            FileLock(root / "results" / "toy" / ".lock").acquire(timeout=0)
-        held.append(True)
+        try:
+            with FileLock(root / "results" / "toy" / ".lock", timeout=0):
+                held.append(False)
+        except Timeout:
+            held.append(True)
         return read_records(*arguments)
 
     monkeypatch.setattr("kdlib.report.evidence.read_records", look)
     assert kd("record", "toy", "--seed", "0", "--arms", "teacher")[0] == 0
-    assert held
+    assert held == [False, True]  # a look before the training, and the one that is written
 
 
 def test_a_number_outside_its_band(kd, root):
@@ -162,6 +165,29 @@ def test_a_seed_is_recorded_beside_the_others(kd, root):
     with (root / "results" / "toy" / "quick-arms.csv").open() as file:
         assert {row["arm"]: row["n"] for row in csv.DictReader(file)} == {"teacher": "1", "baseline": "2"}
     assert not read_recorded(root / "replications" / "toy" / "recorded.toml")  # no arm has 5 seeds yet
+
+
+def test_runs_of_two_protocols_are_not_recorded_together(kd, root, toy, monkeypatch):
+    assert kd("record", "toy", "--seeds", "2", "--arms", "baseline")[0] == 0
+    path = root / "results" / "toy" / "runs.jsonl"
+    before = path.read_bytes()
+    monkeypatch.setattr(toy.module, "PROTOCOL", toy.module.PROTOCOL + 1)
+    status, out, (sentence,) = kd("record", "toy", "--seed", "0", "--arms", "baseline")
+    assert status == 2
+    assert "expected recorded runs of protocol 2 beside the new ones, found baseline, seed 1, of protocol 1" in sentence
+    assert (out, path.read_bytes()) == ("", before)  # nothing was trained for it
+    assert kd("record", "toy", "--seeds", "2", "--arms", "baseline")[0] == 0  # all of them anew
+    assert {line["description"]["protocol"] for line in map(json.loads, path.read_text().splitlines())} == {2}
+
+
+def test_a_band_names_the_commits_of_its_arms_runs(kd, root):
+    for arm, commit in (("teacher", "a" * 40), ("baseline", "b" * 40)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("kdlib.engine.environment", lambda *of, commit=commit: {**environment(*of), "commit": commit})
+            assert kd("record", "toy", "--seeds", "5", "--arms", arm)[0] == 0
+    (recorded,) = read_recorded(root / "replications" / "toy" / "recorded.toml").values()
+    commits = {key: band.commit for key, band in recorded.bands.items()}
+    assert commits == {"teacher.accuracy": "a" * 12, "baseline.accuracy": "b" * 12}
 
 
 # ---- the recorded runs of MNIST, with numbers moved

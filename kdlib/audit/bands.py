@@ -50,8 +50,7 @@ def check(path: Path, file: str, experiment: Experiment, reported: Reported,
 
 def derived(experiment: Experiment, reported: Reported, records: Sequence[Record]) -> dict[str, dict[str, Any]]:
     """Bands of every banded metric of the arms with enough seeds; of full runs, the verdicts and places, too."""
-    commits = ", ".join(sorted({record["environment"]["commit"][:12] for record in records}))
-    bands = {f"{arm}.{metric}": band(seeds, commits) for metric in experiment.module.BANDED
+    bands = {f"{arm}.{metric}": band(seeds, _commits(arm, records)) for metric in experiment.module.BANDED
              for arm, seeds in series(records, metric, LEAST).items()}
     verdicts: dict[str, dict[str, str]] = {}
     inside: dict[str, bool] = {}
@@ -65,6 +64,10 @@ def derived(experiment: Experiment, reported: Reported, records: Sequence[Record
                     low, high = value.range(len(measured[arm]))
                     inside[f"{arm}.{value.metric}"] = bool(low <= np.mean(list(measured[arm].values())) <= high)
     return {"bands": bands, "verdicts": verdicts, "inside": inside}
+
+
+def _commits(arm: str, records: Sequence[Record]) -> str:
+    return ", ".join(sorted({record["environment"]["commit"][:12] for record in records if arm in record["arms"]}))
 
 
 def band(seeds: Mapping[int, float], commits: str) -> dict[str, Any]:

@@ -112,9 +112,10 @@ def record(options: argparse.Namespace) -> int:
     seeds = (options.seed,) if options.seed is not None else range(options.seeds or max(MIN_SEEDS, profile.seeds))
     session = prepare(options, options.name, options.profile, options.arms, seeds, options.store)
     jobs = session.jobs()
-    summary = train(session, jobs)
     folder = ROOT / "results" / session.experiment.name
     path = folder / "runs.jsonl"
+    refuse_other_protocols(session, jobs, evidence.read_records(path))
+    summary = train(session, jobs)
     # Two sessions may record seeds of one replication side by side.
     with locked(folder / ".lock", "see that results/ can be written to"):
         records = evidence.merged(evidence.read_records(path), records_of(session, jobs, summary))
@@ -125,8 +126,21 @@ def record(options: argparse.Namespace) -> int:
     return tell(failures(jobs, summary))
 
 
+def refuse_other_protocols(session: Session, jobs: Sequence[Job], records: Sequence[evidence.Record]) -> None:
+    """Refuse to record beside runs of another protocol: no verdict may be of both. Told before anything is trained."""
+    protocol, data = session.experiment.module.PROTOCOL, {job.description.data for job in jobs}
+    new = {(job.description.seed, arm) for job in jobs for arm in job.arms}
+    for record in records:
+        kept = sorted(arm for arm in record.arms if (record.seed, arm) not in new)
+        if record.profile == session.profile_name and record.data in data and kept and record.description["protocol"] != protocol:
+            raise KDError(f"{session.experiment.name}, profile {session.profile_name}: expected recorded runs of protocol "
+                          f"{protocol} beside the new ones, found {', '.join(kept)}, seed {record.seed}, of protocol "
+                          f"{record.description['protocol']}; record all recorded arms and seeds at once, or delete its line "
+                          "from runs.jsonl")
+
+
 def write_bands(experiment: Experiment, records: Sequence[evidence.Record]) -> None:
-    """Write the bands (and, of full runs, the verdicts) of arms with enough seeds; the commits named made the runs."""
+    """Write the bands (and, of full runs, the verdicts) of arms with enough seeds; the commits named made the arm's runs."""
     path = experiment.folder / "recorded.toml"
     recorded = dict(read_recorded(path))
     reported = reported_of(experiment)
@@ -134,7 +148,7 @@ def write_bands(experiment: Experiment, records: Sequence[evidence.Record]) -> N
         metrics = {arm: seeds for arm, seeds in evidence.measured(group).items() if len(seeds) >= MIN_SEEDS}
         if not metrics:
             continue
-        commits = ", ".join(sorted({str(r.environment["commit"])[:12] for r in group}))
+        commits = {arm: ", ".join(sorted({str(r.environment["commit"])[:12] for r in group if arm in r.arms})) for arm in metrics}
         full = profile == "full"
         recorded[digest, profile] = Bands(record_bands(metrics, experiment.module.BANDED, commits),
                                           outcomes(reported, metrics) if full else {},
@@ -155,12 +169,19 @@ def departures(session: Session, records: Sequence[evidence.Record]) -> list[str
             found += [str(miss) for miss in check_bands(known.bands, metrics)]
             seeds = sorted({seed for band in known.bands.values() for seed in band.seeds})
             if session.profile_name == "full" and set(seeds) <= set(session.seeds):
-                reported = reported_of(session.experiment)
-                found += changes(known, outcomes(reported, metrics), inside_ranges(reported, metrics))
+                reported, same = reported_of(session.experiment), of_recorded_seeds(known, metrics)
+                found += changes(known, outcomes(reported, same), inside_ranges(reported, same))
             elif session.profile_name == "full":  # both depend on the number of seeds
                 print(f"Verdicts and ranges are not compared with the recorded ones, which are of {len(seeds)} seeds, "
                       f"{seeds[0]} to {seeds[-1]}")
     return found
+
+
+def of_recorded_seeds(known: Bands, metrics: Metrics) -> Metrics:
+    """The metrics of the recorded arms and seeds alone: with more seeds, another verdict would be no departure."""
+    seeds = {key.partition(".")[0]: band.seeds for key, band in known.bands.items()}
+    return {arm: {seed: measured[seed] for seed in seeds[arm] if seed in measured}
+            for arm, measured in metrics.items() if arm in seeds}
 
 
 def outcomes(reported: Reported, metrics: Metrics) -> dict[str, dict[str, Outcome]]:
@@ -214,7 +235,7 @@ def show_list(options: argparse.Namespace) -> int:
     """`kd list`."""
     for name in chosen(()):
         experiment = load_experiment(name)
-        print(f"{name}: {(experiment.module.__doc__ or '').strip().splitlines()[0]}")
+        print(f"{name}: {(experiment.module.__doc__ or '').strip().partition(chr(10))[0]}")
         for profile, about in experiment.module.PROFILES.items():
             print(f"  {profile}: {about.seeds} seeds{', ' + about.reduced if about.reduced else ''}")
         print("  arms: " + ", ".join(arm.name for arm in experiment.arms))
