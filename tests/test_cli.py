@@ -7,18 +7,20 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from kdlib.cli import how_to_go_on, main
-from kdlib.cli.commands import departures
+from kdlib.cli.commands import departures, outcomes
 from kdlib.cli.live import Plain
+from kdlib.cli.pages import reported_of
 from kdlib.engine import Event
 from kdlib.experiment import load_experiment
 from kdlib.plan import Job
-from kdlib.report.evidence import read_records
+from kdlib.report.evidence import measured, read_records
 from kdlib.runs import Description
 
 ROOT = Path(__file__).parents[1]
@@ -53,8 +55,9 @@ def tree(tmp_path, monkeypatch):
     (["run", "ecg", "--data", "nowhere"], "nowhere"),
     (["check", "ecg"], "KDLIB_OFFLINE"),
     (["runs", "show"], "expected the beginning of a run's id"),
-    (["runs", "show", "beef"], "run 'beef'"),
-    (["explain", "beef"], "run 'beef'"),
+    (["runs", "verify"], "--store .kd: expected a store of runs, found no such folder"),
+    (["explain", "beef", "--store", "typo"], "--store typo: expected a store of runs, found no such folder"),
+    (["explain", "beef", "--store", "."], "run 'beef'"),
     (["data", "where", "mnits"], "no data set 'mnits'"),
     (["tables", "ecgg"], "no replication 'ecgg'"),
     (["record", "ecg", "--profile", "smoke"], "profile smoke of ecg: expected one on real data"),
@@ -167,6 +170,22 @@ def test_verdicts_of_fewer_seeds_are_not_held_against_the_recorded_ones(capsys):
         assert ("not compared with the recorded ones, which are of 20 seeds, 0 to 19" in capsys.readouterr().out) == told
 
 
+def test_more_seeds_are_compared_by_those_that_are_recorded(capsys):
+    """Numbers that all lie in their bands, of 20 seeds more, would change verdicts; the recorded seeds are as they were."""
+    records = [r for r in read_records(ROOT / "results" / "mnist" / "runs.jsonl") if r.profile == "full"]
+    more = []
+    for record in records:
+        level = {"final": {**record.metrics["final"], "accuracy": 0.9877 + record.seed * 1e-5}}
+        moved = {**record.metrics, **level} if "baseline" in record.arms else record.metrics
+        more.append(replace(record, seed=record.seed + 20, metrics=moved))
+    experiment = load_experiment("mnist")
+    now = outcomes(reported_of(experiment), measured([*records, *more]))
+    assert now["C1"]["controlled"] != outcomes(reported_of(experiment), measured(records))["C1"]["controlled"]
+    session = SimpleNamespace(experiment=experiment, profile_name="full", seeds=tuple(range(40)))
+    assert departures(session, [*records, *more]) == []
+    assert "not compared" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("arguments", "said"), [
     (["run", "ecg", "--seed", "3"], "kd run ecg --seed 3\n  or: nox -s replicate_ecg -- --seed 3"),
     (["run", "--seed", "3", "ecg"], "kd run --seed 3 ecg"),
@@ -203,7 +222,7 @@ def test_names_may_follow_options(tree, capsys, arguments):
 
 
 @pytest.mark.parametrize("arguments", [["data", "list", "--all"], ["run", "ecg", "mnist"], ["check", "ecg", "--al", "mnist"],
-                                       ["list", "ecg"]])
+                                       ["list", "ecg"], ["check", "ecg", "--require-real"], ["check", "ecg", "--store=x"]])
 def test_what_no_command_has_is_refused(capsys, arguments):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)

@@ -79,8 +79,8 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(command=function)
         return added
 
-    common = _common()
-    one = command("run", kd.run, "Run a replication: train what the store lacks, judge, write tables.", common)
+    common, store = _common(), _store()
+    one = command("run", kd.run, "Run a replication: train what the store lacks, judge, write tables.", common, store)
     one.add_argument("name", help="the replication's folder name")
     one.add_argument("--profile", default="quick", help="smoke, quick (default) or full")
     seeds = one.add_mutually_exclusive_group()
@@ -88,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     seeds.add_argument("--seed", type=_natural, help="run this one seed only")
     one.add_argument("--arms", "--arm", type=_names, action="extend", default=[],
                      help="comma-separated arms; what they need is run too")
+    one.add_argument("--require-real", action="store_true", help="stop with status 2 where the real data cannot be had")
     one.add_argument("--dry-run", action="store_true", help="list the runs, minutes and disk; train nothing")
 
     check = command("check", kd.check, "Retrain each replication's check arms in an empty store against the recorded "
@@ -95,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("names", nargs="*", metavar="NAME", help="replications (default: all)")
 
     record = command("record", kd.record, "Run (5 seeds or more, unless told otherwise) and write runs.jsonl, "
-                     "recorded.toml and the committed tables.", common)
+                     "recorded.toml and the committed tables.", common, store)
     record.add_argument("name")
     record.add_argument("--profile", default="quick")
     seeds = record.add_mutually_exclusive_group()
@@ -107,7 +108,6 @@ def _parser() -> argparse.ArgumentParser:
     tables.add_argument("names", nargs="*", metavar="NAME")
     command("list", kd.show_list, "List the replications, their profiles and arms.")
 
-    store = _store()
     listing = command("runs", runs.runs, "List, show, verify or prune stored runs.", store)
     listing.add_argument("action", choices=("list", "show", "verify", "prune"))
     listing.add_argument("names", nargs="*", metavar="run", help="beginnings of run ids")
@@ -128,7 +128,7 @@ def _store() -> argparse.ArgumentParser:
 
 
 def _common() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(add_help=False, parents=[_store()])
+    options = argparse.ArgumentParser(add_help=False)
     options.add_argument("--data", type=Path, metavar="DIR", help="folder that holds the data sets' folders")
     options.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE",
                          help="another value of a field that chooses the data (its tables are kept apart)")
@@ -137,9 +137,8 @@ def _common() -> argparse.ArgumentParser:
     options.add_argument("--workers", type=_positive,
                          help="training processes side by side (default on a CPU: the cores divided by --threads)")
     options.add_argument("--replicas", type=_positive, default=1, metavar="N",
-                         help="train up to N students of one kind side by side, for a GPU (default: 1); who is beside "
-                         "whom is part of a run's identity")
-    options.add_argument("--require-real", action="store_true", help="stop with status 2 where the real data cannot be had")
+                         help="train up to N students of one kind side by side, for a GPU (default: 1); how many are "
+                         "is part of a run's identity")
     return options
 
 

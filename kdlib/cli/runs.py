@@ -14,11 +14,17 @@ from kdlib.runs import FinishedRun, Store, prune, read_run
 
 def runs(options: argparse.Namespace) -> int:
     """`kd runs list | show | verify | prune [RUN ...]`."""
-    store = Store(options.store)
     if not options.names and options.action in ("show", "prune"):
         raise KDError(f"kd runs {options.action}: expected the beginning of a run's id, found none; see `kd runs list`")
+    store = _store(options.store)
     ids = [store.resolve_id(prefix) for prefix in options.names] or store.ids()
     return {"list": _list, "show": _show, "verify": _verify, "prune": _prune}[options.action](store, ids)
+
+
+def _store(folder: Path) -> Store:
+    if not folder.is_dir():
+        raise KDError(f"--store {folder}: expected a store of runs, found no such folder; `kd run` makes one")
+    return Store(folder)
 
 
 def _list(store: Store, ids: list[str]) -> int:
@@ -65,7 +71,7 @@ def _prune(store: Store, ids: list[str]) -> int:
 
 def explain(options: argparse.Namespace) -> int:
     """`kd explain RUN`: configuration, parents, numbers, and whether the source files are still those it was made by."""
-    store = Store(options.store)
+    store = _store(options.store)
     run = store.resolve(options.run)
     about = run.description
     print(f"run {run.id}: {about.recipe}, protocol {about.protocol}, seed {about.seed}, data {about.data}")
