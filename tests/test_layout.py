@@ -63,9 +63,9 @@ def test_a_replication_has_its_files_and_its_claims_name_its_arms(name):
 def test_an_experiment_has_a_sham_arm_and_a_check_within_its_quick_profile(name):
     experiment = load_experiment(name)
     assert any("sham" in arm.modes for arm in experiment.arms)
-    quick = experiment.profile("quick").arms or [arm.name for arm in experiment.arms]
-    assert set(experiment.module.CHECK) <= set(quick)
-    assert quick != experiment.profile("quick").arms or experiment.profile("quick").seeds >= 2
+    quick = experiment.profile("quick")
+    assert set(experiment.module.CHECK) <= set(experiment.arms_of(quick))
+    assert quick.seeds >= 2
 
 
 def kd(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from kdlib.claims import Reported
+from kdlib.files import atomic_write
 from kdlib.intervals import t_interval
 
 matplotlib.use("Agg")
@@ -135,6 +137,7 @@ def heat(axes: Axes, values: Numbers, ticks: Ticks, title: str, colors: str, sca
 
 def save(figure: Figure, path: Path) -> None:
     """Write the figure without the versions of what drew it, so that the same numbers give the same bytes; and close it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130, metadata={"Software": None})
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=130, metadata={"Software": None})
     plt.close(figure)
+    atomic_write(path, content.getvalue())

@@ -137,8 +137,9 @@ _NOTES = f"""\
   tau; where all seeds have the same one, it is its own interval.
 - *As described* is what the source's text says was done, *as released* what its code does, *controlled* the
   fair comparison; *sham* arms get soft targets permuted within each class, which real transfer must beat.
-- Verdicts come from full runs alone, of at least {MIN_SEEDS} seeds. Others only say (`this run`) whether they agree with
-  the full verdict; *too few seeds* there means that they do not decide. *Not run*: no seed has all arms of the claim.
+- Verdicts come from full runs alone, of at least {MIN_SEEDS} seeds (exact counts: one run). Others only say
+  (`this run`) whether they agree with the full verdict; *too few seeds* there means that they do not decide.
+  *Not run*: no seed has all arms of the claim.
 - A verdict marked *analogue* is about other data, or another teacher, than the source's; what stands there under `reported`
   and `range` is the source's all the same."""
 
