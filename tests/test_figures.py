@@ -72,10 +72,11 @@ def test_bars_are_of_paired_differences_with_their_interval_and_seeds():
     assert values["student, over alone"] == pytest.approx([1, 3, 2])  # of the seeds that both have, in their order
     figure, axes = plt.subplots()
     bars(axes, values, "points", "What it adds")
-    claim(axes, 2.5)
+    claim(axes, 2.5, "student over alone")
     dots, interval, _, claimed = (line.get_xdata() for line in axes.lines)
     plt.close(figure)
     assert list(dots) == pytest.approx([1, 3, 2])
     assert list(interval) == pytest.approx(scipy.stats.t.interval(0.95, 2, 2, 1 / 3**0.5))
     assert list(claimed) == [2.5, 2.5]
+    assert axes.get_xlabel() == "points\ndashed: reported, student over alone"
     assert axes.patches[0].get_width() == pytest.approx(2)

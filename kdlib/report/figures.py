@@ -82,12 +82,10 @@ def bars(axes: Axes, values: Mapping[str, Numbers], xlabel: str, title: str) -> 
     axes.title.set_fontsize(10)
 
 
-def claim(axes: Axes, value: float) -> None:
-    """Mark the reported difference among bars."""
+def claim(axes: Axes, value: float, of: str) -> None:
+    """Mark the reported difference among bars, and say of what it is: it may be of one of them."""
     axes.axvline(value, color="black", linestyle="--", linewidth=0.8)
-    left, right = axes.get_xlim()
-    near_the_edge = value > left + 0.8 * (right - left)
-    axes.text(value, axes.get_ylim()[1], " reported ", fontsize=8, va="top", ha="right" if near_the_edge else "left")
+    axes.set_xlabel(f"{axes.get_xlabel()}\ndashed: reported, {of}")
 
 
 def means(found: Metrics, arms: Names) -> Numbers:

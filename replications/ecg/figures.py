@@ -33,7 +33,7 @@ def draw(records: Sequence[Record], reported: Reported, path: Path) -> None:
     parts = [(part.label, part.arm, part.over) for part in reported.ingredients]
     # Where an arm of a pair is not recorded the page's table says so.
     bars(right, differences(measured(records), "macro_f1", parts), "difference of macro F1 on test", "What each ingredient adds")
-    claim(right, reported.claims["C1"].reported)
+    claim(right, reported.claims["C1"].reported, "distilled over baseline")
     save(figure, path)
 
 

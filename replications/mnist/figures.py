@@ -37,5 +37,5 @@ def draw(records: Sequence[Record], reported: Reported, path: Path) -> None:
     left.set_title(f"Each seed ({seeds(counts)}), mean and 95% interval (reported: ± sd)", fontsize=10)
     bars(right, differences(found, "accuracy", DIFFERENCES, scale=100), "difference of accuracy on test (points)",
          "What the teacher adds")
-    claim(right, 100 * reported.claims["C1"].reported)
+    claim(right, 100 * reported.claims["C1"].reported, "one teacher, over scratch")
     save(figure, path)

@@ -278,7 +278,8 @@ ARMS = (
     released("released_chain_4", 4, "released_chain_6", **ADAM),
     released("released_chain", 2, "released_chain_4", **ADAM, temperature=10.0, epochs=45),
 )
-HEADLINE = ("scratch_2", "scratch_4", "scratch_10", "student_2_of_4", "direct", "direct_as_ta", "student_6_of_10", "ta_6", "sham")
+HEADLINE = ("scratch_2", "scratch_4", "scratch_10", "student_2_of_4", "student_2_of_10", "direct", "direct_as_ta",
+            "student_6_of_10", "ta_6", "sham")
 BANDED = ("accuracy", "training_loss")  # with recorded bands; the loss is what a sham teacher moves most
 CHECK = ("scratch_2", "student_2_of_4")  # what `check` trains, with seed 0
 PROFILES = {

@@ -7,77 +7,84 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 
-from kdlib.claims import Reported, Value
+from kdlib.claims import Reported
 from kdlib.intervals import t_interval
 from kdlib.report.evidence import Record, measured
 from kdlib.report.figures import Metrics, save
 
-COLORS = {"as described, controlled": "#4477aa", "as released": "#ee6677"}
-REPORTED = {"as described, controlled": "reported", "as released": "reported, of the released run"}
+DESCRIBED, RELEASED, CONTROL = "#4477aa", "#ee6677", "black"
+SIZES = (2, 4, 6, 8, 10)
+# Colour, shift (so that nothing lies upon another), arms: one for each place, "" for none.
+Series = tuple[str, float, Sequence[str]]
 
 
 def draw(records: Sequence[Record], reported: Reported, path: Path) -> None:
     """Write the figure of one profile's records."""
-    figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), layout="constrained")
+    figure, axes = plt.subplots(2, 3, figsize=(15, 8), layout="constrained")
     found = measured(records)
-    sizes = (2, 4, 6, 8, 10)
-    panels = (
-        ("from scratch", sizes, [f"scratch_{n}" for n in sizes], [f"released_scratch_{n}" for n in sizes],
-         "number of convolutions"),
-        ("student of 2, by size of its teacher", sizes[1:], [f"student_2_of_{n}" for n in sizes[1:]],
-         [f"released_2_of_{n}" for n in sizes[1:]], "convolutions of the teacher"),
-        ("student of 2, by assistant between it and the teacher of 10", (0, 4, 6, 8, 12),
-         ["direct", "ta_4", "ta_6", "ta_8", "chain"],
-         ["released_2_of_10", "released_ta_4", "released_ta_6", "released_ta_8", "released_chain"], ""),
-    )
-    for panel, (title, places, arms, released, label) in zip(axes.flat, panels, strict=False):
-        for (mode, color), names, shift in zip(COLORS.items(), (arms, released), (-0.12, 0.12), strict=True):
-            points(panel, np.array(places) + shift, [values(found, arm, "accuracy") for arm in names], color, mode)
-            if names is arms or any(arm in found for arm in names):
-                beside = [reported.value(arm, "accuracy") for arm in names]
-                stars(panel, np.array(places) + 2.5 * shift, beside, color, REPORTED[mode])
-        panel.set(title=title, xlabel=label, ylabel="accuracy on test (%)", xticks=places)
-        panel.legend(frameon=False, fontsize=8)
-    chains, certainty = axes.flat[2], axes.flat[3]
-    chains.set_xticklabels(["none", "4", "6", "8", "8, 6, 4"])
-    for arm, style in (("direct_as_ta", ":"), ("direct_as_chain", "--")):
-        if series := values(found, arm, "accuracy"):
-            chains.axhline(100 * float(np.mean(series)), color="black", linestyle=style, linewidth=0.8,
-                           label=f"{arm} (n = {len(series)})")
-    chains.legend(frameon=False, fontsize=8)
-    for (mode, color), prefix in zip(COLORS.items(), ("", "released_"), strict=True):
-        series = [values(found, f"{prefix}scratch_{n}", "entropy") for n in sizes]
-        points(certainty, np.array(sizes), series, color, mode, scale=1)
-    certainty.set(title="how certain networks from scratch are", xlabel="number of convolutions",
-                  ylabel="mean entropy of test predictions (nats)", xticks=sizes)
-    if certainty.lines:
-        certainty.legend(frameon=False, fontsize=8)
+    scratch, taught, by_size, chains, certainty, legend = axes.flat
+    panel(scratch, found, reported, "from scratch", SIZES, by_mode("scratch_", SIZES, "released_scratch_"))
+    students = [f"{n}_of_10" for n in SIZES[:4]]
+    panel(taught, found, reported, "taught by the network of 10", SIZES[:4], by_mode("student_", students, "released_"))
+    teachers = [f"2_of_{n}" for n in SIZES[1:]]
+    panel(by_size, found, reported, "student of 2, by size of its teacher", SIZES[1:], by_mode("student_", teachers, "released_"))
+    by_size.set_xlabel("convolutions of the teacher")
+    by_assistant(chains, found, reported)
+    panel(certainty, found, reported, "how certain networks from scratch are", SIZES,
+          by_mode("scratch_", SIZES, "released_scratch_"), "entropy", 1)
+    certainty.set_ylabel("mean entropy of test predictions (nats)")
+    explain(legend)
     save(figure, path)
 
 
-def values(found: Metrics, arm: str, metric: str) -> list[float]:
-    return [metrics[metric] for _, metrics in sorted(found.get(arm, {}).items())]
+def by_mode(prefix: str, names: Sequence[object], released: str) -> tuple[Series, Series]:
+    return ((DESCRIBED, -0.15, [f"{prefix}{name}" for name in names]), (RELEASED, 0.15, [f"{released}{name}" for name in names]))
 
 
-def points(axes: plt.Axes, places: Sequence[float], series: Sequence[list[float]], color: str, label: str,
-           scale: int = 100) -> None:
-    """Means with 95% intervals over the seeds, and the seeds themselves; nothing where an arm has no run."""
-    shown = [(place, scale * np.array(row)) for place, row in zip(places, series, strict=True) if row]
-    if not shown:
-        return
-    counts = sorted({len(row) for _, row in shown})
-    n = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
-    means = [scale * np.mean(row) if row else np.nan for row in series]  # an arm without runs breaks the line
-    axes.plot(places, means, "o-", color=color, linewidth=1, label=f"{label} (n = {n})")
-    for place, row in shown:
-        axes.plot(np.full(len(row), place), row, "o", color="white", markeredgecolor=color, markersize=3)
-        if len(row) > 1 and np.ptp(row) > 0:
-            interval = t_interval(row)
-            axes.plot([place, place], [interval.low, interval.high], color=color, linewidth=1.5)
+def by_assistant(axes: Axes, found: Metrics, reported: Reported) -> None:
+    """Students of 2 with an assistant between them and the teacher of 10, and what they have to beat."""
+    labels = ("none", "4", "6", "8", "8, 6, 4", "none,\ntwice\nas long", "none,\n4 times\nas long", "sham")
+    described = ["direct", "ta_4", "ta_6", "ta_8", "chain", "", "", ""]
+    released = ["released_2_of_10", "released_ta_4", "released_ta_6", "released_ta_8", "released_chain", "", "", ""]
+    controls = ["", "", "", "", "", "direct_as_ta", "direct_as_chain", "sham"]
+    places = range(len(labels))
+    panel(axes, found, reported, "student of 2, by assistant between it and the teacher of 10", places,
+          ((DESCRIBED, -0.12, described), (RELEASED, 0.12, released), (CONTROL, 0.0, controls)))
+    axes.set_xticks(places, labels, fontsize=8)
+    axes.set_xlabel("convolutions of the assistants")
 
 
-def stars(axes: plt.Axes, places: Sequence[float], reported: Sequence[Value | None], color: str, label: str) -> None:
-    """The source's numbers; where text and code have two for one network, each beside the arm it is about."""
-    shown = [(place, 100 * value.value) for place, value in zip(places, reported, strict=True) if value is not None]
-    axes.plot(*zip(*shown, strict=True), "*", color=color, markeredgecolor="black", markersize=10, label=label)
+def panel(axes: Axes, found: Metrics, reported: Reported, title: str, places: Sequence[int], series: Sequence[Series],
+          metric: str = "accuracy", scale: float = 100) -> None:
+    """Means with 95% intervals over the seeds, the seeds themselves, and the source's numbers, each beside its arm."""
+    for color, shift, arms in series:
+        for place, arm in zip(places, arms, strict=True):
+            values = scale * np.array([metrics[metric] for _, metrics in sorted(found.get(arm, {}).items())])
+            if len(values):
+                axes.plot(place + shift, values.mean(), "o", color=color)
+                axes.plot(np.full(len(values), place + shift), values, "o", color="white", markeredgecolor=color, markersize=3)
+            if len(values) > 1 and np.ptp(values) > 0:
+                interval = t_interval(values)
+                axes.plot([place + shift] * 2, [interval.low, interval.high], color=color, linewidth=1.5)
+            if value := reported.value(arm, metric):
+                axes.plot(place + 2 * shift, scale * value.value, "*", color=color, markeredgecolor="black", markersize=9)
+    axes.set_title(title, fontsize=10)
+    axes.set(xlabel="number of convolutions", ylabel="accuracy on test (%)", xticks=places)
+    axes.set_xlim(min(places) - 0.7, max(places) + 0.7)
+
+
+def explain(axes: Axes) -> None:
+    """The legend of all panels, in a place of its own: a star of it inside a panel would look like a number."""
+    axes.axis("off")
+    for label, mark, color in (
+        ("as described, controlled: mean", "o", DESCRIBED), ("as released: mean", "o", RELEASED),
+        ("controlled or sham only: mean", "o", CONTROL),
+    ):  # fmt: skip
+        axes.plot([], [], mark, color=color, label=label)
+    axes.plot([], [], "-", color="#888888", label="95% interval over the seeds (Student's t; of two seeds very wide)")
+    axes.plot([], [], "o", color="white", markeredgecolor="#888888", markersize=3, label="a seed")
+    axes.plot([], [], "*", color=DESCRIBED, markeredgecolor="black", markersize=9, label="reported, of the text's network")
+    axes.plot([], [], "*", color=RELEASED, markeredgecolor="black", markersize=9, label="reported, of the released run")
+    axes.legend(loc="center left", frameon=False, fontsize=9)
