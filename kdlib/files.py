@@ -49,9 +49,10 @@ class DamagedFile(KDError):
 
 def not_read(path: Path, error: OSError) -> KDError:
     """What to raise for a file that could not be read: DamagedFile where there is none; else it may be as good as ever."""
+    why = error.strerror or error
     if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
-        return DamagedFile(f"{path}: expected a file, found none ({error.strerror})")
-    return KDError(f"{path}: cannot be read ({error.strerror}). Nothing was changed: mend this and run the same command again.")
+        return DamagedFile(f"{path}: expected a file, found none ({why})")
+    return KDError(f"{path}: cannot be read ({why}). Nothing was changed: mend this and run the same command again.")
 
 
 def sha256(content: bytes) -> str:
@@ -138,8 +139,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
             # Cloned: a tensor that still lies in the file's memory map keeps Windows from replacing the file.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a mapping
         found = _digest(tensors, notes)
-    except OSError as error:
-        raise not_read(path, error) from error
+    except OSError as error:  # of a folder safetensors says that it is no device
+        raise not_read(path, IsADirectoryError(errno.EISDIR, "a folder") if path.is_dir() else error) from error
     except (ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
         raise DamagedFile(f"{path}: expected a safetensors file of kdlib, found something unreadable ({error})") from error
     if found != expected:
