@@ -58,14 +58,14 @@ def by_assistant(axes: Axes, found: Metrics, reported: Reported) -> None:
 
 def panel(axes: Axes, found: Metrics, reported: Reported, title: str, places: Sequence[int], series: Sequence[Series],
           metric: str = "accuracy", scale: float = 100) -> None:
-    """Means with 95% intervals over the seeds, the seeds themselves, and the source's numbers, each beside its arm."""
+    """Means with 95% intervals over 3 seeds or more, the seeds themselves, and the source's numbers, each beside its arm."""
     for color, shift, arms in series:
         for place, arm in zip(places, arms, strict=True):
             values = scale * np.array([metrics[metric] for _, metrics in sorted(found.get(arm, {}).items())])
             if len(values):
                 axes.plot(place + shift, values.mean(), "o", color=color)
                 axes.plot(np.full(len(values), place + shift), values, "o", color="white", markeredgecolor=color, markersize=3)
-            if len(values) > 1 and np.ptp(values) > 0:
+            if len(values) > 2 and np.ptp(values) > 0:  # of two seeds it would dwarf all else; the tables have it
                 interval = t_interval(values)
                 axes.plot([place + shift] * 2, [interval.low, interval.high], color=color, linewidth=1.5)
             if value := reported.value(arm, metric):
@@ -83,7 +83,7 @@ def explain(axes: Axes) -> None:
         ("controlled or sham only: mean", "o", CONTROL),
     ):  # fmt: skip
         axes.plot([], [], mark, color=color, label=label)
-    axes.plot([], [], "-", color="#888888", label="95% interval over the seeds (Student's t; of two seeds very wide)")
+    axes.plot([], [], "-", color="#888888", label="95% interval over 3 seeds or more (Student's t)")
     axes.plot([], [], "o", color="white", markeredgecolor="#888888", markersize=3, label="a seed")
     axes.plot([], [], "*", color=DESCRIBED, markeredgecolor="black", markersize=9, label="reported, of the text's network")
     axes.plot([], [], "*", color=RELEASED, markeredgecolor="black", markersize=9, label="reported, of the released run")

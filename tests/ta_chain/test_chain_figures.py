@@ -17,7 +17,8 @@ def axes(monkeypatch, tmp_path):
     drawn = []
     monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
     reported = load_reported(EXPERIMENT.folder / "reported.toml", [arm.name for arm in EXPERIMENT.arms])
-    records = [record("direct", 0, 0.70), record("direct", 1, 0.72), record("direct_as_ta", 0, 0.73), record("sham", 0, 0.69),
+    records = [*(record("direct", seed, value) for seed, value in enumerate((0.70, 0.72, 0.71))),
+               record("direct_as_ta", 0, 0.73), record("direct_as_ta", 1, 0.73), record("sham", 0, 0.69),
                record("released_2_of_10", 0, 0.695), record("student_6_of_10", 0, 0.83), record("scratch_4", 0, 0.77)]
     figures.draw(records, reported, tmp_path / "figure.png")
     return drawn[0].axes
@@ -43,7 +44,7 @@ def test_means_intervals_and_controls_stand_in_their_places(axes):
     assert marks(chains, "o", figures.CONTROL) == [(5, pytest.approx(73)), (7, pytest.approx(69))]
     assert [tick.get_text() for tick in chains.get_xticklabels()][5::2] == ["none,\ntwice\nas long", "sham"]
     (interval,) = (line for line in chains.get_lines() if line.get_linestyle() == "-" and len(line.get_xdata()) == 2)
-    assert list(interval.get_ydata()) == pytest.approx(scipy.stats.t.interval(0.95, 1, 71, 1))
+    assert list(interval.get_ydata()) == pytest.approx(scipy.stats.t.interval(0.95, 2, 71, 3**-0.5))
 
 
 def test_every_panel_shows_its_arms(axes):
