@@ -137,7 +137,7 @@ def _common() -> argparse.ArgumentParser:
     options.add_argument("--workers", type=_positive,
                          help="training processes side by side (default on a CPU: the cores divided by --threads)")
     options.add_argument("--replicas", type=_positive, default=1, metavar="N",
-                         help="train up to N students of one kind side by side, for a GPU (default: 1); how many are "
+                         help="train up to N students of one kind side by side, for a GPU (default: 1); their number "
                          "is part of a run's identity")
     return options
 

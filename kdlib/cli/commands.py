@@ -235,8 +235,9 @@ def show_list(options: argparse.Namespace) -> int:
     """`kd list`."""
     for name in chosen(()):
         experiment = load_experiment(name)
-        print(f"{name}: {(experiment.module.__doc__ or '').strip().partition(chr(10))[0]}")
-        for profile, about in experiment.module.PROFILES.items():
-            print(f"  {profile}: {about.seeds} seeds{', ' + about.reduced if about.reduced else ''}")
+        about, _, _ = (experiment.module.__doc__ or "").strip().partition("\n")
+        print(f"{name}: {about}")
+        for label, profile in experiment.module.PROFILES.items():
+            print(f"  {label}: {profile.seeds} seeds{', ' + profile.reduced if profile.reduced else ''}")
         print("  arms: " + ", ".join(arm.name for arm in experiment.arms))
     return 0
