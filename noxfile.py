@@ -1,6 +1,7 @@
 """Sessions. Set-up: `python -m pip install nox`, then `nox -s replicate_ecg` or `nox -s tests`.
 
-All sessions share one environment, `.nox/environment`, made from constraints.txt by the session `environment`; torch is large.
+All sessions share one environment, `.nox/environment`, which the session `environment` makes from constraints.txt. It is
+shared because torch is large.
 """
 
 import os
@@ -11,19 +12,56 @@ from pathlib import Path
 import nox
 from nox.command import CommandFailed
 
+if sys.version_info < (3, 11, 4):
+    found = ".".join(map(str, sys.version_info[:3]))
+    raise SystemExit(
+        f"nox runs with Python {found}, expected 3.11.4 or later. Install a newer Python, then nox with it: "
+        "python3.11 -m pip install nox && python3.11 -m nox -s replicate_ecg"
+    )
+
 nox.needs_version = ">=2024.4.15"
 nox.options.sessions = ["tests"]
-nox.options.error_on_missing_interpreters = True
 
 ROOT = Path(__file__).parent
 HOME = ROOT / ".nox" / "environment"
-BIN = HOME / ("Scripts" if os.name == "nt" else "bin")
+PYTHON = HOME / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 REPLICATIONS = sorted(path.parent.name for path in ROOT.glob("replications/*/experiment.py"))
+
+# Each session is one or more commands of the environment's Python. What follows `--` is added to the last one.
+SESSIONS = {
+    "tests": ("Run the tests (under 5 minutes on 2 cores).", "-m pytest -n 2"),
+    "lint": ("Check style and formatting with ruff.", "-m ruff check .", "-m ruff format --check ."),
+    "types": ("Check types with mypy, strictly.", "-m mypy"),
+    "bench": (
+        "Run the benchmarks.",
+        "-m pytest tests/benchmarks -o addopts=--import-mode=importlib --benchmark-only",
+    ),
+    "check": (
+        "Train the check arms of each replication in an empty store and compare them with the recorded bands.",
+        "-m kdlib check",
+    ),
+    "audit": (
+        "Derive every committed number, verdict and band again from the committed runs, with independent code.",
+        "-m tests.audit",
+    ),
+    "mutants": (
+        "Inject known distillation bugs into a copy of the source and check that the tests catch each one.",
+        "tests/mutants/run.py",
+    ),
+    "tables": ("Make the committed tables again from the committed runs.", "-m kdlib tables"),
+    **{
+        f"replicate_{name}": (
+            f"Run replications/{name}; options after --, for example -- --profile smoke.",
+            f"-m kdlib run {name}",
+        )
+        for name in REPLICATIONS
+    },
+}
 
 
 @nox.session(venv_backend="none")
 def environment(session: nox.Session) -> None:
-    """Make or renew the one environment that every other session uses."""
+    """Make the environment that every other session uses, or renew it."""
     stamp = HOME / "installed.txt"
     wanted = (ROOT / "pyproject.toml").read_text() + (ROOT / "constraints.txt").read_text() + sys.version
     if stamp.exists() and stamp.read_text() == wanted:
@@ -31,67 +69,19 @@ def environment(session: nox.Session) -> None:
         return
     shutil.rmtree(HOME, ignore_errors=True)
     session.run(sys.executable, "-m", "venv", str(HOME), external=True)
-    session.run(str(BIN / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-                "-c", "constraints.txt", "-e", ".[test,lint]", external=True)
-    stamp.write_text(wanted)  # last: a broken install has no stamp
+    install = "-m pip install --quiet --disable-pip-version-check -c constraints.txt -e .[test,lint]"
+    run(session, *install.split())
+    stamp.write_text(wanted)  # last, so that a broken install has no stamp
 
 
 def run(session: nox.Session, *command: str) -> None:
-    session.run(str(BIN / "python"), *command, external=True)
-
-
-@nox.session(venv_backend="none", requires=["environment"])
-def tests(session: nox.Session) -> None:
-    """Run the tests (under 5 minutes on 2 cores)."""
-    run(session, "-m", "pytest", "-n", "2", *session.posargs)
-
-
-@nox.session(venv_backend="none", requires=["environment"])
-def lint(session: nox.Session) -> None:
-    """Check style with ruff."""
-    run(session, "-m", "ruff", "check", ".")
-
-
-@nox.session(venv_backend="none", requires=["environment"])
-def types(session: nox.Session) -> None:
-    """Check types with mypy, strict on kdlib."""
-    run(session, "-m", "mypy")
-
-
-@nox.session(venv_backend="none", requires=["environment"])
-def bench(session: nox.Session) -> None:
-    """Run the benchmarks."""
-    only = ("-o", "addopts=--import-mode=importlib", "--benchmark-only")
-    run(session, "-m", "pytest", "tests/benchmarks", *only, *session.posargs)
-
-
-@nox.session(venv_backend="none", requires=["environment"])
-def check(session: nox.Session) -> None:
-    """Retrain each replication's check arms in an empty store and compare with the recorded bands (needs the real data)."""
-    run(session, "-m", "kdlib", "check", *session.posargs)
-
-
-@nox.session(venv_backend="none", requires=["environment"])
-def audit(session: nox.Session) -> None:
-    """Derive every committed table, verdict and band anew from the committed runs, by other code than wrote them."""
-    run(session, "-m", "kdlib.audit", *session.posargs)
-
-
-@nox.session(venv_backend="none", requires=["environment"])
-def mutants(session: nox.Session) -> None:
-    """Inject known distillation bugs into a copy of the source, one at a time: the tests must fail under every one."""
-    run(session, "tests/mutants/run.py", *session.posargs)
-
-
-@nox.session(venv_backend="none", requires=["environment"])
-def tables(session: nox.Session) -> None:
-    """Make the committed tables again from the committed runs."""
-    run(session, "-m", "kdlib", "tables", *session.posargs)
+    # On Ctrl-C the command needs some seconds to say how to go on; nox would end it after 0.3 s.
+    session.run(str(PYTHON), *command, external=True, interrupt_timeout=30, terminate_timeout=10)
 
 
 @nox.session(venv_backend="none", requires=["environment"])
 def replicate(session: nox.Session) -> None:
-    """Run every replication, whatever comes of those before it; options after -- as for one."""
+    """Run every replication, also after one has failed; options after -- as for one."""
     failed = []
     for name in REPLICATIONS:
         try:
@@ -102,13 +92,15 @@ def replicate(session: nox.Session) -> None:
         session.error(f"something failed in {', '.join(failed)}: see above")
 
 
-def add_replication(name: str) -> None:
-    @nox.session(name=f"replicate_{name}", venv_backend="none", requires=["environment"])
-    def replicate_one(session: nox.Session) -> None:
-        run(session, "-m", "kdlib", "run", name, *session.posargs)
+def add_session(name: str, about: str, *commands: str) -> None:
+    @nox.session(name=name, venv_backend="none", requires=["environment"])
+    def one(session: nox.Session) -> None:
+        for command in commands[:-1]:
+            run(session, *command.split())
+        run(session, *commands[-1].split(), *session.posargs)
 
-    replicate_one.__doc__ = f"Run replications/{name}; options after --, e.g. -- --profile smoke."
+    one.__doc__ = about
 
 
-for _name in REPLICATIONS:
-    add_replication(_name)
+for _name, _parts in SESSIONS.items():
+    add_session(_name, *_parts)

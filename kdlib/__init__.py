@@ -16,14 +16,36 @@ from kdlib.losses import (
 )
 from kdlib.seeds import derive_seed, generator
 from kdlib.targets import SoftTargets, mean_of_distributions, mix_logits, smoothed_labels, virtual_teacher
-from kdlib.training import Progress, epochs, predict_logits
+from kdlib.training import Progress, epochs, hard_targets, predict_logits
 
 __all__ = [
-    "Batch", "Batches", "Examples", "KDError", "Mix", "Progress", "SoftTargets", "balanced_draw", "binary_distillation",
-    "cross_entropy", "derive_seed", "epochs", "generator", "hard_and_soft", "kl_plus_mae", "label_smoothing",
-    "logit_matching", "mean_of_distributions", "mix_logits", "mixup", "predict_logits", "smoothed_labels",
-    "soft_target_kl", "unmixed", "virtual_teacher",
-]  # fmt: skip
+    "Batch",
+    "Batches",
+    "Examples",
+    "KDError",
+    "Mix",
+    "Progress",
+    "SoftTargets",
+    "balanced_draw",
+    "binary_distillation",
+    "cross_entropy",
+    "derive_seed",
+    "epochs",
+    "generator",
+    "hard_and_soft",
+    "hard_targets",
+    "kl_plus_mae",
+    "label_smoothing",
+    "logit_matching",
+    "mean_of_distributions",
+    "mix_logits",
+    "mixup",
+    "predict_logits",
+    "smoothed_labels",
+    "soft_target_kl",
+    "unmixed",
+    "virtual_teacher",
+]
 
 try:
     __version__ = version("kdlib")

@@ -1,4 +1,4 @@
-"""Which rows are drawn and how they are mixed, and pictures flipped and shifted: all from explicit generators."""
+"""Draws of rows, plans to mix rows, and flips and shifts of pictures: all from explicit generators."""
 
 from __future__ import annotations
 
@@ -22,49 +22,56 @@ class Mix:
     weight: Tensor  # float (N,), of the first partner
 
     def __getitem__(self, rows: Tensor) -> Mix:
-        """The same plan for some of its rows, in their order."""
+        """Return the plan for some of its rows, in their order."""
         return Mix(self.first[rows], self.second[rows], self.weight[rows])
 
     def blend(self, values: Tensor) -> Tensor:
-        """The mixed rows of values (any, ...), in the values' floating-point type."""
+        """Return the mixed rows (N, ...) of values (any, ...), in the values' floating-point type."""
         weight = self.weight.to(values).view(-1, *[1] * (values.ndim - 1))
         return torch.lerp(values.index_select(0, self.second), values.index_select(0, self.first), weight)
 
 
 def balanced_draw(labels: Tensor, count: int, classes: int, generator: torch.Generator) -> Tensor:
-    """Row numbers (count,) drawn with replacement for labels (N,): each class equally likely, then each of its rows.
+    """Return row numbers (count,), drawn with replacement, for labels (N,).
 
-    Raises KDError where a class has no row.
+    Each draw takes a class, all equally likely, then one of its rows, all equally likely. KDError if a class has no row
+    or a label is not a class.
     """
     sizes = labels.bincount(minlength=classes).cpu()
     absent = [k for k in range(classes) if sizes[k] == 0]
     if absent or len(sizes) > classes:
-        raise KDError(f"expected rows of each of the classes 0 to {classes - 1} and of no other, found none "
-                      f"of {absent} and labels up to {int(labels.max())}; add examples or draw fewer classes")
+        raise KDError(
+            f"expected rows of each of the classes 0 to {classes - 1} and of no other, found no row of {absent} "
+            f"and labels up to {int(labels.max())}; add examples or draw fewer classes"
+        )
     drawn = torch.randint(classes, (count,), generator=generator)
-    # In float64 the fraction stays below 1 after scaling, so the last row of a class is never overrun.
+    # Float64: the scaled fraction then never rounds up to the number of rows, one past the last row of the class.
     fraction = torch.rand(count, dtype=torch.float64, generator=generator)
     position = (sizes.cumsum(0) - sizes)[drawn] + (fraction * sizes[drawn]).long()
     return labels.argsort(stable=True)[position.to(labels.device)]
 
 
 def mixup(rows: Tensor, alpha: float, generator: torch.Generator) -> Mix:
-    """Mix row i of rows (N,) with row N-1-i, each with its own weight from Beta(alpha, alpha) (Zhang et al. 2018)."""
-    # torch's Beta takes no generator.  NumPy's falls back to logarithms where alpha is small: never 0/0.
+    """Return a plan that mixes row i of rows (N,) with row N-1-i.
+
+    Each pair has its own weight from Beta(alpha, alpha) (Zhang et al. 2018).
+    """
+    # torch's Beta takes no generator. NumPy's computes with logarithms if alpha is small, so it never gives 0/0.
     seed = int(torch.randint(2**63 - 1, (), generator=generator))
     weight = torch.from_numpy(np.random.default_rng(seed).beta(alpha, alpha, len(rows)))
     return Mix(rows, rows.flip(0), weight.float().to(rows.device))
 
 
 def unmixed(rows: Tensor) -> Mix:
-    """The rows as they are: class-balanced draws without mixing."""
+    """Return a plan that keeps rows (N,) as they are, for class-balanced draws without mixing."""
     return Mix(rows, rows, torch.ones(len(rows), device=rows.device))
 
 
 def flip_and_shift(pictures: Tensor, largest: int, generator: torch.Generator) -> Tensor:
-    """Pictures (B, C, H, W), each mirrored with probability 1/2 and moved along both axes; the border's pixels fill the gap.
+    """Return pictures (B, C, H, W), each mirrored with probability 1/2 and shifted along both axes.
 
-    A shift is of 0, 1, ... or `largest` pixels, each as likely, with a random sign.
+    A shift is 0, 1, ... or `largest` pixels, all equally likely, with a random sign. The gap is filled with the pixels
+    of the border.
     """
     count, channels, height, width = pictures.shape
     draws = torch.randint(0, 2 * (largest + 1), (count, 2), generator=generator)

@@ -1,4 +1,4 @@
-"""Examples on the device, shuffled by an explicit generator; soft targets travel with their rows."""
+"""Examples on the device, batches shuffled by an explicit generator, and soft targets that travel with their rows."""
 
 from __future__ import annotations
 
@@ -17,74 +17,115 @@ from kdlib.targets import SoftTargets, mix_logits
 
 __all__ = ["Batch", "Batches", "Examples"]
 
-# Rows are gathered for so many steps at once: a gather at each step costs a small student dear, one for the
-# whole epoch copies the data set.
+# Index 32 steps at once: indexing at every step dominates for small students, and indexing a whole epoch copies the
+# data set.
 STEPS_PER_GATHER = 32
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Inputs (N, ...), labels int64 (N,), the digest of the data and the augmentation of the inputs."""
+    """Inputs (N, ...), labels int64 (N,), the digest of the data, and the view: how the inputs are augmented."""
 
     inputs: Tensor
     labels: Tensor
     digest: str
-    views: str = "plain"
+    view: str = "plain"
 
     def __post_init__(self) -> None:
-        """Refuse inputs and labels that cannot belong together."""
+        """Refuse labels that are not one integer for each input (KDError)."""
         if self.labels.shape != self.inputs.shape[:1] or self.labels.dtype != torch.int64:
-            raise KDError(f"expected int64 labels of shape ({len(self.inputs)},), one per input, found "
-                          f"{self.labels.dtype} of shape {tuple(self.labels.shape)}; use labels.long()")
+            raise KDError(
+                f"expected int64 labels of shape ({len(self.inputs)},), one per input, found "
+                f"{self.labels.dtype} of shape {tuple(self.labels.shape)}; use labels.long()"
+            )
 
     def to(self, device: torch.device) -> Examples:
-        """The same examples on a device."""
+        """Return the same examples on a device."""
         return replace(self, inputs=self.inputs.to(device), labels=self.labels.to(device))
+
+    def check(self, soft: SoftTargets, view: str = "") -> None:
+        """Refuse soft targets of other data, of another view or with another number of rows (KDError).
+
+        `view` is the view in which the student gets the inputs, if they are augmented later; by default it is the
+        examples' own.
+        """
+        expected = (self.digest, view or self.view, len(self.inputs))
+        found = (soft.data_digest, soft.view, len(soft.logits))
+        if found != expected:
+            remedy = "predict the teacher's logits again on these examples"
+            if view:
+                remedy += ", leave the augmentation out, or call the teacher on batch.inputs in the objective"
+            raise KDError(
+                "expected soft targets of these examples "
+                f"(data {expected[0]}, view {expected[1]!r}, {expected[2]} rows), found those of run "
+                f"{soft.teacher_run} (data {found[0]}, view {found[1]!r}, {found[2]} rows); {remedy}"
+            )
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Batch:
-    """What an objective sees beside the student's outputs."""
+    """One batch, as passed to an objective."""
 
     inputs: Tensor  # (B, ...)
-    labels: Tensor  # int64 (B,); mixed: float (B, K)
-    indices: Tensor  # int64 (B,), rows of the examples; mixed: of the first partner
-    soft: Tensor | None = None  # teacher's logits (B, K)
+    labels: Tensor  # int64 (B,); if rows are mixed: float (B, K)
+    # int64 (B,): the row number of each example, which shows in what order the rows were used. If rows are mixed: the
+    # row number of the first partner.
+    indices: Tensor
+    soft: Tensor | None = None  # the teacher's logits (B, K)
 
 
 class Batches:
     """Batches of an epoch, a pure function of the epoch's number: `for batch in batches(epoch)`.
 
-    The last batch may be short.  `mix(epoch)`, where given, plans the epoch: inputs, labels and soft targets
-    are mixed by the same weights, and `classes` says how wide the labels become.  Raises KDError for soft
-    targets of other data or other views.
+    The last batch may be short. `soft` holds the teacher's logits for the examples.
+
+    `mix(epoch)` plans an epoch of mixed rows. Inputs, labels and soft targets are mixed with the same weights, and the
+    labels become distributions over `classes` classes.
+
+    `augment(epoch)` returns a function from inputs (B, ...) to inputs (B, ...). It is called on one batch after the
+    other, in their order, so it may draw from a generator. `view` names what it does ("flip+shift").
+
+    Raises KDError for soft targets of other data or of another view than the inputs of the batches, for a mix without
+    `classes`, for `augment` without `view` or `view` without `augment`, and for a mix together with `augment`.
     """
 
-    def __init__(self, examples: Examples, size: int, seed: int, soft: SoftTargets | None = None,
-                 mix: Callable[[int], Mix] | None = None, classes: int | None = None) -> None:
+    def __init__(
+        self,
+        examples: Examples,
+        size: int,
+        seed: int,
+        soft: SoftTargets | None = None,
+        mix: Callable[[int], Mix] | None = None,
+        classes: int | None = None,
+        augment: Callable[[int], Callable[[Tensor], Tensor]] | None = None,
+        view: str = "",
+    ) -> None:
+        _check_mix(examples, mix, classes)
+        _check_augmentation(augment, view, mix)
         if soft is not None:
-            soft.check(examples)
-        if mix is not None and classes is None:
-            raise KDError("expected the number of classes beside a mix, found none; pass classes=...")
-        if mix is not None and not examples.inputs.is_floating_point():
-            raise KDError(f"expected inputs of floating point to mix, found {examples.inputs.dtype}; use inputs.float()")
-        self.examples, self.size, self.seed, self.mix = examples, size, seed, mix
+            examples.check(soft, view)
+        self.examples, self.size, self.seed, self.mix, self.augment = examples, size, seed, mix, augment
         self.soft = None if soft is None else soft.logits.to(examples.inputs.device)
         self.one_hot = None if classes is None else F.one_hot(examples.labels, classes).to(examples.inputs)
 
     def __len__(self) -> int:
-        """Steps per epoch."""
+        """Return the number of batches in an epoch."""
         return -(-len(self.examples.inputs) // self.size)
 
     def __call__(self, epoch: int) -> Iterator[Batch]:
-        """The epoch's batches, in an order that depends on seed and epoch alone; KDError where a mix has too few rows or many."""
+        """Yield the epoch's batches, in an order that depends only on seed and epoch.
+
+        Raises KDError if `mix(epoch)` does not have as many rows as there are examples.
+        """
         count, device = len(self.examples.inputs), self.examples.inputs.device
         order = torch.randperm(count, generator=generator(self.seed, "order", epoch)).to(device)
         mix = None if self.mix is None else self.mix(epoch)
         if mix is not None and len(mix.first) != count:
             raise KDError(f"expected a mix of {count} rows, one per example, found {len(mix.first)}")
+        augment = None if self.augment is None else self.augment(epoch)
         for rows in torch.split(order, self.size * STEPS_PER_GATHER):
-            yield from self._views(self._plain(rows) if mix is None else self._mixed(mix[rows]))
+            batches = self._split(self._plain(rows) if mix is None else self._mixed(mix[rows]))
+            yield from batches if augment is None else _augmented(batches, augment)
 
     def _plain(self, rows: Tensor) -> Batch:
         soft = None if self.soft is None else self.soft.index_select(0, rows)
@@ -97,7 +138,30 @@ class Batches:
             soft = mix_logits(self.soft[mix.first], self.soft[mix.second], mix.weight)
         return Batch(mix.blend(self.examples.inputs), mix.blend(self.one_hot), mix.first, soft)
 
-    def _views(self, many: Batch) -> Iterator[Batch]:
+    def _split(self, many: Batch) -> Iterator[Batch]:
         soft = repeat(None) if many.soft is None else torch.split(many.soft, self.size)
         parts = (torch.split(part, self.size) for part in (many.inputs, many.labels, many.indices))
         return map(Batch, *parts, soft)
+
+
+def _augmented(batches: Iterator[Batch], augment: Callable[[Tensor], Tensor]) -> Iterator[Batch]:
+    return (replace(batch, inputs=augment(batch.inputs)) for batch in batches)
+
+
+def _check_mix(examples: Examples, mix: object, classes: int | None) -> None:
+    if mix is not None and classes is None:
+        raise KDError("expected the number of classes with a mix, found none; pass classes=...")
+    if mix is not None and not examples.inputs.is_floating_point():
+        raise KDError(f"expected inputs of floating point to mix, found {examples.inputs.dtype}; use inputs.float()")
+
+
+def _check_augmentation(augment: object, view: str, mix: object) -> None:
+    if (augment is None) != (view == ""):
+        given, absent = ("view", "augment") if augment is None else ("augment", "view")
+        raise KDError(
+            f"expected augment and view together, found {given} without {absent}; "
+            'pass both, for example augment=..., view="flip+shift"'
+        )
+    if augment is not None and mix is not None:
+        # Mixed rows would be augmented as one: both partners flipped and shifted the same way.
+        raise KDError("expected a mix or an augmentation, found both; leave one of them out")

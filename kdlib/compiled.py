@@ -1,4 +1,4 @@
-"""The one place that knows numba: loops compiled to machine code, and whether they can be."""
+"""The only module that imports numba: it compiles loops to machine code, and says whether numba is there."""
 
 from __future__ import annotations
 
@@ -10,32 +10,35 @@ __all__ = ["AVAILABLE", "compiled", "narrow", "wide"]
 
 compiled: Any
 
-# To see whether what it has cached is still right, numba looks at the file of the compiled function alone: after an edit of
-# `wide` or `narrow`, delete the __pycache__ folders of the files that call them.
+# numba compares its cache only with the file of the compiled function. After an edit of `wide` or `narrow`, delete the
+# __pycache__ folders of the files that call them.
 
 
 def wide(x: Any) -> Any:
-    """Inside a compiled function: the float32 that x stands for, a float32 itself or the bits of a bfloat16 as uint16."""
+    """Return x as float32; x is a float32 or a uint16 with the bits of a bfloat16. Only for compiled functions."""
     raise NotImplementedError("for compiled functions")
 
 
 def narrow(value: Any, row: Any) -> Any:
-    """Inside a compiled function: a float32 as what `row` holds, float32 or the bits of the nearest bfloat16 (ties to even)."""
+    """Return a float32 in the type of `row`: float32, or uint16 with the bits of the nearest bfloat16 (ties to even).
+
+    Only for compiled functions.
+    """
     raise NotImplementedError("for compiled functions")
 
 
 try:
     from numba import njit, types
     from numba.extending import overload
-except ImportError:  # not installed, or no build for this machine: callers take torch's own layers
+except ImportError:  # not installed, or no build for this machine: callers use torch's own layers
     AVAILABLE = False
 
     def compiled(function: Any) -> Any:
-        """Give the function as it is."""
+        """Return the function as it is."""
         return function
 else:
     AVAILABLE = True
-    # a*b + c may be rounded once; sums are not reordered and there is one thread, so results repeat to the last bit.
+    # a*b + c may be rounded only once. Sums keep their order and there is one thread: results repeat to the last bit.
     compiled = njit(fastmath={"contract"}, cache=True, nogil=True)
 
     @overload(wide, inline="always")

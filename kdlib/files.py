@@ -1,10 +1,11 @@
-"""Files that are whole or absent: atomic writes, SHA-256, tensors as safetensors with a checked digest."""
+"""Files that are whole or absent: locks, atomic writes, SHA-256, JSON, and tensors with a checked digest."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -23,8 +24,12 @@ from kdlib.errors import KDError
 
 
 @contextmanager
-def locked(path: Path, remedy: str, waits: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold a kernel lock on a file: a second process that wants it calls `waits`, and waits; a killed one leaves no lock."""
+def locked(path: Path, remedy: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold a kernel lock on a file. A second process that wants the lock calls `on_wait`, then blocks.
+
+    The operating system releases the lock of a killed process. Raises KDError, which ends with `remedy`, if the lock
+    file cannot be written.
+    """
     from filelock import FileLock, Timeout
 
     lock = FileLock(path)
@@ -33,7 +38,7 @@ def locked(path: Path, remedy: str, waits: Callable[[], None] = lambda: None) ->
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            waits()
+            on_wait()
             lock.acquire()
     except OSError as error:
         raise KDError(f"{path}: could not be written ({error.strerror}); {remedy}") from error
@@ -44,31 +49,52 @@ def locked(path: Path, remedy: str, waits: Callable[[], None] = lambda: None) ->
 
 
 class DamagedFile(KDError):
-    """A stored file is cut, altered or not what its name says."""
+    """A stored file is missing, cut, altered, or not the file that its name says."""
 
 
 def not_read(path: Path, error: OSError) -> KDError:
-    """What to raise for a file that could not be read: DamagedFile where there is none; else it may be as good as ever."""
+    """Return the error to raise for a file that cannot be read: DamagedFile if there is no file, otherwise KDError.
+
+    In the other cases the file may be intact, so it is not reported as damaged.
+    """
     why = error.strerror or error
     if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
         return DamagedFile(f"{path}: expected a file, found none ({why})")
-    return KDError(f"{path}: cannot be read ({why}). Nothing was changed: mend this and run the same command again.")
+    return KDError(f"{path}: cannot be read ({why}). Nothing was changed: mend this, then run the same command again.")
 
 
 def sha256(content: bytes) -> str:
-    """SHA-256 of bytes, in hex."""
+    """Return the SHA-256 of bytes as 64 hex digits."""
     return hashlib.sha256(content).hexdigest()
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and no spaces; the same value always gives the same text (NaN and infinity are refused)."""
+    """Return JSON with sorted keys and without spaces: the same value always gives the same text.
+
+    Raises ValueError for NaN and infinity, TypeError for what JSON does not know.
+    """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
 
 
-def atomic_write(path: Path, content: bytes) -> None:
-    """Write a whole file or none: temporary name in the same folder, fsync, rename over the old one.
+def read_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text; ValueError if it is not JSON or has a number that is not finite.
 
-    Raises KDError where the disk is full or the folder may not be written; the old file is then still there.
+    Python's parser takes NaN and Infinity, which are not JSON, and reads 1e999 as infinity.
+    """
+    return json.loads(text, parse_constant=_finite, parse_float=_finite)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is not a finite number")
+    return value
+
+
+def atomic_write(path: Path, content: bytes) -> None:
+    """Write a whole file or nothing: write under a temporary name in the same folder, fsync, replace the old file.
+
+    Raises KDError if the file cannot be written, for example on a full disk; the old file is then still there.
     """
     temporary = ""
     try:
@@ -78,13 +104,15 @@ def atomic_write(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes private files; results are meant to be read by others
+        os.chmod(temporary, 0o644)  # mkstemp makes private files, but others are meant to read results
         os.replace(temporary, path)
     except OSError as error:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
-        raise KDError(f"{path}: {_why(error)} ({len(content)} bytes to write). "
-                      "Nothing that was complete is lost: mend this and run the same command again.") from error
+        raise KDError(
+            f"{path}: {_why(error)} ({len(content)} bytes to write). "
+            "Nothing that was complete is lost: mend this, then run the same command again."
+        ) from error
 
 
 def _why(error: OSError) -> str:
@@ -96,7 +124,7 @@ def _why(error: OSError) -> str:
 
 
 def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes of tensors, in the order of their names."""
+    """Return the SHA-256 of the names, types, shapes and bytes of tensors, in the order of their names."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -110,7 +138,7 @@ def _digest(tensors: Mapping[str, Tensor], notes: Any) -> str:
 
 
 def array_digest(*arrays: NDArray[Any]) -> str:
-    """The first 16 hex digits of the SHA-256 over types, shapes and bytes of arrays: the digest of a data set."""
+    """Return a data set's digest: the first 16 hex digits of the SHA-256 of its arrays' types, shapes and bytes."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(f"{array.dtype.newbyteorder('<')}|{array.shape}|".encode())
@@ -119,30 +147,35 @@ def array_digest(*arrays: NDArray[Any]) -> str:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Any = None) -> None:
-    """Write tensors and JSON-able notes as one safetensors file, atomically; the same content gives the same bytes."""
-    # Copies, because safetensors refuses tensors that share memory (two names for one kept set of weights, say).
+    """Write tensors and notes (any JSON value) to one safetensors file, atomically.
+
+    The same content gives the same bytes. Raises KDError as `atomic_write` does.
+    """
+    # Copies: safetensors refuses tensors that share memory, for example two names for one set of weights.
     flat = {name: tensors[name].detach().cpu().clone(memory_format=torch.contiguous_format) for name in sorted(tensors)}
-    # One metadata key only: safetensors keeps metadata in a hash map, and several keys would come in random order.
+    # Only one metadata key: safetensors keeps metadata in a hash map, so several keys would come in random order.
     metadata = {"kdlib": canonical_json({"digest": _digest(flat, notes), "notes": notes})}
     atomic_write(path, safetensors.torch.save(flat, metadata))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
-    """Read what `save_tensors` wrote: (tensors, notes).
+    """Read a file of `save_tensors` and return (tensors, notes).
 
-    Raises DamagedFile where the file is cut, or any byte of a tensor or a note differs from what was written.
+    Raises DamagedFile if the file is missing or cut, or if a byte of a tensor or a note is not as it was written.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            recorded = json.loads((file.metadata() or {})["kdlib"])
-            expected, notes = recorded["digest"], recorded["notes"]
-            # Cloned: a tensor that still lies in the file's memory map keeps Windows from replacing the file.
+            header = read_json((file.metadata() or {})["kdlib"])
+            expected, notes = header["digest"], header["notes"]
+            # Cloned: Windows does not replace a file while a tensor still uses its memory map.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a mapping
         found = _digest(tensors, notes)
-    except OSError as error:  # of a folder safetensors says that it is no device
+    except OSError as error:  # for a folder, safetensors reports "no such device"
         raise not_read(path, IsADirectoryError(errno.EISDIR, "a folder") if path.is_dir() else error) from error
     except (ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
-        raise DamagedFile(f"{path}: expected a safetensors file of kdlib, found something unreadable ({error})") from error
+        raise DamagedFile(
+            f"{path}: expected a safetensors file of kdlib, found unreadable content ({error})"
+        ) from error
     if found != expected:
         raise DamagedFile(f"{path}: expected content with SHA-256 {str(expected)[:64]}, found {found}")
     return tensors, notes

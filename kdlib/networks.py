@@ -1,4 +1,4 @@
-"""Keras's defaults for torch modules: initialisers, batch norm, Adam, and its way to count parameters."""
+"""Keras's defaults for torch modules: initialisers, batch norm, Adam, and Keras's count of parameters."""
 
 from __future__ import annotations
 
@@ -15,32 +15,41 @@ __all__ = ["he_normal_", "he_uniform_", "keras_adam", "keras_batch_norm", "keras
 
 M = TypeVar("M", bound=nn.Module)
 
-# Standard deviation of a standard normal cut at +-2; Keras divides by it to keep the variance asked for.
+# Standard deviation of a standard normal cut at +-2; Keras divides by it so that the cut keeps the variance.
 TRUNCATED_STD = 0.87962566103423978
 
 
 def keras_glorot_(module: M, generator: torch.Generator) -> M:
-    """Glorot-uniform weights and zero biases in every dense and convolutional layer: Keras's default."""
+    """Give every dense and convolutional layer Glorot-uniform weights and zero biases, and return the module.
+
+    This is Keras's default.
+    """
     return _initialise(module, lambda w, fan_in, fan_out: _uniform(w, 6 / (fan_in + fan_out), generator))
 
 
 def he_uniform_(module: M, generator: torch.Generator) -> M:
-    """He-uniform weights and zero biases in every dense and convolutional layer."""
+    """Give every dense and convolutional layer He-uniform weights and zero biases, and return the module."""
     return _initialise(module, lambda w, fan_in, fan_out: _uniform(w, 6 / fan_in, generator))
 
 
 def he_normal_(module: M, generator: torch.Generator) -> M:
-    """He-normal weights, cut at two standard deviations as Keras does, and zero biases."""
+    """Give every dense and convolutional layer He-normal weights and zero biases, and return the module.
+
+    As in Keras, the normal distribution is cut at two standard deviations.
+    """
+
     def draw(weight: Tensor, fan_in: int, fan_out: int) -> Tensor:
         std = math.sqrt(2 / fan_in) / TRUNCATED_STD
         return nn.init.trunc_normal_(weight, 0.0, std, -2 * std, 2 * std, generator=generator)
+
     return _initialise(module, draw)
 
 
 def keras_batch_norm(features: int, dims: int) -> nn.BatchNorm1d | nn.BatchNorm2d:
-    """Batch norm with Keras's momentum (0.99, torch's 0.01) and epsilon; dims: axes after the features.
+    """Return a batch norm with Keras's epsilon and Keras's momentum of 0.99, which torch calls 0.01.
 
-    torch's moving variance is the unbiased one; Keras's is so in its fused kernel (pictures) alone.
+    `dims` is the number of axes after the features: 0 (dense), 1 or 2, otherwise KDError. torch's moving variance is
+    the unbiased one; Keras uses that one only in its fused kernel, for pictures.
     """
     if dims not in (0, 1, 2):
         raise KDError(f"expected 0 (dense), 1 or 2 axes after the features, found {dims}")
@@ -49,28 +58,25 @@ def keras_batch_norm(features: int, dims: int) -> nn.BatchNorm1d | nn.BatchNorm2
 
 
 def keras_adam(parameters: Iterable[Tensor], lr: float = 1e-3) -> torch.optim.Adam:
-    """Adam with Keras's epsilon of 1e-7.
+    """Return Adam with Keras's epsilon of 1e-7.
 
-    Not Keras to the last bit: torch adds epsilon after the bias correction of sqrt(v), Keras before it, so at
-    step t torch's epsilon is in effect smaller by sqrt(1 - 0.999^t).  That matters only in the first few
-    thousand steps and for gradients not far above 1e-7.
+    It is not equal to Keras's Adam to the last bit: torch adds epsilon after the bias correction of sqrt(v), Keras
+    before it, so at step t torch's epsilon is in effect smaller by the factor sqrt(1 - 0.999^t). That matters only in
+    the first few thousand steps, for gradients not far above 1e-7.
     """
     return torch.optim.Adam(parameters, lr=lr, eps=1e-7, fused=True)
 
 
-def parameter_count(module: nn.Module, trainable_only: bool = False) -> int:
-    """Parameters as Keras counts them: batch norm's moving mean and variance too, as not trainable."""
-    parameters = list(module.parameters())
-    if trainable_only:
-        return sum(p.numel() for p in parameters if p.requires_grad)
+def parameter_count(module: nn.Module) -> int:
+    """Return the number of parameters as Keras counts them: also batch norm's moving mean and variance."""
     moving = [b for name, b in module.named_buffers() if name.endswith(("running_mean", "running_var"))]
-    return sum(p.numel() for p in [*parameters, *moving])
+    return sum(p.numel() for p in [*module.parameters(), *moving])
 
 
 def _initialise(module: M, draw: Callable[[Tensor, int, int], Tensor]) -> M:
     for layer in module.modules():
         if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d):
-            # Drawn on the CPU, so that every device starts from the same weights.
+            # Draw on the CPU, so that training starts from the same weights on every device.
             weight = torch.empty(layer.weight.shape)
             field = weight[0, 0].numel()
             fan_in, fan_out = weight.shape[1] * field, weight.shape[0] * field

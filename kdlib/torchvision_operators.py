@@ -1,8 +1,9 @@
-"""Import this before torchvision: it lets torchvision's models load beside a torch that its compiled operators do not fit.
+"""Import this before torchvision: its models then load even if its compiled operators do not fit the installed torch.
 
-Where those operators cannot be loaded (a CPU build of torch beside torchvision's default wheel), `import torchvision` stops at
-"operator torchvision::nms does not exist", since it describes two detection operators that no one has declared.  Nothing here
-detects anything, so the two are declared without a body: calling one still fails.  Where the operators do load, nothing happens.
+A CPU build of torch cannot load the operators of torchvision's default wheel, for example. `import torchvision` then
+fails with "operator torchvision::nms does not exist", because it describes two detection operators that nothing has
+declared. This module declares the two without a body; a call of one still fails. If the operators do load, it declares
+nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
 def declare_missing() -> list[str]:
-    """Load torchvision's compiled operators if they fit this torch, else declare the two it must have; gives those declared."""
+    """Load torchvision's compiled operators if they fit this torch, otherwise declare the two that it must have.
+
+    Return the names of the operators that were declared.
+    """
     spec = importlib.util.find_spec("torchvision")  # finds the package without running it
     folders = [] if spec is None else list(spec.submodule_search_locations or [])
     for library in sorted(path for folder in folders for path in Path(folder).glob("_C.*")):
@@ -30,6 +34,6 @@ def declare_missing() -> list[str]:
     return missing
 
 
-# Kept, because what it declares ends with it.
+# Kept in a variable: when the object is deleted, its declarations end.
 _OPERATORS = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
 DECLARED = declare_missing()

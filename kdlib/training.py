@@ -1,4 +1,4 @@
-"""The training loop as a generator over epochs; it survives being killed between any two instructions.
+"""The training loop as a generator over epochs; a run that is killed at any instruction can be resumed.
 
     progress = Progress(model, optimizer, checkpoint=path)
     for epoch in epochs(progress, batches, objective, count=10, seed=0):
@@ -7,9 +7,9 @@
             progress.keep("best")
     progress.restore("best")
 
-The loop knows nothing of teachers: a method is an `objective(outputs, batch)`, and a batch carries its soft targets.
-What the body of the loop records or keeps is written with the checkpoint when the next epoch begins, so schedules,
-selection and early stopping that are functions of `progress.history` resume right by themselves.
+The loop knows nothing about teachers: a method is an `objective(outputs, batch)`, and a batch carries its soft targets.
+The checkpoint is written after the body of the loop, with everything that the body recorded or kept. Schedules,
+selection and early stopping therefore resume correctly if they are functions of `progress.history`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,16 @@ from torch import Tensor, nn
 from kdlib.batches import Batch
 from kdlib.errors import KDError
 from kdlib.files import DamagedFile, load_tensors, save_tensors
+from kdlib.losses import cross_entropy
 from kdlib.replicas import Replicas
 from kdlib.seeds import derive_seed
 
 Objective = Callable[[Tensor, Batch], Tensor]
+
+
+def hard_targets(outputs: Tensor, batch: Batch) -> Tensor:
+    """Return the cross-entropy with the batch's labels: the objective of a network without a teacher."""
+    return cross_entropy(outputs, batch.labels)
 
 
 class NonFiniteLoss(KDError):
@@ -37,51 +43,60 @@ class NonFiniteLoss(KDError):
 
 
 class Progress:
-    """What a training run has reached: model, optimizer, history of epochs, and named copies of the weights.
+    """The state of a training run: model, optimizer, history of epochs, and copies of the weights under a name.
 
-    With a `checkpoint` path, what an interrupted run left there is taken up at once.  A damaged checkpoint is set
-    aside under `<name>.damaged` and training starts from the beginning; `notice` then says so.
+    If there is a file at `checkpoint`, the state of the interrupted run is loaded from it. A damaged checkpoint is
+    renamed to `<name>.damaged` and training starts from the first epoch; `notice` then says so.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, checkpoint: Path | None = None,
-                 label: str = "", on_epoch: Callable[[Progress], None] | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        checkpoint: Path | None = None,
+        label: str = "",
+        on_epoch: Callable[[Progress], None] | None = None,
+    ) -> None:
         self.model, self.optimizer, self.checkpoint, self.label = model, optimizer, checkpoint, label
         self.on_epoch = on_epoch
         self.history: list[dict[str, float]] = []
         self.kept: dict[str, dict[str, Tensor]] = {}
         self.notice = ""
-        self.count = 0  # epochs to train in all, as the loop was told
+        self.count = 0  # epochs to train in all; the loop sets it
         if checkpoint is not None and checkpoint.exists():
             self._load(checkpoint)
 
     @property
     def epoch(self) -> int:
-        """Number of epochs trained so far (the current one included)."""
+        """The number of epochs trained so far, including the current one."""
         return len(self.history)
 
     def record(self, **metrics: float) -> None:
-        """Add measurements to the current epoch's entry of the history; NonFiniteLoss where one is NaN or infinite."""
+        """Add measurements to the current epoch's entry of the history; NonFiniteLoss if one is NaN or infinite."""
         for name, value in metrics.items():
             if not math.isfinite(value):
-                raise NonFiniteLoss(f"{self.label or 'training'}: expected a finite {name}, found {float(value)} at epoch "
-                                    f"{self.epoch}; lower the learning rate or look at the inputs")
+                raise NonFiniteLoss(
+                    f"{self.label or 'training'}: expected a finite {name}, found {float(value)} at epoch "
+                    f"{self.epoch}; lower the learning rate or check the inputs"
+                )
         self.history[-1].update({name: float(value) for name, value in metrics.items()})
 
     def is_lowest(self, metric: str) -> bool:
-        """Whether the current epoch's `metric` is strictly below that of every earlier epoch."""
+        """Return whether the current epoch's `metric` is strictly below that of every earlier epoch."""
         *earlier, now = (entry[metric] for entry in self.history)
         return all(now < value for value in earlier)
 
     def keep(self, name: str) -> None:
-        """Copy the model's present weights under `name`, over an older copy of that name."""
+        """Copy the model's current weights under `name`; this replaces an older copy of that name."""
         self.kept[name] = {key: value.detach().clone() for key, value in self.model.state_dict().items()}
 
     def restore(self, name: str) -> None:
-        """Put the weights kept under `name` back into the model."""
+        """Load the weights kept under `name` into the model."""
         self.model.load_state_dict(self.kept[name])
 
     def save(self) -> None:
-        """Write the checkpoint atomically (nothing where there is no path)."""
+        """Write the checkpoint atomically; without a path, do nothing."""
         if self.checkpoint is None:
             return
         tensors = {f"model/{key}": value for key, value in self.model.state_dict().items()}
@@ -94,7 +109,7 @@ class Progress:
                     tensors[f"optimizer/{index}/{key}"] = value
                 else:
                     plain.setdefault(str(index), {})[key] = value
-        # Learning rates are not restored: the loop sets them anew each epoch from its `rate`.
+        # Learning rates are not saved: the loop sets them each epoch from its `rate`.
         save_tensors(self.checkpoint, tensors, {"history": self.history, "optimizer": plain})
 
     def _load(self, path: Path) -> None:
@@ -121,7 +136,8 @@ class Progress:
                 state.setdefault(int(key), {})[inner] = value
         self.model.load_state_dict(model)
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        # A file holds rows in order; fused optimizers walk through memory, so moments must lie there as their weights do.
+        # Fused optimizers pair weights and moments by their place in memory, so a moment needs the strides of its
+        # weight. The file does not keep strides.
         for parameter, entries in self.optimizer.state.items():
             for key, value in entries.items():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
@@ -129,14 +145,23 @@ class Progress:
         self.history = notes["history"]
 
 
-def epochs(progress: Progress, batches: Callable[[int], Iterable[Batch]], objective: Objective, *, count: int,
-           seed: int | Sequence[int], rate: Callable[[int], float] | None = None) -> Iterator[int]:
-    """Train up to `count` epochs in all, yielding each epoch's number (from 1) after its last step.
+def epochs(
+    progress: Progress,
+    batches: Callable[[int], Iterable[Batch]],
+    objective: Objective,
+    *,
+    count: int,
+    seed: int | Sequence[int],
+    rate: Callable[[int], float] | None = None,
+) -> Iterator[int]:
+    """Train until `count` epochs are done; yield each epoch's number (from 1) after its last step.
 
-    `batches(epoch)` gives the epoch's batches and must be a function of the epoch alone; `rate(epoch)`, where given,
-    is the learning rate.  torch's global generators are seeded anew for every epoch (dropout draws from them), which
-    makes an interrupted and resumed run equal to an unbroken one; Replicas take one seed each.  The mean training loss
-    is recorded as `training_loss` (of replica r: `training_loss/r`).  Raises NonFiniteLoss with run, epoch and step.
+    `batches(epoch)` returns the epoch's batches and must depend only on the epoch. `rate(epoch)` is the learning rate;
+    without it the optimizer keeps its own. torch's global generators, from which dropout draws, get a new seed each
+    epoch, so a resumed run is equal to one without interruption. Replicas need one seed for each member.
+
+    The mean loss of the epoch is recorded as `training_loss`, that of replica r as `training_loss/r`. Raises
+    NonFiniteLoss, with run, epoch and step, if a loss is NaN or infinite.
     """
     progress.count = count
     for epoch in range(progress.epoch + 1, count + 1):
@@ -154,7 +179,10 @@ def epochs(progress: Progress, batches: Callable[[int], Iterable[Batch]], object
 
 
 def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, objective: Objective, batch: Batch) -> Tensor:
-    """One step of the optimizer on one batch; gives the loss before the step, still on its device (of Replicas: R losses)."""
+    """Make one step of the optimizer on one batch; return the loss before the step, 0-d or for Replicas (R,).
+
+    The loss stays on its device.
+    """
     optimizer.zero_grad(set_to_none=True)
     loss = objective(model(batch.inputs), batch)
     loss.sum().backward()  # type: ignore[no-untyped-call]
@@ -171,24 +199,28 @@ def _seed_layers(model: nn.Module, seeds: Sequence[int], epoch: int) -> None:
 
 
 def _mean_losses(losses: list[Tensor], epoch: int, label: str) -> dict[str, float]:
-    # Looked at once an epoch, not each step: reading a loss makes an accelerator wait.
+    # Read once an epoch, not at each step: reading a loss makes the CPU wait for the accelerator.
     every = torch.stack(losses).double()
     finite = torch.isfinite(every.view(len(losses), -1)).all(1)
     if not bool(finite.all()):
         step = int((~finite).nonzero()[0]) + 1
         first = every[step - 1]
         which = f" of replica {int((~torch.isfinite(first)).nonzero()[0])}, counted from 0," if first.ndim else ""
-        raise NonFiniteLoss(f"{label or 'training'}: expected a finite loss, found {first.tolist()}{which} at epoch "
-                            f"{epoch}, step {step} of {len(losses)}; lower the learning rate or look at the inputs")
+        raise NonFiniteLoss(
+            f"{label or 'training'}: expected a finite loss, found {first.tolist()}{which} at epoch "
+            f"{epoch}, step {step} of {len(losses)}; lower the learning rate or check the inputs"
+        )
     if every.ndim == 1:
         return {"training_loss": math.fsum(every.tolist()) / len(losses)}
     means = [math.fsum(column) / len(losses) for column in every.t().tolist()]
-    return {"training_loss": math.fsum(means) / len(means)} | {f"training_loss/{r}": mean for r, mean in enumerate(means)}
+    return {"training_loss": math.fsum(means) / len(means)} | {
+        f"training_loss/{r}": mean for r, mean in enumerate(means)
+    }
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every module's own mode is put back afterwards, also after an error."""
+    """Switch to evaluation mode without gradients; afterwards, also after an error, restore the mode of each module."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -200,6 +232,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def predict_logits(model: nn.Module, inputs: Tensor, size: int = 1024) -> Tensor:
-    """Logits (N, K) of inputs (N, ...), `size` at a time, dropout off and moving averages on, the model's mode kept."""
+    """Return logits (N, K) of inputs (N, ...), computed `size` rows at a time in evaluation mode.
+
+    Afterwards the model is in its mode of before.
+    """
     with evaluating(model):
         return torch.cat([model(part) for part in torch.split(inputs, size)])

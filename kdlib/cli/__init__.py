@@ -16,7 +16,10 @@ __all__ = ["main", "run_experiment"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; gives the exit status: 0 good, 1 a run, band or verdict failed, 2 a mistake the user can mend."""
+    """Run one command and return its exit status.
+
+    0: good. 1: a run failed, a number is outside its band, or a verdict changed. 2: a mistake the user can correct.
+    """
     options = _parsed(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):  # not every terminal has the dashes of the tables
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -38,12 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_experiment(module: str) -> None:
-    """`kd run` for the experiment that is being run as a module: `python -m replications.<name>.experiment ...`."""
+    """Do `kd run` for an experiment that is run as a module: `python -m replications.<name>.experiment ...`."""
     sys.exit(main(["run", module.split(".")[1], *sys.argv[1:]]))
 
 
 def how_to_go_on(arguments: Sequence[str]) -> str:
-    """What a stopped `run` or `record` leaves, and the command lines that continue it; nothing of other commands."""
+    """Return what a stopped `run` or `record` has saved and which command continues it; nothing for other commands."""
     if arguments[0] not in ("run", "record"):
         return ""
     commands = [shlex.join(["kd", *arguments])]
@@ -54,7 +57,7 @@ def how_to_go_on(arguments: Sequence[str]) -> str:
 
 
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options of a command line; names may follow options (argparse alone refuses `data verify --data DIR mnist`)."""
+    """Return the options of a command line. Names may follow options, which argparse alone refuses."""
     parser = _parser()
     options, left = parser.parse_known_args(arguments)
     if left:
@@ -69,6 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     from kdlib import __version__
     from kdlib.cli import commands as kd
     from kdlib.cli import data, runs
+    from kdlib.cli.new import new
+    from kdlib.run.experiment import DEFAULT
 
     parser = argparse.ArgumentParser(prog="kd", description="Replications of knowledge-distillation results.")
     parser.add_argument("--version", action="version", version=f"kdlib {__version__}")
@@ -82,36 +87,59 @@ def _parser() -> argparse.ArgumentParser:
     common, store = _common(), _store()
     one = command("run", kd.run, "Run a replication: train what the store lacks, judge, write tables.", common, store)
     one.add_argument("name", help="the replication's folder name")
-    one.add_argument("--profile", default="quick", help="smoke, quick (default) or full")
+    one.add_argument("--profile", default=DEFAULT, help="smoke, quick (default) or full")
     seeds = one.add_mutually_exclusive_group()
     seeds.add_argument("--seeds", type=_positive, help="run seeds 0 .. N-1 (default: the profile's number)")
     seeds.add_argument("--seed", type=_natural, help="run this one seed only")
-    one.add_argument("--arms", "--arm", type=_names, action="extend", default=[],
-                     help="comma-separated arms; what they need is run too")
-    one.add_argument("--require-real", action="store_true", help="stop with status 2 where the real data cannot be had")
+    one.add_argument(
+        "--arms",
+        "--arm",
+        type=_names,
+        action="extend",
+        default=[],
+        help="comma-separated arms; what they need is run too",
+    )
+    one.add_argument(
+        "--require-real", action="store_true", help="stop with status 2 if the real data are not available"
+    )
     one.add_argument("--dry-run", action="store_true", help="list the runs, minutes and disk; train nothing")
 
-    check = command("check", kd.check, "Retrain each replication's check arms in an empty store against the recorded "
-                    "bands.", common)
+    check = command(
+        "check",
+        kd.check,
+        "Train each replication's check arms in an empty store and compare them with the bands.",
+        common,
+    )
     check.add_argument("names", nargs="*", metavar="NAME", help="replications (default: all)")
 
-    record = command("record", kd.record, "Run (5 seeds or more, unless told otherwise) and write runs.jsonl, "
-                     "recorded.toml and the committed tables.", common, store)
+    record = command(
+        "record",
+        kd.record,
+        "Run (5 seeds or more, unless told otherwise) and write runs.jsonl, bands.toml and the committed tables.",
+        common,
+        store,
+    )
     record.add_argument("name")
-    record.add_argument("--profile", default="quick")
+    record.add_argument("--profile", default=DEFAULT)
     seeds = record.add_mutually_exclusive_group()
     seeds.add_argument("--seeds", type=_positive)
-    seeds.add_argument("--seed", type=_natural, help="record this one seed only, beside those already recorded")
+    seeds.add_argument("--seed", type=_natural, help="record this one seed only, in addition to those already recorded")
     record.add_argument("--arms", "--arm", type=_names, action="extend", default=[])
 
     tables = command("tables", kd.tables, "Make the committed tables again from results/*/runs.jsonl.")
     tables.add_argument("names", nargs="*", metavar="NAME")
     command("list", kd.show_list, "List the replications, their profiles and arms.")
+    command("new", new, "Write the folder of a new replication, from a template that runs.").add_argument("name")
 
     listing = command("runs", runs.runs, "List, show, verify or prune stored runs.", store)
     listing.add_argument("action", choices=("list", "show", "verify", "prune"))
     listing.add_argument("names", nargs="*", metavar="run", help="beginnings of run ids")
-    explain = command("explain", runs.explain, "Say what a run is, where it comes from and whether it is still as made.", store)
+    explain = command(
+        "explain",
+        runs.explain,
+        "Say what a run is, what made it, and whether its source files have changed since.",
+        store,
+    )
     explain.add_argument("run")
 
     held = command("data", data.data, "List, fetch, verify or locate data sets.")
@@ -123,22 +151,37 @@ def _parser() -> argparse.ArgumentParser:
 
 def _store() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False)
-    options.add_argument("--store", type=Path, default=Path(".kd"), metavar="DIR", help="where runs are kept (default: .kd)")
+    options.add_argument(
+        "--store", type=Path, default=Path(".kd"), metavar="DIR", help="where runs are kept (default: .kd)"
+    )
     return options
 
 
 def _common() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument("--data", type=Path, metavar="DIR", help="folder that holds the data sets' folders")
-    options.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE",
-                         help="another value of a field that chooses the data (its tables are kept apart)")
+    options.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="another value of a field that chooses the data (its tables are kept apart)",
+    )
     options.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     options.add_argument("--threads", type=_positive, default=1, help="threads of each training process (default: 1)")
-    options.add_argument("--workers", type=_positive,
-                         help="training processes side by side (default on a CPU: the cores divided by --threads)")
-    options.add_argument("--replicas", type=_positive, default=1, metavar="N",
-                         help="train up to N students of one kind side by side, for a GPU (default: 1); their number "
-                         "is part of a run's identity")
+    options.add_argument(
+        "--workers",
+        type=_positive,
+        help="training processes side by side (default on a CPU: the cores divided by --threads)",
+    )
+    options.add_argument(
+        "--replicas",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="train up to N students of one kind side by side, for a GPU (default: 1); the number "
+        "is part of a run's identity",
+    )
     return options
 
 

@@ -1,4 +1,4 @@
-"""`kd data`: the data sets and where they are."""
+"""`kd data` shows, downloads and verifies the data sets."""
 
 from __future__ import annotations
 
@@ -55,5 +55,7 @@ def _verify(names: tuple[str, ...], options: argparse.Namespace) -> int:
 def _where(names: tuple[str, ...], options: argparse.Namespace) -> int:
     for name in names:
         place = fetch.where(name, options.data)
-        print(f"{name}: {place.path} ({place.origin})" if place else f"{name}: not here; `kd data fetch {name}` gets it")
+        print(
+            f"{name}: {place.path} ({place.origin})" if place else f"{name}: not here; `kd data fetch {name}` gets it"
+        )
     return 0

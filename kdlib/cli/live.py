@@ -1,4 +1,4 @@
-"""Telling how a session goes on: moving bars on a terminal, one plain line an epoch elsewhere."""
+"""Shows how a session goes on: moving bars on a terminal, one plain line for each event elsewhere."""
 
 from __future__ import annotations
 
@@ -7,34 +7,47 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from kdlib.engine import Event
-from kdlib.plan import Job
+from kdlib.run.engine import Event
+from kdlib.run.plan import Job
 
 SHOWN = ("training_loss", "validation_loss", "validation_macro_f1", "validation_accuracy")
 
 
 @contextmanager
 def reporter(jobs: Sequence[Job]) -> Iterator[Callable[[Event], None]]:
-    """A function that takes the engine's events and shows them."""
+    """Yield a function that shows the engine's events."""
     if not sys.stdout.isatty():
         yield Plain(jobs)
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TimeRemainingColumn(), TextColumn("{task.fields[numbers]}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[numbers]}"),
+    )
     with Progress(*columns) as bars:
         yield Bars(jobs, bars)
 
 
 class Downloading:
-    """Says that a data set is on its way, and on a terminal how much of it is here."""
+    """Says that a data set is being downloaded and, on a terminal, how much of it has arrived."""
 
     def __init__(self, name: str) -> None:
         self.name, self.shown = name, -1  # whole percent
 
     def __call__(self, file: str, received: int, expected: int) -> None:
-        """Take `fetch`'s progress: a file, bytes of the whole set so far, bytes expected."""
+        """Show the progress: a file, the bytes of the whole set so far, the bytes expected."""
         if self.shown < 0:
             print(f"{self.name}: downloading {expected / 1e6:.0f} MB", file=sys.stderr, flush=True)
         if (percent := min(100, 100 * received // expected)) > self.shown:
@@ -43,12 +56,12 @@ class Downloading:
                 print(f"\r{self.name}: {percent}%", end="\n" if percent == 100 else "", file=sys.stderr, flush=True)
 
     def waits(self) -> None:
-        """Say that another process fetches the same data set."""
-        print(f"{self.name}: another process is fetching it; this one waits for it", file=sys.stderr, flush=True)
+        """Say that another process downloads the same data set."""
+        print(f"{self.name}: another process is downloading it; this one waits", file=sys.stderr, flush=True)
 
 
 class Plain:
-    """One line an event."""
+    """Prints one line for each event."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self.total, self.settled = len(jobs), 0
@@ -64,7 +77,7 @@ class Plain:
 
 
 class Bars:
-    """A bar for the whole and one for each run that is training."""
+    """Shows one bar for the whole session and one for each run that is training."""
 
     def __init__(self, jobs: Sequence[Job], bars: Any) -> None:
         self.bars = bars

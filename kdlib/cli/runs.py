@@ -1,15 +1,15 @@
-"""`kd runs` and `kd explain`: the store, looked at."""
+"""`kd runs` and `kd explain` show the store."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from kdlib.environment import source_digest
 from kdlib.errors import KDError
-from kdlib.experiment import load_experiment, replications
 from kdlib.files import DamagedFile
-from kdlib.runs import FinishedRun, Store, prune, read_run
+from kdlib.run.environment import source_digest
+from kdlib.run.experiment import load_experiment, replications
+from kdlib.run.store import FinishedRun, Store, prune, read_run
 
 
 def runs(options: argparse.Namespace) -> int:
@@ -58,8 +58,10 @@ def _verify(store: Store, ids: list[str]) -> int:
         except DamagedFile as error:
             damaged += 1
             print(f"{run_id}  damaged: {error}")
-    print(f"{len(ids)} runs, {damaged} damaged" + ("; a damaged run is set aside and trained again when it is next needed"
-                                                  if damaged else ""))
+    print(
+        f"{len(ids)} runs, {damaged} damaged"
+        + ("; a damaged run is set aside and trained again when it is next needed" if damaged else "")
+    )
     return 1 if damaged else 0
 
 
@@ -70,7 +72,7 @@ def _prune(store: Store, ids: list[str]) -> int:
 
 
 def explain(options: argparse.Namespace) -> int:
-    """`kd explain RUN`: configuration, parents, numbers, and whether the source files are still those it was made by."""
+    """`kd explain RUN`: configuration, parents, numbers, and whether its source files have changed since."""
     store = _store(options.store)
     run = store.resolve(options.run)
     about = run.description
@@ -84,14 +86,27 @@ def explain(options: argparse.Namespace) -> int:
     states = {True: "clean tree", False: "with uncommitted edits", None: "state of the tree not known"}
     clean = states[environment.get("clean")]
     versions = ", ".join(f"{name} {number}" for name, number in environment.get("versions", {}).items())
-    print(f"made by commit {environment.get('commit', 'unknown')} ({clean}) on {environment.get('device', 'an unknown device')}, "
-          f"{environment.get('threads', '?')} threads, in {environment.get('seconds', float('nan')):.0f} s, with {versions}")
-    same = [name for name in replications(Path()) if source_digest(load_experiment(name).folder) == environment.get("source")]
-    print("source files: " + (f"as they are now in {', '.join(same)}" if same else "edited since, or another replication's"))
+    print(
+        f"made by commit {environment.get('commit', 'unknown')} ({clean}) on "
+        f"{environment.get('device', 'an unknown device')}, {environment.get('threads', '?')} threads, "
+        f"in {environment.get('seconds', float('nan')):.0f} s, with {versions}"
+    )
+    same = [
+        name
+        for name in replications(Path())
+        if source_digest(load_experiment(name).folder) == environment.get("source")
+    ]
+    print(
+        "source files: "
+        + (f"as they are now in {', '.join(same)}" if same else "edited since, or another replication's")
+    )
     weights = "kept" if (run.folder / "weights.safetensors").exists() else "pruned"
     print(f"weights: {weights}, SHA-256 {run.weights_sha256}")
     for snapshot, metrics in run.metrics.items():
-        numbers = (f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}"
-                   for key, value in metrics.items() if isinstance(value, int | float))
+        numbers = (
+            f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}"
+            for key, value in metrics.items()
+            if isinstance(value, int | float)
+        )
         print(f"{snapshot}: " + ", ".join(numbers))
     return 0

@@ -1,4 +1,4 @@
-"""Data sets: one module each, `fetch` to find or download them, `synthetic` for when there are none."""
+"""Data sets: one module for each, `fetch` to find or download them, and synthetic stand-ins if there are none."""
 
 from kdlib.errors import KDError
 
@@ -6,8 +6,8 @@ __all__ = ["DataError", "DataUnavailable"]
 
 
 class DataError(KDError):
-    """Something is wrong with data: names the file, what was expected, what was found, what to do."""
+    """Data are wrong: the message says which file, what was expected, what was found, and what to do."""
 
 
 class DataUnavailable(DataError):
-    """The real data cannot be had here (offline, no mirror, failed download): says why and what to do."""
+    """The real data are not available (offline, no mirror, failed download): the message says why and what to do."""

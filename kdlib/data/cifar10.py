@@ -1,7 +1,7 @@
-"""CIFAR-10 (Krizhevsky 2009), binary version: one label byte and 3,072 pixel bytes (red, green, blue plane) per picture.
+"""CIFAR-10 (Krizhevsky 2009), binary version: a label byte and 3,072 pixel bytes (red, green, blue plane) per picture.
 
-Copies of the set come in different orders. Each part is therefore put into one canonical order, by the SHA-256 of the pixel
-bytes, so that the same pictures give the same arrays whatever files they were read from.
+Copies of the set have different orders. Each part is therefore put into one canonical order, by the SHA-256 of the
+pixel bytes. Then the same pictures give the same arrays, whichever files they were read from.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ REMEDY = "Replace the files by the published ones: `kd data fetch cifar10`."
 
 
 def pictures(folder: Path | str) -> Pictures:
-    """Return the 50,000 + 10,000 pictures, (N, 3, 32, 32), each part in canonical order.
+    """Return the 50,000 + 10,000 pictures, uint8 (N, 3, 32, 32), each part in canonical order.
 
-    The files lie in `folder`/cifar-10-batches-bin or in `folder` itself. Raises DataError unless the pictures and their
-    labels are the published ones, in whatever order.
+    The files are in `folder`/cifar-10-batches-bin or in `folder` itself. Raises DataError unless the pictures and their
+    labels are the published ones, in any order.
     """
     folder = Path(folder)
     inner = folder / FOLDER if (folder / FOLDER).is_dir() else folder
@@ -41,24 +41,31 @@ def pictures(folder: Path | str) -> Pictures:
 
 
 def read_part(folder: Path, files: tuple[str, ...], sha256: str) -> tuple[Bytes, Bytes]:
-    """Read one part, images and labels, as many pictures of each class; `sha256` is that of the canonical arrays."""
+    """Return the images and labels of one part, in canonical order.
+
+    `sha256` is that of the arrays returned. Raises DataError for another one, or if the classes differ in size.
+    """
     rows = np.concatenate([read_rows(folder / name) for name in files])
     counts = np.bincount(rows[:, 0], minlength=len(CLASSES)).tolist()
     each = len(rows) // len(CLASSES)
     if counts != [each] * len(CLASSES):
-        raise DataError(f"{folder}: expected {each} pictures of each class in {', '.join(files)}, found {counts}. {REMEDY}")
+        raise DataError(
+            f"{folder}: expected {each} pictures of each class in {', '.join(files)}, found {counts}. {REMEDY}"
+        )
     order = canonical_order(rows)
     images, labels = rows[:, 1:][order], rows[:, 0][order]
     digest = hashlib.sha256(images.data)
     digest.update(labels.data)
     if digest.hexdigest() != sha256:
-        raise DataError(f"{folder}: expected the published pictures in {', '.join(files)}, SHA-256 {sha256} in canonical order, "
-                        f"found {digest.hexdigest()}. {REMEDY}")
+        raise DataError(
+            f"{folder}: expected the published pictures in {', '.join(files)}, SHA-256 {sha256} in canonical order, "
+            f"found {digest.hexdigest()}. {REMEDY}"
+        )
     return images.reshape(-1, *SHAPE), labels
 
 
 def read_rows(path: Path) -> Bytes:
-    """Read one file as rows (pictures, 1 + 3,072): label, pixels."""
+    """Return one file as rows uint8 (10,000, 1 + 3,072) of label and pixels; DataError for another size or label."""
     if not path.is_file():
         raise DataError(f"{path}: expected a file, found none. {REMEDY}")
     if (size := path.stat().st_size) != FILE_BYTES:
@@ -71,6 +78,6 @@ def read_rows(path: Path) -> Bytes:
 
 
 def canonical_order(rows: Bytes) -> list[int]:
-    """Return the row numbers by SHA-256 of the pixels; the label decides between equal pictures."""
+    """Return the row numbers in the order of the pixels' SHA-256; equal pictures are in the order of their labels."""
     keys = [hashlib.sha256(row[1:]).digest() + row[:1].tobytes() for row in rows]
     return sorted(range(len(rows)), key=keys.__getitem__)

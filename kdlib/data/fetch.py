@@ -1,7 +1,7 @@
-"""Find a data set on this machine, or download it; the one place that reads the environment.
+"""Find a data set on this machine, or download it. Only this module reads environment variables.
 
-KDLIB_DATA     a folder that holds data sets, as `--data DIR` does
-KDLIB_MIRROR   a URL or a local folder that replaces the sources: MIRROR/NAME/ holds what a source offers of a set
+KDLIB_DATA     a folder that holds data sets, like DIR in `--data DIR`
+KDLIB_MIRROR   a URL or a local folder to use instead of the sources: MIRROR/NAME/ holds the source's files of a set
 KDLIB_OFFLINE  1: open no socket
 """
 
@@ -24,12 +24,13 @@ from kdlib.files import locked
 
 Progress = Callable[[str, int, int], None]  # file, bytes of the whole set received so far, bytes expected
 LIMITS = transfer.Limits()
-UNKNOWN_FILE_BYTES = 2**20  # the most a file of unknown size may have, or all files of an archive that are not of the set
-MOST_MEMBERS = 20  # of an archive, folders included
+# The limit for a file of unknown size, and for all files of an archive together that do not belong to the set.
+UNKNOWN_FILE_BYTES = 2**20
+MOST_MEMBERS = 20  # of an archive, including folders
 
 
 class Place(NamedTuple):
-    """Where a data set lies: `origin` is --data, KDLIB_DATA or cache."""
+    """The folder of a data set, and how it was found: `origin` is "--data", "KDLIB_DATA" or "cache"."""
 
     origin: str
     path: Path
@@ -48,7 +49,7 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def where(name: str, data: Path | str | None = None) -> Place | None:
-    """Return the first of --data, KDLIB_DATA, user cache that holds (some of) a data set, else None."""
+    """Return the first of --data, KDLIB_DATA and the user cache that holds a data set or a part of it, or None."""
     source = _source(name)
     known = [*(file.name for file in source.files()), *chain.from_iterable(source.instead)]
     for origin, root in _roots(data):
@@ -59,39 +60,43 @@ def where(name: str, data: Path | str | None = None) -> Place | None:
 
 
 def find(
-    name: str, data: Path | str | None = None, progress: Progress | None = None, waits: Callable[[], None] = lambda: None
+    name: str,
+    data: Path | str | None = None,
+    progress: Progress | None = None,
+    on_wait: Callable[[], None] = lambda: None,
 ) -> Path:
-    """Return the folder of a data set, after a quick check of its files; `fetch` it if it is nowhere.
+    """Return the folder of a data set after a quick check of its files; download the set if it is not found.
 
-    Looked for in this order: `data`/NAME (or `data` itself), KDLIB_DATA likewise, the user cache, download.
-    Raises DataError for a place that holds a part of it only, DataUnavailable when it cannot be had.
+    The order of the search is: `data`/NAME or `data` itself, the same for KDLIB_DATA, the user cache. Raises DataError
+    if the place found holds only a part of the set, DataUnavailable if the download fails.
     """
     place = where(name, data)
     if place is None:
-        return fetch(name, progress, waits)
+        return fetch(name, progress, on_wait)
     if problems := _file_problems(_source(name), place.path, hashes=False):
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise DataError(
-            f"{place.path} ({place.origin}): expected all files of {name}, found {len(problems)} problems: "
+            f"{place.path} ({place.origin}): expected all files of {name}, found {count}: "
             f"{'; '.join(problems[:3])}{'; ...' if len(problems) > 3 else ''}. {_remedy(name, place.origin)}"
         )
     return place.path
 
 
 def verify(name: str, data: Path | str | None = None) -> list[str]:
-    """Read every byte of a data set where it lies and return what is wrong: nothing is the empty list."""
+    """Read every byte of a data set in its place and return a list of what is wrong; it is empty if all is right."""
     source = _source(name)
     place = where(name, data)
     if place is None:
-        return [f"{name}: found nowhere; looked at {_looked_at(data)}"]
+        return [f"{name}: not found; looked in {_looked_at(data)}"]
     return _all_problems(source, place.path)
 
 
-def fetch(name: str, progress: Progress | None = None, waits: Callable[[], None] = lambda: None) -> Path:
+def fetch(name: str, progress: Progress | None = None, on_wait: Callable[[], None] = lambda: None) -> Path:
     """Download a data set into the user cache, or repair it there, and return its folder.
 
-    What was downloaded is kept over a broken connection, but the folder appears only when all of it has been
-    checked. A second process that wants it too calls `waits`, and waits. Raises DataUnavailable, which says why
-    and what to do.
+    After a broken connection the next call goes on with what was received. The folder appears only after all of it
+    has been checked. A second process that wants the same set calls `on_wait`, then blocks. Raises DataUnavailable,
+    which says why and what to do.
     """
     source = _source(name)
     mirror = _mirror()
@@ -99,7 +104,7 @@ def fetch(name: str, progress: Progress | None = None, waits: Callable[[], None]
     folder, staging = cache / name, cache / f".{name}.part"
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with locked(cache / f".{name}.lock", transfer.REMEDY, waits):
+        with locked(cache / f".{name}.lock", transfer.REMEDY, on_wait):
             if folder.is_dir() and not _all_problems(source, folder):
                 return folder
             _refuse_offline(name, mirror)
@@ -110,7 +115,7 @@ def fetch(name: str, progress: Progress | None = None, waits: Callable[[], None]
                 _unpack_all(source, staging)
                 source.check(staging)
             except BaseException:
-                if damaged:  # still in its place, it is named and not passed over
+                if damaged:  # put it back, so that later calls report it as damaged instead of missing
                     os.replace(staging, folder)
                 raise
             os.replace(staging, folder)
@@ -118,10 +123,10 @@ def fetch(name: str, progress: Progress | None = None, waits: Callable[[], None]
         raise
     except DataError as error:
         raise DataUnavailable(f"{name}: the downloaded files are not the published ones: {error}") from error
-    except KDError as error:  # of the lock
+    except KDError as error:  # from the lock
         raise DataUnavailable(str(error)) from error
     except OSError as error:
-        raise DataUnavailable(f"{cache}: expected to write there, found: {error}. {transfer.REMEDY}") from error
+        raise DataUnavailable(f"{cache}: expected a folder to write to, found: {error}. {transfer.REMEDY}") from error
     return folder
 
 
@@ -160,7 +165,7 @@ def _looked_at(data: Path | str | None) -> str:
 
 
 def _mirror() -> str | Path | None:
-    """KDLIB_MIRROR as a URL, a folder, or None where it is not set."""
+    """Return KDLIB_MIRROR as a URL or a folder, or None if it is not set."""
     mirror = os.environ.get("KDLIB_MIRROR")
     if not mirror:
         return None
@@ -177,15 +182,14 @@ def _refuse_offline(name: str, mirror: str | Path | None) -> None:
     offline = os.environ.get("KDLIB_OFFLINE", "").lower() not in ("", "0", "false", "no")
     if offline and not isinstance(mirror, Path):
         raise DataUnavailable(
-            f"{name}: expected on this machine, as KDLIB_OFFLINE is set; found neither in --data DIR, nor in "
-            f"KDLIB_DATA, nor in the user cache ({cache_folder()}). Unset KDLIB_OFFLINE to download it, or "
-            f"put the files into DIR/{name} and pass --data DIR (or set KDLIB_DATA=DIR), or set KDLIB_MIRROR "
-            "to a local folder."
+            f"{name}: expected on this machine, because KDLIB_OFFLINE is set, but found neither in --data DIR nor in "
+            f"KDLIB_DATA nor in the user cache ({cache_folder()}). Unset KDLIB_OFFLINE to download it, or put the "
+            f"files into DIR/{name} and pass --data DIR (or set KDLIB_DATA=DIR), or set KDLIB_MIRROR to a local folder."
         )
 
 
 def _take_back(source: Source, folder: Path, staging: Path) -> None:
-    """Start from what a damaged set or a broken download left, but not from files no hash speaks for."""
+    """Start from the files of a damaged set or a broken download, without those that have no hash to check them."""
     if folder.exists():
         shutil.rmtree(staging, ignore_errors=True)
         os.replace(folder, staging)
@@ -227,7 +231,7 @@ def _fill(name: str, source: Source, mirror: str | Path | None, staging: Path, p
 
 
 def _to_download(source: Source, staging: Path) -> list[File]:
-    """Return the publisher's files, without those whose unpacked content is there already."""
+    """Return the publisher's files, without those whose unpacked content is already there."""
     if not source.packed:
         return list(source.files())
     return [packed.file for packed in source.packed if not _is_unpacked(source, packed, staging)]
@@ -235,11 +239,13 @@ def _to_download(source: Source, staging: Path) -> list[File]:
 
 def _is_unpacked(source: Source, packed: Packed, staging: Path) -> bool:
     inside = [file for file in source.files() if file.name in packed.holds]
-    return all(file.sha256 is not None and _file_problem(staging / file.name, file, hashes=True) is None for file in inside)
+    return all(
+        file.sha256 is not None and _file_problem(staging / file.name, file, hashes=True) is None for file in inside
+    )
 
 
 def _unpack_all(source: Source, staging: Path) -> None:
-    """Replace the packed files by the set's files that they hold; nothing else of an archive is kept."""
+    """Replace the packed files by the set's files that they hold; delete everything else in an archive."""
     sizes = {file.name: file.size or UNKNOWN_FILE_BYTES for file in source.files()}
     unpacked = staging / "tmp-unpacked"
     for packed in source.packed:
@@ -253,7 +259,7 @@ def _unpack_all(source: Source, staging: Path) -> None:
             gunzip(path, unpacked / packed.holds[0], most_bytes)
         for name in packed.holds:
             if not (unpacked / name).is_file():
-                raise DataError(f"{path}: expected {name} in it, found none. {transfer.REMEDY}")
+                raise DataError(f"{path}: expected {name} in this archive, found none. {transfer.REMEDY}")
             (staging / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(unpacked / name, staging / name)
         shutil.rmtree(unpacked)
@@ -261,7 +267,7 @@ def _unpack_all(source: Source, staging: Path) -> None:
 
 
 def _all_problems(source: Source, folder: Path) -> list[str]:
-    """Return what is wrong with the files or, where they look right, with what is in them."""
+    """Return what is wrong with the files or, if nothing is, with their content."""
     problems = _file_problems(source, folder, hashes=True)
     if not problems:
         try:
@@ -272,7 +278,7 @@ def _all_problems(source: Source, folder: Path) -> list[str]:
 
 
 def _file_problems(source: Source, folder: Path, hashes: bool) -> list[str]:
-    """Return what is wrong with the files by name, size and (slower) hash."""
+    """Return what is wrong with the files' names and sizes and, with `hashes` (slower), their bytes."""
     files = source.files()
     for names in source.instead:
         if not any((folder / file.name).is_file() for file in files):

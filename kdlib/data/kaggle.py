@@ -1,4 +1,4 @@
-"""Kaggle's two files of the heartbeats: 187 values and the class per line, no header, all checked."""
+"""Kaggle's two files of the heartbeats: 187 values and the class in each line, no header; every line is checked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REMEDY = "Replace the file by the published one, or use PhysioNet's records (`kd
 
 
 def checksum(row: NDArray[np.float32], label: int) -> int:
-    """Return four bytes that tell the published rows apart: of the row's float32 bytes and its class."""
+    """Return four bytes, of the row's float32 bytes and its class, that are different for all published rows."""
     content = row.astype("<f4", copy=False).tobytes() + bytes([label])
     return int.from_bytes(hashlib.blake2b(content, digest_size=4).digest(), "little")
 
@@ -26,7 +26,7 @@ def checksum(row: NDArray[np.float32], label: int) -> int:
 def checked_lines(path: Path, row_of: dict[int, int]) -> Iterator[tuple[int, NDArray[np.float32], int]]:
     """Yield (row number, values, class) of each line; `row_of` maps the rows' checksums to their numbers.
 
-    Raises DataError at the first line that is none of those rows, repeats one, or is missing.
+    Raises DataError at the first line that is not one of those rows, that repeats one, or that is missing.
     """
     if not path.is_file():
         raise DataError(f"{path}: expected both {' and '.join(FILES)}, found only one of them. {REMEDY}")

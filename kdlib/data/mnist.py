@@ -1,7 +1,7 @@
 """The MNIST digits of LeCun, Cortes and Burges from their four IDX files, plain or gzipped.
 
-An IDX file is a big-endian header (two zero bytes, the type of its values, the number of axes, then the length of
-each axis as uint32) and the values themselves, the last axis the fastest.
+An IDX file has a big-endian header: two zero bytes, the type of its values, the number of axes, then the length of each
+axis as uint32. The values follow; the index of the last axis changes fastest.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy as np
 from kdlib.data import DataError
 from kdlib.data.pictures import Bytes, Pictures
 
-FOLDER = "MNIST/raw"  # where torchvision puts the files, below its root
+FOLDER = "MNIST/raw"  # torchvision puts the files here, below its root
 CLASSES = 10
-UNSIGNED_BYTE = 8  # the IDX code of the type
+UNSIGNED_BYTE = 8  # the IDX code of this type of values
 
-# Shape and SHA-256 of each whole file, header included, ungzipped.
+# Shape and SHA-256 of each whole file, ungzipped, including the header.
 FILES = {
     "train-images-idx3-ubyte": ((60_000, 28, 28), "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"),
     "train-labels-idx1-ubyte": ((60_000,), "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"),
@@ -32,10 +32,10 @@ REMEDY = "Replace the file by the published one: `kd data fetch mnist`."
 
 
 def digits(folder: Path | str) -> Pictures:
-    """Return the 60,000 + 10,000 digits, (N, 1, 28, 28), in the order they were published in.
+    """Return the 60,000 + 10,000 digits, uint8 (N, 1, 28, 28), in the published order.
 
-    The files lie in `folder`/MNIST/raw or in `folder` itself, each plain or with `.gz`. Raises DataError for
-    anything but the published bytes.
+    The files are in `folder`/MNIST/raw or in `folder` itself, each plain or with `.gz`. Raises DataError unless their
+    bytes are the published ones.
     """
     images, labels, test_images, test_labels = (
         read_idx(find_file(Path(folder), name), shape, digest) for name, (shape, digest) in FILES.items()
@@ -44,7 +44,7 @@ def digits(folder: Path | str) -> Pictures:
 
 
 def find_file(folder: Path, name: str) -> Path:
-    """Return where a file lies: below MNIST/raw before the folder itself, plain before gzipped."""
+    """Return the path of a file: MNIST/raw is before the folder itself, plain before gzipped; DataError if absent."""
     places = [place / file for place in (folder / FOLDER, folder) for file in (name, f"{name}.gz")]
     for path in places:
         if path.is_file():
@@ -53,34 +53,38 @@ def find_file(folder: Path, name: str) -> Path:
 
 
 def read_idx(path: Path, shape: tuple[int, ...], sha256: str | None = None) -> Bytes:
-    """Read an IDX file of unsigned bytes that must have this shape; one axis means labels, at most 9.
+    """Read an IDX file of unsigned bytes of this shape; a file with one axis holds labels, at most 9.
 
-    `sha256` is of the whole file, ungzipped. Raises DataError.
+    `sha256` is that of the whole file, ungzipped. Raises DataError for another type, shape, size, label or hash.
     """
     header = struct.pack(f">HBB{len(shape)}I", 0, UNSIGNED_BYTE, len(shape), *shape)
     size = len(header) + int(np.prod(shape))
     content = _content(path, size + 1)
     if content[:4] != header[:4]:
-        raise DataError(f"{path}: expected an IDX file that begins with {header[:4].hex()} (unsigned bytes, {len(shape)} "
-                        f"axes), found {content[:4].hex()}. {REMEDY}")
+        raise DataError(
+            f"{path}: expected an IDX file that begins with {header[:4].hex()} (unsigned bytes, {len(shape)} "
+            f"axes), found {content[:4].hex()}. {REMEDY}"
+        )
     if content[: len(header)] != header:
         found = struct.unpack(f">{len(shape)}I", content[4 : len(header)].ljust(4 * len(shape), b"\0"))
         raise DataError(f"{path}: expected axes of {shape}, found {found}. {REMEDY}")
     if len(content) != size:
         found_size = "more" if len(content) > size else str(len(content))
         raise DataError(f"{path}: expected {size} bytes, found {found_size}. {REMEDY}")
-    values = np.frombuffer(content, np.uint8, offset=len(header)).reshape(shape).copy()  # a copy may be written to
+    values = np.frombuffer(content, np.uint8, offset=len(header)).reshape(shape).copy()  # callers may write to a copy
     if len(shape) == 1 and values.max(initial=0) >= CLASSES:
         at = int(np.argmax(values >= CLASSES))
         raise DataError(f"{path}: expected labels from 0 to 9, found {values[at]} in row {at}. {REMEDY}")
     if sha256 is not None and (found_hash := hashlib.sha256(content).hexdigest()) != sha256:
-        raise DataError(f"{path}: expected the published file, SHA-256 {sha256}, found {found_hash} (Fashion-MNIST has files of "
-                        f"the same names). {REMEDY}")
+        raise DataError(
+            f"{path}: expected the published file, SHA-256 {sha256}, found {found_hash} (Fashion-MNIST has files of "
+            f"the same names). {REMEDY}"
+        )
     return values
 
 
 def _content(path: Path, most_bytes: int) -> bytes:
-    """The first bytes of a file, ungzipped: never more than the reader can use, whatever the file unpacks to."""
+    """Return the first bytes of a file, ungzipped: never more than `most_bytes`, whatever the file unpacks to."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             return file.read(most_bytes)

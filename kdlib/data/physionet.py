@@ -1,7 +1,7 @@
 """Readers of PhysioNet's record files: headers, signals in format 212, MIT annotations.
 
-The formats are described in the WFDB manual pages header(5), signal(5) and annot(5). Only what single-segment
-records of format 212 need is read; everything else is refused with the file's name.
+The WFDB manual pages header(5), signal(5) and annot(5) describe the formats. This module reads single-segment records
+of format 212; it refuses everything else with a DataError that names the file.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from kdlib.data import DataError
 REMEDY = "Replace it by a fresh copy of PhysioNet's file."
 LARGEST_FILE_BYTES = 64 * 2**20
 
-# Annotation codes that are not annotations but change the one before or after them, annot(5).
+# Codes that are not annotations but change the annotation before or after them, annot(5).
 SKIP, NUM, SUB, CHN, AUX = 59, 60, 61, 62, 63
 
 
 class Signal(NamedTuple):
-    """One line of a header: where a signal's samples are and their 16-bit sum."""
+    """One line of a header: the file of a signal's samples, and their 16-bit sum."""
 
     file: str
     checksum: int
 
 
 class Header(NamedTuple):
-    """What a header says about its record."""
+    """The content of a header: sampling frequency in Hz, number of frames (one sample of each signal), signals."""
 
     path: Path
     frequency: float
@@ -38,7 +38,7 @@ class Header(NamedTuple):
 
 
 def read_header(path: Path) -> Header:
-    """Read the header (.hea) of a record whose signals all lie in one format 212 file."""
+    """Read the header (.hea) of a record whose signals are all in one file of format 212; DataError for any other."""
     text = read_bytes(path).decode("latin-1")
     lines = [line.split() for line in text.splitlines() if line.strip() and not line.startswith("#")]
     record = lines[0] if lines else []
@@ -63,7 +63,7 @@ def _signal(path: Path, fields: list[str]) -> Signal:
 
 
 def read_signals(header: Header) -> NDArray[np.int16]:
-    """Read a record's samples in ADC units, (frames, signals), and check their number and their checksums."""
+    """Return a record's samples in ADC units, (frames, signals); DataError if their number or a checksum is wrong."""
     path = header.path.with_name(header.signals[0].file)
     count = header.frames * len(header.signals)
     packed = read_bytes(path)
@@ -71,7 +71,7 @@ def read_signals(header: Header) -> NDArray[np.int16]:
         raise _bad(path, f"{(3 * count + 1) // 2} bytes, as {header.path.name} says", f"{len(packed)} bytes")
     samples = unpack_212(packed, count).reshape(header.frames, len(header.signals))
     for channel, signal in enumerate(header.signals):
-        found = int(samples[:, channel].sum(dtype=np.int16))  # it wraps around, as the header's sums do
+        found = int(samples[:, channel].sum(dtype=np.int16))  # int16 wraps around, like the sums of the header
         if (found - signal.checksum) % 65536:
             expected = f"checksum {signal.checksum} of signal {channel}, as {header.path.name} says"
             raise _bad(path, expected, found)
@@ -79,17 +79,20 @@ def read_signals(header: Header) -> NDArray[np.int16]:
 
 
 def unpack_212(packed: bytes, count: int) -> NDArray[np.int16]:
-    """Unpack `count` 12-bit two's complement samples, two of them in every three bytes."""
+    """Return `count` samples (count,) from 12-bit two's complement numbers, two in every three bytes."""
     octets = np.frombuffer(packed + bytes(-len(packed) % 3), np.uint8).reshape(-1, 3).astype(np.int16)
     samples = np.empty((len(octets), 2), np.int16)
-    # Each sample is moved to the top 12 bits, then shifted down, which copies its sign.
+    # Each sample is shifted up to the top 12 bits, then down again, which copies its sign.
     samples[:, 0] = (octets[:, 1] << 12 | octets[:, 0] << 4) >> 4
     samples[:, 1] = ((octets[:, 1] & 0xF0) << 8 | octets[:, 2] << 4) >> 4
     return samples.reshape(-1)[:count]
 
 
 def read_annotations(path: Path) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """Read an annotation file (.atr): the sample number and the code of every annotation, in time order."""
+    """Read an annotation file (.atr) and return the sample number and the code of every annotation, in time order.
+
+    Raises DataError for a file that is cut or not in time order.
+    """
     octets = read_bytes(path)
     if len(octets) % 2:
         raise _bad(path, "an even number of bytes", f"{len(octets)} bytes")
@@ -121,7 +124,7 @@ def read_annotations(path: Path) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a file of sensible size, or raise a DataError that names it."""
+    """Return the bytes of a file; DataError if it is missing or above 64 MiB."""
     if not path.is_file():
         raise DataError(f"{path}: expected a file, found none. {REMEDY}")
     if path.stat().st_size > LARGEST_FILE_BYTES:

@@ -1,4 +1,4 @@
-"""What every set of labelled pictures gives: training and test part, as the bytes they were published in."""
+"""The form of every set of labelled pictures: a training and a test part, as published bytes."""
 
 from __future__ import annotations
 

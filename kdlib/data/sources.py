@@ -1,4 +1,4 @@
-"""The data sets: what their files are, what their publishers offer, and how to read them."""
+"""The data sets: their files, the files that their publishers offer, and the functions that read them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from kdlib.data import cifar10, kaggle, mitdb, mnist
 
 
 class File(NamedTuple):
-    """A file of a data set or of its publisher; None where something is not known (and the content is checked instead)."""
+    """A file of a data set or of its publisher.
+
+    SHA-256 or size is None if it differs between copies; then the content is checked instead.
+    """
 
     name: str
     sha256: str | None
@@ -20,7 +23,10 @@ class File(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """A file (its hash and size known) that is published in place of some of the set's: a .tar.gz, or one of them with .gz."""
+    """A published file that holds some of the set's files: a .tar.gz archive, or one file with .gz.
+
+    Its SHA-256 and size are known.
+    """
 
     file: File
     holds: tuple[str, ...]
@@ -28,7 +34,7 @@ class Packed(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """What is known about one data set."""
+    """The facts about one data set."""
 
     title: str
     licence: str
@@ -37,8 +43,8 @@ class Source:
     bytes: int  # to download
     files: Callable[[], tuple[File, ...]]
     check: Callable[[Path], Any]  # reads the whole set; raises DataError
-    packed: tuple[Packed, ...] = ()  # what is downloaded, where that is not the files themselves
-    instead: tuple[tuple[str, ...], ...] = ()  # other files that a user may have in their place
+    packed: tuple[Packed, ...] = ()  # the downloads, if they are not the files themselves
+    instead: tuple[tuple[str, ...], ...] = ()  # each entry: files that a user may have instead
 
 
 def _mitdb_files() -> tuple[File, ...]:
@@ -46,18 +52,19 @@ def _mitdb_files() -> tuple[File, ...]:
     for line in mitdb.fact("physionet_sha256.txt").decode().splitlines():
         name, digest = line.split(" sha256:")
         pinned.append(File(name, digest, 1_950_000 if name.endswith(".dat") else None))
-    # Headers differ between copies in their comments; what they say about the signals is checked on reading.
+    # Comments in headers differ between copies; what a header says about the signals is checked on reading.
     return *pinned, *(File(f"{record}.hea", None, None) for record in mitdb.RECORDS)
 
 
 def _mnist_files() -> tuple[File, ...]:
     return tuple(
-        File(f"{mnist.FOLDER}/{name}", digest, 4 + 4 * len(shape) + prod(shape)) for name, (shape, digest) in mnist.FILES.items()
+        File(f"{mnist.FOLDER}/{name}", digest, 4 + 4 * len(shape) + prod(shape))
+        for name, (shape, digest) in mnist.FILES.items()
     )
 
 
 def _cifar10_files() -> tuple[File, ...]:
-    # Copies of the set differ in their order, so the pictures are checked, not the files.
+    # Copies of the set differ in their order, so the pictures are checked and not the files.
     return tuple(File(name, None, cifar10.FILE_BYTES) for name in CIFAR10_FILES)
 
 
@@ -103,7 +110,8 @@ SOURCES = {
     "cifar10": Source(
         title="CIFAR-10, binary version",
         licence="none stated by its author; made for research, to be cited",
-        citation="Krizhevsky 2009, Learning multiple layers of features from tiny images, technical report, Univ. of Toronto",
+        citation="Krizhevsky 2009, Learning multiple layers of features from tiny images, "
+        "technical report, Univ. of Toronto",
         url="https://www.cs.toronto.edu/~kriz",
         bytes=170_052_171,
         files=_cifar10_files,

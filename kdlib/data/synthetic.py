@@ -1,10 +1,10 @@
-"""Made-up heartbeats for when the real ones cannot be had: they look alike, and prove nothing.
+"""Synthetic heartbeats, for machines without the real ones: they look similar and prove nothing.
 
-The signal is the Gaussian-wave model of McSharry, Clifford, Tarassenko and Smith 2003, IEEE Trans. Biomed.
-Eng. 50(3):289-294: a heartbeat is one turn of an angle theta, and each of the waves P, Q, R, S, T adds
-a b^2 / w * exp(-(theta - theta_i)^2 / (2 b^2)), which is what their dz/dt integrates to at the angular speed
-w without its slow return to the baseline. Baseline wander is their respiratory sine. Rows are then cut,
-scaled and padded exactly as the real ones are (see `mitdb`).
+The signal is the Gaussian-wave model of McSharry, Clifford, Tarassenko and Smith 2003, IEEE Trans. Biomed. Eng.
+50(3):289-294. A heartbeat is one turn of an angle theta, and each of the waves P, Q, R, S, T adds
+a b^2 / w * exp(-(theta - theta_i)^2 / (2 b^2)). This is the integral of their dz/dt at the angular speed w, without
+its slow return to the baseline. The baseline moves with their respiratory sine. Rows are then cut, scaled and padded
+exactly like the real ones (see `mitdb`).
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ Floats = NDArray[np.float64]
 RATE = 360  # samples per second, as the records have
 GAIN = 200  # ADC units per millivolt
 FREQUENCIES = np.array([90_589, 2_779, 7_236, 803, 8_039]) / 109_446  # of N, S, V, F, Q in the real set
-FEWEST = 8  # beats of each class, where `count` allows
+FEWEST = 8  # beats of each class, if `count` is large enough
 
-# Their Table I for P, Q, R, S, T: angle, width b, and height a b^2 / w, at one beat per second and
-# scaled (as theirs is) so that R has 1.2 millivolt.
+# Their Table I for P, Q, R, S, T: angle, width b, and height a b^2 / w at one beat per second. As in their text, the
+# heights are scaled so that R has 1.2 millivolt.
 ANGLES = np.array([-np.pi / 3, -np.pi / 12, 0.0, np.pi / 12, np.pi / 2])
 WIDTHS = np.array([0.25, 0.1, 0.1, 0.1, 0.4])
 HEIGHTS = np.array([1.2, -5.0, 30.0, -7.5, 0.75]) * WIDTHS**2 * (1.2 / (30.0 * 0.1**2))
 
-# What each class changes: factors of the heights and of the widths, and of the interval to the next beat.
+# Factors of each class for the heights, the widths, and the interval to the next beat.
 #        P     Q    R    S    T      widths P, Q, R, S, T          interval
 SHAPES = {
     0: ((1.00, 1.0, 1.0, 1.0, 1.0), (1.0, 1.0, 1.0, 1.0, 1.0), 1.00),  # N
@@ -42,11 +42,11 @@ FUSION = 3  # F: between N and V
 
 
 def heartbeats(count: int, seed: int) -> tuple[mitdb.Rows, mitdb.Classes, mitdb.Records]:
-    """Return `count` made-up heartbeats as (rows, classes, records), in the form of `mitdb.heartbeats`.
+    """Return `count` synthetic heartbeats as (rows, classes, records), in the form of `mitdb.heartbeats`.
 
-    The classes have about the real frequencies, but 8 beats each at least (where `count` >= 40). Each beat is
-    of a pseudo patient with a heart rate and wave shapes of its own; pseudo patients carry the numbers of the
-    real records, so that every split by record applies, and paced beats are mostly of the paced four.
+    The classes have about the real frequencies, but at least 8 beats each (if `count` >= 40). Each beat belongs to a
+    pseudo patient, who has an individual heart rate and wave shapes. Pseudo patients have the numbers of the real
+    records, so every split by record works, and most paced beats belong to the four paced records.
     """
     generator = np.random.default_rng(seed)
     labels = generator.permutation(np.repeat(np.arange(5), class_counts(count)))
@@ -84,8 +84,10 @@ def _habits(generator: Generator) -> tuple[float, Floats, Floats, float]:
     )
 
 
-def _beat(generator: Generator, label: int, seconds: float, heights: Floats, widths: Floats, noise: float) -> mitdb.Rows:
-    """Make one beat and the one after it (N, or Q after Q), then cut its row as the real ones are cut."""
+def _beat(
+    generator: Generator, label: int, seconds: float, heights: Floats, widths: Floats, noise: float
+) -> mitdb.Rows:
+    """Make one beat and the one after it (N, or Q after Q), then cut its row as real rows are cut."""
     shapes = [_shape(generator, label), _shape(generator, 4 if label == 4 else 0)]
     intervals = seconds * np.array([shape[2] for shape in shapes]) * generator.lognormal(0.0, 0.05, 2)
     peaks = np.array([0.0, intervals[0], intervals.sum()])
@@ -99,7 +101,7 @@ def _beat(generator: Generator, label: int, seconds: float, heights: Floats, wid
         signal += _waves(theta, heights * shape[0], widths * shape[1])
     adc = np.rint(GAIN * signal).astype(np.int16)
     samples = np.rint(peaks * RATE).astype(np.int64)
-    # Code 1 is a beat, code 28 is none: only the first is to be cut, whatever its class.
+    # Code 1 is a beat, code 28 is not: only the first beat is cut, whatever its class.
     rows, _ = mitdb.cut_beats(adc, samples, np.array([1, 28, 28], np.uint8), Path("synthetic"))
     return rows
 

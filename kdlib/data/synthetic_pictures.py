@@ -1,7 +1,7 @@
-"""Made-up digits and pictures for when the real ones cannot be had: ten classes that can be learned; they prove nothing.
+"""Synthetic digits and pictures of ten classes, for machines without the real ones: learnable, but they prove nothing.
 
-Digits are the strokes of a seven-segment display, bent, turned and blurred; pictures are coloured stripes whose direction is
-the class's, and whose colour nearly is.
+Digits are the strokes of a seven-segment display, bent, turned and blurred. Pictures are coloured stripes; the class
+gives the direction and, less exactly, the colour.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ Floats = NDArray[np.float32]
 Make = Callable[[Generator, NDArray[np.int64]], Bytes]
 
 CLASSES = 10
-CHUNK = 500  # pictures made at once: more would take memory for nothing
+CHUNK = 500  # pictures made at once: more would need more memory and save no time
 
-# The display's six corners (x, y downwards), its seven segments from corner to corner (a to g), and who has which.
+# The display's six corners (x, y downwards), its seven segments a to g from corner to corner, and the segments of each
+# digit.
 CORNERS: Floats = np.array([(-0.5, -1), (0.5, -1), (-0.5, 0), (0.5, 0), (-0.5, 1), (0.5, 1)], np.float32)
 SEGMENTS = np.array([(0, 1), (1, 3), (3, 5), (4, 5), (2, 4), (0, 2), (2, 3)])
 DIGITS = ("abcdef", "bc", "abged", "abgcd", "fgbc", "afgcd", "afgedc", "abc", "abcdefg", "abcdfg")
@@ -28,12 +29,18 @@ LIT = np.array([[segment in digit for segment in "abcdefg"] for digit in DIGITS]
 
 
 def digits(train: int, test: int, seed: int) -> Pictures:
-    """Return made-up digits in the form of `mnist.digits`, (N, 1, 28, 28), classes as equal as can be."""
+    """Return synthetic digits in the form of `mnist.digits`, (N, 1, 28, 28).
+
+    The sizes of the classes differ by at most 1 in each part.
+    """
     return _both(_digits, train, test, seed)
 
 
 def pictures(train: int, test: int, seed: int) -> Pictures:
-    """Return made-up pictures in the form of `cifar10.pictures`, (N, 3, 32, 32), classes as equal as can be."""
+    """Return synthetic pictures in the form of `cifar10.pictures`, (N, 3, 32, 32).
+
+    The sizes of the classes differ by at most 1 in each part.
+    """
     return _both(_pictures, train, test, seed)
 
 
@@ -64,7 +71,7 @@ def _digits(generator: Generator, labels: NDArray[np.int64]) -> Bytes:
 
 
 def _distance(starts: Floats, ends: Floats, side: int) -> Floats:
-    """Distance of every pixel to each segment: (N, S, 2), (N, S, 2) give (N, S, side, side)."""
+    """Return the distance of every pixel to each segment (N, S, side, side), given its ends (N, S, 2) and (N, S, 2)."""
     x, y = np.arange(side, dtype=np.float32), np.arange(side, dtype=np.float32)[:, None]
     (x0, y0), (dx, dy) = _xy(starts), _xy(ends - starts)
     along = np.clip(((x - x0) * dx + (y - y0) * dy) / (dx**2 + dy**2), 0, 1)
@@ -83,7 +90,8 @@ def _pictures(generator: Generator, labels: NDArray[np.int64]) -> Bytes:
         return generator.uniform(low, high, (count, *shape)).astype(np.float32)
 
     # Neighbours in colour differ by 54 degrees in direction: 3 and 10 have no common divisor.
-    angle = (np.pi / CLASSES * (3 * labels % CLASSES) + generator.normal(0, 0.12, count)).astype(np.float32)[:, None, None]
+    direction = np.pi / CLASSES * (3 * labels % CLASSES) + generator.normal(0, 0.12, count)
+    angle = direction.astype(np.float32)[:, None, None]
     hue = (labels / CLASSES + generator.normal(0, 0.03, count)).astype(np.float32)
     colour = np.stack([np.cos(2 * np.pi * (hue - third / 3)) for third in range(3)], 1)[:, :, None, None]
     x, y = np.arange(32, dtype=np.float32) - 15.5, np.arange(32, dtype=np.float32)[:, None] - 15.5

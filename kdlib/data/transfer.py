@@ -1,4 +1,4 @@
-"""One file from a server or a local mirror: bounded in bytes and time, checked, never half there."""
+"""One file from a server or a local mirror: limited in bytes and time, checked, and whole or absent."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REMEDY = "Try again later, set KDLIB_MIRROR to another source, or put the files 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one download may take; a failed connection is tried again after a pause."""
+    """The limits of one download; a failed connection is tried again after a pause."""
 
     connect_seconds: float = 10
     read_seconds: float = 30  # without a single byte
@@ -35,7 +35,7 @@ class Limits:
 
 
 class _WrongContentError(DataUnavailable):
-    """What came is not the start of the file: not to be kept."""
+    """The bytes received are not the start of the file, so they must not be kept."""
 
 
 def download(
@@ -47,11 +47,11 @@ def download(
     limits: Limits,
     received: Callable[[int], None],
 ) -> None:
-    """Download one file to `target`, unless it is there already; `received` hears the bytes so far.
+    """Download one file to `target`, unless it is already there; `received` is called with the bytes so far.
 
-    A broken download of a file of known hash is kept beside the target as `.partial`, and the next try goes on from there.
-    Raises DataUnavailable, and leaves nothing at `target`, when the server cannot be reached or answers with an error, a
-    web page, a redirect from https to http, too much, too little, too slowly, another file.
+    If the file's hash is known, a broken download is kept next to the target as `.partial`, and the next try goes on
+    from there. Raises DataUnavailable, and leaves nothing at `target`, if the server cannot be reached, answers with an
+    error, a web page or another file, redirects from https to http, is too slow, or sends too many or too few bytes.
     """
     import pooch
     import requests
@@ -69,7 +69,7 @@ def download(
 
     for attempt in range(1, limits.attempts + 1):
         if sha256 is None:
-            partial.unlink(missing_ok=True)  # nothing would tell a bad start
+            partial.unlink(missing_ok=True)  # without a hash, a wrong start would not be noticed
         resumed = partial.exists()
         try:
             with _silent(pooch.get_logger()):
@@ -79,14 +79,14 @@ def download(
             if attempt == limits.attempts:
                 raise DataUnavailable(f"{url}: expected a file, found: {error}. {REMEDY}") from error
             time.sleep(limits.pause_seconds)
-        except ValueError as error:  # pooch's way to say that the hash differs; its text has both
+        except ValueError as error:  # pooch raises it if the hash differs; its text has both hashes
             if resumed and attempt < limits.attempts:
-                continue  # what was kept may be to blame
+                continue  # perhaps the part that was kept is wrong
             raise DataUnavailable(f"{url}: {error} {REMEDY}") from error
 
 
 def copy(source: Path, target: Path, sha256: str | None, most_bytes: int) -> int:
-    """Copy one file of a local mirror to `target` and return its size; raises as `download` does."""
+    """Copy one file of a local mirror to `target` and return its size in bytes; DataUnavailable as for `download`."""
     if not source.is_file():
         raise DataUnavailable(f"{source}: expected a file of the mirror, found none. {REMEDY}")
     size = source.stat().st_size
@@ -102,8 +102,10 @@ def copy(source: Path, target: Path, sha256: str | None, most_bytes: int) -> int
     return len(content)
 
 
-def _stream(session: Session, url: str, target: Path, most_bytes: int, limits: Limits, received: Callable[[int], None]) -> None:
-    """Write what the server sends to `target`, after what is there already if the server can go on from there."""
+def _stream(
+    session: Session, url: str, target: Path, most_bytes: int, limits: Limits, received: Callable[[int], None]
+) -> None:
+    """Write the server's bytes to `target`, after the bytes already there if the server can go on from them."""
     end = time.monotonic() + limits.total_seconds
     total = target.stat().st_size if target.exists() else 0
     with _open(session, url, limits, total) as response:
@@ -112,11 +114,12 @@ def _stream(session: Session, url: str, target: Path, most_bytes: int, limits: L
             total = 0
         response.raise_for_status()
         with target.open("ab") as file:
-            # read1 gives what has arrived: waiting for full chunks, a dripping server would outlive the deadline.
+            # read1 returns what has arrived. Waiting for full chunks, we would miss the deadline with a slow server.
             while chunk := response.raw.read1(CHUNK_BYTES):
                 if total == 0 and _is_page(response, chunk):
                     raise _WrongContentError(
-                        f"{url}: expected a data file, found a web page (a login, proxy or error page): {chunk[:80]!r}. {REMEDY}"
+                        f"{url}: expected a data file, found a web page (a login, proxy or error page): "
+                        f"{chunk[:80]!r}. {REMEDY}"
                     )
                 total += len(chunk)
                 if total > most_bytes:
@@ -124,16 +127,20 @@ def _stream(session: Session, url: str, target: Path, most_bytes: int, limits: L
                 file.write(chunk)
                 if time.monotonic() > end:
                     raise DataUnavailable(
-                        f"{url}: expected the file within {limits.total_seconds:g} seconds, found {total} bytes by then. {REMEDY}"
+                        f"{url}: expected the file within {limits.total_seconds:g} seconds, found {total} bytes "
+                        f"by then. {REMEDY}"
                     )
                 received(total)
 
 
 def _goes_on(response: Response, start: int) -> bool:
-    """Whether the answer is the rest of the file from byte `start`; raises for a server error, which says nothing about it."""
+    """Return whether the answer is the rest of the file from byte `start`.
+
+    Raises requests' error for a server error, which does not answer the question.
+    """
     import requests
 
-    if response.status_code == 416:  # there is no rest: what was kept is as long as the file, and wrong
+    if response.status_code == 416:  # there is no rest: the part that was kept is as long as the file, and wrong
         return False
     response.raise_for_status()
     content_range = response.headers.get("content-range", "")
@@ -143,7 +150,7 @@ def _goes_on(response: Response, start: int) -> bool:
 
 
 def _open(session: Session, url: str, limits: Limits, start: int) -> Response:
-    """Ask for a file from byte `start`; redirects are followed by hand, each step looked at before it is taken."""
+    """Request a file from byte `start`; follow redirects one by one, and check each address first."""
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     timeout = (limits.connect_seconds, limits.read_seconds)
     for _ in range(MOST_REDIRECTS + 1):
@@ -170,7 +177,7 @@ def _is_page(response: Response, start: bytes) -> bool:
 
 @contextmanager
 def _silent(logger: logging.Logger) -> Iterator[None]:
-    """Keep pooch from printing: only the command line talks."""
+    """Keep pooch from printing: only the command line prints."""
     before = logger.level
     logger.setLevel(logging.CRITICAL)
     try:

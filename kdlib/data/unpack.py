@@ -1,4 +1,4 @@
-"""Unpack files of unknown intent: plain files inside the folder, bounded, all of it or nothing."""
+"""Unpack files that may be hostile: only plain files inside the folder, limited in size, everything or nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REMEDY = "Delete the archive and fetch it again from its source."
 
 
 class _Bounded:
-    """A reader that stops after so many bytes, whatever the archive's headers or its compression say."""
+    """A reader with a limit of bytes, whatever the archive's headers or its compression say."""
 
     def __init__(self, file: IO[bytes], most_bytes: int) -> None:
         self.file, self.left = file, most_bytes
@@ -32,13 +32,13 @@ class _Bounded:
 
 
 def unpack(archive: Path, folder: Path, most_bytes: int, most_members: int) -> None:
-    """Unpack a .tar or .tar.gz archive into `folder`, which must not exist and appears only if all went well.
+    """Unpack a .tar or .tar.gz archive into `folder`, which must not exist and appears only if there was no error.
 
-    Raises DataError for a member that is a link or a device or would land outside the folder, for more than
+    Raises DataError for a member that is a link or a device or would be outside the folder, for more than
     `most_members` members or `most_bytes` unpacked bytes, and for a damaged archive.
     """
     if folder.exists():
-        raise DataError(f"{folder}: expected no such folder yet, found one. Delete it, then unpack again.")
+        raise DataError(f"{folder}: expected no folder of this name, found one. Delete it, then unpack again.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -52,7 +52,7 @@ def unpack(archive: Path, folder: Path, most_bytes: int, most_members: int) -> N
 
 
 def gunzip(packed: Path, target: Path, most_bytes: int) -> None:
-    """Unpack one .gz file to `target`, making its folder; the file appears only if all went well.
+    """Unpack one .gz file to `target`, and make its folder; the file appears only if there was no error.
 
     Raises DataError for more than `most_bytes` unpacked bytes and for a damaged file.
     """
@@ -65,7 +65,9 @@ def gunzip(packed: Path, target: Path, most_bytes: int) -> None:
                 out.write(chunk)
         os.replace(temporary, target)
     except (DataError, zlib.error, EOFError, OSError) as error:
-        raise DataError(f"{packed}: expected a gzipped file of at most {most_bytes} bytes, found {error}. {REMEDY}") from error
+        raise DataError(
+            f"{packed}: expected a gzipped file of at most {most_bytes} bytes, found {error}. {REMEDY}"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -73,7 +75,7 @@ def gunzip(packed: Path, target: Path, most_bytes: int) -> None:
 def _extract(archive: Path, staging: Path, most_bytes: int, most_members: int) -> None:
     with archive.open("rb") as start:
         opener = gzip.open if start.read(2) == b"\x1f\x8b" else open
-    # 10 KiB of headers and padding per member, on top of what the members hold.
+    # 10 KiB of headers and padding for each member, in addition to its content.
     with opener(archive, "rb") as file:
         bounded = _Bounded(file, most_bytes + 10_240 * (most_members + 1))  # type: ignore[arg-type]
         with tarfile.open(fileobj=bounded, mode="r|") as tar:  # type: ignore[call-overload]

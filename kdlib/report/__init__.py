@@ -1,1 +1,5 @@
-"""What runs come to: their records, tables and pages."""
+"""Tables, figures and pages of replications, and the sessions that write or compare them."""
+
+from kdlib.report.sessions import Replication, check, record, replicate
+
+__all__ = ["Replication", "check", "record", "replicate"]

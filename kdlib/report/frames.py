@@ -1,4 +1,4 @@
-"""Arms beside the reported numbers and claims beside their verdicts, as pandas frames; nothing is rounded."""
+"""Arms next to the reported numbers, claims next to their verdicts, as pandas frames; no number is rounded."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdlib import intervals, recorded
-from kdlib.claims import Claim, Reported, reported_range
-from kdlib.experiment import Arm
-from kdlib.judging import judge, with_choices
-from kdlib.report.evidence import Record, measured
+from kdlib.judge import intervals
+from kdlib.judge.bands import Bands
+from kdlib.judge.claims import Claim, Effect, Exact, Reported, Value, fixed_rival, reported_range
+from kdlib.judge.judging import judge, with_choices
+from kdlib.judge.verdicts import Outcome, Verdict, all_equal
 from kdlib.report.markdown import mark
-from kdlib.verdicts import Outcome, Verdict, all_equal
+from kdlib.run.experiment import Arm
+from kdlib.run.records import Record, measured
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["arms_table", "claims_table", "ingredients_table", "is_full", "metrics_of", "on_claims_scale", "says"]
+__all__ = ["arms_table", "claims_table", "ingredients_table", "metrics_of", "on_claims_scale", "says"]
 
-FULL = "full"  # the profile whose runs get verdicts
 NAN = float("nan")
 
 # ---- arms
@@ -29,10 +29,10 @@ NAN = float("nan")
 def arms_table(
     experiment_arms: Sequence[Arm], reported: Reported, records: Sequence[Record], synthetic: bool = False
 ) -> pd.DataFrame:
-    """One row per arm with records, in the experiment's order; shares stay shares, nothing is rounded.
+    """Return one row for each arm with records, in the experiment's order; shares stay shares.
 
-    Per metric of the source: mean, std, 95% t interval over seeds, the mean half-width of the test set's own
-    95% interval, the reported number with its range, and whether the mean lies inside (None: cannot be said).
+    For each metric of the source: mean, standard deviation, 95% t interval over seeds, the mean half-width of the test
+    set's own 95% interval, the reported number with its range, and whether the mean lies inside (None: unknown).
     """
     import pandas as pd
 
@@ -52,31 +52,39 @@ def arms_table(
 
 
 def metrics_of(reported: Reported) -> list[str]:
-    """The metrics that the source claims or reports something of, but for those of exact claims."""
+    """Return the metrics of the source's claims and numbers, without those of exact claims."""
     claims = list(reported.claims.values())
-    exact = {claim.metric for claim in claims if claim.kind == "exact"}
+    exact = {claim.metric for claim in claims if isinstance(claim, Exact)}
     named = [*(c.metric for c in claims if not c.ours), *(v.metric for v in reported.values.values())]
     return [metric for metric in dict.fromkeys(named) if metric not in exact]
 
 
 def _metric(
-    arm: str, metric: str, seeds: Mapping[int, Mapping[str, float]], reported: Reported,
-    confusions: Sequence[Any], synthetic: bool,
-) -> dict[str, Any]:  # fmt: skip
+    arm: str,
+    metric: str,
+    seeds: Mapping[int, Mapping[str, float]],
+    reported: Reported,
+    confusions: Sequence[Any],
+    synthetic: bool,
+) -> dict[str, Any]:
     values = [run[metric] for run in seeds.values() if metric in run]
     mean, several = _mean(values), len(values) > 1
     low, high = intervals.t_interval(values)[:2] if several and not all_equal(values) else (NAN, NAN)
     value = reported.value(arm, metric)
     span = reported_range(value, len(values)) if value and values else (NAN, NAN)
     known = {
-        "": mean, "_std": float(np.std(values, ddof=1)) if several else NAN, "_low": low, "_high": high,
+        "": mean,
+        "_std": float(np.std(values, ddof=1)) if several else NAN,
+        "_low": low,
+        "_high": high,
         "_test_set": _mean([_test_set(metric, confusion) for confusion in confusions]),
         "_reported": value.value if value else NAN,
         "_reported_std": NAN if value is None or value.std is None else value.std,
-        "_range_low": span[0], "_range_high": span[1],
-        # numbers of made-up data lie in no range of the source's but by chance
+        "_range_low": span[0],
+        "_range_high": span[1],
+        # The numbers of synthetic data lie in a range of the source by chance only.
         "_inside": span[0] <= mean <= span[1] if value and values and not synthetic else None,
-    }  # fmt: skip
+    }
     return {metric + key: number for key, number in known.items()}
 
 
@@ -90,7 +98,7 @@ def _confusions(arm: str, records: Iterable[Record]) -> list[Any]:
 
 
 def _test_set(metric: str, confusion: Any) -> float:
-    """Half the width of the 95% interval that the finite test set leaves to one run."""
+    """Half the width of one run's 95% interval over the examples of the finite test set."""
     counts = np.asarray(confusion, dtype=np.int64)
     if metric == "macro_f1":
         interval = intervals.f1_interval(counts)
@@ -107,69 +115,85 @@ def _test_set(metric: str, confusion: Any) -> float:
 def claims_table(
     reported: Reported,
     records: Sequence[Record],
-    full_record: recorded.Record | None,
+    judged_bands: Bands | None,
+    *,
+    judged: bool,
     synthetic: bool = False,
     analogue: bool = False,
 ) -> pd.DataFrame:
-    """One row per claim and mode: what is reported and measured, with verdicts; nothing is rounded.
+    """Return one row for each claim and mode: what is reported, what is measured, and the verdict.
 
-    `full_record` holds the verdicts of the full runs on the same data. Full runs have a `verdict`, all others
-    instead `says`; runs on synthetic data have neither. `analogue`: these are other data than the source's.
+    `judged`: these are runs of the judged profile, which get a `verdict`. Other runs get `says` instead, which compares
+    them with the verdicts in `judged_bands`, those of the judged profile on the same data. Runs on synthetic data have
+    neither. `analogue`: these are other data than the source's.
     """
     import pandas as pd
 
-    full = is_full(records)
     numbers = with_choices(reported.choices, measured(records))
+    known = judged_bands.verdicts if judged_bands and not synthetic else {}
     rows = []
     for claim in reported.claims.values():
         for mode in claim.modes:
             verdict = judge(claim, mode, numbers, analogue=analogue)
-            before = (
-                full_record.verdicts.get(claim.name, {}).get(mode) if full_record and not synthetic else None
-            )
+            before = known.get(claim.name, {}).get(mode)
             value, low, high = on_claims_scale(claim, verdict)
-            rows.append({
-                "claim": claim.name, "mark": mark(claim), "kind": claim.kind, "metric": claim.metric,
-                "statement": claim.statement, "mode": mode,
-                "reported": claim.reported if claim.kind in ("effect", "value") else NAN,
-                "measured": value, "low": low, "high": high, "n": verdict.n,
-                "needed_n": NAN if verdict.needed_n is None else verdict.needed_n,
-                "verdict": str(verdict.verdict) if full and not synthetic else "",
-                "recorded": str(before or ""),
-                "says": "" if full or synthetic else says(verdict.verdict, before),
-                "analogue": verdict.analogue, "detail": verdict.detail if full and not synthetic else "",
-            })  # fmt: skip
+            rows.append(
+                {
+                    "claim": claim.name,
+                    "mark": mark(claim),
+                    "kind": claim.kind,
+                    "metric": claim.metric,
+                    "statement": claim.statement,
+                    "mode": mode,
+                    "reported": claim.reported if isinstance(claim, Effect | Value) else NAN,
+                    "measured": value,
+                    "low": low,
+                    "high": high,
+                    "n": verdict.n,
+                    "needed_n": NAN if verdict.needed_n is None else verdict.needed_n,
+                    "verdict": str(verdict.outcome) if judged and not synthetic else "",
+                    "recorded": str(before or ""),
+                    "says": "" if judged or synthetic else says(verdict.outcome, before),
+                    "analogue": verdict.analogue,
+                    "detail": verdict.detail if judged and not synthetic else "",
+                }
+            )
     return pd.DataFrame(rows)
 
 
 def ingredients_table(reported: Reported, records: Sequence[Record]) -> pd.DataFrame:
-    """One row per ingredient: the mean paired difference of the primary claim's metric, with its 95% t interval."""
+    """Return one row for each ingredient: the mean paired difference in the primary metric, and its 95% t interval."""
     import pandas as pd
 
     numbers, metric = measured(records), reported.primary.metric
     rows = []
     for part in reported.ingredients:
-        first, second = numbers.get(part.arm, {}), numbers.get(part.over, {})
+        first, second = numbers.get(part.arm, {}), numbers.get(part.rival, {})
         found = [first[seed][metric] - second[seed][metric] for seed in sorted(first.keys() & second.keys())]
         low, high = intervals.t_interval(found)[:2] if not all_equal(found) else (NAN, NAN)
-        rows.append({"ingredient": part.label, "arm": part.arm, "over": part.over, "difference": _mean(found),
-                     "low": low, "high": high, "n": len(found)})
+        rows.append(
+            {
+                "ingredient": part.label,
+                "arm": part.arm,
+                "over": part.rival,
+                "metric": metric,
+                "difference": _mean(found),
+                "low": low,
+                "high": high,
+                "n": len(found),
+            }
+        )
     return pd.DataFrame(rows)
 
 
-def is_full(records: Iterable[Record]) -> bool:
-    """Whether these are runs of the full profile, which alone give verdicts."""
-    return {record.profile for record in records} == {FULL}
-
-
 def on_claims_scale(claim: Claim, verdict: Verdict) -> tuple[float, float, float]:
-    """Mean and bounds on the scale of the claim: a verdict on a value is about what it exceeds another by."""
-    if claim.kind != "value" and claim.threshold is None:
+    """Return mean and bounds on the claim's scale: if one arm is compared with a number, those of the arm itself."""
+    rival = fixed_rival(claim)
+    if rival is None:
         return verdict.mean, verdict.low, verdict.high
-    origin = claim.trivial if claim.kind == "value" else float(claim.threshold or 0.0)
     if claim.lower_is_better:
-        return origin - verdict.mean, origin - verdict.high, origin - verdict.low
-    return origin + verdict.mean, origin + verdict.low, origin + verdict.high
+        return rival - verdict.mean, rival - verdict.high, rival - verdict.low
+    return rival + verdict.mean, rival + verdict.low, rival + verdict.high
 
 
 _GISTS = (
@@ -181,16 +205,16 @@ _GISTS = (
 )
 
 
-def says(verdict_here: Outcome, recorded_verdict: Outcome | None) -> str:
-    """What runs that give no verdict of their own say of the full runs': agrees, disagrees or too few seeds.
+def says(here: Outcome, judged: Outcome | None) -> str:
+    """Return what runs without a verdict say about the judged runs' one: agrees, disagrees or too few seeds.
 
-    An effect that is replicated but larger or smaller than reported agrees with one of the size reported, as
-    reduced runs are not expected to keep sizes; one that is much smaller does not.
+    Reduced runs are not expected to keep the size of an effect. So an effect that is larger or smaller than reported
+    agrees with one of the reported size; an effect that is much smaller does not.
     """
-    if recorded_verdict in (None, Outcome.TOO_FEW_SEEDS):
+    if judged in (None, Outcome.TOO_FEW_SEEDS):
         return "no full record yet"
-    if verdict_here is Outcome.TOO_FEW_SEEDS:
+    if here is Outcome.TOO_FEW_SEEDS:
         return "too few seeds"
-    if any({verdict_here, recorded_verdict} <= gist for gist in _GISTS):
+    if any({here, judged} <= gist for gist in _GISTS):
         return "agrees"
-    return "too few seeds" if verdict_here is Outcome.INCONCLUSIVE else "disagrees"
+    return "too few seeds" if here is Outcome.INCONCLUSIVE else "disagrees"

@@ -1,4 +1,4 @@
-"""Numbers and text as Markdown: rounded where the source's decimals say so, with nothing live in it."""
+"""Numbers and text as Markdown: rounded as the source's decimals say, without any live markup."""
 
 from __future__ import annotations
 
@@ -11,14 +11,39 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from kdlib.claims import Claim, Reported, Value
+from kdlib.judge.claims import (
+    Best,
+    Claim,
+    Comparable,
+    Direction,
+    Effect,
+    Exact,
+    NonInferior,
+    Reported,
+    ReportedValue,
+    Trend,
+    Value,
+    fixed_rival,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "NONE", "Scale", "aim", "arms_shown", "claims_shown", "escaped", "found", "ingredients_shown", "mark", "scale", "table",
-]  # fmt: skip
+    "NONE",
+    "Scale",
+    "aim",
+    "arms_shown",
+    "claims_shown",
+    "escaped",
+    "found",
+    "ingredients_shown",
+    "mark",
+    "scale",
+    "table",
+    "unescaped",
+    "unit",
+]
 
 NONE = "—"
 NOT_RUN = "not run"
@@ -27,17 +52,22 @@ _SHORT = 60
 
 
 def escaped(text: object) -> str:
-    """Text as one line that Markdown shows as it stands: without markup, links, cells or line breaks."""
-    # category C: control characters and the marks that reverse direction; Z: all spaces and line breaks
+    """Return text as one line that Markdown shows unchanged: without markup, links, cells or line breaks."""
+    # Category C has control characters and the marks that reverse direction, Z all spaces and line breaks.
     line = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in str(text))
     line = re.sub(r"([\\`*\[\]|<>#~$&@])", r"\\\1", " ".join(line.split()))
-    # an underscore within a word is plain, one at its edge is emphasis; bare addresses would become links
+    # An underscore at the edge of a word would become emphasis, a bare address a link.
     line = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", line)
     return re.sub(r"(?i)(?<=:)//|(?<=\bwww)\.", lambda match: "\\" + match[0], line)
 
 
+def unescaped(text: str) -> str:
+    """Return Markdown text without its escapes, as a terminal should show it."""
+    return re.sub(r"\\([\\`*\[\]|<>#~$&@_/.])", r"\1", text)
+
+
 def table(frame: pd.DataFrame, right: Sequence[str] = ()) -> str:
-    """A Markdown table of a frame of escaped strings; the columns `right` are aligned to the right."""
+    """Return a frame of escaped strings as a Markdown table; the columns `right` are aligned to the right."""
     if frame.empty:
         return "Nothing has been run yet."
     align = ["right" if head in right else "left" for head in frame.columns]
@@ -49,13 +79,13 @@ def table(frame: pd.DataFrame, right: Sequence[str] = ()) -> str:
 
 @dataclass(frozen=True)
 class Scale:
-    """How a metric is shown: percent where the source's unit is, one decimal more than the source prints."""
+    """How a metric is shown: in percent if the source's unit is, with one decimal more than the source prints."""
 
     percent: bool = False
     decimals: int = 3
 
     def show(self, number: float, sign: str = "", decimals: int | None = None) -> str:
-        """A number, an em dash for nan; `sign` "+" for differences; `decimals` as of the share."""
+        """Return a number as text, an em dash for nan; `sign` "+" is for differences, `decimals` for shares."""
         if math.isnan(number):
             return NONE
         places = self.decimals if decimals is None else decimals
@@ -63,20 +93,20 @@ class Scale:
         return f"{number * 10**shift:{sign},.{max(0, places - shift)}f}"
 
     def between(self, low: float, high: float, sign: str = "") -> str:
-        """A range of numbers."""
+        """Return a range of numbers as text."""
         return NONE if math.isnan(low) else f"{self.show(low, sign)} to {self.show(high, sign)}"
 
 
 def scale(reported: Reported, metric: str) -> Scale:
-    """The scale of a metric, from all that the source reports of it."""
+    """Return the scale of a metric, from all numbers that the source reports of it."""
     values = [value for value in reported.values.values() if value.metric == metric]
-    claims = [c for c in reported.claims.values() if c.metric == metric and c.kind in ("effect", "value")]
+    claims = [c for c in reported.claims.values() if c.metric == metric and isinstance(c, Effect | Value)]
     percent = any(re.search(r"%|\b(percent|percentage|points?)\b", value.unit) for value in values)
     printed = [*(value.decimals for value in values), *(claim.decimals for claim in claims)]
     return Scale(percent, min(_MOST_DECIMALS, max(0, max(printed) + 1)) if printed else 3)
 
 
-def _reported(value: Value | None, shown: Scale) -> str:
+def _reported(value: ReportedValue | None, shown: Scale) -> str:
     if value is None:
         return NONE
     text = shown.show(value.value, decimals=value.decimals)
@@ -89,7 +119,7 @@ def _reported(value: Value | None, shown: Scale) -> str:
 
 
 def arms_shown(frame: pd.DataFrame, reported: Reported, metrics: Sequence[str]) -> pd.DataFrame:
-    """The arms' frame as escaped strings under short heads, without columns in which no arm has anything."""
+    """Return the arms' frame as escaped strings under short heads, without the columns that are empty for all arms."""
     import pandas as pd
 
     rows = []
@@ -106,9 +136,12 @@ def arms_shown(frame: pd.DataFrame, reported: Reported, metrics: Sequence[str]) 
 
 
 _FURTHER = {
-    "agreement": ("agree", ".3f"), "teacher_kl": ("KL", ".3f"), "entropy": ("entropy", ".3f"),
-    "parameters": ("params", ",.0f"), "epochs": ("epochs", "g"),
-}  # fmt: skip
+    "agreement": ("agreement", ".3f"),
+    "teacher_kl": ("KL (nats)", ".3f"),
+    "entropy": ("entropy (nats)", ".3f"),
+    "parameters": ("parameters", ",.0f"),
+    "epochs": ("epochs", "g"),
+}
 
 
 def _metric_cells(row: Any, reported: Reported, metric: str, prefix: str) -> dict[str, str]:
@@ -128,8 +161,8 @@ def _head(metric: str) -> str:
     return re.sub(r"\bf1\b", "F1", escaped(metric).replace("_", " "))
 
 
-def claims_shown(frame: pd.DataFrame, reported: Reported, full: bool, synthetic: bool) -> pd.DataFrame:
-    """The claims' frame as escaped strings: verdicts (`full`), or what the runs say of the full ones'."""
+def claims_shown(frame: pd.DataFrame, reported: Reported, judged: bool, synthetic: bool) -> pd.DataFrame:
+    """Return the claims' frame as escaped strings: with verdicts (`judged`), or with what the runs say about them."""
     import pandas as pd
 
     rows = []
@@ -138,13 +171,15 @@ def claims_shown(frame: pd.DataFrame, reported: Reported, full: bool, synthetic:
         shown = {
             "claim": escaped(row["claim"] + (f" ({row['mark']})" if row["mark"] else "")),
             "about": escaped(textwrap.shorten(claim.statement, _SHORT, placeholder=" …")),
-            "mode": row["mode"], "reported": aim(claim, scale(reported, claim.metric)),
-        }  # fmt: skip
+            "mode": row["mode"],
+            "unit": unit(claim, scale(reported, claim.metric)),
+            "reported": aim(claim, scale(reported, claim.metric)),
+        }
         shown |= found(claim, scale(reported, claim.metric), row["measured"], row["low"], row["high"])
         shown["n"] = str(row["n"])
         if synthetic:
             shown["verdict"] = "none: synthetic data"
-        elif full:
+        elif judged:
             shown["verdict"] = _verdict_cell(row)
         else:
             shown |= {"full verdict": row["recorded"] or NONE, "this run": row["says"] if row["n"] else NOT_RUN}
@@ -153,57 +188,81 @@ def claims_shown(frame: pd.DataFrame, reported: Reported, full: bool, synthetic:
 
 
 def ingredients_shown(frame: pd.DataFrame, reported: Reported) -> pd.DataFrame:
-    """The ingredients' frame as escaped strings."""
+    """Return the ingredients' frame as escaped strings."""
     import pandas as pd
 
     shown = scale(reported, reported.primary.metric)
-    return pd.DataFrame([
-        {"ingredient": escaped(row["ingredient"]), "arm": escaped(row["arm"]), "over": escaped(row["over"]),
-         "difference": shown.show(row["difference"], "+"), "95%": shown.between(row["low"], row["high"], "+"),
-         "n": str(row["n"])}
-        for _, row in frame.iterrows()
-    ])  # fmt: skip
+    head = f"difference ({'points of ' * shown.percent}{_head(reported.primary.metric)})"
+    return pd.DataFrame(
+        [
+            {
+                "ingredient": escaped(row["ingredient"]),
+                "arm": escaped(row["arm"]),
+                "over": escaped(row["over"]),
+                head: shown.show(row["difference"], "+"),
+                "95%": shown.between(row["low"], row["high"], "+"),
+                "n": str(row["n"]),
+            }
+            for _, row in frame.iterrows()
+        ]
+    )
 
 
 def mark(claim: Claim) -> str:
-    """Whether a claim is among those that make the headline, or not the source's."""
+    """Return "primary" for a claim that makes the headline, "ours" for one that is not the source's, else nothing."""
     return "primary" if claim.primary else "ours" if claim.ours else ""
 
 
 def aim(claim: Claim, shown: Scale) -> str:
-    """What the source reports, or what a claim without a number asks of the difference."""
-    match claim.kind:
-        case "effect":  # the difference of two numbers may have more digits than one of them
+    """Return what the source reports, or what a claim without a number asks of the difference."""
+    match claim:
+        case Effect():  # the difference of two numbers may have more digits than one of them
             digits = -int(Decimal(str(claim.reported)).as_tuple().exponent)
             return shown.show(claim.reported, "+", max(claim.decimals, digits))
-        case "value":
+        case Value():
             return shown.show(claim.reported, decimals=claim.decimals)
-        case "non-inferior":
+        case NonInferior():
             return f"above {shown.show(-claim.margin, '+')}"
-        case "comparable":
+        case Comparable():
             return f"within {shown.show(claim.margin)}"
-        case "exact":
+        case Exact():
             return " and ".join(f"{number:,.12g}" for number in _expected(claim))
-        case "trend":
+        case Trend():
             return "tau above 0"
-        case "best":
+        case Best():
             return "above 0 over each"
-    if claim.threshold is None:
-        return "above 0"
-    return f"{'below' if claim.lower_is_better else 'above'} {shown.show(claim.threshold)}"
+        case Direction(threshold=None):
+            return "above 0"
+        case Direction():
+            assert claim.threshold is not None
+            return f"{'below' if claim.lower_is_better else 'above'} {shown.show(claim.threshold)}"
 
 
-def _expected(claim: Claim) -> list[float]:
-    return list(dict.fromkeys(number for arms in claim.modes.values() for number in arms.expected))
+def _expected(claim: Exact) -> list[float]:
+    return list(dict.fromkeys(number for compared in claim.modes.values() for number in compared.expected))
+
+
+def unit(claim: Claim, shown: Scale) -> str:
+    """Return the unit of a claim's numbers: points of accuracy, macro F1, nats of entropy, ..."""
+    metric = _head(claim.metric)
+    if isinstance(claim, Trend):
+        return "Kendall's tau"
+    if isinstance(claim, Exact):
+        return metric
+    if claim.metric in ("entropy", "teacher_kl"):
+        return f"nats of {'KL' if claim.metric == 'teacher_kl' else metric}"
+    if not shown.percent:
+        return metric
+    return f"points of {metric}" if fixed_rival(claim) is None else f"% {metric}"
 
 
 def found(claim: Claim, shown: Scale, measured: float, low: float, high: float) -> dict[str, str]:
-    """The cells `measured` and `95%` of a claim."""
-    if claim.kind == "exact":
+    """Return the cells `measured` and `95%` of a claim."""
+    if isinstance(claim, Exact):
         off = NONE if math.isnan(measured) else f"off by {measured:,.12g}" if measured else "equal"
         return {"measured": off, "95%": NONE}
-    shown = Scale(False, 2) if claim.kind == "trend" else shown
-    sign = "" if claim.kind == "value" or claim.threshold is not None else "+"
+    shown = Scale(False, 2) if isinstance(claim, Trend) else shown
+    sign = "+" if fixed_rival(claim) is None else ""
     return {"measured": shown.show(measured, sign), "95%": shown.between(low, high, sign)}
 
 

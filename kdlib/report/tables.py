@@ -1,4 +1,4 @@
-"""The tables of a replication as files, Markdown and CSV, and all replications' table in the README."""
+"""The page and the files of a replication's tables, and the README's table of all replications."""
 
 from __future__ import annotations
 
@@ -6,31 +6,46 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdlib.claims import Choice, Claim, Reported
 from kdlib.errors import KDError
-from kdlib.experiment import Arm, Experiment
 from kdlib.files import atomic_write
-from kdlib.judging import chosen, judge, with_choices
-from kdlib.recorded import Record as Bands
-from kdlib.report.evidence import Record, digest_of, measured
-from kdlib.report.frames import arms_table, claims_table, ingredients_table, is_full, metrics_of, on_claims_scale
-from kdlib.report.markdown import NONE, aim, arms_shown, claims_shown, escaped, found, ingredients_shown, mark, scale, table
-from kdlib.verdicts import MIN_SEEDS, headline
+from kdlib.judge.bands import Bands
+from kdlib.judge.claims import Choice, Claim, Reported
+from kdlib.judge.judging import chosen, judge, with_choices
+from kdlib.judge.verdicts import MIN_SEEDS, headline
+from kdlib.report.frames import arms_table, claims_table, ingredients_table, metrics_of, on_claims_scale
+from kdlib.report.markdown import (
+    NONE,
+    aim,
+    arms_shown,
+    claims_shown,
+    escaped,
+    found,
+    ingredients_shown,
+    mark,
+    scale,
+    table,
+    unit,
+)
+from kdlib.run.experiment import Arm, Experiment
+from kdlib.run.records import Record, digest_of, measured
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["header", "page", "replace_table", "section", "summary_line", "summary_table", "update_explanation", "update_readme",
-           "write_tables"]
+__all__ = ["header", "page", "replace_table", "section", "summary_line", "summary_table", "write_tables"]
+
+MADE_OF = "What the difference is made of"
+
+# ---- the head of a page
 
 
 def header(records: Sequence[Record], profile: str, reduced: str, synthetic: bool) -> str:
-    """What the runs of a table are: data, profile, seeds, device, versions, commits."""
+    """Return what the runs of a table are: data, profile, seeds, device, versions, commits."""
     seeds = sorted({record.seed for record in records})
     lines = {
         "data": _each(f"{record.data_name} (digest {record.data})" for record in records),
         "profile": profile + (f"; reduced: {reduced}" if reduced else ""),
-        "seeds": f"{len(seeds)} ({', '.join(map(str, seeds))}), {len({record.run for record in records})} runs",
+        "seeds": f"{len(seeds)} ({ranges(seeds)}), {len({record.run for record in records})} runs",
         "records": f"SHA-256 {digest_of(records)}",
         "device": _each(_device(record) for record in records),
         "versions": _each(_versions(record.environment) for record in records),
@@ -41,9 +56,20 @@ def header(records: Sequence[Record], profile: str, reduced: str, synthetic: boo
 
 
 _SYNTHETIC = (
-    "**SYNTHETIC DATA: these runs did not see the source's data. Their numbers show that all works and "
+    "**SYNTHETIC DATA: these runs did not see the source's data. Their numbers show that the code works and "
     "say nothing about the source; no claim gets a verdict.**"
 )
+
+
+def ranges(seeds: Sequence[int]) -> str:
+    """Return sorted seeds as text: 0-19 for twenty seeds without a gap."""
+    parts: list[list[int]] = []
+    for seed in seeds:
+        if parts and seed == parts[-1][-1] + 1:
+            parts[-1].append(seed)
+        else:
+            parts.append([seed])
+    return ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 2 else ", ".join(map(str, part)) for part in parts)
 
 
 def _each(texts: Iterable[str]) -> str:
@@ -59,9 +85,8 @@ def _device(record: Record) -> str:
 
 def _versions(environment: Mapping[str, Any]) -> str:
     versions = environment.get("versions", {})
-    return ", ".join(
-        f"{name} {versions[name]}" for name in ("python", "torch", "numpy", "numba", "kdlib") if name in versions
-    )
+    names = ("python", "torch", "numpy", "numba", "kdlib")
+    return ", ".join(f"{name} {versions[name]}" for name in names if name in versions)
 
 
 def _commit(environment: Mapping[str, Any]) -> str:
@@ -70,34 +95,52 @@ def _commit(environment: Mapping[str, Any]) -> str:
     return f"{str(environment.get('commit', 'unknown'))[:10]} ({state})"
 
 
+# ---- a page
+
+
 def page(
-    experiment: Experiment, reported: Reported, arms: pd.DataFrame, claims: pd.DataFrame, ingredients: pd.DataFrame,
-    heading: str, choices: Sequence[str] = (), *, full: bool, synthetic: bool = False,
-) -> str:  # fmt: skip
-    """The Markdown of a replication's tables; `heading` is what `header` gives, `full`: of full runs."""
+    experiment: Experiment,
+    reported: Reported,
+    arms: pd.DataFrame,
+    claims: pd.DataFrame,
+    ingredients: pd.DataFrame,
+    heading: str,
+    choices: Sequence[str] = (),
+    *,
+    judged: bool,
+    synthetic: bool = False,
+) -> str:
+    """Return the Markdown of a replication's tables; `heading` is what `header` returns."""
     shown = arms_shown(arms, reported, metrics_of(reported))
-    judged = claims_shown(claims, reported, full, synthetic)
+    verdicts = claims_shown(claims, reported, judged, synthetic)
     parts = ingredients_shown(ingredients, reported)
-    right = [column for column in (*shown.columns, *judged.columns, *parts.columns) if column not in _LEFT]
+    right = [column for column in (*shown.columns, *verdicts.columns, *parts.columns) if column not in _LEFT]
     made_of = [f"## {MADE_OF}", table(parts, right), _OF_PARTS] if reported.ingredients else []
-    return "\n\n".join([
-        f"# {escaped(experiment.name)}",
-        f"Source: {escaped(reported.source.citation)}, <{reported.source.url}>",
-        heading,
-        "## Arms", table(shown, right),
-        *_selections(reported, arms),
-        "## Claims", table(judged, right),
-        "\n".join([*(_statement(claim) for claim in reported.claims.values()), *choices]),
-        *made_of,
-        "## How to read this", _NOTES + _of_one_teacher(experiment.arms, arms),
-    ]) + "\n"  # fmt: skip
+    return (
+        "\n\n".join(
+            [
+                f"# {escaped(experiment.name)}",
+                f"Source: {escaped(reported.source.citation)}, <{reported.source.url}>",
+                heading,
+                "## Arms",
+                table(shown, right),
+                *_selections(reported, arms),
+                "## Claims",
+                table(verdicts, right),
+                "\n".join([*(_statement(claim) for claim in reported.claims.values()), *choices]),
+                *made_of,
+                "## How to read this",
+                _NOTES + _of_one_teacher(experiment.arms, arms),
+            ]
+        )
+        + "\n"
+    )
 
 
-MADE_OF = "What the difference is made of"
-_LEFT = ("arm", "over", "ingredient", "mode", "claim", "about", "verdict", "full verdict", "this run")
+_LEFT = ("arm", "over", "ingredient", "mode", "claim", "about", "unit", "verdict", "full verdict", "this run")
 _OF_PARTS = (
-    "Each row compares two arms that differ in what it names, in pairs that share a seed, on the primary claim's metric. "
-    "The rows are ours and get no verdict. A row without numbers is of an arm that is not recorded."
+    "Each row compares two arms that differ in what it names, in pairs that share a seed, on the primary claim's "
+    "metric. The rows are ours and get no verdict. A row without numbers names an arm that has no recorded runs."
 )
 
 
@@ -108,11 +151,11 @@ def _statement(claim: Claim) -> str:
 
 
 def _selections(reported: Reported, frame: pd.DataFrame) -> list[str]:
-    """How the source chose the numbers that stand beside the arms; nothing where that is not known."""
+    """How the source chose the numbers next to the arms; nothing if that is not known."""
     arms: dict[str, list[str]] = {}
     for arm in [] if frame.empty else frame["arm"]:
-        beside = [reported.value(arm, metric) for metric in metrics_of(reported)]
-        for text in dict.fromkeys(value.selected for value in beside if value and value.selected):
+        values = [reported.value(arm, metric) for metric in metrics_of(reported)]
+        for text in dict.fromkeys(value.selected for value in values if value and value.selected):
             arms.setdefault(text, []).append(arm)
     lines = [f"- {escaped(text)}: {escaped(', '.join(names))}" for text, names in arms.items()]
     return ["How the source chose the numbers it reports:", "\n".join(lines)] if lines else []
@@ -124,28 +167,25 @@ def _choice(choice: Choice, arm: str | None) -> str:
 
 
 _NOTES = f"""\
-- `n` is the number of seeds. `95% over seeds` is Student's t interval of the mean: what other seeds change.
-- `test-set ±` is half the 95% interval that the finite test set leaves to one run (macro F1: bootstrap;
-  accuracy: Clopper-Pearson), averaged over the seeds: what other test examples would change. Neither of
-  the two contains the other.
-- `reported` is the source's number ± its standard deviation (n - 1), with its runs. `range` is where
-  a mean of n runs should lie: the source's 95% prediction interval, and the rounding. A single run has no spread:
-  there the range is a margin declared beforehand, which may be too wide or too narrow. `inside` says whether it lies there.
-- `agree` is the share of test examples on which an arm and its teacher predict the same class; `KL`, from the
-  teacher to the arm, and `entropy`, of the arm's predictions, are in nats, means over the test examples.
-- Differences are of runs that share a seed, and positive where the claim's first arm does better. A trend is Kendall's
-  tau; where all seeds have the same one, it is its own interval.
-- *As described* is what the source's text says was done, *as released* what its code does, *controlled* the
-  fair comparison; *sham* arms get soft targets permuted within each class, which real transfer must beat.
-- Verdicts come from full runs alone, of at least {MIN_SEEDS} seeds (exact counts: one run). Others only say
-  (`this run`) whether they agree with the full verdict; *too few seeds* there means that they do not decide.
-  *Not run*: no seed has all arms of the claim.
-- A verdict marked *analogue* is about other data, or another teacher, than the source's; what stands there under `reported`
-  and `range` is the source's all the same."""
+`results/README.md` explains every column, kind of claim and outcome. In short:
+
+- `95% over seeds` is Student's t interval of the mean: other seeds would change it. `test-set ±` is half the 95%
+  interval of one run over the test examples, averaged over the seeds: other test examples would change it. Neither
+  contains the other.
+- `reported` is the source's number ± its standard deviation (n - 1) and its number of runs. `range` is where a mean of
+  n runs should lie; `inside` says whether it lies there.
+- `agreement` is the share of test examples for which an arm and its teacher predict the same class. `KL`, from the
+  teacher to the arm, and `entropy`, of the arm's predictions, are means over the test examples.
+- Differences are between runs that share a seed. They are positive if the claim's first arm does better.
+- *As described* is what the source's text says, *as released* what its code does, *controlled* the fair comparison.
+  *Sham* arms get the teacher's soft targets permuted within each class; real transfer must beat them.
+- Only full runs with at least {MIN_SEEDS} seeds give a verdict (a claim about an exact count needs one run). Other runs
+  only say (`this run`) whether they agree with the full verdict. *Not run*: no seed has all arms of the claim.
+- A verdict marked *analogue* is about other data, or another teacher, than the source's."""
 
 
 def _of_one_teacher(arms: Sequence[Arm], frame: pd.DataFrame) -> str:
-    """A note on the arms of several seeds which all descend from one run, that of an arm of a fixed seed."""
+    """A note on the arms whose seeds all descend from one run, because an arm has a fixed seed."""
     several = set() if frame.empty else set(frame.loc[frame["n"] > 1, "arm"])
     one: set[str] = set()
     for arm in arms:  # parents come before children
@@ -154,37 +194,62 @@ def _of_one_teacher(arms: Sequence[Arm], frame: pd.DataFrame) -> str:
     taught = [escaped(arm.name) for arm in arms if arm.name in one & several]
     if not taught:
         return ""
-    return f"\n- One teacher has taught all seeds of {', '.join(taught)}: their intervals leave the teacher's variance out."
+    return (
+        f"\n- One teacher has taught all seeds of {', '.join(taught)}: "
+        "their intervals do not contain the variance between teachers."
+    )
 
 
 def write_tables(
-    folder: Path, label: str, experiment: Experiment, reported: Reported, records: Sequence[Record], *,
-    profile: str, reduced: str = "", synthetic: bool = False, recorded: Bands | None = None,
-) -> str:  # fmt: skip
-    """Write `<label>.md`, `<label>-arms.csv` and `<label>-claims.csv`, each whole; gives the Markdown.
+    folder: Path,
+    label: str,
+    experiment: Experiment,
+    reported: Reported,
+    records: Sequence[Record],
+    *,
+    profile: str,
+    synthetic: bool = False,
+    judged_bands: Bands | None = None,
+) -> str:
+    """Write `<label>.md` and `<label>-arms.csv`, `-claims.csv`, `-ingredients.csv`, each whole; return the Markdown.
 
-    A label that says more than the profile is of other data than the source's: its verdicts are marked as an analogue's.
+    A label that says more than the profile marks other data than the source's: its verdicts are an analogue's.
     """
-    analogue = label != profile
+    about = experiment.profile(profile)
     arms = arms_table(experiment.arms, reported, records, synthetic)
-    claims = claims_table(reported, records, recorded, synthetic, analogue)
+    claims = claims_table(
+        reported, records, judged_bands, judged=about.judged, synthetic=synthetic, analogue=label != profile
+    )
     ingredients = ingredients_table(reported, records)
-    heading = header(records, profile, reduced, synthetic)
     choices = [_choice(choice, chosen(choice, measured(records))) for choice in reported.choices]
-    text = page(experiment, reported, arms, claims, ingredients, heading, choices, full=is_full(records), synthetic=synthetic)
-    for name, frame in (("arms", arms), ("claims", claims)):
-        content = frame.to_csv(index=False, lineterminator="\n")
-        atomic_write(folder / f"{label}-{name}.csv", content.encode())
+    heading = header(records, profile, about.reduced, synthetic)
+    text = page(
+        experiment,
+        reported,
+        arms,
+        claims,
+        ingredients,
+        heading,
+        choices,
+        judged=about.judged,
+        synthetic=synthetic,
+    )
+    frames = {"arms": arms, "claims": claims, "ingredients": ingredients}
+    for name, frame in frames.items():
+        if not frame.empty:
+            content = frame.to_csv(index=False, lineterminator="\n")
+            atomic_write(folder / f"{label}-{name}.csv", content.encode())
     atomic_write(folder / f"{label}.md", text.encode())
     return text
 
 
-# ---- the README's table
+# ---- README's table
+
 
 def summary_line(name: str, reported: Reported, records: Sequence[Record]) -> dict[str, str]:
-    """A replication's row: the primary claim and mode with the worst verdict of `records`, full runs.
+    """Return a replication's row: the primary claim and mode with the worst verdict of `records`, the judged runs.
 
-    Without runs of the arms that such a claim is about, the row says that the replication has not been run in full.
+    If no arms of a primary claim have runs, the row says that the replication has not been run in full.
     """
     primary = [claim for claim in reported.claims.values() if claim.primary]
     numbers = with_choices(reported.choices, measured(records))
@@ -196,65 +261,44 @@ def summary_line(name: str, reported: Reported, records: Sequence[Record]) -> di
     cells = found(claim, scale(reported, claim.metric), *on_claims_scale(claim, worst))
     interval = "" if cells["95%"] == NONE else f" ({cells['95%']})"
     measurement = f"{cells['measured']}{interval}, n = {worst.n}"
-    return _row(name, reported, claim, f", {mode}") | {"measured": measurement, "verdict": str(worst.verdict)}
+    return _row(name, reported, claim, f", {mode}") | {"measured": measurement, "verdict": str(worst.outcome)}
 
 
 def _row(name: str, reported: Reported, claim: Claim, mode: str) -> dict[str, str]:
+    shown = scale(reported, claim.metric)
     return {
-        "replication": escaped(name), "claim": f"{escaped(claim.name)}{mode}: {escaped(claim.statement)}",
-        "reported": aim(claim, scale(reported, claim.metric)), "measured": NONE, "verdict": "",
-    }  # fmt: skip
+        "replication": escaped(name),
+        "claim": f"{escaped(claim.name)}{mode}: {escaped(claim.statement)}",
+        "unit": unit(claim, shown),
+        "reported": aim(claim, shown),
+        "measured": NONE,
+        "verdict": "",
+    }
 
 
 def summary_table(lines: Sequence[Mapping[str, str]]) -> str:
-    """The Markdown of all replications' rows."""
+    """Return the Markdown of all replications' rows."""
     import pandas as pd
 
     return table(pd.DataFrame(lines))
 
 
 def replace_table(text: str, content: str, mark: str = "table") -> str:
-    """`text` with `content` between the lines <!-- mark:begin --> and <!-- mark:end -->; KDError where it has not one of each."""
+    """Return `text` with `content` between the lines <!-- mark:begin --> and <!-- mark:end -->.
+
+    KDError unless the text has one of each, in this order.
+    """
     begin, end = f"<!-- {mark}:begin -->", f"<!-- {mark}:end -->"
     before, _, rest = text.partition(begin)
     _, _, after = rest.partition(end)
     if text.count(begin) != 1 or text.count(end) != 1 or end in before:
-        raise KDError(f"expected one line {begin} and one line {end} after it, found {text.count(begin)} and "
-                      f"{text.count(end)}; put them where the table is to stand")  # fmt: skip
+        raise KDError(
+            f"expected one line {begin} and one line {end} after it, found {text.count(begin)} and "
+            f"{text.count(end)}; put them around the place of the table"
+        )
     return f"{before}{begin}\n{content}\n{end}{after}"
 
 
 def section(page: str, name: str) -> str:
-    """The table of a section of a replication's Markdown page."""
+    """Return the table in a section of a replication's Markdown page."""
     return page.partition(f"## {name}\n\n")[2].partition("\n\n")[0]
-
-
-def update_readme(path: Path, lines: Sequence[Mapping[str, str]], pages: Mapping[str, str]) -> None:
-    """Put the rows of all replications into the README's table, and the arms of each page where its mark stands."""
-    text = _read(path)
-    try:
-        text = replace_table(text, summary_table(lines))
-        for mark, page in pages.items():
-            text = replace_table(text, section(page, "Arms"), mark)
-    except KDError as error:
-        raise KDError(f"{path}: {error}") from error
-    atomic_write(path, text.encode())
-
-
-def update_explanation(path: Path, page: str) -> None:
-    """Put the full runs' tables of claims and ingredients into a replication's README, where it has marks for them."""
-    text = _read(path)
-    try:
-        for place, name in (("claims", "Claims"), ("ingredients", MADE_OF)):
-            if f"<!-- {place}:begin -->" in text:
-                text = replace_table(text, section(page, name), place)
-    except KDError as error:
-        raise KDError(f"{path}: {error}") from error
-    atomic_write(path, text.encode())
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise KDError(f"{path}: expected a README to put the tables into, found: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""The figure of the ECG replication: when the F1 is reached, and what each ingredient adds. Called by `kd tables`."""
+"""The figure of the ECG replication: macro F1 by epoch, and the effect of each ingredient. `kd tables` draws it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from kdlib.claims import Reported
-from kdlib.report.evidence import Record, measured
+from kdlib.judge.claims import Effect, Reported
 from kdlib.report.figures import bars, claim, differences, save
+from kdlib.run.records import Record, measured
 
 CURVES = {"baseline": "#4477aa", "baseline_mixup": "#228833", "distilled": "#ee6677", "sham": "#999999"}
 
@@ -25,21 +26,38 @@ def draw(records: Sequence[Record], reported: Reported, path: Path) -> None:
             band(left, np.array(curves), arm, color)
     if any("released_baseline" in record.arms for record in records):
         left.axvline(config["released_epochs"], color="black", linewidth=0.8, linestyle=":")
-        left.text(config["released_epochs"], left.get_ylim()[0], "released baseline stops ", va="bottom", ha="right", fontsize=8)
-    left.set(xlabel="epochs trained", ylabel="macro F1 on test",
-             title="F1 of the weights chosen so far (lowest validation loss; band: all seeds)")
+        left.text(
+            config["released_epochs"],
+            left.get_ylim()[0],
+            "released baseline stops ",
+            va="bottom",
+            ha="right",
+            fontsize=8,
+        )
+    left.set(
+        xlabel="epochs trained",
+        ylabel="macro F1 on test",
+        title="F1 of the weights chosen so far (lowest validation loss; band: all seeds)",
+    )
     left.title.set_fontsize(10)
     left.legend(frameon=False, fontsize=8, loc="lower right")
-    parts = [(part.label, part.arm, part.over) for part in reported.ingredients]
-    # Where an arm of a pair is not recorded the page's table says so.
-    bars(right, differences(measured(records), "macro_f1", parts), "difference of macro F1 on test", "What each ingredient adds")
-    claim(right, reported.claims["C1"].reported, "distilled over baseline")
+    parts = [(part.label, part.arm, part.rival) for part in reported.ingredients]
+    # A pair has no bar if one of its arms is not recorded; the page's table names it.
+    bars(
+        right,
+        differences(measured(records), "macro_f1", parts),
+        "difference of macro F1 on test",
+        "What each ingredient adds",
+    )
+    first = reported.claims["C1"]
+    assert isinstance(first, Effect)
+    claim(right, first.reported, "distilled over baseline")
     save(figure, path)
 
 
 def selected(history: Sequence[Mapping[str, float]]) -> list[float]:
-    """After each epoch, the test F1 of the weights a run would stop with: those of its lowest validation loss."""
-    chosen, lowest = [], float("inf")
+    """Return after each epoch the test F1 of the weights chosen so far: those of the lowest validation loss."""
+    chosen, lowest, best = list[float](), float("inf"), float("nan")
     for entry in history:
         if entry["validation_loss"] < lowest:
             lowest, best = entry["validation_loss"], entry["test_macro_f1"]
@@ -47,7 +65,7 @@ def selected(history: Sequence[Mapping[str, float]]) -> list[float]:
     return chosen
 
 
-def band(axes: plt.Axes, curves: NDArray[np.float64], label: str, color: str) -> None:
+def band(axes: Axes, curves: NDArray[np.float64], label: str, color: str) -> None:
     epochs = np.arange(1, curves.shape[1] + 1)
     axes.plot(epochs, curves.mean(0), color=color, label=f"{label} (n = {len(curves)})")
     axes.fill_between(epochs, curves.min(0), curves.max(0), color=color, alpha=0.2, linewidth=0)

@@ -2,14 +2,19 @@
 
     conv(5) ReLU, max-pool 4, conv(k) ReLU, max-pool 4, global max-pool       (all "valid", stride 1)
 
-Three identities make it cheap without changing the function: ReLU and a channel's bias commute with max; a max-pool of 4
-followed by a global max-pool is one maximum over the positions the pooling covers; and the gradient of a maximum is zero
-but at one position, so the backward pass touches one window per channel.  Where maxima tie, the first position gets the
-gradient, where torch may share it out; ties come from equal windows (flat pieces, zero padding), for which the weights'
-gradients are the same either way.  A NaN comes out as NaN, so that a training that diverges is noticed.
+Three identities make it cheap without changing the function:
+- ReLU and adding a channel's bias can be done after the maximum;
+- a max-pool of 4 followed by a global max-pool is one maximum over all positions that the pooling covers;
+- the gradient of a maximum is zero except at one position, so the backward pass needs one window per channel.
+
+If maxima are equal, the first position gets the gradient; torch may divide it among them. Equal maxima come from equal
+windows (flat pieces, zero padding), and for these the gradients of the weights are the same either way. A NaN in the
+input gives a NaN in the output, so a training that diverges is noticed.
 
 Channels are the last axis everywhere (w1 (5, C1), w2 (C2, k * C1) with the offset before the channel), so that the
 innermost loops run over them and become vector instructions.
+
+Shapes: B batch, L samples, P positions, C1 and C2 channels after the first and the second block.
 """
 
 from __future__ import annotations
@@ -23,14 +28,14 @@ from torch import Tensor
 from kdlib.compiled import compiled
 from kdlib.errors import KDError
 
-# Constants to the compiler, which unrolls the loops over them.
+# Constants for the compiler, which unrolls the loops over them.
 TAPS = 5
 POOL = 4
 
 
 @compiled
 def _first_block(x, w1, b1, h, winner1):  # type: ignore[no-untyped-def]
-    """h (B, P, C1) = relu(max over 4 of conv(x (B, L), w1) + b1); winner1: which of the 4, or -1 where h is 0."""
+    """Write h (B, P, C1) = relu(max over 4 of conv(x (B, L), w1) + b1); winner1: which of the 4, or -1 if h is 0."""
     for n in range(h.shape[0]):
         for p in range(h.shape[1]):
             for c in range(h.shape[2]):
@@ -49,7 +54,7 @@ def _first_block(x, w1, b1, h, winner1):  # type: ignore[no-untyped-def]
 
 @compiled
 def _maximum(y, b2, out, winner2):  # type: ignore[no-untyped-def]
-    """out (B, C2) = relu(max over positions of y (B, P, C2) + b2); winner2: the position of the maximum."""
+    """Write out (B, C2) = relu(max over positions of y (B, P, C2) + b2); winner2: the position of the maximum."""
     for n in range(y.shape[0]):
         out[n] = y[n, 0]
         winner2[n] = 0
@@ -65,7 +70,7 @@ def _maximum(y, b2, out, winner2):  # type: ignore[no-untyped-def]
 
 @compiled
 def _second_gradients(g, out, winner2, h, gw2, gb2):  # type: ignore[no-untyped-def]
-    """Adds the gradients of w2 and b2 to gw2 and gb2, for the gradient g (B, C2) at out."""
+    """Add the gradients of w2 and b2 to gw2 and gb2, for the gradient g (B, C2) of out."""
     flat, row, channels, width = h.reshape(h.size), h[0].size, h.shape[2], gw2.shape[1]
     for c in range(g.shape[1]):
         total = gw2[c]
@@ -80,7 +85,7 @@ def _second_gradients(g, out, winner2, h, gw2, gb2):  # type: ignore[no-untyped-
 
 @compiled
 def _first_gradients(g, out, winner2, w2, winner1, x, gw1, gb1):  # type: ignore[no-untyped-def]
-    """Adds the gradients of w1 and b1 to gw1 and gb1, for the gradient g (B, C2) at out."""
+    """Add the gradients of w1 and b1 to gw1 and gb1, for the gradient g (B, C2) of out."""
     gh = np.empty(winner1.shape[1:], np.float32)
     reached = np.empty(winner1.shape[1], np.bool_)
     for n in range(g.shape[0]):
@@ -90,7 +95,7 @@ def _first_gradients(g, out, winner2, w2, winner1, x, gw1, gb1):  # type: ignore
 
 @compiled
 def _row_gradient(g, out, winner2, w2, gh, reached):  # type: ignore[no-untyped-def]
-    """gh (P, C1): the gradient at one row's h for g (C2) at its out; reached (P): where it may be other than 0."""
+    """Write gh (P, C1), the gradient of one row's h for g (C2) of its out; reached (P): where it may differ from 0."""
     gh[:] = 0
     reached[:] = False
     flat, channels, width = gh.reshape(gh.size), gh.shape[1], w2.shape[1]
@@ -124,7 +129,7 @@ class _Features(torch.autograd.Function):
         batch, length = x.shape
         c1, (c2, _, k2) = len(w1), w2.shape
         used = ((length - TAPS + 1) // POOL - k2 + 1) // POOL * POOL  # positions of conv(k) that its pooling covers
-        reach = used + k2 - 1  # positions of the first block those look at
+        reach = used + k2 - 1  # positions of the first block that these need
         h = torch.empty(batch, reach, c1)
         winner1 = torch.empty(batch, reach, c1, dtype=torch.int8)
         _first_block(x.numpy(), w1.view(c1, TAPS).t().contiguous().numpy(), b1.numpy(), h.numpy(), winner1.numpy())
@@ -149,16 +154,20 @@ class _Features(torch.autograd.Function):
 
 
 def features(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
-    """Features (B, C2) of rows x (B, L), float32 on the CPU, with torch's Conv1d weights; no gradient to x.
+    """Return the features (B, C2) of rows x (B, L), float32 on the CPU, with torch's Conv1d weights; no gradient to x.
 
-    Raises KDError for another device or dtype, a first kernel other than 5, and rows too short for one pooled position.
+    Raises KDError for another device or dtype, a first kernel other than 5, or rows too short for one pooled position.
     """
     if x.device.type != "cpu" or x.dtype != torch.float32 or x.requires_grad:
-        raise KDError(f"expected float32 rows on the CPU that need no gradient, found {x.dtype} on {x.device}"
-                      f"{', requires_grad' if x.requires_grad else ''}; use torch's own layers for these")
+        raise KDError(
+            f"expected float32 rows on the CPU that need no gradient, found {x.dtype} on {x.device}"
+            f"{', requires_grad' if x.requires_grad else ''}; use torch's own layers for these"
+        )
     if w1.shape[1:] != (1, TAPS):
-        raise KDError(f"expected first weights of shape (filters, 1, {TAPS}), found {tuple(w1.shape)}; "
-                      "use torch's own layers for another kernel")
+        raise KDError(
+            f"expected first weights of shape (filters, 1, {TAPS}), found {tuple(w1.shape)}; "
+            "use torch's own layers for another kernel"
+        )
     shortest = POOL * (POOL + w2.shape[2] - 1) + TAPS - 1
     if x.shape[1] < shortest:
         raise KDError(f"expected rows of at least {shortest} samples, found {x.shape[1]}; pad the rows")

@@ -1,6 +1,6 @@
-"""The figure of the grid: 25 cells beside the reported ones, accuracy against amount of data, and the arms of the first claims.
+"""The figure of the grid: measured and reported cells, accuracy against amount of data, and the first claims' arms.
 
-Called by `kd tables`.
+`kd tables` draws it.
 """
 
 from __future__ import annotations
@@ -10,17 +10,20 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
+from matplotlib.patches import Rectangle
 
-from kdlib.claims import Reported
-from kdlib.report.evidence import Record, measured
+from kdlib.judge.claims import Reported
 from kdlib.report.figures import Metrics, accuracies, heat, maps, mean_and_interval, means, save, seeds, strip
+from kdlib.run.records import Record, measured
+from replications.course_report.cifar import ALPHAS, TEMPERATURES, cell
 
-from .experiment import ALPHAS, PERCENT, TEMPERATURES, cell
+from .experiment import PERCENT
 
 BLUE, RED = "#4477aa", "#ee6677"
 ARMS = [[cell(alpha, t) for t in TEMPERATURES] for alpha in ALPHAS]
-SHARES = (*PERCENT, 100)  # all of the data is experiment 2's
+SHARES = (*PERCENT, 100)  # with all of the data it is experiment 2
 FROM_SCRATCH = (*(f"baseline_{percent}_percent" for percent in PERCENT), "baseline")
 DISTILLED = (*(f"distilled_{percent}_percent" for percent in PERCENT), cell(0.6, 8))
 # Arm, label, colour.
@@ -41,36 +44,43 @@ def draw(records: Sequence[Record], reported: Reported, path: Path) -> None:
     maps([axes[name] for name in "MRD"], found, reported, ARMS, (ALPHAS, TEMPERATURES))
     over_baseline(axes["B"], found)
     amount(axes["A"], found, reported)
-    pictures = records[0].description["config"]["train_pictures"]  # fewer in profile quick; reported shares are of 50,000
+    # Profile quick has fewer pictures; the reported shares are of 50,000.
+    pictures = records[0].description["config"]["train_pictures"]
     axes["A"].set_xlabel(f"share of the training pictures (%); measured: of {pictures:,}")
     strip(axes["S"], found, reported, STRIP)
     axes["S"].set_title("The first claims' arms: each seed, mean and 95% interval", fontsize=10)
     save(figure, path)
 
 
-def over_baseline(axes: plt.Axes, found: Metrics) -> None:
-    """What each cell adds to the student from scratch with as many steps; the highest of them gets no verdict."""
+def over_baseline(axes: Axes, found: Metrics) -> None:
+    """Draw each cell's gain over the student from scratch with as many steps; the highest of them gets no verdict."""
     gains = means(found, ARMS) - means(found, [["baseline"]])
     largest = max(1.0, np.nanmax(np.abs(gains), initial=0))
-    heat(axes, gains, (ALPHAS, TEMPERATURES), "measured - from scratch, batch 32", "RdBu", Normalize(-largest, largest), "+.2f")
+    scale = Normalize(-largest, largest)
+    heat(axes, gains, (ALPHAS, TEMPERATURES), "measured - from scratch, batch 32", "RdBu", scale, "+.2f")
     if np.isfinite(gains).any():
         row, column = np.unravel_index(np.nanargmax(gains), gains.shape)
-        axes.add_patch(plt.Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=2))
+        axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=2))
         axes.set_xlabel("T (framed: best on test, no verdict)")
 
 
-def amount(axes: plt.Axes, found: Metrics, reported: Reported) -> None:
-    """Accuracy against the share of the training pictures, from scratch and distilled."""
-    series = ((FROM_SCRATCH, "from scratch", BLUE, "x", "from scratch (at 100%: batch 64)"),
-              (DISTILLED, "distilled, alpha 0.6, T 8", RED, "*", "distilled"))
+def amount(axes: Axes, found: Metrics, reported: Reported) -> None:
+    """Draw accuracy against the share of the training pictures, from scratch and distilled."""
+    series = (
+        (FROM_SCRATCH, "from scratch", BLUE, "x", "from scratch (at 100%: batch 64)"),
+        (DISTILLED, "distilled, alpha 0.6, T 8", RED, "*", "distilled"),
+    )
     for arms, name, color, mark, theirs in series:
         values = [reported.value(arm, "accuracy") for arm in arms]
-        shown = [(1.07 * share, 100 * value.value) for share, value in zip(SHARES, values, strict=True) if value]  # beside ours
+        # A little to the right of ours, so that neither hides the other.
+        shown = [(1.07 * share, 100 * value.value) for share, value in zip(SHARES, values, strict=True) if value]
         axes.plot(*zip(*shown, strict=True), mark, color="black", markersize=6, label=f"reported, {theirs}")
-        rows = [(share, row) for share, row in zip(SHARES, (accuracies(found, arm) for arm in arms), strict=True) if len(row)]
+        every = [(share, accuracies(found, arm)) for share, arm in zip(SHARES, arms, strict=True)]
+        rows = [(share, row) for share, row in every if len(row)]
         if rows:
             label = f"{name} ({seeds([len(row) for _, row in rows])})"
-            axes.plot([share for share, _ in rows], [row.mean() for _, row in rows], color=color, linewidth=1, label=label)
+            shares, heights = [share for share, _ in rows], [row.mean() for _, row in rows]
+            axes.plot(shares, heights, color=color, linewidth=1, label=label)
         for share, row in rows:
             mean_and_interval(axes, share, row, color)
     axes.set_xscale("log")

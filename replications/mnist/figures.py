@@ -1,4 +1,4 @@
-"""The figure of the MNIST experiment: every accuracy beside the reported one, and the differences. Called by `kd tables`."""
+"""The figure of the MNIST experiment: measured and reported accuracies, and differences. `kd tables` draws it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 from matplotlib import pyplot as plt
 
-from kdlib.claims import Reported
-from kdlib.report.evidence import Record, measured
+from kdlib.judge.claims import Effect, Reported
 from kdlib.report.figures import bars, claim, differences, save, seeds, strip
+from kdlib.run.records import Record, measured
 
 # Arm, label, colour.
 ARMS = (
@@ -35,7 +35,9 @@ def draw(records: Sequence[Record], reported: Reported, path: Path) -> None:
     strip(left, found, reported, ARMS)
     counts = [len(found[arm]) for arm, *_ in ARMS if arm in found]
     left.set_title(f"Each seed ({seeds(counts)}), mean and 95% interval (reported: ± sd)", fontsize=10)
-    bars(right, differences(found, "accuracy", DIFFERENCES, scale=100), "difference of accuracy on test (points)",
-         "What the teacher adds")
-    claim(right, 100 * reported.claims["C1"].reported, "one teacher, over scratch")
+    gains = differences(found, "accuracy", DIFFERENCES, scale=100)
+    bars(right, gains, "difference of accuracy on test (points)", "What the teacher adds")
+    first = reported.claims["C1"]
+    assert isinstance(first, Effect)
+    claim(right, 100 * first.reported, "one teacher, over scratch")
     save(figure, path)

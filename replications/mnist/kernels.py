@@ -2,12 +2,14 @@
 
     conv 3x3 "valid", bias, max-pool 2, ReLU        (one input channel)
 
-ReLU and a channel's bias commute with max, so only pooled positions are kept, with the place of each maximum: the gradient of
-a maximum is zero but there.  Where maxima tie, the first place gets the gradient, as in torch.  A NaN comes out as NaN, so that
-a training that diverges is noticed.
+ReLU and adding a channel's bias can be done after the maximum. So only the maxima are kept, with their places: the
+gradient is zero everywhere else. If maxima are equal, the first place gets the gradient, as in torch. A NaN in the
+input gives a NaN in the output, so a training that diverges is noticed.
 
-Channels are the last axis, so that the innermost loops run over them and become vector instructions; flattened, the features
-are in the order of Keras: row, column, channel.
+Channels are the last axis, so that the innermost loops run over them and become vector instructions. The flattened
+features are in the order of Keras: row, column, channel.
+
+Shapes: B batch, H x W pixels, P x Q positions after pooling, C channels.
 """
 
 from __future__ import annotations
@@ -21,14 +23,17 @@ from torch import Tensor
 from kdlib.compiled import compiled
 from kdlib.errors import KDError
 
-# Constants to the compiler, which unrolls the loops over them.
+# Constants for the compiler, which unrolls the loops over them.
 SIDE = 3
 POOL = 2
 
 
 @compiled
 def _block(x, w, b, h, winner):  # type: ignore[no-untyped-def]
-    """h (B, P, Q, C) = relu(max over 2 x 2 of conv(x (B, H, W), w (3, 3, C)) + b); winner: which of the 4, -1 where h is 0."""
+    """Write h (B, P, Q, C) = relu(max over 2 x 2 of conv(x (B, H, W), w (3, 3, C)) + b); winner: which of the 4.
+
+    The winner is -1 if h is 0.
+    """
     for n in range(h.shape[0]):
         for p in range(h.shape[1]):
             for q in range(h.shape[2]):
@@ -50,7 +55,7 @@ def _block(x, w, b, h, winner):  # type: ignore[no-untyped-def]
 
 @compiled
 def _gradients(g, winner, x, gw, gb):  # type: ignore[no-untyped-def]
-    """Adds the gradients of w and b to gw (3, 3, C) and gb (C), for the gradient g (B, P, Q, C) at h."""
+    """Add the gradients of w and b to gw (3, 3, C) and gb (C), for the gradient g (B, P, Q, C) of h."""
     zero = np.float32(0)
     for n in range(g.shape[0]):
         for p in range(g.shape[1]):
@@ -91,17 +96,25 @@ class _Features(torch.autograd.Function):
 
 
 def features(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Features (B, P * Q * C) of pictures x (B, 1, H, W), float32 on the CPU, with torch's Conv2d weights; no gradient to x.
+    """Return the features (B, P * Q * C) of pictures x (B, 1, H, W), float32 on the CPU, with torch's Conv2d weights.
 
-    Raises KDError for another device or dtype, several input channels, a kernel other than 3x3 and pictures too small to pool.
+    There is no gradient to x. Raises KDError for another device or dtype, several input channels, a kernel other than
+    3x3, or pictures too small to pool.
     """
     if x.device.type != "cpu" or x.dtype != torch.float32 or x.requires_grad:
-        raise KDError(f"expected float32 pictures on the CPU that need no gradient, found {x.dtype} on {x.device}"
-                      f"{', requires_grad' if x.requires_grad else ''}; use torch's own layers for these")
+        raise KDError(
+            f"expected float32 pictures on the CPU that need no gradient, found {x.dtype} on {x.device}"
+            f"{', requires_grad' if x.requires_grad else ''}; use torch's own layers for these"
+        )
     if weight.shape[1:] != (1, SIDE, SIDE) or x.shape[1:2] != (1,):
-        raise KDError(f"expected weights of shape (filters, 1, {SIDE}, {SIDE}) and pictures of one channel, found "
-                      f"{tuple(weight.shape)} and {tuple(x.shape)}; use torch's own layers for these")
+        raise KDError(
+            f"expected weights of shape (filters, 1, {SIDE}, {SIDE}) and pictures of one channel, found "
+            f"{tuple(weight.shape)} and {tuple(x.shape)}; use torch's own layers for these"
+        )
     if min(x.shape[2:]) < POOL + SIDE - 1:
-        raise KDError(f"expected pictures of at least {POOL + SIDE - 1} x {POOL + SIDE - 1} pixels, found {tuple(x.shape[2:])}")
+        raise KDError(
+            f"expected pictures of at least {POOL + SIDE - 1} x {POOL + SIDE - 1} pixels, found {tuple(x.shape[2:])}; "
+            "pad the pictures"
+        )
     result: Tensor = _Features.apply(x.squeeze(1).contiguous(), weight, bias)  # type: ignore[no-untyped-call]
     return result

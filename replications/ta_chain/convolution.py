@@ -1,8 +1,8 @@
-"""The 3x3 convolution of bfloat16 training steps on a CPU, over small pictures with a weight gradient of its own.
+"""The 3x3 convolution of bfloat16 training steps on a CPU, with a faster weight gradient for small pictures.
 
-oneDNN's weight gradient in bfloat16 takes several times as long as its other two passes where pictures are small and channels
-many (128 channels of 4x4: 3 to 6 ms of one core with AMX, against 0.5 to 1 forward).  As one matrix product, of the outputs'
-gradient and the 9 shifted copies of the input, it takes 1.
+oneDNN's weight gradient in bfloat16 takes several times as long as its other two passes if the pictures are small and
+the channels many. For 128 channels of 4x4, it takes 3 to 6 ms of one core with AMX, and the forward pass 0.5 to 1 ms.
+As one matrix product, of the outputs' gradient and the 9 shifted copies of the input, it takes 1 ms.
 
 Shapes: B batch, C and D channels before and after, H x W positions.
 """
@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.grad import conv2d_input
 
-SMALL = 16  # positions of a picture: above it, oneDNN's own gradient is as fast
+SMALL = 16  # positions of a picture: above this, oneDNN's own gradient is as fast
 
 
 class _Convolution(torch.autograd.Function):
@@ -26,14 +27,16 @@ class _Convolution(torch.autograd.Function):
         return F.conv2d(x, weight, bias, padding=1)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, weight = ctx.saved_tensors
-        of_x: Tensor = torch.nn.grad.conv2d_input(x.shape, weight, gradient, padding=1)
+        of_x: Tensor = conv2d_input(x.shape, weight, gradient, padding=1)  # type: ignore[no-untyped-call]
         batch, channels, height, width = x.shape
         padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)).contiguous()  # (B, H + 2, W + 2, C)
         b, h, w, c = padded.stride()
-        shifted = padded.as_strided((batch, height, width, 3, 3, channels), (b, h, w, h, w, c)).reshape(-1, 9 * channels)
+        shifted = padded.as_strided((batch, height, width, 3, 3, channels), (b, h, w, h, w, c)).reshape(
+            -1, 9 * channels
+        )
         of_outputs = gradient.permute(0, 2, 3, 1).reshape(len(shifted), -1)  # (B H W, D)
         of_weight = (of_outputs.t() @ shifted).view(-1, 3, 3, channels).permute(0, 3, 1, 2)
         return of_x, of_weight, of_outputs.sum(0)
@@ -46,7 +49,7 @@ class Convolution(nn.Conv2d):
         super().__init__(before, after, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve x (B, C, H, W): (B, D, H, W)."""
+        """Return the convolution (B, D, H, W) of x (B, C, H, W)."""
         if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and x.shape[2] * x.shape[3] <= SMALL:
             assert self.bias is not None
             result: Tensor = _Convolution.apply(*(t.bfloat16() for t in (x, self.weight, self.bias)))  # type: ignore[no-untyped-call]

@@ -1,6 +1,6 @@
-"""Dropout from fewer random bits, as one CPU operation on the way there and one back.
+"""Dropout from fewer random bits, as one CPU operation in the forward pass and one in the backward pass.
 
-It spends 16 random bits on a number, where torch spends 64; the share p of what is dropped is met to within 1e-5.
+It uses 16 random bits for a number; torch uses 64. The dropped share is p to within 1e-5.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .kernels import DTYPES, ZERO, Array, array
 
 @compiled
 def _keep(x, words, least, scale, out):  # type: ignore[no-untyped-def]
-    """out = x * scale where a word is at least `least`, else 0; all of them flat."""
+    """Write out = x * scale where a word is at least `least`, else 0. All arrays are flat."""
     for k in range(x.size):
         out[k] = narrow(wide(x[k]) * (scale if words[k] >= least else ZERO), out)
 
@@ -32,13 +32,13 @@ class _Dropout(torch.autograd.Function):
         return _Dropout.kept(x, *ctx.how)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return _Dropout.kept(gradient, *ctx.how), None
 
     @staticmethod
     def kept(x: Tensor, words: Array, least: int, scale: np.float32) -> Tensor:
-        # In the order of memory where the channels come last, and it is the same there and back.
+        # In the order of memory with the channels last, which is the same in both passes.
         x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x.contiguous()
         out = torch.empty_like(x)
         flat, result = (array(t.as_strided((t.numel(),), (1,))) for t in (x, out))
@@ -47,10 +47,10 @@ class _Dropout(torch.autograd.Function):
 
 
 class Dropout(nn.Dropout):
-    """Dropout with probability p."""
+    """Dropout with probability p, on a CPU as one operation."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scale what is kept by 1 / (1 - p); draws from torch's global generator."""
+        """Return x with dropped values 0 and the others scaled by 1 / (1 - p); draw from torch's global generator."""
         if self.training and AVAILABLE and x.device.type == "cpu" and x.dtype in (*DTYPES, torch.float64):
             result: Tensor = _Dropout.apply(x, self.p)  # type: ignore[no-untyped-call]
             return result

@@ -1,17 +1,19 @@
 """Teaching assistants between a large teacher and a small student (IIT Kanpur CS771A report, 2020, experiment 6).
 
-Plain networks of 2 to 10 convolutions on CIFAR-10. A student of 2 taught by a teacher of 10 is said to gain less than one taught
-by an assistant of 4, 6 or 8 that the teacher has taught (the idea of Mirzadeh et al. 2019, "Improved Knowledge Distillation via
-Teacher Assistant").
+Plain networks of 2 to 10 convolutions on CIFAR-10. According to the report, a student of 2 convolutions gains less from
+a teacher of 10 than from an assistant of 4, 6 or 8 that this teacher has taught (the idea of Mirzadeh et al. 2019,
+"Improved Knowledge Distillation via Teacher Assistant").
 
-What the arms are, and where text and released code differ, is in README.md beside this file.
+README.md in this folder says what the arms are, and where the text and the released code differ. The distillation loss,
+the sham, the metrics and the pictures are in replications/course_report/__init__.py. convolution.py, dropout.py and
+kernels.py make the networks fast on a CPU; they can be skipped.
 
 Shapes: B batch, C channels, K = 10 classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,52 +26,47 @@ from kdlib import cli
 from kdlib.batches import Batch, Batches
 from kdlib.compiled import AVAILABLE
 from kdlib.errors import KDError
-from kdlib.experiment import Arm, Profile, Run
 from kdlib.metrics import accuracy
 from kdlib.networks import he_uniform_, keras_adam, keras_batch_norm, keras_glorot_, parameter_count
-from kdlib.runs import Result
+from kdlib.run.experiment import Arm, Experiment, Profile, Run
+from kdlib.run.store import Result
 from kdlib.targets import SoftTargets
-from kdlib.training import Objective, Progress, epochs, predict_logits
+from kdlib.training import Objective, Progress, epochs, hard_targets, predict_logits
 from replications.course_report import (
     SOURCE,
     Data,
     cifar10_data,
     distillation,
-    hard_targets,
-    in_bfloat16,
     measure,
     sham_targets,
     teacher_targets,
+    trains_in_bfloat16,
 )
 
 from .convolution import Convolution
 from .dropout import Dropout
 from .kernels import DTYPES, relu_norm_pool
 
-__all__ = ["SOURCE"]  # runs are shared between replications of one source
-PROTOCOL = 3  # raised whenever an edit can move results
-DATA = ("cifar10",)
-DATA_FIELDS = ()
-
 
 @dataclass(frozen=True)
 class Config:
-    """The report's values; "code" stands for its released notebooks."""
+    """The report's values. "code": from its released notebooks; "ours": the source has no such setting."""
 
     size: int = 2  # number of convolutions
     epochs: int = 100  # text
-    optimizer: str = "sgd"  # text; at 0.01 with momentum 0.9, not stated there: the code's most common
+    optimizer: str = "sgd"  # text; not stated there: 0.01 and momentum 0.9, the code's most common values
     momentum: float = 0.9
     batch: int = 64  # code
-    alpha: float = 0.2  # not stated in the text: the code's most common
+    alpha: float = 0.2  # weight of the teacher; not stated in the text: the code's most common
     temperature: float = 4.0  # not stated in the text: the code's most common
-    activity: float = 1e-4  # code: on the dense layers' outputs, where a network trains from scratch; text: "all models"
+    # Penalty on the squared outputs of the dense layers. code: for networks from scratch; text: "all models".
+    activity: float = 1e-4
     patience: int = 0  # code: epochs without a higher accuracy on TEST until training stops; 0: trains to the end
     extra_epochs: int = 0  # code: two networks were fitted once more, for one epoch, after they had stopped
-    rounds: int = 1  # ours: so many times the epochs; the weights after each round are a snapshot
+    rounds: int = 1  # ours: trains this many times `epochs`; the weights after each round are a snapshot
     train_pictures: int = 50_000
     test_pictures: int = 10_000
-    precision: str = "float32"  # or bfloat16: training steps under autocast; predictions are float32 always
+    precision: str = "float32"  # or bfloat16: training steps under autocast; predictions are always float32
 
     @property
     def total_epochs(self) -> int:
@@ -78,7 +75,7 @@ class Config:
 
 PAPER = Config()
 QUICK = replace(PAPER, epochs=10, train_pictures=4_000)
-# Batch norm's moving averages need some 150 steps.
+# Six epochs are 150 steps: fewer are too short for batch norm's moving averages.
 SMOKE = replace(PAPER, epochs=6, batch=8, train_pictures=200, test_pictures=100)
 
 # By number of convolutions: filters of each 3x3 "same" convolution, P max-pool 2, D dropout 0.4; then the dense layers.
@@ -92,11 +89,13 @@ LAYERS = {
 
 
 class ReluNormPool(nn.Module):
-    """ReLU, then batch norm, then, where the layer has one, max-pool; in training on a CPU all in one operation."""
+    """ReLU, then batch norm, then the layer's max-pool if it has one; in training on a CPU all in one operation."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = keras_batch_norm(channels, dims=2)
+        norm = keras_batch_norm(channels, dims=2)
+        assert isinstance(norm, nn.BatchNorm2d)
+        self.norm = norm
         self.pool: nn.Module = nn.Identity()
 
     def forward(self, z: Tensor) -> Tensor:
@@ -107,13 +106,18 @@ class ReluNormPool(nn.Module):
 
 
 class Network(nn.Module):
-    """Convolutions, each followed by ReLU and batch norm, then dense layers; `activity` is that of the last forward pass."""
+    """Convolutions, each followed by ReLU and batch norm, then dense layers.
+
+    `activity` is the sum of the dense layers' squared outputs in the last forward pass, per example.
+    """
 
     def __init__(self, size: int, precision: str = "float32") -> None:
         super().__init__()
-        self.half = in_bfloat16(precision)
+        self.in_bfloat16 = trains_in_bfloat16(precision)
         if size not in LAYERS:
-            raise KDError(f"size: expected {', '.join(map(str, LAYERS))} convolutions, found {size}")
+            raise KDError(
+                f"size: expected {', '.join(map(str, LAYERS))} convolutions, found {size}; correct the configuration"
+            )
         convolutions, dense = (part.split() for part in LAYERS[size].split("flatten"))
         self.features = nn.Sequential()
         channels, side = 3, 32
@@ -134,7 +138,7 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # uint8 (B, 3, 32, 32) -> logits (B, K)
         h = x.contiguous(memory_format=torch.channels_last).float() / 255
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.half and self.training):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.in_bfloat16 and self.training):
             h = self.features(h).flatten(1)
             squares = []
             for layer in self.dense:
@@ -142,12 +146,12 @@ class Network(nn.Module):
                 if isinstance(layer, nn.Linear):
                     h = h if layer is self.dense[-1] else F.relu(h)
                     squares.append(h.float().square().sum())
-        self.activity = torch.stack(squares).sum() / len(x)  # of the dense layers' outputs, per example
+        self.activity = torch.stack(squares).sum() / len(x)
         return h.float()
 
-    def initialise(self, generator: torch.Generator) -> Network:  # code: the dense layers name no initialiser
+    def initialise(self, generator: torch.Generator) -> Network:
         he_uniform_(self.features, generator)
-        keras_glorot_(self.dense, generator)
+        keras_glorot_(self.dense, generator)  # code: the dense layers name no initialiser
         return self
 
 
@@ -192,11 +196,11 @@ def optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
         return keras_adam(model.parameters(), 1e-3)
     if config.optimizer == "sgd":
         return torch.optim.SGD(model.parameters(), lr=0.01, momentum=config.momentum, fused=True)
-    raise KDError(f"optimizer: expected sgd or adam, found {config.optimizer!r}")
+    raise KDError(f"optimizer: expected sgd or adam, found {config.optimizer!r}; correct the configuration")
 
 
 def last_epoch(accuracies: Sequence[float], config: Config) -> int:
-    """The epoch after which Keras's EarlyStopping ends, and the extra ones: a function of the test accuracies so far."""
+    """Return the last epoch: that of Keras's EarlyStopping, from the test accuracies so far, plus the extra ones."""
     for epoch in range(config.patience + 1, len(accuracies) + 1):
         best = accuracies.index(max(accuracies[:epoch])) + 1
         if epoch - best >= config.patience:
@@ -205,7 +209,7 @@ def last_epoch(accuracies: Sequence[float], config: Config) -> int:
 
 
 def result(run: Run, model: Network, progress: Progress) -> Result:
-    """Metrics of each snapshot on the test part, and the logits that students will need."""
+    """Return the metrics of each snapshot on the test pictures, and the logits that the network's students need."""
     data: Data = run.data
     metrics, targets = {}, {}
     for snapshot, weights in progress.kept.items():
@@ -223,42 +227,52 @@ def load_data(config: Config, folders: Mapping[str, Path]) -> Data:
     return cifar10_data(folders.get("cifar10"), config.train_pictures, config.test_pictures)
 
 
-# Most runs serve two modes: the text is silent on alpha, T and rate, and one choice for all arms is also the fair one.
-def plain(name: str, train: Callable[[Run], Result], size: int, teacher: str = "", **rest: Any) -> Arm:
-    change = {"size": size, **rest.pop("change", {})}
-    return Arm(name, ("as described", "controlled"), train, {"teacher": teacher} if teacher else {}, change, **rest)
+# ---- the arms
+
+
+# The text gives no alpha, T and rate; one choice for all arms is also the controlled setting.
+BOTH = ("as described", "controlled")
+
+
+def taught(
+    name: str, size: int, teacher: str, modes: tuple[str, ...] = BOTH, snapshot: str = "final", **change: Any
+) -> Arm:
+    return Arm(name, modes, train_distilled, {"teacher": teacher}, {"size": size, **change}, snapshot)
 
 
 def released(name: str, size: int, teacher: str = "", **change: Any) -> Arm:
+    if not teacher:
+        return Arm(name, ("as released",), train_scratch, change={"size": size, **change})
     # The released distillation step computes its own loss, without the dense layers' activity.
-    needs, activity = ({"teacher": teacher}, {"activity": 0.0}) if teacher else ({}, {})
-    return Arm(name, ("as released",), train_distilled if teacher else train_scratch, needs, {"size": size, **activity, **change})
+    change = {"size": size, "activity": 0.0, **change}
+    return Arm(name, ("as released",), train_distilled, {"teacher": teacher}, change)
 
 
-SIZES = tuple(LAYERS)
-DIRECT = {"teacher": "scratch_10", "change": {"rounds": 4}}  # one run, looked at after 1, 2 and 4 times the epochs
 SGD, ADAM = {"optimizer": "sgd"}, {"optimizer": "adam"}
 
 ARMS = (
-    *(plain(f"scratch_{size}", train_scratch, size) for size in SIZES),
-    *(plain(f"student_2_of_{teacher}", train_distilled, 2, f"scratch_{teacher}") for teacher in (4, 6, 8)),
-    # Table 3 and figure 5 report two numbers for this one network, so it has two names.
-    plain("direct", train_distilled, 2, snapshot="round_1", **DIRECT),
-    plain("student_2_of_10", train_distilled, 2, snapshot="round_1", **DIRECT),
-    *(plain(f"student_{size}_of_10", train_distilled, size, "scratch_10") for size in (4, 6, 8)),
-    *(plain(f"ta_{size}", train_distilled, 2, f"student_{size}_of_10") for size in (4, 6, 8)),
-    # 10 -> 8 -> 6 -> 4 -> 2; its first link is student_8_of_10.
-    plain("chain_6", train_distilled, 6, "student_8_of_10"),
-    plain("chain_4", train_distilled, 4, "chain_6"),
-    plain("chain", train_distilled, 2, "chain_4"),
-    # Controls: no assistant, but as many epochs as assistant and student have together, or the students of the full chain.
-    Arm("direct_as_ta", ("controlled",), train_distilled, {"teacher": "scratch_10"}, {"size": 2, "rounds": 4}, "round_2"),
-    Arm("direct_as_chain", ("controlled",), train_distilled, {"teacher": "scratch_10"}, {"size": 2, "rounds": 4}),
+    *(Arm(f"scratch_{size}", BOTH, train_scratch, change={"size": size}) for size in LAYERS),
+    *(taught(f"student_2_of_{size}", 2, f"scratch_{size}") for size in (4, 6, 8)),
+    # The student of 2 that the network of 10 teaches directly is one run of 4 rounds; its snapshots after 1, 2 and 4
+    # rounds are arms. Table 3 and figure 5 report two numbers for the first of them, so it has two names.
+    taught("direct", 2, "scratch_10", snapshot="round_1", rounds=4),
+    taught("student_2_of_10", 2, "scratch_10", snapshot="round_1", rounds=4),
+    *(taught(f"student_{size}_of_10", size, "scratch_10") for size in (4, 6, 8)),
+    *(taught(f"ta_{size}", 2, f"student_{size}_of_10") for size in (4, 6, 8)),
+    # The full chain is 10 -> 8 -> 6 -> 4 -> 2; its first link is student_8_of_10.
+    taught("chain_6", 6, "student_8_of_10"),
+    taught("chain_4", 4, "chain_6"),
+    taught("chain", 2, "chain_4"),
+    # Controls without an assistant: as many epochs as assistant and student together, and as all students of the chain.
+    taught("direct_as_ta", 2, "scratch_10", ("controlled",), "round_2", rounds=4),
+    taught("direct_as_chain", 2, "scratch_10", ("controlled",), rounds=4),
     Arm("sham", ("sham",), train_sham, {"teacher": "scratch_10"}, {"size": 2}),
-    # Does the precision matter? The pair shares its start, its order and its dropout.
-    *(Arm(f"scratch_2_{precision}", ("controlled",), train_scratch, {}, {"size": 2, "precision": precision})
-      for precision in ("float32", "bfloat16")),
-    # As released: every network has an optimizer, a length, an alpha and a T of its own, chosen on the test pictures.
+    # Does the precision matter? The two runs of a seed have the same first weights, order of pictures and dropout.
+    *(
+        Arm(f"scratch_2_{precision}", ("controlled",), train_scratch, {}, {"size": 2, "precision": precision})
+        for precision in ("float32", "bfloat16")
+    ),
+    # As released: every network has its own optimizer, length, alpha and T, chosen on the test pictures.
     released("released_scratch_2", 2, **ADAM, epochs=150, patience=20),
     released("released_scratch_4", 4, **SGD, patience=20),
     released("released_scratch_6", 6, **SGD, patience=10, extra_epochs=1),
@@ -278,19 +292,56 @@ ARMS = (
     released("released_chain_4", 4, "released_chain_6", **ADAM),
     released("released_chain", 2, "released_chain_4", **ADAM, temperature=10.0, epochs=45),
 )
-HEADLINE = ("scratch_2", "scratch_4", "scratch_10", "student_2_of_4", "student_2_of_10", "direct", "direct_as_ta",
-            "student_6_of_10", "ta_6", "sham")
-BANDED = ("accuracy", "training_loss")  # with recorded bands; the loss is what a sham teacher moves most
-CHECK = ("scratch_2", "student_2_of_4")  # what `check` trains, with seed 0
+HEADLINE = (
+    "scratch_2",
+    "scratch_4",
+    "scratch_10",
+    "student_2_of_4",
+    "student_2_of_10",
+    "direct",
+    "direct_as_ta",
+    "student_6_of_10",
+    "ta_6",
+    "sham",
+)
+
+# ---- how much is run
+
 PROFILES = {
-    # The source has float32 throughout; on a CPU with bfloat16 instructions this takes half the time (README.md, Precision).
-    "full": Profile(replace(PAPER, precision="bfloat16"), seeds=5, reduced="training steps in bfloat16, predictions in float32"),
+    # The source uses float32 throughout. On a CPU with bfloat16 instructions, bfloat16 takes half the time (README.md,
+    # Precision).
+    "full": Profile(
+        replace(PAPER, precision="bfloat16"),
+        seeds=5,
+        judged=True,
+        reduced="training steps in bfloat16, predictions in float32",
+    ),
     "float32": Profile(PAPER, seeds=5),
-    "quick": Profile(QUICK, seeds=2, arms=HEADLINE, reduced="10 epochs and 4,000 training pictures instead of 100 and 50,000; "
-                     "the same networks, batch size and losses"),
-    "smoke": Profile(SMOKE, seeds=1, arms=("direct", "student_6_of_10", "ta_6", "sham"), synthetic=True,
-                     reduced="6 epochs of 200 synthetic pictures, batch 8"),
+    "quick": Profile(
+        QUICK,
+        seeds=2,
+        arms=HEADLINE,
+        reduced="10 epochs and 4,000 training pictures instead of 100 and 50,000; "
+        "the same networks, batch size and losses",
+    ),
+    "smoke": Profile(
+        SMOKE,
+        seeds=1,
+        arms=("direct", "student_6_of_10", "ta_6", "sham"),
+        synthetic=True,
+        reduced="6 epochs of 200 synthetic pictures, batch 8",
+    ),
 }
+EXPERIMENT = Experiment(
+    source=SOURCE,
+    protocol=3,  # raise with every edit that can move results
+    data=("cifar10",),
+    load_data=load_data,
+    arms=ARMS,
+    profiles=PROFILES,
+    check=("scratch_2", "student_2_of_4"),  # what `kd check` trains, with seed 0
+    banded=("accuracy", "training_loss"),  # the training loss is what a sham teacher changes most
+)
 
 if __name__ == "__main__":
     cli.run_experiment(__spec__.name)

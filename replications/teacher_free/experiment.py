@@ -1,11 +1,14 @@
-"""Distillation without a larger teacher on CIFAR-10: a student taught by its like, by label smoothing, by a teacher made by hand.
+"""Distillation without a larger teacher on CIFAR-10: from an equal student, label smoothing or a virtual teacher.
 
 Experiments 4 and 5 of a course project report (IIT Kanpur, CS771A, 2020), after Yuan et al. 2020, "Revisiting Knowledge
-Distillation via Label Smoothing Regularization".  A student taught by a student like itself is said to reach 88.7%, against
-87.25% from scratch; taught by a student that was so taught, 89%.
+Distillation via Label Smoothing Regularization". According to the report, a student taught by a student of its own kind
+reaches 88.7%, against 87.25% from scratch; taught by a student that was itself so taught, it reaches 89%.
 
-What the arms are, and where text and released code differ, is in README.md beside this file; the networks, the loss and the
-training are in replications/course_cifar.py, and the full runs that grid needs too are trained once.
+README.md in this folder says what the arms are, and where the text and the released code differ. Read in this order:
+1. this file: the configurations, the arms (who is taught by whom, and what changes) and the profiles;
+2. replications/course_report/cifar.py: `Config`, the two networks, and one function per method, `train_distilled` etc.;
+   the report's experiments before these (grid) use them too, and the full runs that both need are trained once;
+3. replications/course_report/__init__.py: the distillation loss, the sham, the metrics and the pictures.
 """
 
 from __future__ import annotations
@@ -16,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from kdlib import cli
-from kdlib.experiment import Arm, Profile
-from replications.course_cifar import (
+from kdlib.run.experiment import Arm, Experiment, Profile
+from replications.course_report import SOURCE, Data, cifar10_data
+from replications.course_report.cifar import (
     ALPHAS,
     RECORDED_TEACHER,
     TEMPERATURES,
@@ -25,25 +29,14 @@ from replications.course_cifar import (
     cell,
     train_distilled,
     train_distilled_sham,
-    train_distilled_sham_together,
-    train_distilled_together,
     train_resnet18,
     train_smoothed,
-    train_smoothed_together,
     train_student,
-    train_student_together,
     train_virtual_teacher,
-    train_virtual_teacher_together,
 )
-from replications.course_report import SOURCE, Data, cifar10_data
-
-__all__ = ["SOURCE"]  # runs are shared between replications of one source
-PROTOCOL = 1  # raised whenever an edit can move results
-DATA = ("cifar10",)
-DATA_FIELDS = ()
 
 PAPER = Config()
-# Its teacher is the recorded one, of 3 epochs; the 2 are of a teacher of synthetic pictures.
+# Real data use the recorded 3-epoch teacher; teacher_epochs=2 applies to synthetic data only.
 QUICK = replace(PAPER, epochs=8, slow_from=5, train_pictures=2_500, teacher_epochs=2, recorded_teacher=RECORDED_TEACHER)
 SMOKE = replace(PAPER, epochs=6, slow_from=5, batch=8, train_pictures=160, test_pictures=60)
 
@@ -52,48 +45,79 @@ def load_data(config: Config, folders: Mapping[str, Path]) -> Data:
     return cifar10_data(folders.get("cifar10"), config.train_pictures, config.test_pictures)
 
 
+# ---- the arms
+
 BOTH = ("as released", "controlled")
-SLOWS = {"slows": True}  # code: a tenth of the learning rate from epoch 30 on, in every taught run; the baseline had not that
-FIRST = {"alpha": 0.2, "temperature": 2.0}  # the report's best cell; also ours for smoothing, virtual teacher and sham
+# code: a tenth of the learning rate from epoch 30 on, in every taught run, but not in the baseline
+SLOWS = {"slows": True}
+# The report's best cell. Ours: label smoothing, virtual teacher and sham have its alpha and T too.
+FIRST = {"alpha": 0.2, "temperature": 2.0}
 
 
-def taught(name: str, teacher: str, modes: tuple[str, ...] = BOTH, **change: Any) -> Arm:
-    change = SLOWS | change | {"temperature": float(change["temperature"])}
-    return Arm(name, modes, train_distilled, {"teacher": teacher}, change, together=train_distilled_together,
-               mapped=("alpha", "temperature"))
+def scratch(name: str, mode: str, **change: Any) -> Arm:
+    return Arm(name, (mode,), train_student, change=change, mapped=())
+
+
+def taught(
+    name: str, teacher: str, alpha: float, temperature: int, modes: tuple[str, ...] = BOTH, slows: bool = True
+) -> Arm:
+    change = {"slows": slows, "alpha": alpha, "temperature": float(temperature)}
+    return Arm(name, modes, train_distilled, {"teacher": teacher}, change, mapped=("alpha", "temperature"))
 
 
 ARMS = (
     Arm("teacher", ("as released",), train_resnet18, seed=0),
-    Arm("resnet18", ("as released",), train_resnet18),  # one for each seed, to compare its entropy with
-    # also the teacher of experiment 4
-    Arm("baseline_64", ("as released",), train_student, change={"batch": 64}, together=train_student_together),
-    Arm("baseline", ("as described",), train_student, together=train_student_together),
-    Arm("baseline_slowed", ("controlled",), train_student, change=SLOWS, together=train_student_together),
-    # Experiment 4. The text does not speak of a slower rate. (Alone: the by_resnet18 cells then make groups as in grid.)
-    Arm(f"described_{cell(0.2, 2)}", ("as described",), train_distilled, {"teacher": "baseline"}, FIRST),
-    *(taught(f"self_{cell(alpha, t)}", "baseline_64", alpha=alpha, temperature=t) for alpha in ALPHAS for t in TEMPERATURES),
+    Arm("resnet18", ("as released",), train_resnet18),  # one for each seed, to compare its entropy
+    scratch("baseline_64", "as released", batch=64),  # also the teacher of experiment 4
+    scratch("baseline", "as described"),
+    scratch("baseline_slowed", "controlled", **SLOWS),
+    # Experiment 4. The text does not mention a slower rate. This arm is not trained side by side with cells: so the
+    # by_resnet18 cells make the same groups as in grid.
+    Arm(f"described_{cell(0.2, 2)}", ("as described",), train_distilled, {"teacher": "baseline"}, FIRST, mapped=()),
+    *(taught(f"self_{cell(alpha, t)}", "baseline_64", alpha, t) for alpha in ALPHAS for t in TEMPERATURES),
     # Experiment 5.
-    *(taught(f"again_{cell(alpha, t)}", f"self_{cell(0.6, 2)}", alpha=alpha, temperature=t)
-      for alpha in (0.2, 0.4, 0.6) for t in (2, 4)),
+    *(taught(f"again_{cell(alpha, t)}", f"self_{cell(0.6, 2)}", alpha, t) for alpha in (0.2, 0.4, 0.6) for t in (2, 4)),
     # What the report compares its best T and experiment 5 with: grid's cells of the best alpha.
-    *(taught(f"by_resnet18_{cell(0.6, t)}", "teacher", ("as released",), alpha=0.6, temperature=t, slows=False)
-      for t in TEMPERATURES),
-    Arm("smoothed", ("controlled",), train_smoothed, change=SLOWS | FIRST, together=train_smoothed_together),
-    Arm("virtual_teacher", ("controlled",), train_virtual_teacher, change=SLOWS | FIRST, together=train_virtual_teacher_together),
-    Arm("sham", ("sham",), train_distilled_sham, {"teacher": "baseline_64"}, SLOWS | FIRST,
-        together=train_distilled_sham_together),
+    *(
+        taught(f"by_resnet18_{cell(0.6, t)}", "teacher", 0.6, t, modes=("as released",), slows=False)
+        for t in TEMPERATURES
+    ),
+    Arm("smoothed", ("controlled",), train_smoothed, change=SLOWS | FIRST, mapped=()),
+    Arm("virtual_teacher", ("controlled",), train_virtual_teacher, change=SLOWS | FIRST, mapped=()),
+    Arm("sham", ("sham",), train_distilled_sham, {"teacher": "baseline_64"}, SLOWS | FIRST, mapped=()),
 )
 HEADLINE = ("baseline_64", "baseline_slowed", f"self_{cell(0.2, 2)}", f"self_{cell(1.0, 2)}", "smoothed", "sham")
-BANDED = ("accuracy", "training_loss")  # with recorded bands; the loss is what a sham teacher moves most
-CHECK = ("smoothed", f"self_{cell(1.0, 2)}")  # what `check` trains, with seed 0; at alpha 0.2 it could not tell a sham
+
+# ---- how much is run
+
 PROFILES = {
-    "full": Profile(PAPER, seeds=5),
-    "quick": Profile(QUICK, seeds=2, arms=HEADLINE, reduced="8 epochs (the last 4 slowed) on the first 2,500 pictures instead "
-                     "of 50 (the last 21) on 50,000; the same student, batch sizes and losses"),
-    "smoke": Profile(SMOKE, seeds=1, arms=("virtual_teacher", f"described_{cell(0.2, 2)}"), synthetic=True,
-                     reduced="6 epochs of 160 synthetic pictures, batch 8"),
+    "full": Profile(PAPER, seeds=5, judged=True),
+    "quick": Profile(
+        QUICK,
+        seeds=2,
+        arms=HEADLINE,
+        reduced="8 epochs (the last 4 slowed) on the first 2,500 pictures instead "
+        "of 50 (the last 21) on 50,000; the same student, batch sizes and losses",
+    ),
+    "smoke": Profile(
+        SMOKE,
+        seeds=1,
+        arms=("virtual_teacher", f"described_{cell(0.2, 2)}"),
+        synthetic=True,
+        reduced="6 epochs of 160 synthetic pictures, batch 8",
+    ),
 }
+EXPERIMENT = Experiment(
+    source=SOURCE,
+    protocol=1,  # raise with every edit that can move results
+    data=("cifar10",),
+    load_data=load_data,
+    arms=ARMS,
+    profiles=PROFILES,
+    # What `kd check` trains, with seed 0. The cell has alpha 1: at alpha 0.2 the bands could not detect a sham teacher.
+    check=("smoothed", f"self_{cell(1.0, 2)}"),
+    banded=("accuracy", "training_loss"),  # the training loss is what a sham teacher changes most
+)
 
 if __name__ == "__main__":
     cli.run_experiment(__spec__.name)

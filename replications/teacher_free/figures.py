@@ -1,20 +1,21 @@
-"""The figure of teacher-free distillation: the arms of the first claims, and accuracy against T for three kinds of teacher.
+"""The figure of teacher-free distillation: the first claims' arms, and accuracy against T for three kinds of teacher.
 
-Called by `kd tables`.
+`kd tables` draws it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 
-from kdlib.claims import Reported
-from kdlib.report.evidence import Record, measured
+from kdlib.judge.claims import Reported
 from kdlib.report.figures import Metrics, accuracies, maps, mean_and_interval, save, strip
-
-from .experiment import ALPHAS, TEMPERATURES, cell
+from kdlib.run.records import Record, measured
+from replications.course_report.cifar import ALPHAS, TEMPERATURES, cell
 
 ARMS = [[f"self_{cell(alpha, t)}" for t in TEMPERATURES] for alpha in ALPHAS]
 # Arm, label, colour.
@@ -46,17 +47,18 @@ def draw(records: Sequence[Record], reported: Reported, path: Path) -> None:
     save(figure, path)
 
 
-def against_temperature(axes: plt.Axes, found: Metrics, reported: Reported) -> None:
-    """Accuracy of the students against T, by what taught them: small teachers are said to want a small T."""
+def against_temperature(axes: Axes, found: Metrics, reported: Reported) -> None:
+    """Draw the students' accuracy against T, by teacher: according to the report, small teachers need a small T."""
     for place, (teacher, color, prefix, alpha) in enumerate(TEACHERS):
         arms = {t: f"{prefix}_{cell(alpha, t)}" for t in TEMPERATURES}
         shown = [(t, 100 * value.value) for t, arm in arms.items() if (value := reported.value(arm, "accuracy"))]
-        axes.plot(*zip(*shown, strict=True), "D--", color=color, markersize=4, linewidth=0.8, alpha=0.6,
-                  label=f"reported: {teacher}")
-        rows = [(t, row) for t, row in ((t, accuracies(found, arm)) for t, arm in arms.items()) if len(row)]
+        how: dict[str, Any] = {"color": color, "markersize": 4, "linewidth": 0.8, "alpha": 0.6}
+        axes.plot(*zip(*shown, strict=True), "D--", label=f"reported: {teacher}", **how)
+        every = [(t, accuracies(found, arm)) for t, arm in arms.items()]
+        rows = [(t, row) for t, row in every if len(row)]
         if rows:
-            axes.plot([t for t, _ in rows], [row.mean() for _, row in rows], color=color, linewidth=1.5,
-                      label=f"measured: {teacher}")
+            temperatures, heights = [t for t, _ in rows], [row.mean() for _, row in rows]
+            axes.plot(temperatures, heights, color=color, linewidth=1.5, label=f"measured: {teacher}")
         for t, row in rows:
             mean_and_interval(axes, t + 0.08 * place, row, color)
     axes.set_xticks(TEMPERATURES)

@@ -1,0 +1,142 @@
+"""Intervals of a mean over seeds, of further runs, and over the examples of a finite test set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import special
+
+from kdlib.metrics import f1_by_class
+
+__all__ = [
+    "Interval",
+    "accuracy_interval",
+    "f1_interval",
+    "holm",
+    "kendall_tau",
+    "needed_seeds",
+    "prediction_interval",
+    "sample_std",
+    "t_interval",
+    "t_quantile",
+]
+
+MOST_SEEDS = 10_000  # above this number, "run more seeds" is no useful advice
+Floats = NDArray[np.float64]
+
+
+class Interval(NamedTuple):
+    """Bounds of a mean: the two-sided 95% interval, the one-sided 95% bounds, the two-sided p value against zero."""
+
+    low: float
+    high: float
+    one_sided_low: float
+    one_sided_high: float
+    p: float = math.nan
+
+
+# ---- over seeds and runs
+
+
+@lru_cache(maxsize=4096)
+def t_quantile(probability: float, freedom: int) -> float:
+    """Return a quantile of Student's t distribution."""
+    return float(special.stdtrit(freedom, probability))
+
+
+def t_interval(sample: ArrayLike) -> Interval:
+    """Return Student's t interval of the mean of `sample` (n,), n >= 2, not all equal."""
+    values = np.asarray(sample, dtype=np.float64)
+    freedom = len(values) - 1
+    mean, error = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values))
+    wide, narrow = t_quantile(0.975, freedom) * error, t_quantile(0.95, freedom) * error
+    p = 2 * float(special.stdtr(freedom, -abs(mean) / error))
+    return Interval(mean - wide, mean + wide, mean - narrow, mean + narrow, p)
+
+
+def prediction_interval(
+    mean: float, std: float, runs: int, further: int = 1, level: float = 0.95
+) -> tuple[float, float]:
+    """Return where the mean of `further` new runs lies with probability `level`.
+
+    `mean` and `std` (n - 1) are those of `runs` >= 2 earlier runs.
+    """
+    half = t_quantile((1 + level) / 2, runs - 1) * std * math.sqrt(1 / further + 1 / runs)
+    return mean - half, mean + half
+
+
+def sample_std(std: float, runs: int, kind: str) -> float:
+    """Return the n - 1 standard deviation, from one of `kind` "population" or "sample"."""
+    return std * math.sqrt(runs / (runs - 1)) if kind == "population" else std
+
+
+@lru_cache(maxsize=1)
+def _unit_half_widths() -> Floats:
+    n = np.arange(2, MOST_SEEDS + 1)
+    widths: Floats = special.stdtrit(n - 1, 0.975) / np.sqrt(n)
+    return widths
+
+
+def needed_seeds(std: float, half_width: float) -> int | None:
+    """Return the smallest n >= 5 with t(0.975, n - 1) std / sqrt(n) < half_width; None if 10,000 are too few."""
+    enough = _unit_half_widths() * std < half_width
+    first = int(enough.argmax())
+    return max(5, first + 2) if enough[first] else None
+
+
+def holm(p_values: Sequence[float]) -> Floats:
+    """Return Holm's step-down adjusted p values, in the order given (Holm 1979)."""
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
+    return adjusted
+
+
+def kendall_tau(values: ArrayLike) -> float:
+    """Return Kendall's tau-b of `values` (k,) with their position; 0 if all are equal."""
+    row = np.asarray(values, dtype=np.float64)
+    signs = np.sign(row[None, :] - row[:, None])[np.triu_indices(len(row), 1)]
+    untied = np.count_nonzero(signs)
+    return float(signs.sum() / math.sqrt(untied * len(signs))) if untied else 0.0
+
+
+# ---- over the examples of a finite test set
+
+
+def accuracy_interval(correct: int, total: int) -> Interval:
+    """Return the Clopper-Pearson interval of an accuracy."""
+    return Interval(*_clopper_pearson(correct, total))
+
+
+def f1_interval(confusion: ArrayLike, resamples: int = 2000, seed: int = 0) -> Interval:
+    """Return the percentile bootstrap of the macro F1 of a confusion matrix (K, K), one row a true class."""
+    counts = np.asarray(confusion, dtype=np.int64)
+    draws = _multinomial(counts.ravel(), resamples, seed).reshape(-1, *counts.shape)
+    return _percentiles(np.asarray(f1_by_class(draws)).mean(axis=1))
+
+
+def _clopper_pearson(successes: int, trials: int) -> tuple[float, float, float, float]:
+    def quantile(a: int, b: int, probability: float) -> float:
+        return float(special.betaincinv(a, b, probability))
+
+    failures = trials - successes
+    low, lower = (quantile(successes, failures + 1, q) if successes else 0.0 for q in (0.025, 0.05))
+    high, upper = (quantile(successes + 1, failures, q) if failures else 1.0 for q in (0.975, 0.95))
+    return low, high, lower, upper
+
+
+def _multinomial(counts: NDArray[np.int64], resamples: int, seed: int) -> Floats:
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(counts.sum(), counts / counts.sum(), size=resamples).astype(np.float64)
+
+
+def _percentiles(scores: Floats) -> Interval:
+    low, lower, upper, high = (float(bound) for bound in np.quantile(scores, [0.025, 0.05, 0.95, 0.975]))
+    tail = min(int((scores <= 0).sum()), int((scores >= 0).sum())) + 1
+    return Interval(low, high, lower, upper, min(1.0, 2 * tail / (len(scores) + 1)))

@@ -1,0 +1,141 @@
+"""Verdicts on claims, from plain metrics: arm -> seed -> metric -> value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from kdlib.errors import KDError
+from kdlib.judge import verdicts
+from kdlib.judge.claims import (
+    Best,
+    Choice,
+    Claim,
+    Comparable,
+    Comparison,
+    Direction,
+    Effect,
+    Exact,
+    NonInferior,
+    Reported,
+    Trend,
+    Value,
+    fixed_rival,
+)
+from kdlib.judge.intervals import Floats
+from kdlib.judge.verdicts import Outcome, Verdict
+
+__all__ = ["Metrics", "chosen", "judge", "outcomes", "with_choices"]
+
+Metrics = Mapping[str, Mapping[int, Mapping[str, float]]]  # arm -> seed -> metric -> value
+Series = Mapping[str, Mapping[int, float]]  # one metric: arm -> seed -> value
+
+
+def judge(claim: Claim, mode: str, metrics: Metrics, analogue: bool = False) -> Verdict:
+    """Return the verdict on a claim in a mode, over the seeds that its arms share.
+
+    `analogue`: the data or the teacher of these runs are not the source's. KDError if a measured number is missing or
+    not finite.
+    """
+    if mode not in claim.modes:
+        raise KDError(f"{claim.name}: expected a mode of {', '.join(claim.modes)}, found {mode!r}")
+    compared = claim.modes[mode]
+    series = {arm: _series(metrics, arm, claim.metric) for arm in (*compared.arms, *compared.rivals)}
+    return replace(_verdict(claim, compared, series), analogue=analogue or claim.analogue)
+
+
+def outcomes(reported: Reported, metrics: Metrics) -> dict[str, dict[str, Outcome]]:
+    """Return the outcome of each claim in each mode all of whose arms have runs."""
+    metrics = with_choices(reported.choices, metrics)
+    return {
+        name: {
+            mode: judge(claim, mode, metrics).outcome
+            for mode, compared in claim.modes.items()
+            if {*compared.arms, *compared.rivals} <= metrics.keys()
+        }
+        for name, claim in reported.claims.items()
+    }
+
+
+def chosen(choice: Choice, metrics: Metrics) -> str | None:
+    """Return the arm that is chosen; None unless all arms of the choice have the metric for the same seeds."""
+    found = {
+        arm: {seed: each[choice.by] for seed, each in metrics.get(arm, {}).items() if choice.by in each}
+        for arm in choice.among
+    }
+    seeds = {tuple(sorted(series)) for series in found.values()}
+    if len(seeds) > 1 or not all(found.values()):
+        return None
+    # Rounded, because the same number of right pictures may come from different seeds: then the first arm is chosen.
+    return max(choice.among, key=lambda arm: round(math.fsum(found[arm].values()), 9))
+
+
+def with_choices(choices: Iterable[Choice], metrics: Metrics) -> Metrics:
+    """Return the metrics and, under the name of each choice, those of the arm that is chosen."""
+    found = {choice.name: chosen(choice, metrics) for choice in choices}
+    return {**metrics, **{name: metrics[arm] for name, arm in found.items() if arm}}
+
+
+def _verdict(claim: Claim, compared: Comparison, series: Series) -> Verdict:
+    match claim:
+        case Exact():
+            expected = dict(zip(compared.arms, compared.expected, strict=True))
+            return verdicts.exact({arm: list(series[arm].values()) for arm in expected}, expected)
+        case Trend():
+            return verdicts.trend(_along(compared, series))
+        case Best():
+            rivals = {rival: _differences(claim, series, compared.arms[0], rival) for rival in compared.rivals}
+            return verdicts.best(rivals)
+        case Value():
+            size = abs(claim.reported - claim.trivial)
+            above = _compared(claim, compared, series)
+            return verdicts.value(above, size, claim.margin, claim.rounding, claim.std, claim.runs)
+        case Effect():
+            differences = _compared(claim, compared, series)
+            return verdicts.effect(differences, claim.reported, claim.rounding, claim.std, claim.runs)
+        case Direction():
+            return verdicts.direction(_compared(claim, compared, series))
+        case NonInferior():
+            return verdicts.non_inferior(_compared(claim, compared, series), claim.margin)
+        case Comparable():
+            return verdicts.comparable(_compared(claim, compared, series), claim.margin)
+
+
+def _series(metrics: Metrics, arm: str, metric: str) -> dict[int, float]:
+    series = {}
+    for seed, measured in sorted(metrics.get(arm, {}).items()):
+        found = measured.get(metric)
+        if found is None or not math.isfinite(found):
+            raise KDError(f"{arm}, seed {seed}: expected a finite {metric}, found {found}; run this arm again")
+        series[seed] = float(found)
+    return series
+
+
+def _shared_seeds(series: Series, *arms: str) -> list[int]:
+    return sorted(set.intersection(*(set(series[arm]) for arm in arms)))
+
+
+def _along(compared: Comparison, series: Series) -> Floats:
+    """One row for each seed, one column for each arm: the metric, or its gain over the rivals."""
+    seeds = _shared_seeds(series, *compared.arms, *compared.rivals)
+    values, base = (
+        np.array([[series[arm][seed] for arm in row] for seed in seeds]) for row in (compared.arms, compared.rivals)
+    )
+    return values - base if compared.rivals else values
+
+
+def _compared(claim: Claim, compared: Comparison, series: Series) -> Floats:
+    """By seed, how much better the arm is than its rival, or than the number it is compared with."""
+    rival = fixed_rival(claim)
+    if rival is None:
+        return _differences(claim, series, compared.arms[0], compared.rivals[0])
+    above = np.array([value - rival for value in series[compared.arms[0]].values()])
+    return -above if claim.lower_is_better else above
+
+
+def _differences(claim: Claim, series: Series, arm: str, rival: str) -> Floats:
+    better, worse = (rival, arm) if claim.lower_is_better else (arm, rival)
+    return np.array([series[better][seed] - series[worse][seed] for seed in _shared_seeds(series, better, worse)])

@@ -1,0 +1,93 @@
+"""A replication's tables and figure, and its place in the READMEs, from records."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from kdlib.errors import KDError
+from kdlib.files import atomic_write
+from kdlib.judge.bands import read_bands
+from kdlib.judge.claims import Reported
+from kdlib.judge.reading import load_claims
+from kdlib.report.tables import MADE_OF, replace_table, section, summary_line, summary_table, write_tables
+from kdlib.run.experiment import Experiment, load_experiment, replications
+from kdlib.run.records import Record, grouped, read_records
+
+__all__ = ["reported_of", "update_readmes", "write_pages"]
+
+
+def reported_of(experiment: Experiment) -> Reported:
+    """Return the source's numbers and claims."""
+    return load_claims(experiment.folder / "claims.toml", [arm.name for arm in experiment.arms])
+
+
+def write_pages(
+    experiment: Experiment, records: Sequence[Record], folder: Path, *, committed: Sequence[Record], synthetic: bool
+) -> list[str]:
+    """Write the tables, and the figure if there is a `figures.py`, of each profile and data set; return the pages.
+
+    Pages of reduced profiles show the verdicts of the judged runs among `committed`.
+    """
+    reported, bands = reported_of(experiment), read_bands(experiment.folder / "bands.toml")
+    judged = experiment.judged
+    # A reduced profile may train on a part of the data. It is compared with the judged runs of the same label, whose
+    # data digest may be another.
+    judged_data = {_label(experiment, record): record.data for record in committed if record.profile == judged}
+    pages = []
+    for (digest, profile_name), group in grouped(records).items():
+        label = _label(experiment, group[0])
+        data = digest if profile_name == judged else judged_data.get(label.replace(profile_name, judged, 1), digest)
+        if synthetic and not experiment.profile(profile_name).synthetic:
+            label += "-synthetic"
+        page = write_tables(
+            folder,
+            label,
+            experiment,
+            reported,
+            group,
+            profile=profile_name,
+            synthetic=synthetic,
+            judged_bands=bands.get((data, judged)),
+        )
+        pages.append(page)
+        if (experiment.folder / "figures.py").exists():
+            figures = importlib.import_module(f"replications.{experiment.name}.figures")
+            figures.draw(group, reported, folder / f"{label}.png")
+    return pages
+
+
+def _label(experiment: Experiment, record: Record) -> str:
+    return experiment.label(record.profile, record.description["config"])
+
+
+def update_readmes(root: Path) -> None:
+    """Write one row for each replication into the top README, and tables of judged runs into the replications' own."""
+    rows, shown = [], {}
+    for name in replications(root):
+        experiment, results = load_experiment(name), root / "results" / name
+        judged = [r for r in read_records(results / "runs.jsonl") if _label(experiment, r) == experiment.judged]
+        rows.append(summary_line(name, reported_of(experiment), judged))
+        for profile_name, profile in experiment.profiles.items():
+            if profile.in_readme and (page := results / f"{profile_name}.md").exists():
+                shown[name] = section(page.read_text(encoding="utf-8"), "Arms")
+        if (page := results / f"{experiment.judged}.md").exists():
+            text = page.read_text(encoding="utf-8")
+            places = {"claims": section(text, "Claims"), "ingredients": section(text, MADE_OF)}
+            _update(root / "replications" / name / "README.md", places, needed=False)
+    _update(root / "README.md", {"table": summary_table(rows), **shown})
+
+
+def _update(path: Path, places: dict[str, str], needed: bool = True) -> None:
+    """Write tables into a README, each at the marks of its name; if not `needed`, only where the marks are."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        for mark, table in places.items():
+            if needed or f"<!-- {mark}:begin -->" in text:
+                text = replace_table(text, table, mark)
+    except OSError as error:
+        raise KDError(f"{path}: expected a README to write the tables into, found: {error.strerror}") from error
+    except KDError as error:
+        raise KDError(f"{path}: {error}") from error
+    atomic_write(path, text.encode())

@@ -1,0 +1,202 @@
+"""Whole sessions: `replicate` compares runs with the bands, `check` does so in an empty store, `record` writes.
+
+from kdlib.report import replicate
+from kdlib.run import prepare
+
+found = replicate(prepare("ecg", "smoke"))
+found.arms  # a pandas frame, one row for each arm
+found.claims
+found.problems
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdlib.errors import KDError
+from kdlib.files import locked
+from kdlib.judge.bands import bands_of, changes, misses, read_bands, write_bands
+from kdlib.judge.verdicts import MIN_SEEDS
+from kdlib.report.frames import arms_table, claims_table
+from kdlib.report.pages import reported_of, write_pages
+from kdlib.run.engine import Report
+from kdlib.run.experiment import Experiment
+from kdlib.run.plan import Job
+from kdlib.run.records import Record, grouped, measured, merged, read_records, write_records
+from kdlib.run.session import Session, failures, records_of, train
+from kdlib.run.store import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Replication", "check", "record", "replicate"]
+
+Reporter = Callable[[Sequence[Job]], AbstractContextManager[Report]]  # shows how a session goes on
+
+
+@contextmanager
+def silent(jobs: Sequence[Job]) -> Iterator[Report]:
+    """Show nothing."""
+    yield lambda event: None
+
+
+@dataclass(frozen=True)
+class Replication:
+    """The outcome of a session: records of its runs, problems that fail it, and notes.
+
+    A problem is a failed run, a number outside its band, or a verdict that is not the recorded one.
+    """
+
+    session: Session
+    records: list[Record]
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def arms(self) -> pd.DataFrame:
+        """One row for each arm: what was measured next to what is reported."""
+        session = self.session
+        return arms_table(session.experiment.arms, reported_of(session.experiment), self.records, session.synthetic)
+
+    @property
+    def claims(self) -> pd.DataFrame:
+        """One row for each claim and mode."""
+        session = self.session
+        known = read_bands(session.experiment.folder / "bands.toml")
+        data = self.records[0].data if self.records else ""
+        return claims_table(
+            reported_of(session.experiment),
+            self.records,
+            known.get((data, session.experiment.judged)),
+            judged=session.profile.judged,
+            synthetic=session.synthetic,
+        )
+
+
+def replicate(session: Session, reporter: Reporter = silent) -> Replication:
+    """Train what the store lacks and compare every metric with its band, and every verdict with the recorded one."""
+    records, problems = _trained(session, reporter)
+    departed, notes = departures(session, records)
+    return Replication(session, records, [*problems, *departed], notes)
+
+
+def _trained(session: Session, reporter: Reporter) -> tuple[list[Record], list[str]]:
+    jobs = session.jobs()
+    with reporter(jobs) as report:
+        summary = train(session, jobs, report)
+    return records_of(session, jobs, summary), failures(jobs, summary)
+
+
+def departures(session: Session, records: Sequence[Record]) -> tuple[list[str], list[str]]:
+    """Return a sentence for each metric outside its band and each verdict that is not the recorded one; and notes.
+
+    There are no bands for synthetic data, for other data than ours, or before the first `kd record`.
+    """
+    experiment = session.experiment
+    bands = read_bands(experiment.folder / "bands.toml")
+    found: list[str] = []
+    notes: list[str] = []
+    for key, group in grouped(records).items():
+        if known := bands.get(key):
+            metrics = measured(group)
+            found += map(str, misses(known.bands, metrics))
+            seeds = sorted({seed for band in known.bands.values() for seed in band.seeds})
+            if session.profile.judged and set(seeds) <= set(session.seeds):
+                found += changes(known, reported_of(experiment), metrics)
+            elif session.profile.judged:  # both depend on the number of seeds
+                notes.append(
+                    "Verdicts and ranges are not compared with the recorded ones, which are of "
+                    f"{len(seeds)} seeds, {seeds[0]} to {seeds[-1]}."
+                )
+    return found, notes
+
+
+# ---- check
+
+
+def check(session: Session, reporter: Reporter = silent) -> Replication:
+    """Train a session's arms in an empty store of its own and compare the experiment's check arms with the bands.
+
+    Problems name every number outside its band, and say if there was nothing to compare. Notes count the numbers.
+    """
+    with tempfile.TemporaryDirectory(prefix="kd-check-") as store:
+        session = replace(session, store=Store(Path(store)))
+        records, problems = _trained(session, reporter)
+    experiment = session.experiment
+    notes = []
+    bands = read_bands(experiment.folder / "bands.toml")
+    for key, group in grouped(records).items():
+        if key not in bands:
+            problems.append(f"no bands are recorded for data {key[0]}; `kd record {experiment.name}` makes them")
+            continue
+        metrics = measured(group, experiment.check)
+        outside = misses(bands[key].bands, metrics)
+        numbers = sum(1 for band in bands[key].bands if band.partition(".")[0] in metrics)
+        notes.append(
+            f"{numbers} number{'s' * (numbers != 1)} of {len(metrics)} arm{'s' * (len(metrics) != 1)} checked, "
+            f"{len(outside)} outside their bands"
+        )
+        if not numbers:
+            problems.append(f"no bands of its check arms are recorded; `kd record {experiment.name}` makes them")
+        problems += map(str, outside)
+    return Replication(session, records, problems, notes)
+
+
+# ---- record
+
+
+def record(session: Session, results: Path, reporter: Reporter = silent) -> tuple[list[str], list[str]]:
+    """Run a session, then write its records, bands and tables below `results`; return problems and pages.
+
+    Recorded runs of other seeds and arms are kept.
+    """
+    experiment, folder = session.experiment, results / session.experiment.name
+    path = folder / "runs.jsonl"
+    refuse_other_protocols(session, session.jobs(), read_records(path))
+    new, problems = _trained(session, reporter)
+    # Two sessions may record seeds of one replication at the same time.
+    with locked(folder / ".lock", "see that results/ can be written to"):
+        records = merged(read_records(path), new)
+        write_records(path, records, [arm.name for arm in experiment.arms])
+        update_bands(experiment, [r for r in records if r.profile == session.profile_name])
+        pages = write_pages(experiment, records, folder, committed=records, synthetic=False)
+    return problems, pages
+
+
+def refuse_other_protocols(session: Session, jobs: Sequence[Job], records: Sequence[Record]) -> None:
+    """Refuse to record next to runs of another protocol, before anything is trained: no verdict may mix both."""
+    experiment, data = session.experiment, {job.description.data for job in jobs}
+    new = {(job.description.seed, arm) for job in jobs for arm in job.arms}
+    for old in records:
+        kept = sorted(arm for arm in old.arms if (old.seed, arm) not in new)
+        protocol = old.description["protocol"]
+        same_table = old.profile == session.profile_name and old.data in data
+        if same_table and kept and protocol != experiment.protocol:
+            raise KDError(
+                f"{experiment.name}, profile {session.profile_name}: expected recorded runs of protocol "
+                f"{experiment.protocol} next to the new ones, found {', '.join(kept)}, seed {old.seed}, of protocol "
+                f"{protocol}; record all recorded arms and seeds at once, or delete its line from runs.jsonl"
+            )
+
+
+def update_bands(experiment: Experiment, records: Sequence[Record]) -> None:
+    """Write the bands, and of judged runs the verdicts, of all arms with enough seeds."""
+    path = experiment.folder / "bands.toml"
+    bands = dict(read_bands(path))
+    reported = reported_of(experiment)
+    for (digest, profile), group in grouped(records).items():
+        metrics = measured(group)
+        if not any(len(seeds) >= MIN_SEEDS for seeds in metrics.values()):
+            continue
+        commits = {
+            arm: ", ".join(sorted({str(r.environment["commit"])[:12] for r in group if arm in r.arms}))
+            for arm in metrics
+        }
+        judged = experiment.profile(profile).judged
+        bands[digest, profile] = bands_of(metrics, experiment.banded, commits, reported if judged else None)
+    write_bands(path, bands)

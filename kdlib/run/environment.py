@@ -1,0 +1,104 @@
+"""What a run's result may depend on in addition to its description: commit, code, versions, machine."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import re
+import subprocess
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+LIBRARY = Path(__file__).parents[1]
+# The files of kdlib.run that can change a result. All files of the core can; an edit of the others (engine, store of
+# records, judging, tables, command line) gives no notice.
+RUN_FILES = ("experiment.py", "store.py")
+# The files of kdlib.data that only bring data sets here. The data have a digest in a run's description.
+NOT_TRAINING = ("fetch.py", "sources.py", "transfer.py", "unpack.py")
+
+
+def environment(experiment_folder: Path, device: str) -> dict[str, Any]:
+    """Return commit, clean tree or not, digest of the source files, versions and device; without host names."""
+    from kdlib import __version__
+
+    commit, clean = git_state(experiment_folder)
+    if clean and git_state(LIBRARY) not in ((commit, True), ("unknown", None)):
+        clean = False  # kdlib is of another checkout: this commit does not hold the code that runs
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "numba": _numba_version(),
+        "kdlib": __version__,
+    }
+    return {
+        "replication": experiment_folder.name,
+        "commit": commit,
+        "clean": clean,
+        "source": source_digest(experiment_folder),
+        "versions": versions,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": device_name(device),
+    }
+
+
+def _numba_version() -> str:
+    try:
+        return version("numba")
+    except PackageNotFoundError:
+        return "none"
+
+
+@cache
+def git_state(folder: Path) -> tuple[str, bool | None]:
+    """Return (commit, clean) of the work tree that holds `folder`; ("unknown", None) outside git."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=20
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD"), not git("status", "--porcelain", "--", ":/kdlib", ":/replications")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown", None
+
+
+@cache
+def source_digest(experiment_folder: Path) -> str:
+    """Return the first 16 digits of the SHA-256 over the source files that can change a result of this experiment.
+
+    These are its own files, those of the shared packages in replications/ that it imports, kdlib's core and data, and
+    two files of kdlib.run.
+    """
+    own = [path for path in experiment_folder.glob("*.py") if path.name != "figures.py"]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in own)
+    shared = {experiment_folder.parent / name for name in re.findall(r"\breplications\.(\w+)", text)}
+    files = [
+        *own,
+        *(path for folder in shared if folder != experiment_folder for path in folder.glob("*.py")),
+        *LIBRARY.glob("*.py"),
+        *(path for path in LIBRARY.glob("data/*.py") if path.name not in NOT_TRAINING),
+        *(LIBRARY / "run" / name for name in RUN_FILES),
+    ]
+    # By name within its folder, not by path: a copied replication has the same digest.
+    parts = sorted((path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def device_name(device: str) -> str:
+    """Return the name of the processor or the accelerator."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,293 @@
+"""An experiment as one object, its arms and profiles, and the run that a training function receives."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from kdlib.batches import Examples
+from kdlib.errors import KDError
+from kdlib.run.store import Description, FinishedRun, Result
+from kdlib.seeds import generator
+from kdlib.targets import SoftTargets
+from kdlib.training import Progress
+
+__all__ = ["DEFAULT", "Arm", "Compute", "Experiment", "Profile", "Run", "load_experiment", "replications"]
+
+DEFAULT = "quick"  # the profile of a session that names none, and of `kd check`
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of an experiment's graph: the function that trains it, what it needs, and the modes it is compared in.
+
+    `needs` maps a role to the name of the arm that plays it. `change` holds the configuration fields that differ from
+    the profile's. `snapshot` names the snapshot of the run that is this arm; several arms may be snapshots of one run.
+    An arm with a `seed` has one run, with that seed, for the sessions of all seeds (a source's only teacher).
+
+    With `mapped`, `train` takes a list of runs and may train them side by side. The runs of a list differ in their seed
+    and in the configuration fields that `mapped` names, in nothing else. Without it, `train` takes one run.
+    """
+
+    name: str
+    modes: tuple[str, ...]
+    train: Callable[[Run], Result] | Callable[[Sequence[Run]], list[Result]]
+    needs: Mapping[str, str] = field(default_factory=dict)
+    change: Mapping[str, Any] = field(default_factory=dict)
+    snapshot: str = "final"
+    seed: int | None = None
+    mapped: tuple[str, ...] | None = None
+
+    def results(self, runs: Sequence[Run]) -> list[Result]:
+        """Train the runs and return one result for each."""
+        if self.mapped is None:
+            return [cast(Callable[[Run], Result], self.train)(run) for run in runs]
+        return cast(Callable[[Sequence[Run]], list[Result]], self.train)(runs)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How much of the protocol is run: configuration, number of seeds, arms (none named: all), and what is reduced.
+
+    Runs of the `judged` profile get verdicts; runs of the others are compared with them. `in_readme`: the top README
+    shows this profile's table of arms. `synthetic`: the runs use made-up data on purpose.
+    """
+
+    config: Any
+    seeds: int
+    arms: tuple[str, ...] = ()
+    reduced: str = ""
+    judged: bool = False
+    in_readme: bool = False
+    synthetic: bool = False
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where a run trains. Threads and kind of device change the rounding, so they are part of a run's description."""
+
+    device: str = "cpu"
+    threads: int = 1
+
+
+@dataclass
+class Run:
+    """What a training function receives: configuration, seed, data, device, and the finished runs of its parents."""
+
+    config: Any
+    seed: int
+    data: Any
+    device: torch.device
+    label: str
+    parents: Mapping[str, tuple[FinishedRun, str]]
+    checkpoint: Path | None = None
+    on_epoch: Callable[[Progress], None] | None = None
+
+    def generator(self, name: str, epoch: int = 0) -> torch.Generator:
+        """Return the run's random stream of that name and epoch."""
+        return generator(self.seed, name, epoch)
+
+    def progress(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+        """Return a new training, or the interrupted one that the checkpoint holds."""
+        return Progress(model, optimizer, checkpoint=self.checkpoint, label=self.label, on_epoch=self.on_epoch)
+
+    def soft_targets(self, role: str, part: str, examples: Examples) -> SoftTargets:
+        """Return the soft targets (N, K) that the parent in `role` keeps for these examples.
+
+        `part` is "train", "validation" or "test". A run keeps logits of plain examples. KDError for examples of other
+        data or in another view.
+        """
+        parent, snapshot = self.parents[role]
+        logits: Tensor = parent.soft_targets(f"{snapshot}.{part}").to(self.device)
+        targets = SoftTargets(logits, parent.id, f"{parent.description.data}/{part}")
+        examples.check(targets)
+        return targets
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One replication, as its `experiment.py` builds it.
+
+    `source` and `protocol` set its runs apart from those of other experiments; raise `protocol` with every edit that
+    can change a result. `data` names the data sets, `load_data(config, folders)` reads them and returns an object with
+    `digest` and `name`. `data_fields` names the configuration fields that choose other data (`--set FIELD=VALUE`);
+    each choice has separate tables. `check` names the arms that `kd check` trains, `banded` the metrics with bands.
+
+    `load_data` reads the data once for all configurations that agree in the fields it has looked at.
+    """
+
+    source: str
+    protocol: int
+    data: tuple[str, ...]
+    load_data: Callable[[Any, Mapping[str, Path]], Any]
+    arms: tuple[Arm, ...]  # parents before children
+    profiles: Mapping[str, Profile]
+    check: tuple[str, ...]
+    banded: tuple[str, ...]
+    data_fields: tuple[str, ...] = ()
+    name: str = ""  # its folder's name, from load_experiment
+    folder: Path = field(default_factory=Path)
+    about: str = ""  # the first line of its docstring
+
+    def __post_init__(self) -> None:
+        """Refuse arms and profiles that contradict each other (KDError)."""
+        _check_arms(self)
+        _check_profiles(self)
+        if not isinstance(self.load_data, _LoadedOnce):
+            object.__setattr__(self, "load_data", _LoadedOnce(self.load_data))
+
+    def arm(self, name: str) -> Arm:
+        """Return the arm of that name; KDError lists the arms there are."""
+        for arm in self.arms:
+            if arm.name == name:
+                return arm
+        raise KDError(f"{self.name}: no arm '{name}'; there are {', '.join(arm.name for arm in self.arms)}")
+
+    def profile(self, name: str) -> Profile:
+        """Return the profile of that name; KDError lists the profiles there are."""
+        if name not in self.profiles:
+            raise KDError(f"{self.name}: no profile '{name}'; there are {', '.join(self.profiles)}")
+        return self.profiles[name]
+
+    @property
+    def judged(self) -> str:
+        """The name of the profile whose runs get verdicts; empty if there is none."""
+        return next((name for name, profile in self.profiles.items() if profile.judged), "")
+
+    def arms_of(self, profile: Profile) -> tuple[str, ...]:
+        """Return the names of a profile's arms; all arms if it names none."""
+        return profile.arms or tuple(arm.name for arm in self.arms)
+
+    def config(self, arm: Arm, profile: Profile) -> Any:
+        """Return the profile's configuration with the arm's changes."""
+        return replace(profile.config, **arm.change)
+
+    def describe(
+        self, arm: Arm, config: Any, seed: int, data: str, compute: Compute, parents: Mapping[str, str]
+    ) -> Description:
+        """Return the description of an arm's run. The folder's name is not part of it, so copies share their runs."""
+        kind = compute.device.partition(":")[0]  # cuda:0 and cuda:1 share their runs
+        settings = {**asdict(config), **asdict(compute), "device": kind}
+        return Description(f"{self.source}/{arm.train.__name__}", self.protocol, settings, seed, data, parents)
+
+    def label(self, profile: str, config: Mapping[str, Any]) -> str:
+        """Return the name of a table's files: the profile, and each value of `data_fields` that is not its own."""
+        usual = asdict(self.profile(profile).config)
+        return "-".join([profile, *(str(config[key]) for key in self.data_fields if config[key] != usual[key])])
+
+
+class _LoadedOnce:
+    """Calls `load_data` once for all configurations with the same values in the fields that it reads."""
+
+    KEPT = 2  # data sets in memory
+
+    def __init__(self, load: Callable[[Any, Mapping[str, Path]], Any]) -> None:
+        self.load = load
+        self.known: list[tuple[dict[str, Any], dict[str, Path], Any]] = []
+
+    def __call__(self, config: Any, folders: Mapping[str, Path]) -> Any:
+        for read, places, data in self.known:
+            if places == folders and all(getattr(config, name) == value for name, value in read.items()):
+                return data
+        watched = _Watched(config)
+        data = self.load(watched, folders)
+        self.known = [*self.known, (watched._read, dict(folders), data)][-self.KEPT :]
+        return data
+
+
+class _Watched:
+    """A configuration that remembers which of its fields were read."""
+
+    def __init__(self, config: Any) -> None:
+        self._config, self._read = config, dict[str, Any]()
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._config, name)
+        self._read[name] = value
+        return value
+
+
+def _check_arms(experiment: Experiment) -> None:
+    # Arms are found by name, and the name of its training function is part of a run's description.
+    functions: dict[str, Any] = {}
+    arms: dict[str, Arm] = {}
+    for arm in experiment.arms:
+        if arm.name in arms:
+            raise KDError(f"expected arms of different names, found two called '{arm.name}'; rename one")
+        if functions.setdefault(arm.train.__name__, arm.train) is not arm.train:
+            raise KDError(
+                f"expected training functions of different names, found two called '{arm.train.__name__}' "
+                f"(arm '{arm.name}'); otherwise the run of one is taken for the run of the other"
+            )
+        for name in arm.needs.values():
+            if name not in arms:
+                raise KDError(f"arm '{arm.name}' needs '{name}': expected it before '{arm.name}' in the list of arms")
+            # Otherwise the one run would have another parent in every seed's session, and would not be one run.
+            if arm.seed is not None and arms[name].seed != arm.seed:
+                raise KDError(
+                    f"expected all that arm '{arm.name}' needs to have its seed, {arm.seed}, found {arms[name].seed} "
+                    f"for '{name}'; give it seed={arm.seed}"
+                )
+        arms[arm.name] = arm
+
+
+def _check_profiles(experiment: Experiment) -> None:
+    names = [arm.name for arm in experiment.arms]
+    if DEFAULT not in experiment.profiles:
+        raise KDError(
+            f"expected a profile '{DEFAULT}', which sessions run by default, found {list(experiment.profiles)}"
+        )
+    if len([profile for profile in experiment.profiles.values() if profile.judged]) > 1:
+        raise KDError("expected one profile with judged=True at most, found several; a claim has one verdict")
+    for place, wanted in [("check", experiment.check), *((n, p.arms) for n, p in experiment.profiles.items())]:
+        if unknown := [name for name in wanted if name not in names]:
+            raise KDError(f"{place}: expected names of arms, found {', '.join(unknown)}; there are {', '.join(names)}")
+    for name, profile in experiment.profiles.items():
+        _check_fields(experiment, name, profile.config)
+
+
+def _check_fields(experiment: Experiment, profile: str, config: Any) -> None:
+    known = {field.name for field in fields(config)}
+    for arm in experiment.arms:
+        if unknown := sorted({*arm.change, *(arm.mapped or ())} - known):
+            raise KDError(f"arm '{arm.name}': expected fields of the configuration, found {', '.join(unknown)}")
+    for name in experiment.data_fields:
+        if name not in known:
+            raise KDError(f"data_fields: expected fields of profile {profile}'s configuration, found {name}")
+        if not isinstance(value := getattr(config, name), bool | int | float | str):
+            kind = type(value).__name__
+            raise KDError(f"data_fields: expected fields that a text of --set can fill, found {kind} for {name}")
+
+
+def replications(root: Path) -> list[str]:
+    """Return the names of the folders in replications/ that have an `experiment.py`, sorted."""
+    return sorted(path.parent.name for path in root.glob("replications/*/experiment.py"))
+
+
+def load_experiment(name: str) -> Experiment:
+    """Import `replications.<name>.experiment`; KDError if it is missing or contradicts itself."""
+    try:
+        module = importlib.import_module(f"replications.{name}.experiment")
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"replications.{name}.experiment".startswith(error.name):
+            raise  # a module that the experiment itself imports
+        raise KDError(
+            f"no replication '{name}' here: expected replications/{name}/experiment.py below the current folder; "
+            "run from the top folder of the repository, see `kd list`"
+        ) from error
+    except KDError as error:
+        raise KDError(f"replications/{name}/experiment.py: {error}") from error
+    found = getattr(module, "EXPERIMENT", None)
+    if not isinstance(found, Experiment):
+        raise KDError(
+            f"{module.__file__}: expected EXPERIMENT = Experiment(...), found {type(found).__name__}; "
+            "see replications/README.md"
+        )
+    about = (module.__doc__ or "").strip().partition("\n")[0]
+    return replace(found, name=name, folder=Path(str(module.__file__)).parent, about=about)

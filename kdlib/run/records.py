@@ -1,0 +1,214 @@
+"""Records of finished runs, one JSON object a line, with all that tables and verdicts need; without weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from kdlib.errors import KDError
+from kdlib.files import atomic_write, canonical_json, read_json, sha256
+from kdlib.run.store import Description, FinishedRun
+
+__all__ = ["Record", "grouped", "measured", "merged", "read_records", "record_of", "write_records"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished run as one line of `runs.jsonl`; `arms` maps each arm that it serves to its snapshot."""
+
+    profile: str
+    seed: int
+    run: str
+    arms: Mapping[str, str]
+    data_name: str
+    description: Mapping[str, Any]
+    metrics: Mapping[str, Mapping[str, Any]]
+    history: Sequence[Mapping[str, float]]
+    environment: Mapping[str, Any]
+    weights_sha256: str
+
+    @property
+    def data(self) -> str:
+        """The digest of the data that the run was trained on."""
+        return str(self.description["data"])
+
+
+def record_of(run: FinishedRun, profile: str, arms: Mapping[str, str], data_name: str) -> Record:
+    """Return the record of a finished run; `arms` maps the names of the arms that it serves to its snapshots."""
+    description = asdict(run.description)
+    line = _line(
+        Record(
+            profile,
+            run.description.seed,
+            run.id,
+            arms,
+            data_name,
+            description,
+            run.metrics,
+            run.history,
+            run.environment,
+            run.weights_sha256,
+        )
+    )
+    return Record(**json.loads(line))  # as it will be read back: no tuples, the history's numbers rounded
+
+
+def merged(old: Iterable[Record], new: Iterable[Record]) -> list[Record]:
+    """Return the new records, plus the old ones for cells (profile, data, seed, arm) that were not replaced."""
+    new = list(new)
+    filled = {cell for record in new for cell in _cells(record)}
+    kept = []
+    for record in old:
+        arms = {cell[-1]: record.arms[cell[-1]] for cell in _cells(record) if cell not in filled}
+        if arms:
+            kept.append(replace(record, arms=arms))
+    return kept + new
+
+
+def _cells(record: Record) -> list[tuple[str, str, int, str]]:
+    return [(record.profile, record.data, record.seed, arm) for arm in record.arms]
+
+
+def grouped(records: Iterable[Record]) -> dict[tuple[str, str], list[Record]]:
+    """Return the records of each table, by data digest and profile, like the keys of `bands.toml`."""
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record.data, record.profile), []).append(record)
+    return groups
+
+
+def measured(
+    records: Iterable[Record], arms_of_interest: Collection[str] | None = None
+) -> dict[str, dict[int, dict[str, float]]]:
+    """Return the scalar metrics by arm and seed; `training_loss` is that of the last epoch trained.
+
+    KDError if the records have several profiles or data sets, or if two runs are the same arm and seed.
+    """
+    records = list(records)
+    if len(groups := grouped(records)) > 1:
+        several = ", ".join(f"{profile} on {data}" for data, profile in groups)
+        raise KDError(f"expected runs of one profile on one data set, found {several}: make a table of each")
+    by_arm: dict[str, dict[int, dict[str, float]]] = {}
+    for record in records:
+        for arm, snapshot in record.arms.items():
+            if arms_of_interest is not None and arm not in arms_of_interest:
+                continue
+            seeds = by_arm.setdefault(arm, {})
+            if record.seed in seeds:
+                raise KDError(
+                    f"{arm}, seed {record.seed}: expected one run, found a second, {record.run}; keep the right one"
+                )
+            found = record.metrics[snapshot]
+            seeds[record.seed] = {name: value for name, value in found.items() if _scalar(value)}
+            for last in record.history[: found.get("epochs")][-1:]:
+                if "training_loss" in last:
+                    seeds[record.seed].setdefault("training_loss", last["training_loss"])
+    return by_arm
+
+
+def _scalar(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+# ---- the file
+
+
+def write_records(path: Path, records: Iterable[Record], arm_order: Sequence[str] = ()) -> None:
+    """Write a whole `runs.jsonl`, sorted by profile, data, seed, first arm in `arm_order` and run id.
+
+    The same records always give the same bytes, whatever their order.
+    """
+    place = {arm: number for number, arm in enumerate(arm_order)}
+
+    def order(record: Record) -> tuple[str, str, int, int, str]:
+        first = min((place.get(arm, len(place)) for arm in record.arms), default=len(place))
+        return record.profile, record.data, record.seed, first, record.run
+
+    atomic_write(path, "".join(_line(record) + "\n" for record in sorted(records, key=order)).encode())
+
+
+def digest_of(records: Iterable[Record]) -> str:
+    """Return the SHA-256 over the sorted lines of records: a table that shows it was made from just these records."""
+    return sha256("".join(sorted(_line(record) + "\n" for record in records)).encode())
+
+
+def _line(record: Record) -> str:
+    content = {field.name: getattr(record, field.name) for field in fields(record)}
+    content["history"] = [{name: _rounded(value) for name, value in entry.items()} for entry in record.history]
+    try:
+        return canonical_json(content)
+    except (TypeError, ValueError) as error:
+        expected = "finite numbers, text, lists and objects in its record"
+        raise KDError(f"run {record.run}: expected {expected}, found: {error}") from error
+
+
+def _rounded(value: float) -> float:
+    # Otherwise most of the file would be digits of the history that no figure shows. Metrics keep all digits.
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def read_records(path: Path) -> list[Record]:
+    """Return the records of a `runs.jsonl`, none if there is no such file; KDError names a line that is wrong."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise KDError(f"{path}: expected a readable file of records, found: {error}") from error
+    return [_record(f"{path}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _record(place: str, line: str) -> Record:
+    try:
+        content = read_json(line)
+    except (ValueError, RecursionError) as error:
+        raise _wrong(place, "a line of JSON", str(error)) from error
+    names = {field.name for field in fields(Record)}
+    if not isinstance(content, dict) or set(content) != names:
+        found = ", ".join(sorted(map(ascii, content))) if isinstance(content, dict) else type(content).__name__
+        raise _wrong(place, f"an object with the keys {', '.join(sorted(names))}", found)
+    for key, kind in _KINDS.items():
+        if not isinstance(content[key], kind) or isinstance(content[key], bool):
+            raise _wrong(place, f"{key} to be {_NAMES[kind]}", ascii(content[key])[:80])
+    record = Record(**content)
+    _check(place, record)
+    return record
+
+
+_KINDS: Mapping[str, type] = {
+    "profile": str,
+    "seed": int,
+    "run": str,
+    "arms": dict,
+    "data_name": str,
+    "description": dict,
+    "metrics": dict,
+    "history": list,
+    "environment": dict,
+    "weights_sha256": str,
+}
+_NAMES = {str: "text", int: "a whole number", dict: "an object", list: "a list"}
+
+
+def _check(place: str, record: Record) -> None:
+    """Refuse a record that contradicts itself, as after an edit by hand."""
+    try:
+        description = Description(**record.description)
+    except TypeError as error:
+        raise _wrong(place, "a run's description", str(error)) from error
+    if not isinstance(description.config, dict):
+        raise _wrong(place, "the description's config to be an object", ascii(description.config)[:80])
+    if description.id != record.run:
+        raise _wrong(place, f"the description of run {record.run[:80]!a}", f"that of {description.id}")
+    if description.seed != record.seed:
+        raise _wrong(place, f"seed {description.seed}, as in the description", str(record.seed))
+    for snapshot in record.arms.values():
+        if not isinstance(snapshot, str) or not isinstance(record.metrics.get(snapshot), dict):
+            raise _wrong(place, f"metrics of the snapshot {snapshot!a}", ", ".join(map(ascii, record.metrics)))
+
+
+def _wrong(place: str, expected: str, found: str) -> KDError:
+    return KDError(f"{place}: expected {expected}, found {found}; restore the line or run again")
