@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import os
@@ -10,16 +11,22 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from hypothesis import settings
 
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from kdlib.run.experiment import Experiment
+
 TOY = Path(__file__).with_name("toy.py")
 
-# A busy machine is no failure, and every machine draws the same examples.  A test's own settings leave these as they are.
+# No deadline, because a machine may be busy; the same examples on every machine. A test's own settings keep both.
 settings.register_profile("kdlib", deadline=None, derandomize=True)
 settings.load_profile("kdlib")
 
@@ -44,24 +51,44 @@ def toy_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_toy(tmp_path_factory.mktemp("toy"))
 
 
+def module_of(name: str) -> ModuleType:
+    """The module of an experiment."""
+    return importlib.import_module(f"replications.{name}.experiment")
+
+
+def changed(monkeypatch: pytest.MonkeyPatch, name: str, **fields: Any) -> Experiment:
+    """An experiment with other fields. Until the test ends, `load_experiment` returns it too in this process."""
+    from kdlib.run.experiment import load_experiment
+
+    module = module_of(name)
+    monkeypatch.setattr(module, "EXPERIMENT", replace(module.EXPERIMENT, **fields))
+    return load_experiment(name)
+
+
 @pytest.fixture
-def toy(toy_root: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def toy(toy_root: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
     """The toy experiment, loaded in this process."""
     import replications
-    from kdlib.experiment import load_experiment
+    from kdlib.run.experiment import load_experiment
 
     monkeypatch.setattr(replications, "__path__", [*replications.__path__, str(toy_root / "replications")])
     return load_experiment("toy")
 
 
 class Server:
-    """Starts sessions of the toy experiment in processes of their own (see toy.py)."""
+    """Starts sessions of the toy experiment in separate processes (see toy.py)."""
 
     def __init__(self, root: Path, folder: Path, **env: str) -> None:
         self.root, self.folder, self.numbers = root, folder, itertools.count()
         repository = str(TOY.parents[1])
-        self.process = subprocess.Popen([sys.executable, str(TOY)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                                        cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": repository, **env})
+        self.process = subprocess.Popen(
+            [sys.executable, str(TOY)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=root,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": repository, **env},
+        )
 
     def ask(self, line: str) -> int:
         assert self.process.stdin is not None
@@ -70,12 +97,29 @@ class Server:
         self.process.stdin.flush()
         return int(self.process.stdout.readline())
 
-    def start(self, store: Path, arms: Sequence[str], *, seeds: Sequence[int] = (0,), workers: int = 1, limit: int = 0,
-              root: Path | None = None, **env: str) -> Callable[[], dict[str, Any]]:
-        """Start a session; the function given back waits for its answer ({"killed": True} where SIGKILL ended it)."""
+    def start(
+        self,
+        store: Path,
+        arms: Sequence[str],
+        *,
+        seeds: Sequence[int] = (0,),
+        workers: int = 1,
+        limit: int = 0,
+        root: Path | None = None,
+        **env: str,
+    ) -> Callable[[], dict[str, Any]]:
+        """Start a session; the returned function waits for its answer ({"killed": True} if SIGKILL ended it)."""
         answer = self.folder / f"answer-{next(self.numbers)}.json"
-        order = {"root": str(root or self.root), "store": str(store), "arms": arms, "seeds": seeds, "workers": workers,
-                 "limit": limit, "answer": str(answer), "env": env}
+        order = {
+            "root": str(root or self.root),
+            "store": str(store),
+            "arms": arms,
+            "seeds": seeds,
+            "workers": workers,
+            "limit": limit,
+            "answer": str(answer),
+            "env": env,
+        }
         pid = self.ask(json.dumps(order))
 
         def wait(kill: bool = False) -> dict[str, Any]:
@@ -114,7 +158,9 @@ def contents(store: Path) -> dict[str, bytes]:
     for path in sorted(store.glob("runs/*/*")):
         name, content = f"{path.parent.name}/{path.name}", path.read_bytes()
         if path.name == "run.json":
-            content = json.dumps({key: value for key, value in json.loads(content).items() if key != "environment"}).encode()
+            content = json.dumps(
+                {key: value for key, value in json.loads(content).items() if key != "environment"}
+            ).encode()
         if path.name != "manifest.json":
             found[name] = content
     return found

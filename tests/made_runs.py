@@ -1,4 +1,4 @@
-"""Runs made up for tests of training functions: taught by kept logits, seen at their steps, killed after every epoch."""
+"""Runs for tests of training functions: taught by made-up logits, observed at their steps, killed after every epoch."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -7,20 +7,23 @@ import torch
 import torch.nn.functional as F
 
 from kdlib.batches import Batch
-from kdlib.experiment import Run
+from kdlib.run.experiment import Run
 from kdlib.seeds import generator
 
 
-def run_of(module, config, seed=0, data=None):
-    """A run of an experiment's module on its synthetic data."""
-    return Run(config, seed, data or module.load_data(config, {}), torch.device("cpu"), "the run", {})
+def run_of(experiment, config, seed=0, data=None):
+    """Return a run of an experiment on its synthetic data."""
+    return Run(config, seed, data or experiment.load_data(config, {}), torch.device("cpu"), "the run", {})
 
 
 def taught(run, teacher=0):
-    """The run with a teacher that is mostly right, and the logits this has kept."""
-    parts = {"train": run.data.train.labels, "test": run.data.test.labels}
-    kept = {f"final.{part}": torch.randn(len(labels), 10, generator=generator(teacher, part)) + 2 * F.one_hot(labels, 10)
-            for part, labels in parts.items()}
+    """Return the run with a teacher that is mostly right, and the logits that this teacher has kept."""
+    parts = {part: getattr(run.data, part) for part in ("train", "validation", "test") if hasattr(run.data, part)}
+    classes = int(run.data.train.labels.max()) + 1
+    kept = {}
+    for part, examples in parts.items():
+        noise = torch.randn(len(examples.labels), classes, generator=generator(teacher, part))
+        kept[f"final.{part}"] = noise + 2 * F.one_hot(examples.labels, classes)
     description = SimpleNamespace(data=run.data.digest)
     about = SimpleNamespace(id=f"teacher {teacher}", description=description, soft_targets=kept.__getitem__)
     return replace(run, parents={"teacher": (about, "final")}), kept
@@ -30,24 +33,25 @@ class Killed(Exception):
     pass
 
 
-def resumed(train, run, checkpoint):
-    """The run's result where every session dies as soon as one epoch is in its checkpoint, and the epochs they died after."""
+def resumed(train, runs, checkpoint):
+    """Return the results if every session dies after one epoch, and the epochs that the sessions died after."""
     deaths = []
 
     def die(progress):
         deaths.append(progress.epoch)
         raise Killed
 
+    first, *others = runs  # the checkpoint of the first run is that of all students side by side
     while len(deaths) < 40:
         try:
-            return train(replace(run, checkpoint=checkpoint, on_epoch=die)), deaths
+            return train([replace(first, checkpoint=checkpoint, on_epoch=die), *others]), deaths
         except Killed:
             continue
     raise AssertionError("no session came to the end")
 
 
 def assert_same_result(result, expected):
-    """To the last bit: history, metrics, weights and kept logits."""
+    """Compare to the last bit: history, metrics, weights and kept logits."""
     assert result.history == expected.history
     assert result.metrics == expected.metrics
     assert result.weights.keys() == expected.weights.keys()
@@ -59,7 +63,7 @@ def assert_same_result(result, expected):
 
 
 def batches_of(train, run, monkeypatch):
-    """All that the steps of a training function are given, in one batch; nothing is trained."""
+    """Return everything that the steps of a training function get, as one batch; nothing is trained."""
     seen = []
 
     def step(model, optimizer, objective, batch):
@@ -69,4 +73,6 @@ def batches_of(train, run, monkeypatch):
     monkeypatch.setattr("kdlib.training.train_step", step)
     train(run)
     soft = None if seen[0].soft is None else torch.cat([batch.soft for batch in seen])
-    return Batch(*(torch.cat([getattr(batch, name) for batch in seen]) for name in ("inputs", "labels", "indices")), soft)
+    return Batch(
+        *(torch.cat([getattr(batch, name) for batch in seen]) for name in ("inputs", "labels", "indices")), soft
+    )

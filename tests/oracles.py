@@ -1,4 +1,4 @@
-"""What runs say of their predictions, from the definitions, in NumPy and SciPy."""
+"""The measures of a run's predictions, computed from their definitions with NumPy and SciPy."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from scipy.special import log_softmax
 
 
 def check_predictions(metrics, logits, teacher=None):
-    """Entropy and, beside a teacher, agreement and divergence from it: all of logits (N, K), in nats."""
+    """Check the entropy and, with a teacher, the agreement with it and the divergence from it; logits are (N, K)."""
     log_q = log_softmax(logits.double().numpy(), axis=1)
     assert metrics["entropy"] == pytest.approx(-np.mean(np.sum(np.exp(log_q) * log_q, 1)), rel=1e-5)
     if teacher is None:
@@ -14,5 +14,5 @@ def check_predictions(metrics, logits, teacher=None):
         return
     log_p = log_softmax(teacher.double().numpy(), axis=1)
     assert metrics["agreement"] == pytest.approx(np.mean(log_p.argmax(1) == log_q.argmax(1)))
-    assert 0 < metrics["agreement"] < 1  # or this would tell little
+    assert 0 < metrics["agreement"] < 1  # otherwise the test would show little
     assert metrics["teacher_kl"] == pytest.approx(np.mean(np.sum(np.exp(log_p) * (log_p - log_q), 1)), rel=1e-5)

@@ -22,7 +22,7 @@ def test_balanced_draw_takes_classes_equally_and_rows_within_them_equally():
     test = stats.chisquare(rows.bincount(minlength=len(LABELS)), 30_000 * share)
     assert test.pvalue > 0.01
     assert stats.chisquare(LABELS[rows].bincount()).pvalue > 0.01
-    # no memory from one draw to the next
+    # successive draws are independent
     pairs = LABELS[rows].view(-1, 2)
     assert stats.chisquare((3 * pairs[:, 0] + pairs[:, 1]).bincount()).pvalue > 0.01
 
@@ -55,7 +55,7 @@ def test_mixup_weights_are_beta_distributed(alpha):
 def test_mixup_weights_are_beta_distributed_where_most_round_to_0_or_1():
     weight = mixup(torch.arange(50_000), 0.1, generator(0, "mix")).weight
     assert ((weight >= 0) & (weight <= 1)).all()  # false for NaN
-    # float32 puts 9% of the weights at 1 exactly, so the law is tested in bins, not by its largest distance
+    # float32 rounds 9% of the weights to exactly 1, so the distribution is tested in bins
     edges = np.array([0, 1e-6, 1e-3, 0.03, 0.2, 0.5, 0.8, 0.97, 0.999, 1.0])
     expected = 50_000 * np.diff(stats.beta(0.1, 0.1).cdf(edges))
     assert stats.chisquare(np.histogram(weight.double(), edges)[0], expected).pvalue > 0.01
@@ -102,7 +102,7 @@ LARGEST = 3
 
 
 def moved(picture, flip, down, right):
-    """The picture moved (its border repeated where it came from) and then mirrored, one axis at a time."""
+    """Shift a picture one axis after the other, fill the gap with its border, then mirror it."""
     height, width = picture.shape[1:]
     wide = np.pad(picture, [(0, 0), (LARGEST, LARGEST), (LARGEST, LARGEST)], mode="edge")
     part = wide[:, LARGEST - down :, LARGEST - right :][:, :height, :width]
@@ -115,7 +115,7 @@ def every_move(picture):
 
 
 def test_pictures_are_flipped_and_shifted_over_a_repeated_border():
-    """Every picture and channel is moved as a whole, by one of 2 * 7 * 7 moves, and all of these come up with their odds."""
+    """A picture moves as a whole, with all channels, by one of 2 * 7 * 7 moves, each with its probability."""
     picture = np.random.default_rng(0).integers(256, size=(3, 9, 7), dtype=np.uint8)
     moves = every_move(picture)
     assert len(moves) == 98
@@ -152,4 +152,7 @@ def test_flips_and_shifts_repeat_with_their_generator_and_move_it_on():
 def test_a_largest_shift_of_none_only_flips():
     picture = torch.arange(12).view(1, 1, 3, 4)
     found = flip_and_shift(picture.expand(20, -1, -1, -1), 0, generator(0, "views"))
-    assert {tuple(each.flatten().tolist()) for each in found} == {tuple(range(12)), (3, 2, 1, 0, 7, 6, 5, 4, 11, 10, 9, 8)}
+    assert {tuple(each.flatten().tolist()) for each in found} == {
+        tuple(range(12)),
+        (3, 2, 1, 0, 7, 6, 5, 4, 11, 10, 9, 8),
+    }

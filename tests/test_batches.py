@@ -1,13 +1,14 @@
 """Batches: what belongs together stays together, and an epoch is a function of its number."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from scipy.special import softmax
 
-from kdlib.augment import mixup
+from kdlib.augment import flip_and_shift, mixup
 from kdlib.batches import STEPS_PER_GATHER, Batches, Examples
 from kdlib.errors import KDError
 from kdlib.seeds import generator
@@ -19,14 +20,14 @@ N = SIZE * STEPS_PER_GATHER * 2 + 7  # three gathers, the last batch short
 
 @pytest.fixture
 def examples():
-    """Inputs that say their row number."""
+    """Inputs that contain their row number."""
     rows = torch.arange(N)
     return Examples(torch.stack([rows, -rows], 1).double(), rows * 7 % K, "data")
 
 
 @pytest.fixture
 def soft():
-    """Logits of which no two rows are alike."""
+    """Logits of which no two rows are the same."""
     return SoftTargets(torch.tensor(np.random.default_rng(3).normal(0, 2, (N, K))), "run", "data")
 
 
@@ -36,8 +37,11 @@ def plan(epoch):
 
 def joined(batches, epoch):
     parts = list(batches(epoch))
-    return {name: torch.cat([getattr(part, name) for part in parts])
-            for name in ("inputs", "labels", "indices", "soft") if getattr(parts[0], name) is not None}
+    return {
+        name: torch.cat([getattr(part, name) for part in parts])
+        for name in ("inputs", "labels", "indices", "soft")
+        if getattr(parts[0], name) is not None
+    }
 
 
 def test_every_row_once_with_its_label_and_its_soft_target(examples, soft):
@@ -81,11 +85,97 @@ def test_soft_targets_make_no_difference_to_the_order(examples, soft):
     assert torch.equal(alone["indices"], taught["indices"])
 
 
-@pytest.mark.parametrize("other", [{"digest": "other data"}, {"views": "flipped"}])
-def test_refuses_soft_targets_of_other_data_or_views(examples, soft, other):
-    theirs = Examples(examples.inputs, examples.labels, **{"digest": "data", **other})
-    with pytest.raises(KDError, match=next(iter(other.values()))):
-        Batches(theirs, SIZE, 0, soft)
+@pytest.mark.parametrize(
+    ("digest", "view", "rows", "named"),
+    [
+        ("other", "plain", N, "data other"),
+        ("data", "flipped", N, "'flipped'"),
+        ("data", "plain", N - 1, f"{N - 1} rows"),
+    ],
+)
+def test_refuses_soft_targets_of_other_data_view_or_length(examples, soft, digest, view, rows, named):
+    other = Examples(examples.inputs[:rows], examples.labels[:rows], digest, view)
+    for check in (other.check, lambda soft: Batches(other, SIZE, 0, soft)):
+        with pytest.raises(KDError, match=named) as caught:
+            check(soft)
+        assert f"those of run run (data data, view 'plain', {N} rows); predict" in str(caught.value)
+    examples.check(soft)
+
+
+# ---- augmentation
+
+
+def shifted(epoch):
+    """Add a random number to each row of a batch."""
+    draws = generator(5, "shift", epoch)
+    return lambda inputs: inputs + torch.randint(1000, (len(inputs), 1), generator=draws)
+
+
+def test_augmentation_is_applied_to_batch_after_batch_in_their_order(examples):
+    plain = list(Batches(examples, SIZE, 0)(2))
+    augmented = list(Batches(examples, SIZE, 0, augment=shifted, view="shift")(2))
+    draws = generator(5, "shift", 2)
+    assert len(augmented) == len(plain)
+    for before, after in zip(plain, augmented, strict=True):
+        noise = torch.randint(1000, (len(before.inputs), 1), generator=draws)
+        assert torch.equal(after.inputs, before.inputs + noise)
+        assert torch.equal(after.labels, before.labels)
+        assert torch.equal(after.indices, before.indices)
+
+
+def test_augmentation_is_a_function_of_the_epoch_and_leaves_the_examples_alone(examples):
+    before = examples.inputs.clone()
+    batches = Batches(examples, SIZE, 0, augment=shifted, view="shift")
+    first = joined(batches, 4)["inputs"]
+    joined(batches, 5)
+    assert torch.equal(joined(batches, 4)["inputs"], first)
+    assert torch.equal(examples.inputs, before)
+
+
+def test_a_batch_is_augmented_only_when_it_is_asked_for(examples):
+    sizes = []
+    batches = Batches(examples, SIZE, 0, augment=lambda epoch: lambda x: (sizes.append(len(x)), x)[1], view="same")
+    next(batches(1))
+    assert sizes == [SIZE]
+
+
+def test_pictures_are_flipped_and_shifted_as_by_hand():
+    pictures = torch.randint(256, (10, 3, 8, 8), dtype=torch.uint8, generator=generator(0, "pictures"))
+    examples = Examples(pictures, torch.arange(10) % K, "pictures")
+
+    def augment(epoch):
+        draws = generator(1, "views", epoch)
+        return lambda inputs: flip_and_shift(inputs, 3, draws)
+
+    draws = generator(1, "views", 1)
+    for batch in Batches(examples, 4, 0, augment=augment, view="flip+shift")(1):
+        assert torch.equal(batch.inputs, flip_and_shift(pictures[batch.indices], 3, draws))
+
+
+def test_soft_targets_of_plain_inputs_are_refused_for_augmented_ones(examples, soft):
+    with pytest.raises(KDError, match=r"view 'shift', .* view 'plain', .* leave the augmentation out"):
+        Batches(examples, SIZE, 0, soft, augment=shifted, view="shift")
+    of_view = replace(soft, view="shift")
+    for batch in Batches(examples, SIZE, 0, of_view, augment=shifted, view="shift")(1):
+        assert torch.equal(batch.soft, soft.logits[batch.indices])
+    with pytest.raises(KDError, match=r"view 'plain', .* view 'shift'"):
+        Batches(examples, SIZE, 0, of_view)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"augment": shifted}, "found augment without view"),
+        ({"view": "shift"}, "found view without augment"),
+        ({"augment": shifted, "view": "shift", "mix": plan, "classes": K}, "a mix or an augmentation, found both"),
+    ],
+)
+def test_refuses_an_augmentation_without_its_name_or_with_a_mix(examples, given, named):
+    with pytest.raises(KDError, match=named):
+        Batches(examples, SIZE, 0, **given)
+
+
+# ---- mixed rows
 
 
 def test_mixes_inputs_labels_and_soft_targets_with_one_weight(examples, soft):
@@ -121,8 +211,9 @@ def test_refuses_a_mix_without_classes_or_of_another_length(examples):
         next(short(1))
 
 
-@pytest.mark.parametrize("labels", [torch.zeros(3), torch.zeros(4, dtype=torch.int64),
-                                    torch.zeros(3, 1, dtype=torch.int64)])
+@pytest.mark.parametrize(
+    "labels", [torch.zeros(3), torch.zeros(4, dtype=torch.int64), torch.zeros(3, 1, dtype=torch.int64)]
+)
 def test_examples_refuse_labels_that_are_not_one_integer_per_input(labels):
     with pytest.raises(KDError, match="one per input"):
         Examples(torch.zeros(3, 2), labels, "data")

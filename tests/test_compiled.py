@@ -1,4 +1,4 @@
-"""Without numba the replications train all the same, with torch's own layers."""
+"""The replications also train without numba, with torch's own layers."""
 
 import subprocess
 import sys
@@ -10,9 +10,10 @@ import sys
 sys.modules["numba"] = None  # an import of it fails
 import torch
 from kdlib import compiled
-from kdlib.experiment import load_experiment
+from replications.ecg import experiment as ecg
+from replications.mnist import experiment as mnist
+from replications.ta_chain import experiment as ta_chain
 assert not compiled.AVAILABLE
-ecg, mnist, ta_chain = (load_experiment(name).module for name in ("ecg", "mnist", "ta_chain"))
 for network, inputs in (
     (ecg.student_network(), torch.rand(2, 187)),
     (mnist.student_network(), torch.randint(256, (2, 1, 28, 28), dtype=torch.uint8)),

@@ -1,4 +1,4 @@
-"""Files: whole or absent; any change of a stored tensor or note is seen."""
+"""Files: whole or absent; every change of a stored tensor or note is detected."""
 
 import ast
 import hashlib
@@ -14,12 +14,26 @@ import torch
 
 import kdlib
 from kdlib.errors import KDError
-from kdlib.files import DamagedFile, array_digest, atomic_write, canonical_json, load_tensors, save_tensors, sha256, tensor_digest
+from kdlib.files import (
+    DamagedFile,
+    array_digest,
+    atomic_write,
+    canonical_json,
+    load_tensors,
+    read_json,
+    save_tensors,
+    sha256,
+    tensor_digest,
+)
 
 TENSORS = {
-    "weights": torch.arange(6, dtype=torch.float32).reshape(2, 3), "count": torch.tensor(7), "half": torch.tensor([1.5]).half(),
-    "brain": torch.tensor([1.5, -2.0], dtype=torch.bfloat16), "flags": torch.tensor([True, False]), "none": torch.zeros(0, 3),
-}  # fmt: skip
+    "weights": torch.arange(6, dtype=torch.float32).reshape(2, 3),
+    "count": torch.tensor(7),
+    "half": torch.tensor([1.5]).half(),
+    "brain": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
+    "flags": torch.tensor([True, False]),
+    "none": torch.zeros(0, 3),
+}
 NOTES = {"history": [{"loss": 0.5123}, {"loss": 0.25}], "label": "ä"}
 
 
@@ -32,6 +46,16 @@ def test_canonical_json_knows_no_order_of_keys_and_no_infinity():
     for value in (math.nan, math.inf, -math.inf):
         with pytest.raises(ValueError, match="JSON"):
             canonical_json([value])
+
+
+def test_json_is_read_without_numbers_that_are_not_finite():
+    for text in ('{"a": [1, -2.5e3, "NaN", null, true]}', b'{"a": [1, -2.5e3, "NaN", null, true]}'):
+        assert read_json(text) == {"a": [1, -2500.0, "NaN", None, True]}
+    for number in ("NaN", "Infinity", "-Infinity", "1e999", "-1e999"):
+        with pytest.raises(ValueError, match=f"{number} is not a finite number"):
+            read_json('{"a": [' + number + "]}")
+    with pytest.raises(ValueError, match="Expecting value"):
+        read_json("")
 
 
 def test_atomic_write_replaces_the_whole_file_and_leaves_nothing_else(tmp_path):
@@ -57,7 +81,9 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypat
     assert os.listdir(tmp_path) == ["file"]
 
 
-@pytest.mark.parametrize(("number", "words"), [(30, "may not be written"), (13, "permissions"), (5, "could not be written")])
+@pytest.mark.parametrize(
+    ("number", "words"), [(30, "may not be written"), (13, "permissions"), (5, "could not be written")]
+)
 def test_a_write_that_fails_says_why(tmp_path, monkeypatch, number, words):
     def fail(*_):
         raise OSError(number, os.strerror(number))
@@ -95,8 +121,16 @@ def test_bytes_depend_on_content_only(tmp_path):
 
 def test_tensor_digest_sees_names_types_shapes_and_values():
     base = torch.zeros(2, 3)
-    variants = [{"a": base}, {"b": base}, {"a": base.double()}, {"a": base.reshape(3, 2)}, {"a": base + 1e-45}, {"a": base.int()},
-                {"a": base, "b": base}, {"a": -base}]
+    variants = [
+        {"a": base},
+        {"b": base},
+        {"a": base.double()},
+        {"a": base.reshape(3, 2)},
+        {"a": base + 1e-45},
+        {"a": base.int()},
+        {"a": base, "b": base},
+        {"a": -base},
+    ]
     assert len({tensor_digest(variant) for variant in variants}) == len(variants)
 
 
@@ -105,7 +139,9 @@ def test_array_digest_is_sha256_over_type_shape_and_bytes():
     by_hand = hashlib.sha256(b"int16|(2, 2)|" + bytes([1, 0, 2, 0, 3, 0, 4, 0])).hexdigest()[:16]
     assert array_digest(array) == by_hand
     assert array_digest(np.asfortranarray(array)) == by_hand
-    others = {array_digest(*arrays) for arrays in [(array, array), (array.T,), (array.astype("<i4"),), (array.reshape(4),)]}
+    others = {
+        array_digest(*arrays) for arrays in [(array, array), (array.T,), (array.astype("<i4"),), (array.reshape(4),)]
+    }
     assert len({by_hand, *others}) == 5
 
 
@@ -129,8 +165,19 @@ def test_every_cut_is_seen(tmp_path):
             load_tensors(path)
 
 
-@pytest.mark.parametrize("metadata", [None, {}, {"other": "x"}, {"kdlib": "["}, {"kdlib": "[]"}, {"kdlib": "{}"}, {"kdlib": "1"},
-                                      {"kdlib": json.dumps({"digest": 7, "notes": None})}])
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        None,
+        {},
+        {"other": "x"},
+        {"kdlib": "["},
+        {"kdlib": "[]"},
+        {"kdlib": "{}"},
+        {"kdlib": "1"},
+        {"kdlib": json.dumps({"digest": 7, "notes": None})},
+    ],
+)
 def test_files_of_others_are_refused(tmp_path, metadata):
     (tmp_path / "file").write_bytes(safetensors.torch.save({"a": torch.zeros(2)}, metadata))
     with pytest.raises(DamagedFile, match="expected"):
@@ -144,9 +191,18 @@ def test_a_folder_or_nothing_in_place_of_a_file(tmp_path):
 
 
 def test_kdlib_reads_no_pickle():
-    """No module that unpickles is imported, and none of the functions that do so behind another name is called."""
+    """kdlib imports no module that unpickles, and calls no function that unpickles under another name."""
     modules = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-    calls = {"torch.load", "np.load", "numpy.load", "pd.read_pickle", "pandas.read_pickle", "torch.hub.load", "eval", "exec"}
+    calls = {
+        "torch.load",
+        "np.load",
+        "numpy.load",
+        "pd.read_pickle",
+        "pandas.read_pickle",
+        "torch.hub.load",
+        "eval",
+        "exec",
+    }
     files = sorted(Path(kdlib.__file__).parent.rglob("*.py"))
     assert len(files) > 20
     for path in files:

@@ -14,22 +14,32 @@ B, K, T = 12, 5, 4.0
 
 # name -> loss of (student, teacher, labels), and the same from its equation in NumPy
 LOSSES = {
-    "cross_entropy": (lambda s, t, y: losses.cross_entropy(s, y),
-                      lambda s, t, y: hard(s, y)),
-    "cross_entropy_mixed": (lambda s, t, y: losses.cross_entropy(s, t.detach().softmax(-1)),
-                            lambda s, t, y: -np.mean(np.sum(softmax(t, 1) * log_softmax(s, 1), 1))),
-    "soft_target_kl": (lambda s, t, y: losses.soft_target_kl(s, t, T),
-                       lambda s, t, y: T**2 * kl(t / T, s / T)),
-    "hard_and_soft": (lambda s, t, y: losses.hard_and_soft(s, t, y, 0.3, 0.9, T),
-                      lambda s, t, y: 0.3 * hard(s, y) + 0.9 * T**2 * kl(t / T, s / T)),
-    "kl_plus_mae": (lambda s, t, y: losses.kl_plus_mae(s, t, 0.1),
-                    lambda s, t, y: kl(t, s) + 0.1 * np.mean(np.abs(softmax(t, 1) - softmax(s, 1)))),
-    "logit_matching": (lambda s, t, y: losses.logit_matching(s, t),
-                       lambda s, t, y: np.mean(np.sum((centred(s) - centred(t)) ** 2, 1)) / (2 * K)),
-    "label_smoothing": (lambda s, t, y: losses.label_smoothing(s, y, 0.1),
-                        lambda s, t, y: 0.9 * hard(s, y) + 0.1 * kl(np.zeros_like(s), s)),
-    "binary_distillation": (lambda s, t, y: losses.binary_distillation(s[:, 0], t[:, 0], (y > 1).long(), 0.3),
-                            lambda s, t, y: 0.3 * bce(s[:, 0], y > 1) + 0.7 * bce(s[:, 0], expit(t[:, 0]))),
+    "cross_entropy": (lambda s, t, y: losses.cross_entropy(s, y), lambda s, t, y: hard(s, y)),
+    "cross_entropy_mixed": (
+        lambda s, t, y: losses.cross_entropy(s, t.detach().softmax(-1)),
+        lambda s, t, y: -np.mean(np.sum(softmax(t, 1) * log_softmax(s, 1), 1)),
+    ),
+    "soft_target_kl": (lambda s, t, y: losses.soft_target_kl(s, t, T), lambda s, t, y: T**2 * kl(t / T, s / T)),
+    "hard_and_soft": (
+        lambda s, t, y: losses.hard_and_soft(s, t, y, 0.3, 0.9, T),
+        lambda s, t, y: 0.3 * hard(s, y) + 0.9 * T**2 * kl(t / T, s / T),
+    ),
+    "kl_plus_mae": (
+        lambda s, t, y: losses.kl_plus_mae(s, t, 0.1),
+        lambda s, t, y: kl(t, s) + 0.1 * np.mean(np.abs(softmax(t, 1) - softmax(s, 1))),
+    ),
+    "logit_matching": (
+        lambda s, t, y: losses.logit_matching(s, t),
+        lambda s, t, y: np.mean(np.sum((centred(s) - centred(t)) ** 2, 1)) / (2 * K),
+    ),
+    "label_smoothing": (
+        lambda s, t, y: losses.label_smoothing(s, y, 0.1),
+        lambda s, t, y: 0.9 * hard(s, y) + 0.1 * kl(np.zeros_like(s), s),
+    ),
+    "binary_distillation": (
+        lambda s, t, y: losses.binary_distillation(s[:, 0], t[:, 0], (y > 1).long(), 0.3),
+        lambda s, t, y: 0.3 * bce(s[:, 0], y > 1) + 0.7 * bce(s[:, 0], expit(t[:, 0])),
+    ),
 }
 TAUGHT = ["soft_target_kl", "hard_and_soft", "kl_plus_mae", "logit_matching", "binary_distillation"]
 MULTICLASS = [name for name in LOSSES if name != "binary_distillation"]
@@ -115,7 +125,8 @@ def test_unchanged_by_a_constant_added_to_the_logits(name, example):
     loss, _ = LOSSES[name]
     one, other = torch.linspace(-30, 30, B, dtype=torch.float64).view(B, 1), 17.0
     assert loss(student + one, teacher + other, labels).item() == pytest.approx(
-        loss(student, teacher, labels).item(), rel=1e-11)
+        loss(student, teacher, labels).item(), rel=1e-11
+    )
 
 
 @pytest.mark.parametrize("name", MULTICLASS)
@@ -123,7 +134,7 @@ def test_unchanged_by_permuting_classes_and_examples_together(name, example):
     student, teacher, labels = example
     loss, _ = LOSSES[name]
     classes, rows = torch.tensor([3, 0, 4, 1, 2]), torch.arange(B).roll(5).flip(0)
-    renamed = classes.argsort()[labels]  # class k now stands in the column where `classes` has k
+    renamed = classes.argsort()[labels]  # class k is now in the column where `classes` has k
     permuted = loss(student[rows][:, classes], teacher[rows][:, classes], renamed[rows])
     assert permuted.item() == pytest.approx(loss(student, teacher, labels).item(), rel=1e-12)
 
@@ -132,7 +143,8 @@ def test_binary_distillation_is_unchanged_by_exchanging_the_two_classes(example)
     student, teacher, labels = (part[:, 0] if part.ndim == 2 else (part > 1).long() for part in example)
     exchanged = losses.binary_distillation(-student, -teacher, 1 - labels, 0.3)
     assert exchanged.item() == pytest.approx(
-        losses.binary_distillation(student, teacher, labels, 0.3).item(), rel=1e-12)
+        losses.binary_distillation(student, teacher, labels, 0.3).item(), rel=1e-12
+    )
 
 
 def test_end_points_of_the_weights(example):
@@ -141,10 +153,12 @@ def test_end_points_of_the_weights(example):
     assert only_hard == losses.cross_entropy(student, labels)
     assert only_soft == losses.soft_target_kl(student, teacher, T)
     assert losses.kl_plus_mae(student, teacher, 0.0).item() == pytest.approx(
-        losses.soft_target_kl(student, teacher, 1.0).item(), rel=1e-14)
+        losses.soft_target_kl(student, teacher, 1.0).item(), rel=1e-14
+    )
     assert losses.label_smoothing(student, labels, 0.0) == losses.cross_entropy(student, labels)
     assert losses.label_smoothing(student, labels, 1.0).item() == pytest.approx(
-        kl(np.zeros((B, K)), student.numpy()), rel=1e-12)
+        kl(np.zeros((B, K)), student.numpy()), rel=1e-12
+    )
 
 
 @pytest.mark.parametrize(("hard_weight", "target"), [(1.0, "labels"), (0.0, "teacher")])
@@ -192,7 +206,8 @@ def test_label_smoothing_is_a_uniform_teacher_and_smoothed_labels(example):
     assert value == pytest.approx(taught.item(), rel=1e-12)
     assert value == pytest.approx(smoothed.item() - constant, rel=1e-6)  # smoothed_labels are float32
     assert value == pytest.approx(
-        F.cross_entropy(student, labels, label_smoothing=smoothing).item() - constant, rel=1e-12)
+        F.cross_entropy(student, labels, label_smoothing=smoothing).item() - constant, rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("name", TAUGHT)
@@ -210,7 +225,7 @@ def test_finite_in_float32_at_huge_logits(name):
     student, labels = 1e4 * signs.float(), torch.tensor([1, 0, 2, 3])
     for teacher in (student, -student, student.roll(1, 0), torch.zeros_like(student)):
         loss = LOSSES[name][0](student.requires_grad_(), teacher.detach(), labels)
-        slope, = torch.autograd.grad(loss, student)
+        (slope,) = torch.autograd.grad(loss, student)
         assert loss.dtype == torch.float32
         assert torch.isfinite(loss)
         assert torch.isfinite(slope).all()
@@ -242,17 +257,18 @@ def test_weights_and_temperatures_may_be_tensors_and_mapped_over(example):
     }
     for name, call in calls.items():
         mapped = torch.vmap(call)(students, hard_weights, temperatures)
-        looped = [call(s, w.item(), t.item())
-                  for s, w, t in zip(students, hard_weights, temperatures, strict=True)]
+        looped = [call(s, w.item(), t.item()) for s, w, t in zip(students, hard_weights, temperatures, strict=True)]
         np.testing.assert_allclose(mapped, torch.stack(looped), rtol=1e-6, atol=1e-12, err_msg=name)
 
 
 def test_refuses_shapes_that_would_broadcast(example):
     student, teacher, labels = example
-    for loss in (lambda: losses.soft_target_kl(student, teacher[:1], 1.0),
-                 lambda: losses.kl_plus_mae(student, teacher[0], 0.1),
-                 lambda: losses.logit_matching(student, teacher[:, :1]),
-                 lambda: losses.binary_distillation(student[:, :1], teacher[:, 0], labels, 0.5),
-                 lambda: losses.binary_distillation(student[:, 0], teacher[:, 0], labels[:, None], 0.5)):
+    for loss in (
+        lambda: losses.soft_target_kl(student, teacher[:1], 1.0),
+        lambda: losses.kl_plus_mae(student, teacher[0], 0.1),
+        lambda: losses.logit_matching(student, teacher[:, :1]),
+        lambda: losses.binary_distillation(student[:, :1], teacher[:, 0], labels, 0.5),
+        lambda: losses.binary_distillation(student[:, 0], teacher[:, 0], labels[:, None], 0.5),
+    ):
         with pytest.raises(KDError, match="one shape"):
             loss()

@@ -17,7 +17,7 @@ N, K = 300, 6
 
 @pytest.fixture(params=["torch", "numpy"])
 def predicted(request):
-    """Logits and labels that mostly agree; class 4 is in the labels only, class 5 nowhere."""
+    """Logits and labels that mostly agree; class 4 is a label but never predicted, class 5 is neither."""
     rng = np.random.default_rng(0)
     labels = rng.choice([0, 1, 2, 3, 4], N, p=[0.6, 0.2, 0.1, 0.05, 0.05])
     logits = rng.normal(0, 1, (N, K)).astype(np.float32) + 2 * np.eye(K, dtype=np.float32)[labels]
@@ -48,6 +48,56 @@ def test_confusion_matrix_and_macro_f1(predicted):
     assert metrics.macro_f1_of_confusion(matrix) == pytest.approx(expected, rel=1e-12)
 
 
+def test_classification_metrics_are_the_single_ones(predicted):
+    other = np.roll(arrays(predicted)[0], 7, axis=0)
+    alone = metrics.classification_metrics(*predicted, K)
+    assert alone["accuracy"] == metrics.accuracy(*predicted)
+    assert alone["entropy"] == metrics.mean_entropy(predicted[0])
+    assert alone["confusion"] == metrics.confusion_matrix(predicted[0].argmax(-1), predicted[1], K)
+    taught = metrics.classification_metrics(*predicted, K, other)
+    assert taught["agreement"] == metrics.agreement(other, predicted[0])
+    assert taught["teacher_kl"] == metrics.mean_kl(other, predicted[0])
+    assert taught.keys() - alone.keys() == {"agreement", "teacher_kl"}
+
+
+def test_f1_by_class_of_many_matrices(predicted):
+    guesses, labels = arrays(predicted)[0].argmax(1), arrays(predicted)[1]
+    halves = [(guesses[part], labels[part]) for part in (slice(0, N // 2), slice(N // 2, N))]
+    matrices = [metrics.confusion_matrix(*half, K) for half in halves]
+    found = metrics.f1_by_class(np.array([matrices, matrices[::-1]]))
+    assert found.shape == (2, 2, K)
+    for (guess, true), f1 in zip(halves, found[0], strict=True):
+        expected = sklearn_metrics.f1_score(true, guess, labels=range(K), average=None, zero_division=0)
+        np.testing.assert_allclose(f1, expected, rtol=1e-12)
+    assert torch.equal(found[1], found[0].flip(0))
+
+
+@pytest.mark.parametrize(
+    "score", [metrics.accuracy, lambda logits, labels: metrics.macro_f1(logits.argmax(1), labels, K)]
+)
+def test_a_teacher_must_be_above_the_score_of_the_most_frequent_class(score):
+    labels = torch.tensor([2] * 16 + [0, 1, 3, 4])
+    constant = torch.zeros(20, K)
+    constant[:, 2] = 1
+    with pytest.raises(KDError, match=r"teacher, seed 0: expected a teacher above chance .* students are not started"):
+        metrics.refuse_at_chance(constant, labels, score, "teacher, seed 0")
+    with pytest.raises(KDError, match="above chance"):
+        metrics.refuse_at_chance(torch.zeros(20, K), labels, score, "teacher, seed 0")
+    better = constant.clone()
+    better[16, 0] = 2  # one more row right
+    metrics.refuse_at_chance(better, labels, score, "teacher, seed 0")
+
+
+def test_accuracy_and_macro_f1_are_not_the_same_chance():
+    """All rare rows are right, 6 of the frequent class are wrong: above chance by macro F1 but not by accuracy."""
+    labels = torch.tensor([2] * 16 + [0, 1, 3, 4])
+    guesses = torch.tensor([2] * 10 + [0] * 6 + [0, 1, 3, 4])
+    logits = torch.nn.functional.one_hot(guesses, K)
+    metrics.refuse_at_chance(logits, labels, lambda x, y: metrics.macro_f1(x.argmax(1), y, K), "teacher")
+    with pytest.raises(KDError, match="above chance"):
+        metrics.refuse_at_chance(logits, labels, metrics.accuracy, "teacher")
+
+
 def test_confusion_matrix_takes_small_integers():
     labels = np.array([200, 3, 200], dtype=np.uint8)
     assert metrics.confusion_matrix(labels, labels, 201)[200][200] == 2
@@ -69,13 +119,13 @@ def test_agreement(predicted):
 @pytest.mark.parametrize("measure", [metrics.accuracy, metrics.error_count, metrics.expected_calibration_error])
 def test_labels_that_would_be_broadcast_are_refused(predicted, measure):
     for labels in (predicted[1][:, None], predicted[1][:1], predicted[0]):
-        with pytest.raises(KDError, match=r"one prediction for each label"):
+        with pytest.raises(KDError, match="one shape"):
             measure(predicted[0], labels)
 
 
 @pytest.mark.parametrize("measure", [metrics.agreement, metrics.mean_kl])
 def test_logits_that_would_be_broadcast_are_refused(predicted, measure):
-    with pytest.raises(KDError, match=r"found shapes \((300, 6|300,)\) and \(1,"):
+    with pytest.raises(KDError, match=r"one shape, found \((300, 6|300,)\) and \(1,"):
         measure(predicted[0], predicted[0][:1])
 
 

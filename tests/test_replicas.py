@@ -17,14 +17,14 @@ from kdlib.replicas import Replicas, beside, of_replica
 from kdlib.seeds import derive_seed, generator
 from kdlib.targets import SoftTargets
 from kdlib.training import NonFiniteLoss, Progress, epochs, predict_logits, train_step
-from replications.course_cifar import Student
+from replications.course_report.cifar import Student
 
 N, K, SIZE = 22, 3, 8  # the last batch is short
 SEEDS = (7, 1, 4)
 
 
 class Small(nn.Module):
-    """A dense layer, batch norm and dropout that is drawn as Replicas ask for."""
+    """A dense layer, batch norm, and dropout that accepts its random numbers as Replicas require."""
 
     draws = 16
 
@@ -85,33 +85,54 @@ def pictures_with_targets(seed):
     draws = generator(seed, "pictures")
     inputs = torch.randint(256, (14, 3, 32, 32), dtype=torch.uint8, generator=draws)
     examples = Examples(inputs, torch.arange(14) % 10, f"pictures {seed}")
-    return examples, SoftTargets(3 * torch.randn(14, 10, generator=draws, dtype=torch.float64), "teacher", f"pictures {seed}")
+    return examples, SoftTargets(
+        3 * torch.randn(14, 10, generator=draws, dtype=torch.float64), "teacher", f"pictures {seed}"
+    )
 
 
 @pytest.mark.parametrize("rates", [(0.0,) * 4, Student.RATES], ids=["no dropout", "dropout"])
 def test_replicas_end_where_single_runs_do(rates):
-    """Weights, batch norm's averages and losses after an epoch of four steps, the last one short; all else is each one's own."""
+    """Weights, averages of batch norm and losses are equal after an epoch of four steps, of which the last is short.
+
+    The students differ in seed, examples, soft targets, alpha and temperature.
+    """
     alphas, temperatures = (0.2, 0.6, 1.0), (2.0, 8.0, 4.0)
     batches = [Batches(examples, 4, seed, soft) for seed in SEEDS for examples, soft in [pictures_with_targets(seed)]]
 
     model = Replicas([student(seed, rates) for seed in SEEDS])
     a, t = torch.tensor([alphas, temperatures], dtype=torch.float64)
     progress = Progress(model, keras_adam(model.parameters()))
-    list(epochs(progress, beside(batches), lambda outputs, batch: torch.vmap(hard_and_soft)(
-        outputs, batch.soft, batch.labels, 1 - a, a, t), count=1, seed=SEEDS))
+    list(
+        epochs(
+            progress,
+            beside(batches),
+            lambda outputs, batch: torch.vmap(hard_and_soft)(outputs, batch.soft, batch.labels, 1 - a, a, t),
+            count=1,
+            seed=SEEDS,
+        )
+    )
 
     for r, (seed, alpha, temperature) in enumerate(zip(SEEDS, alphas, temperatures, strict=True)):
         single, before = student(seed, rates), student(seed, rates).state_dict()
         alone = Progress(single, keras_adam(single.parameters()))
-        list(epochs(alone, batches[r], lambda outputs, batch, a=alpha, t=temperature: hard_and_soft(
-            outputs, batch.soft, batch.labels, 1 - a, a, t), count=1, seed=seed))
+        list(
+            epochs(
+                alone,
+                batches[r],
+                lambda outputs, batch, a=alpha, t=temperature: hard_and_soft(
+                    outputs, batch.soft, batch.labels, 1 - a, a, t
+                ),
+                count=1,
+                seed=seed,
+            )
+        )
         close(model.member(r).state_dict(), single.state_dict(), 1e-9)
         assert progress.history[0][f"training_loss/{r}"] == pytest.approx(alone.history[0]["training_loss"], rel=1e-9)
         assert all((value != before[name]).any() for name, value in single.state_dict().items())
 
 
 def test_a_replicas_dropout_is_of_its_own_seed():
-    """Another seed moves that member and no other: equality above is not for want of dropout."""
+    """Another seed changes that member and no other, so the students of the test above do have dropout."""
     ends = []
     for seeds in (SEEDS, (*SEEDS[:2], 99)):
         progress = group()
@@ -122,7 +143,7 @@ def test_a_replicas_dropout_is_of_its_own_seed():
 
 
 class Calls(TorchDispatchMode):
-    """Counts the operators that reach the device, and keeps the groups of the convolutions."""
+    """Count the operators that reach the device, and note the groups of the convolutions."""
 
     def __init__(self):
         super().__init__()
@@ -146,11 +167,11 @@ def test_a_step_of_many_makes_as_many_convolution_calls_as_a_step_of_one():
             train_step(model, torch.optim.SGD(model.parameters(), lr=0.1), each_hard, batch)
         assert calls.groups == {replicas}
         found[replicas] = tuple(calls.count[f"aten::convolution{part}"] for part in ("", "_backward"))
-    assert set(found.values()) == {(6, 6)}  # a student has six
+    assert set(found.values()) == {(6, 6)}  # a student has six convolutions
 
 
 def test_dropout_of_replicas_is_torchs_on_average():
-    """Ten side by side, and ten alone with torch's own dropout, which draws other numbers: their mean losses agree."""
+    """Ten students side by side and ten alone with torch's own dropout (other random numbers): equal mean losses."""
 
     class Plain(Small):
         def forward(self, x):
@@ -171,12 +192,20 @@ def test_dropout_of_replicas_is_torchs_on_average():
 
     seeds = range(10)
     model = Replicas([Small(seed, 0.5) for seed in seeds])
-    list(epochs(Progress(model, keras_adam(model.parameters(), 0.01)), beside([batches(seed) for seed in seeds]), each_hard,
-                count=8, seed=seeds))
+    list(
+        epochs(
+            Progress(model, keras_adam(model.parameters(), 0.01)),
+            beside([batches(seed) for seed in seeds]),
+            each_hard,
+            count=8,
+            seed=seeds,
+        )
+    )
     replicas = losses(model.member(r) for r in seeds)
     low, high = stats.ttest_rel(replicas, losses(alone(seed, 0.5) for seed in seeds)).confidence_interval(0.99)
     assert low < 0 < high
-    assert stats.ttest_rel(replicas, losses(alone(seed, 0.0) for seed in seeds)).pvalue < 0.001  # without dropout it is another
+    without = losses(alone(seed, 0.0) for seed in seeds)
+    assert stats.ttest_rel(replicas, without).pvalue < 0.001  # the test would notice if there were no dropout
 
 
 # ---- killed and resumed
@@ -206,8 +235,10 @@ def test_a_killed_and_resumed_group_gives_the_bytes_of_an_unbroken_one(tmp_path)
     assert not resumed.notice
     assert (tmp_path / "killed").read_bytes() == (tmp_path / "whole").read_bytes()
     assert resumed.history == whole.history
-    for tensors in ({name: (value, resumed.model.state_dict()[name]) for name, value in whole.model.state_dict().items()},
-                    {name: (value, resumed.kept["first"][name]) for name, value in whole.kept["first"].items()}):
+    for tensors in (
+        {name: (value, resumed.model.state_dict()[name]) for name, value in whole.model.state_dict().items()},
+        {name: (value, resumed.kept["first"][name]) for name, value in whole.kept["first"].items()},
+    ):
         assert all(torch.equal(*pair) for pair in tensors.values())
 
 
@@ -260,9 +291,16 @@ def test_a_member_without_draws_is_given_its_inputs_only():
     assert model.train()(torch.zeros(2, 4, 5)).shape == (2, 4, K)
 
 
-@pytest.mark.parametrize("members", [[], [nn.Linear(5, 3), nn.Linear(5, 4)], [nn.Linear(5, 3), nn.Linear(5, 3, bias=False)],
-                                     [nn.Linear(5, 3), nn.Sequential(nn.Linear(5, 3))]],
-                         ids=["none", "shapes", "parts", "names"])
+@pytest.mark.parametrize(
+    "members",
+    [
+        [],
+        [nn.Linear(5, 3), nn.Linear(5, 4)],
+        [nn.Linear(5, 3), nn.Linear(5, 3, bias=False)],
+        [nn.Linear(5, 3), nn.Sequential(nn.Linear(5, 3))],
+    ],
+    ids=["none", "shapes", "parts", "names"],
+)
 def test_other_architectures_are_refused(members):
     with pytest.raises(KDError, match="of one architecture"):
         Replicas(members)
@@ -270,7 +308,9 @@ def test_other_architectures_are_refused(members):
 
 @pytest.mark.parametrize("seeds", [3, (3,), (1, 2, 3, 4)])
 def test_every_replica_has_a_seed(seeds):
-    with pytest.raises(KDError, match=f"expected 3 seeds, one a replica, found {1 if seeds == 3 else len(seeds)}"):
+    with pytest.raises(
+        KDError, match=f"expected 3 seeds, one for each replica, found {1 if seeds == 3 else len(seeds)}"
+    ):
         next(epochs(group(), batches_of(), each_hard, count=1, seed=seeds))
 
 
@@ -299,15 +339,19 @@ def test_a_loss_that_is_not_finite_in_one_replica_is_refused(value):
         factors[1] = value if batch.inputs.shape[1] < SIZE else 1.0  # in the short batch, the third
         return each_hard(outputs, batch) * torch.tensor(factors)
 
-    with pytest.raises(NonFiniteLoss, match=rf"^group: .* found \[.*, {value}, .*\] of replica 1, .* at epoch 1, step 3 of 3"):
+    with pytest.raises(
+        NonFiniteLoss, match=rf"^group: .* found \[.*, {value}, .*\] of replica 1, .* at epoch 1, step 3 of 3"
+    ):
         list(epochs(progress, batches_of(), objective, count=1, seed=SEEDS))
 
 
 def test_batches_beside_each_other_have_each_members_own_order_and_soft_targets():
     every = [examples_of(seed) for seed in SEEDS]
     logits = [torch.randn(N, K, generator=generator(seed, "teacher")) for seed in SEEDS]
-    members = [Batches(examples, SIZE, seed, SoftTargets(rows, "teacher", examples.digest))
-               for examples, seed, rows in zip(every, SEEDS, logits, strict=True)]
+    members = [
+        Batches(examples, SIZE, seed, SoftTargets(rows, "teacher", examples.digest))
+        for examples, seed, rows in zip(every, SEEDS, logits, strict=True)
+    ]
     batches = list(beside(members)(2))
     assert [batch.inputs.shape for batch in batches] == [(3, 8, 5), (3, 8, 5), (3, 6, 5)]
     for r, seed in enumerate(SEEDS):

@@ -1,4 +1,4 @@
-"""Random streams: functions of (seed, name, epoch), and no two alike."""
+"""Random streams: functions of (seed, name, epoch), and no two are the same."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""Soft targets belong to their examples; distributions made without a trained teacher."""
+"""Soft targets, their sham, and distributions made without a trained teacher."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,6 @@ import torch
 from scipy.special import softmax
 from scipy.stats import gmean
 
-from kdlib.batches import Examples
 from kdlib.errors import KDError
 from kdlib.seeds import generator
 from kdlib.targets import SoftTargets, mean_of_distributions, mix_logits, smoothed_labels, virtual_teacher
@@ -30,24 +29,14 @@ def test_probabilities(logits, temperature):
     np.testing.assert_allclose(probs, softmax(logits.numpy() / temperature, 1), rtol=1e-12)
 
 
-@pytest.mark.parametrize(("digest", "views", "rows", "named"), [
-    ("other", "plain", N, "other"), ("data", "flipped", N, "flipped"), ("data", "plain", N - 1, "39 rows")])
-def test_check_refuses_other_examples_and_names_both(logits, labels, digest, views, rows, named):
-    soft = SoftTargets(logits, "run 7", "data")
-    soft.check(Examples(torch.zeros(N, 3), labels, "data"))
-    with pytest.raises(KDError, match=named) as caught:
-        soft.check(Examples(torch.zeros(rows, 3), labels[:rows], digest, views))
-    assert "run 7 (data data, views 'plain', 40 rows)" in str(caught.value)
-
-
 def test_sham_permutes_within_classes_only(labels):
-    soft = SoftTargets(torch.arange(N).view(N, 1), "run", "data", "views")
+    soft = SoftTargets(torch.arange(N).view(N, 1), "run", "data", "shifted")
     sham = soft.permuted_within_classes(labels, generator(0, "sham"))
     source = sham.logits[:, 0]
     assert sorted(source.tolist()) == list(range(N))
     assert torch.equal(labels[source], labels)
     assert (source != torch.arange(N)).sum() > N / 2
-    assert (sham.teacher_run, sham.data_digest, sham.views) == ("run", "data", "views")
+    assert (sham.teacher_run, sham.data_digest, sham.view) == ("run", "data", "shifted")
     assert soft.logits[:, 0].tolist() == list(range(N))
     again = soft.permuted_within_classes(labels, generator(0, "sham"))
     assert torch.equal(again.logits, sham.logits)
@@ -75,8 +64,11 @@ def test_means_of_distributions(logits):
     arithmetic = softmax(mean_of_distributions(members, "arithmetic").numpy(), 1)
     np.testing.assert_allclose(arithmetic, probs.mean(0), rtol=1e-12)
     geometric = gmean(probs, axis=0)
-    np.testing.assert_allclose(softmax(mean_of_distributions(members, "geometric").numpy(), 1),
-                               geometric / geometric.sum(1, keepdims=True), rtol=1e-12)
+    np.testing.assert_allclose(
+        softmax(mean_of_distributions(members, "geometric").numpy(), 1),
+        geometric / geometric.sum(1, keepdims=True),
+        rtol=1e-12,
+    )
 
 
 def test_means_are_finite_at_huge_logits_and_refuse_another_kind():

@@ -1,4 +1,4 @@
-"""torchvision beside a torch that its compiled operators do not fit, and operators that are there already."""
+"""torchvision with a torch that its compiled operators do not fit, and with one that they fit."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ import kdlib.torchvision_operators as operators
 
 ROOT = Path(__file__).parents[1]
 
-# In a fresh interpreter: what the tests' own process has loaded would hide what is missing.
+# A fresh interpreter: the tests' own process has loaded modules that would hide missing operators.
 WITHOUT_AND_WITH = """
 import importlib, sys
 try:
@@ -32,7 +32,7 @@ print("with:", *kdlib.torchvision_operators.DECLARED)
 PRESENT = """
 import importlib.util, torch
 find = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name == "torchvision" else find(name, *rest)  # no library to load
+importlib.util.find_spec = lambda name, *rest: None if name == "torchvision" else find(name, *rest)
 library = torch.library.Library("torchvision", "DEF")
 for name in ("nms", "qnms"):
     library.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -44,8 +44,13 @@ print(DECLARED, declare_missing(), found)
 
 
 def python(script):
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 

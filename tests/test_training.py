@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from kdlib.batches import Batches, Examples
-from kdlib.losses import cross_entropy, hard_and_soft
+from kdlib.batches import Batch, Batches, Examples
+from kdlib.losses import hard_and_soft
 from kdlib.seeds import derive_seed, generator
 from kdlib.targets import SoftTargets
-from kdlib.training import NonFiniteLoss, Progress, epochs, evaluating, predict_logits, train_step
+from kdlib.training import NonFiniteLoss, Progress, epochs, evaluating, hard_targets, predict_logits, train_step
 
 N, K, SIZE, SEED = 37, 3, 8, 4
 
@@ -30,10 +30,6 @@ def network(dropout=0.4):
 def examples():
     inputs = torch.randn(N, 5, generator=generator(0, "inputs"))
     return Examples(inputs, inputs[:, :K].argmax(1), "data")
-
-
-def hard(outputs, batch):
-    return cross_entropy(outputs, batch.labels)
 
 
 def adam(model):
@@ -82,6 +78,12 @@ def test_loop_is_the_hand_written_loop(examples):
     assert not same(bits(model), bits(network()))
 
 
+def test_hard_targets_are_the_cross_entropy_with_the_labels_alone():
+    logits = torch.tensor([[0.0, math.log(3), 0.0], [math.log(2), 0.0, 0.0]], dtype=torch.float64)
+    batch = Batch(torch.zeros(2, 1), torch.tensor([1, 2]), torch.arange(2), soft=torch.full((2, K), math.nan))
+    assert hard_targets(logits, batch).item() == pytest.approx((math.log(5 / 3) + math.log(4)) / 2, rel=1e-12)
+
+
 def test_one_step_of_plain_descent_by_arithmetic():
     """w = 2, loss (3 w)^2: gradient 18 w = 36, so w becomes 2 - 0.1 * 36."""
     model = nn.Linear(1, 1, bias=False).double()
@@ -97,14 +99,14 @@ def test_one_step_of_plain_descent_by_arithmetic():
 
 
 def test_student_trains_again_after_a_validation(examples):
-    """Left in evaluation mode, epoch 2 would have no dropout and batch norm would stand still."""
+    """If the model stayed in evaluation mode, epoch 2 would have no dropout and fixed batch norm averages."""
     model = network()
     progress = Progress(model, adam(model))
     modes = []
     model[3].register_forward_hook(lambda module, *_: modes.append(module.training))
     averages = []
-    for _ in epochs(progress, Batches(examples, SIZE, SEED), hard, count=3, seed=SEED):
-        model.eval()  # as a body that validates by itself and forgets
+    for _ in epochs(progress, Batches(examples, SIZE, SEED), hard_targets, count=3, seed=SEED):
+        model.eval()  # like a body that validates and forgets to switch back
         averages.append(model[1].running_mean.clone())
     steps = len(Batches(examples, SIZE, SEED))
     assert modes == [True] * 3 * steps
@@ -116,7 +118,7 @@ def test_what_the_body_draws_does_not_move_the_next_epoch(examples):
     found = []
     for disturb in (False, True):
         model = network()
-        for _ in epochs(Progress(model, adam(model)), Batches(examples, SIZE, SEED), hard, count=2, seed=SEED):
+        for _ in epochs(Progress(model, adam(model)), Batches(examples, SIZE, SEED), hard_targets, count=2, seed=SEED):
             if disturb:
                 torch.rand(17)
         found.append(bits(model))
@@ -129,18 +131,20 @@ def test_dropout_differs_between_epochs(examples):
     model[3].register_forward_hook(lambda _, inputs, output: masks.append((output == 0) & (inputs[0] != 0)))
     batches = list(Batches(examples, N, SEED)(1))
     progress = Progress(model, torch.optim.SGD(model.parameters(), lr=0.0))
-    list(epochs(progress, lambda epoch: batches, hard, count=2, seed=SEED))
+    list(epochs(progress, lambda epoch: batches, hard_targets, count=2, seed=SEED))
     assert not torch.equal(masks[0], masks[1])
 
 
 def test_rate_is_applied_each_epoch(examples):
     model = network()
-    optimizer = torch.optim.SGD([{"params": model[0].parameters()}, {"params": model[4].parameters(), "lr": 5.0}], lr=0.5)
+    optimizer = torch.optim.SGD(
+        [{"params": model[0].parameters()}, {"params": model[4].parameters(), "lr": 5.0}], lr=0.5
+    )
     seen = []
 
     def objective(outputs, batch):
         seen.append([group["lr"] for group in optimizer.param_groups])
-        return hard(outputs, batch)
+        return hard_targets(outputs, batch)
 
     def rate(epoch):
         return 0.01 if epoch < 3 else 0.001
@@ -152,21 +156,30 @@ def test_rate_is_applied_each_epoch(examples):
 def test_without_a_rate_the_optimizers_own_is_kept(examples):
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.125)
-    list(epochs(Progress(model, optimizer), Batches(examples, N, SEED), hard, count=2, seed=SEED))
+    list(epochs(Progress(model, optimizer), Batches(examples, N, SEED), hard_targets, count=2, seed=SEED))
     assert optimizer.param_groups[0]["lr"] == 0.125
 
 
 def test_a_rate_of_zero_trains_nothing(examples):
     model = network()
     before = [parameter.clone() for parameter in model.parameters()]
-    list(epochs(Progress(model, adam(model)), Batches(examples, SIZE, SEED), hard, count=1, seed=SEED, rate=lambda _: 0.0))
+    list(
+        epochs(
+            Progress(model, adam(model)),
+            Batches(examples, SIZE, SEED),
+            hard_targets,
+            count=1,
+            seed=SEED,
+            rate=lambda _: 0.0,
+        )
+    )
     assert all(map(torch.equal, before, model.parameters()))
 
 
 def test_breaking_off_is_early_stopping(examples):
     model = network()
     progress = Progress(model, adam(model))
-    for epoch in epochs(progress, Batches(examples, SIZE, SEED), hard, count=9, seed=SEED):
+    for epoch in epochs(progress, Batches(examples, SIZE, SEED), hard_targets, count=9, seed=SEED):
         if epoch == 2:
             break
     assert progress.epoch == len(progress.history) == 2
@@ -178,19 +191,34 @@ def test_non_finite_loss_names_run_epoch_and_step(examples, value):
     steps = iter(range(1, 99))
 
     def objective(outputs, batch):
-        return hard(outputs, batch) * (value if next(steps) == 5 + 3 else 1.0)  # 5 steps an epoch
+        return hard_targets(outputs, batch) * (value if next(steps) == 5 + 3 else 1.0)  # 5 steps an epoch
 
     with pytest.raises(NonFiniteLoss, match=rf"^baseline, seed 3: .*found {value} at epoch 2, step 3 of 5; lower the"):
-        list(epochs(Progress(model, adam(model), label="baseline, seed 3"), Batches(examples, SIZE, SEED), objective, count=3,
-                    seed=SEED))
+        list(
+            epochs(
+                Progress(model, adam(model), label="baseline, seed 3"),
+                Batches(examples, SIZE, SEED),
+                objective,
+                count=3,
+                seed=SEED,
+            )
+        )
 
 
 def test_a_run_that_diverged_leaves_the_last_good_epoch(examples, tmp_path):
     model = network()
     path = tmp_path / "checkpoint"
     with pytest.raises(NonFiniteLoss, match="epoch 2, step 2"):
-        list(epochs(Progress(model, adam(model), checkpoint=path), Batches(examples, SIZE, SEED), hard, count=9, seed=SEED,
-                    rate=lambda epoch: 0.01 if epoch < 2 else math.inf))
+        list(
+            epochs(
+                Progress(model, adam(model), checkpoint=path),
+                Batches(examples, SIZE, SEED),
+                hard_targets,
+                count=9,
+                seed=SEED,
+                rate=lambda epoch: 0.01 if epoch < 2 else math.inf,
+            )
+        )
     again = network()
     assert Progress(again, adam(again), checkpoint=path).epoch == 1
 
@@ -198,8 +226,10 @@ def test_a_run_that_diverged_leaves_the_last_good_epoch(examples, tmp_path):
 def test_an_infinite_measurement_is_refused_with_its_name(examples):
     model = network()
     progress = Progress(model, adam(model), label="teacher, seed 0")
-    for _ in epochs(progress, Batches(examples, SIZE, SEED), hard, count=1, seed=SEED):
-        with pytest.raises(NonFiniteLoss, match="teacher, seed 0: expected a finite validation_loss, found nan at epoch 1"):
+    for _ in epochs(progress, Batches(examples, SIZE, SEED), hard_targets, count=1, seed=SEED):
+        with pytest.raises(
+            NonFiniteLoss, match="teacher, seed 0: expected a finite validation_loss, found nan at epoch 1"
+        ):
             progress.record(validation_loss=math.nan)
     assert progress.history[0].keys() == {"training_loss"}
 
@@ -239,7 +269,7 @@ def test_logits_do_not_depend_on_the_size_of_the_parts(examples, size):
     logits = predict_logits(model, examples.inputs, size)
     assert torch.allclose(logits, predict_logits(model, examples.inputs), atol=1e-6)
     assert logits.shape == (N, K)
-    assert max(seen[: -1]) <= size
+    assert max(seen[:-1]) <= size
 
 
 def mixed_modes():
@@ -284,7 +314,7 @@ def test_kept_weights_stay_as_they_were_and_come_back(examples):
     model = network()
     progress = Progress(model, adam(model))
     after = {}
-    for epoch in epochs(progress, Batches(examples, SIZE, SEED), hard, count=3, seed=SEED):
+    for epoch in epochs(progress, Batches(examples, SIZE, SEED), hard_targets, count=3, seed=SEED):
         after[epoch] = bits(model)
         if epoch < 3:
             progress.keep("best")
@@ -293,17 +323,19 @@ def test_kept_weights_stay_as_they_were_and_come_back(examples):
     assert same(bits(model), after[2])
     with torch.no_grad():
         model[0].weight.zero_()
-    assert same(progress.kept["best"], after[2])  # restored by value
+    assert same(progress.kept["best"], after[2])  # the restored weights are a copy
 
 
 # ---- checkpoints
 
 
 def trained(path, examples, count=4, stop=None, make=adam):
-    """Train to `count` epochs in all, or be interrupted after `stop`; gives the progress."""
+    """Train to `count` epochs in all, or stop after epoch `stop`, and return the progress."""
     model = network()
     progress = Progress(model, make(model), checkpoint=path, label="run")
-    for epoch in epochs(progress, Batches(examples, SIZE, SEED), hard, count=count, seed=SEED, rate=lambda epoch: 0.02 / epoch):
+    for epoch in epochs(
+        progress, Batches(examples, SIZE, SEED), hard_targets, count=count, seed=SEED, rate=lambda epoch: 0.02 / epoch
+    ):
         progress.record(score=float(predict_logits(model, examples.inputs).std()))
         if progress.is_lowest("score") or epoch == 2:
             progress.keep("best")
@@ -317,8 +349,12 @@ def trained(path, examples, count=4, stop=None, make=adam):
 def everything(progress):
     kept = {f"{name}/{key}": value for name, state in progress.kept.items() for key, value in state.items()}
     state = copy.deepcopy(progress.optimizer.state_dict())["state"]
-    moments = {f"{index}/{key}": value for index, entry in state.items() for key, value in entry.items()
-               if isinstance(value, torch.Tensor)}
+    moments = {
+        f"{index}/{key}": value
+        for index, entry in state.items()
+        for key, value in entry.items()
+        if isinstance(value, torch.Tensor)
+    }
     return progress.history, bits(progress.model) | kept | moments
 
 
@@ -332,7 +368,9 @@ OPTIMIZERS = {
     "amsgrad": lambda model: torch.optim.Adam(model.parameters(), amsgrad=True),
     "momentum": lambda model: torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True),
     "plain": lambda model: torch.optim.SGD(model.parameters(), lr=0.1),
-    "two groups": lambda model: torch.optim.AdamW([{"params": model[0].parameters()}, {"params": model[4].parameters()}]),
+    "two groups": lambda model: torch.optim.AdamW(
+        [{"params": model[0].parameters()}, {"params": model[4].parameters()}]
+    ),
 }
 
 
@@ -349,10 +387,14 @@ def test_interrupted_and_resumed_equals_unbroken(tmp_path, examples, make, stop)
     assert (tmp_path / "whole").read_bytes() == (tmp_path / "checkpoint").read_bytes()
 
 
-@pytest.mark.parametrize("make", [
-    lambda model: torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9, fused=True),
-    lambda model: torch.optim.Adam(model.parameters(), lr=0.02, fused=True),
-], ids=["sgd", "adam"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda model: torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9, fused=True),
+        lambda model: torch.optim.Adam(model.parameters(), lr=0.02, fused=True),
+    ],
+    ids=["sgd", "adam"],
+)
 def test_weights_of_another_memory_layout_resume_too(tmp_path, make):
     """Fused optimizers pair weights and moments by their place in memory, which a file does not keep."""
     examples = Examples(torch.randn(24, 3, 6, 6, generator=generator(0, "pictures")), torch.arange(24) % K, "pictures")
@@ -362,7 +404,7 @@ def test_weights_of_another_memory_layout_resume_too(tmp_path, make):
         model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, K))
         model = model.to(memory_format=torch.channels_last)
         progress = Progress(model, make(model), checkpoint=path)
-        for epoch in epochs(progress, Batches(examples, SIZE, SEED), hard, count=3, seed=SEED):
+        for epoch in epochs(progress, Batches(examples, SIZE, SEED), hard_targets, count=3, seed=SEED):
             if epoch == stop:
                 break
         return progress
@@ -384,7 +426,9 @@ def test_a_resumed_run_repeats_one_epoch_at_most(tmp_path, examples):
 
     for stop in (1, 3, None):
         model = network()
-        for epoch in epochs(Progress(model, adam(model), checkpoint=tmp_path / "c"), counted, hard, count=4, seed=SEED):
+        for epoch in epochs(
+            Progress(model, adam(model), checkpoint=tmp_path / "c"), counted, hard_targets, count=4, seed=SEED
+        ):
             if epoch == stop:
                 break
     assert begun == {1: 2, 2: 1, 3: 2, 4: 1}
@@ -442,6 +486,6 @@ def test_on_epoch_is_called_after_the_checkpoint_is_written(tmp_path, examples):
         seen.append((progress.epoch, Progress(fresh, adam(fresh), checkpoint=path).history[-1]["score"]))
 
     progress = Progress(model, adam(model), checkpoint=path, on_epoch=on_epoch)
-    for epoch in epochs(progress, Batches(examples, SIZE, SEED), hard, count=2, seed=SEED):
+    for epoch in epochs(progress, Batches(examples, SIZE, SEED), hard_targets, count=2, seed=SEED):
         progress.record(score=epoch * 10)
     assert seen == [(1, 10.0), (2, 20.0)]

@@ -23,17 +23,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdlib import engine, files, runs, training
+from kdlib import files, training
 from kdlib.batches import Batch, Batches, Examples
 from kdlib.errors import KDError
-from kdlib.experiment import Arm, Compute, Profile, Run, load_experiment
 from kdlib.losses import cross_entropy, soft_target_kl
 from kdlib.metrics import accuracy
-from kdlib.plan import plan
-from kdlib.runs import Result, Store
+from kdlib.run import engine
+from kdlib.run import store as runs
+from kdlib.run.experiment import Arm, Compute, Experiment, Profile, Run, load_experiment
+from kdlib.run.plan import plan
+from kdlib.run.store import Result, Store
 from kdlib.seeds import generator
 
-SOURCE, PROTOCOL, DATA, DATA_FIELDS = "toy", 1, ("toy",), ()
 ROWS, SIZE, CLASSES, EPOCHS = 40, 16, 3, 3
 STEPS = 3  # an epoch
 
@@ -83,8 +84,9 @@ def train(run: Run, objective: Callable[[Tensor, Batch], Tensor], keep_targets: 
                 file.write(f"{run.label}, epoch {epoch}\n")
         return batches(epoch)
 
-    for epoch in training.epochs(progress, logged, objective, count=run.config.epochs, seed=run.seed,
-                                 rate=lambda epoch: run.config.rate / epoch):
+    for epoch in training.epochs(
+        progress, logged, objective, count=run.config.epochs, seed=run.seed, rate=lambda epoch: run.config.rate / epoch
+    ):
         logits = training.predict_logits(model, data.test.inputs)
         progress.record(test_loss=float(cross_entropy(logits, data.test.labels)))
         if progress.is_lowest("test_loss"):
@@ -164,8 +166,17 @@ ARMS = (
     Arm("assistant", MODES, train_assistant, {"teacher": "teacher"}),
     Arm("grandchild", MODES, train_distilled, {"teacher": "assistant"}),
 )
-CHECK, BANDED = ("teacher",), ("accuracy",)
 PROFILES = {"quick": Profile(Config(), seeds=1), "other": Profile(Config(note="other"), seeds=1)}
+EXPERIMENT = Experiment(
+    source="toy",
+    protocol=1,
+    data=("toy",),
+    load_data=load_data,
+    arms=ARMS,
+    profiles=PROFILES,
+    check=("teacher",),
+    banded=("accuracy",),
+)
 
 
 # ---- traps
@@ -200,7 +211,9 @@ def set_traps() -> None:
         wrap(runs, "atomic_write", after=fatal)
 
 
-def wrap(owner: Any, name: str, before: Callable[..., None] | None = None, after: Callable[..., None] | None = None) -> None:
+def wrap(
+    owner: Any, name: str, before: Callable[..., None] | None = None, after: Callable[..., None] | None = None
+) -> None:
     original = getattr(owner, name)
 
     @functools.wraps(original)
@@ -231,8 +244,14 @@ def session(order: Mapping[str, Any]) -> dict[str, Any]:
     try:
         experiment = load_experiment("toy")
         jobs = plan(experiment, experiment.profile("quick"), order["arms"], order["seeds"], Compute(), {})
-        summary = engine.execute(jobs, Store(Path(order["store"])), compute=Compute(), folders={}, workers=order["workers"],
-                                 report=lambda event: events.append([event.kind, event.job.label, event.text]))
+        summary = engine.execute(
+            jobs,
+            Store(Path(order["store"])),
+            compute=Compute(),
+            folders={},
+            workers=order["workers"],
+            report=lambda event: events.append([event.kind, event.job.label, event.text]),
+        )
         arms = {job.description.id: f"{job.arms[0]}/{job.description.seed}" for job in jobs}
         answer["finished"] = {arms[run]: str(value.folder) for run, value in summary.finished.items()}
         answer["failed"] = {arms[run]: text for run, text in summary.failed.items()}

@@ -40,7 +40,8 @@ def draw(records: Sequence[Record], reported: Reported, path: Path) -> None:
         title="F1 of the weights chosen so far (lowest validation loss; band: all seeds)",
     )
     left.title.set_fontsize(10)
-    left.legend(frameon=False, fontsize=8, loc="lower right")
+    if left.get_legend_handles_labels()[0]:  # matplotlib warns of a legend without entries
+        left.legend(frameon=False, fontsize=8, loc="lower right")
     parts = [(part.label, part.arm, part.rival) for part in reported.ingredients]
     # A pair has no bar if one of its arms is not recorded; the page's table names it.
     bars(

@@ -1,47 +1,78 @@
-"""What an audit finds, and the comparison it is made of."""
+"""What the audit finds, and the comparisons that find it."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
+
+from scipy import special
+
+from kdlib.errors import KDError
+
+# Whether this machine computes the same bits as those that wrote the committed files. If not, numbers may be rounded
+# otherwise.
+SAME_BITS = [float(special.stdtrit(n, p)) for n, p in ((4, 0.975), (4, 0.95), (5, 0.975), (5, 0.95))] == [
+    2.7764451051977934,
+    2.1318467863266495,
+    2.5705818356363146,
+    2.0150483733330233,
+]
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that is not as it was derived."""
+    """One thing that is not as the audit derived it."""
 
-    file: str
     place: str
     expected: str
     found: str
+    file: str = ""
 
     def __str__(self) -> str:
-        place = f", {self.place}" if self.place else ""
-        return f"{self.file}{place}: expected {self.expected}, found {self.found}"
+        return f"{', '.join(filter(None, (self.file, self.place)))}: expected {self.expected}, found {self.found}"
 
 
-def differs(file: str, place: str, expected: Any, found: Any) -> Iterator[Fault]:
-    """A fault unless both are the same; numbers to the last bit."""
-    if expected != found or isinstance(expected, bool) != isinstance(found, bool):
-        yield Fault(file, place, shown(expected), shown(found))
+Faults = Iterator[Fault]
+
+
+def in_file(file: str, faults: Iterable[Fault]) -> Faults:
+    """Give the faults of a file. Content that is misshapen beyond comparing is a fault, not a crash."""
+    try:
+        for fault in faults:
+            yield replace(fault, file=fault.file or file)
+    except (ArithmeticError, AttributeError, KDError, LookupError, OSError, TypeError, ValueError) as error:
+        yield Fault("", "what can be read", f"{type(error).__name__}: {shown(error)}", file)
+
+
+def compare(place: str, expected: Any, found: Any) -> Faults:
+    """Give a fault for each value that differs, however deep in dictionaries and lists."""
+    if isinstance(expected, Mapping) and isinstance(found, Mapping):
+        for key in dict.fromkeys([*expected, *found]):
+            yield from compare(f"{place}, {key}", expected.get(key, "nothing"), found.get(key, "nothing"))
+    elif isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
+        for index, pair in enumerate(zip(expected, found, strict=True)):
+            yield from compare(f"{place}, {index}", *pair)
+    elif not same(expected, found):
+        yield Fault(place, shown(expected), shown(found))
+
+
+def same(expected: Any, found: Any) -> bool:
+    """Return whether two values are equal; numbers to the last bit if this machine computes the same bits."""
+    if not SAME_BITS and isinstance(expected, float) and isinstance(found, float):
+        return math.isclose(expected, found, rel_tol=1e-12, abs_tol=1e-14)
+    return bool(expected == found) and isinstance(expected, bool) == isinstance(found, bool)
+
+
+def within(place: str, low: float, found: float, high: float, why: str = "") -> Faults:
+    """Give a fault for a number outside its bounds."""
+    if not low <= found <= high:
+        yield Fault(place, f"{low:.17g} to {high:.17g}{why}", shown(found))
 
 
 def shown(thing: Any) -> str:
-    """A short text of anything, on one line and without control characters."""
-    text = thing if isinstance(thing, str) and thing and thing.isprintable() else ascii(thing)
+    """Return a short text of anything, on one line and without control characters."""
+    text = str(thing) if isinstance(thing, str | Exception) else ascii(thing)
+    text = text if text and text.isprintable() else ascii(text)
     return text if len(text) <= 200 else text[:197] + "..."
-
-
-_NUMBER = re.compile(r"(?<![\w.])[+-]?\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]?\d+)?(?!\w)")
-
-
-def numbers(text: str) -> list[str]:
-    """The numbers in a text, as they are printed; those within words ("F1", "C2") are none."""
-    return _NUMBER.findall(text.replace("\\", ""))
-
-
-def plain(text: str) -> str:
-    """A Markdown text without its escapes."""
-    return re.sub(r"\\([^\w\s])", r"\1", re.sub(r"\\_", "_", text))

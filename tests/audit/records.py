@@ -1,4 +1,4 @@
-"""The records of `runs.jsonl`: each is what `experiment.py` says, whole, and agrees with itself and with its parents."""
+"""The records of `runs.jsonl`: each is what `experiment.py` says, and agrees with itself and with the others."""
 
 from __future__ import annotations
 
@@ -7,209 +7,200 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import special
 
-from kdlib.audit.faults import Fault, differs, shown
-from kdlib.audit.statistics import f1_of
-from kdlib.experiment import Experiment
+from kdlib.run.experiment import Arm, Experiment
+from tests.audit.faults import Fault, Faults, compare, shown, within
+from tests.audit.statistics import f1_of
 
 Record = Mapping[str, Any]
-Key = tuple[str, str]  # data digest and profile: one table
-KINDS = {"profile": str, "seed": int, "run": str, "arms": dict, "data_name": str, "description": dict, "metrics": dict,
-         "history": list, "environment": dict, "weights_sha256": str}  # fmt: skip
-DESCRIBED = {"recipe", "protocol", "config", "seed", "data", "parents"}
+Cell = tuple[str, str, int]  # data digest, profile, seed
+Groups = dict[tuple[str, str], list[Mapping[str, Any]]]  # the records of each table, by data digest and profile
+KEYS = ["arms", "data_name", "description", "environment", "history", "metrics", "profile", "run", "seed"]
+DESCRIBED = ["config", "data", "parents", "protocol", "recipe", "seed"]
 ROUNDING = 1e-15  # of a mean of a few shares, however it is summed
 
 
 def canonical(thing: Any) -> str:
-    """JSON with sorted keys and no spaces: what a run's id is the SHA-256 of."""
+    """Return JSON with sorted keys and no spaces; ValueError for a number that is not finite."""
     return json.dumps(thing, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def read(path: Path, file: str) -> tuple[list[Record], list[Fault]]:
-    """The records that can be read, and a fault for each line that cannot."""
+def identity(description: Record) -> str:
+    """Return the id of a run: the start of the SHA-256 of its description."""
+    return hashlib.sha256(canonical(description).encode()).hexdigest()[:16]
+
+
+def read(path: Path) -> tuple[list[Record], list[Fault]]:
+    """Return the records that can be read, and a fault for each line that cannot."""
     records: list[Record] = []
     faults = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text("utf-8").splitlines() if path.exists() else (), 1):
         try:
-            record = json.loads(line, parse_constant=_finite, parse_float=_finite)
-            if not isinstance(record, dict) or record.keys() != KINDS.keys():
-                raise ValueError("other keys than " + ", ".join(KINDS))
-            if wrong := [key for key, kind in KINDS.items() if type(record[key]) is not kind]:
-                raise ValueError(f"{wrong[0]} of another kind")
-            if record["description"].keys() != DESCRIBED:
-                raise ValueError("a description with other keys than " + ", ".join(sorted(DESCRIBED)))
-            if canonical(record) != line:
-                raise ValueError("another spelling (spaces, order of keys, a key twice)")
-        except (ValueError, RecursionError) as error:
-            faults.append(Fault(file, f"line {number}", "a finished run as canonical JSON", shown(str(error))))
-            continue
-        records.append(record)
+            record = json.loads(line)
+            if (sorted(record), sorted(record["description"])) != ([*KEYS, "weights_sha256"], DESCRIBED) or canonical(
+                record
+            ) != line:
+                raise ValueError("other keys or another spelling (spaces, order of keys, a key twice)")
+            records.append(record)
+        except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+            faults.append(Fault(f"line {number}", "a finished run as canonical JSON", shown(error)))
     return records, faults
 
 
-def _finite(text: str) -> float:
-    if not math.isfinite(number := float(text)):  # NaN, Infinity, 1e999
-        raise ValueError(f"{text}, which is no finite number")
-    return number
-
-
-def grouped(records: Iterable[Record]) -> dict[Key, list[Record]]:
-    """The records of each table."""
-    groups: dict[Key, list[Record]] = {}
+def grouped(records: Iterable[Record]) -> Groups:
+    """Return the records of each table."""
+    groups: Groups = {}
     for record in records:
-        groups.setdefault((record["description"]["data"], record["profile"]), []).append(record)
+        groups.setdefault(cell_of(record)[:2], []).append(record)
     return groups
 
 
-def label(experiment: Experiment, record: Record) -> str:
-    """The name of a table's files: the profile, and the fields that make other data than the profile's."""
-    usual = asdict(experiment.profile(record["profile"]).config)
-    config = record["description"]["config"]
-    other = [str(config[field]) for field in config if field in experiment.module.DATA_FIELDS and config[field] != usual[field]]
-    return "-".join([record["profile"], *other])
+def cell_of(record: Record) -> Cell:
+    """Return what an arm has one run for."""
+    return record["description"]["data"], record["profile"], record["seed"]
 
 
-def check(file: str, experiment: Experiment, records: Sequence[Record]) -> Iterator[Fault]:
-    """Every fault of the records."""
+def check(experiment: Experiment, records: Sequence[Record]) -> Faults:
+    """Give every fault of the records of a replication."""
+    runs = {record["run"]: record for record in records}
+    placed = {(name, *cell_of(record)): record["run"] for record in records for name in record["arms"]}
     for record in records:
         place = f"run {shown(record['run'])}"
-        yield from _description(file, place, experiment, record)
-        yield from _parents(file, place, experiment, record, records)
-        yield from _numbers(file, place, record)
-    yield from _together(file, experiment, records)
+        yield from compare(f"{place}: the SHA-256 of its description", identity(record["description"]), record["run"])
+        yield from _described(place, experiment, record, placed)
+        yield from _measured(place, record, runs)
+    yield from _together(experiment, records)
 
 
-def _description(file: str, place: str, experiment: Experiment, record: Record) -> Iterator[Fault]:
-    description, module = record["description"], experiment.module
-    digest = hashlib.sha256(canonical(description).encode()).hexdigest()[:16]
-    yield from differs(file, f"{place}: run, the SHA-256 of its description", digest, record["run"])
-    yield from differs(file, f"{place}: seed", description["seed"], record["seed"])
-    profile = module.PROFILES.get(record["profile"])
-    if profile is None or profile.synthetic:
-        known = ", ".join(name for name, found in module.PROFILES.items() if not found.synthetic)
-        yield Fault(file, f"{place}: profile", f"one on real data ({known})", shown(record["profile"]))
+# ---- one record and its experiment
+
+
+def _described(place: str, experiment: Experiment, record: Record, placed: Mapping[Any, str]) -> Faults:
+    known = [name for name, profile in experiment.profiles.items() if not profile.synthetic]
+    if record["profile"] not in known:
+        yield Fault(f"{place}: profile", f"one on real data ({', '.join(known)})", shown(record["profile"]))
         return
     if not record["arms"]:
-        yield Fault(file, f"{place}: arms", "at least one", "none")
-    arms = {arm.name: arm for arm in experiment.arms}
+        yield Fault(f"{place}: arms", "at least one", "none")
     for name, snapshot in record["arms"].items():
-        if name not in arms:
-            yield Fault(file, f"{place}: arms", "arms of " + ", ".join(arms), shown(name))
-            continue
-        arm = arms[name]
-        yield from differs(file, f"{place}: snapshot of {name}", arm.snapshot, snapshot)
-        yield from differs(file, f"{place}: recipe of {name}", f"{module.SOURCE}/{arm.train.__name__}", description["recipe"])
-        yield from differs(file, f"{place}: protocol", module.PROTOCOL, description["protocol"])
-        config = dict(description["config"])
-        device, threads = config.pop("device", None), config.pop("threads", None)
-        if not isinstance(device, str) or type(threads) is not int or threads < 1:
-            yield Fault(file, f"{place}: device and threads", "a device and at least 1 thread", shown((device, threads)))
-        if "replicas" in config:  # trained beside others
-            beside = config.pop("replicas")
-            if type(beside) is not int or beside < 2 or arm.together is None:
-                expected = "2 or more, of an arm that is trained beside others"
-                yield Fault(file, f"{place}: replicas of {name}", expected, shown(beside))
-        wanted = asdict(experiment.config(arm, profile))
-        for field in module.DATA_FIELDS:  # each such data set has a table of its own
-            wanted[field] = config.get(field)
-        for field in sorted(wanted.keys() | config.keys()):
-            yield from differs(file, f"{place}: {field} of {name}", wanted.get(field), config.get(field))
+        wanted = _expected(experiment, experiment.arm(name), record, placed)
+        yield from compare(f"{place}: {name}", wanted, {**record["description"], "snapshot": snapshot})
 
 
-def _parents(file: str, place: str, experiment: Experiment, record: Record, records: Sequence[Record]) -> Iterator[Fault]:
-    arms = {arm.name: arm for arm in experiment.arms}
-    for name in record["arms"].keys() & arms.keys():
-        needs, parents = arms[name].needs, record["description"]["parents"]
-        yield from differs(file, f"{place}: parents of {name}", sorted(needs), sorted(parents))
-        for role in needs.keys() & parents.keys():
-            parent = arms[needs[role]]
-            seed = record["seed"] if parent.seed is None else parent.seed
-            same = [other for other in records if (other["profile"], other["seed"]) == (record["profile"], seed)
-                    and other["description"]["data"] == record["description"]["data"] and parent.name in other["arms"]]
-            wanted = " or ".join(f"{other['run']}/{parent.snapshot}" for other in same) or "a recorded run"
-            whose = "the same seed" if parent.seed is None else f"seed {seed}"
-            yield from differs(file, f"{place}: {role} of {name}, arm {parent.name} of {whose}", wanted, parents[role])
+def _expected(experiment: Experiment, arm: Arm, record: Record, placed: Mapping[Any, str]) -> dict[str, Any]:
+    """Return the description that an arm's run must have."""
+    found, (data, profile, seed) = record["description"]["config"], cell_of(record)
+    environment = record["environment"]
+    config = json.loads(canonical(asdict(experiment.config(arm, experiment.profiles[profile]))))
+    config |= {field: found.get(field) for field in experiment.data_fields}  # each choice has tables of its own
+    config["device"] = "cpu" if environment["versions"]["torch"].endswith("+cpu") else str(found.get("device"))
+    config["threads"] = max(1, int(environment["threads"]))
+    if arm.mapped is not None and "replicas" in found:  # trained side by side with others
+        config["replicas"] = max(2, int(found["replicas"]))
+    parents = {}
+    for role, name in arm.needs.items():
+        parent = experiment.arm(name)
+        run = placed.get((name, data, profile, seed if parent.seed is None else parent.seed), "a recorded run")
+        parents[role] = f"{run}/{parent.snapshot}"
+    recipe = f"{experiment.source}/{arm.train.__name__}"
+    description = {"recipe": recipe, "protocol": experiment.protocol, "config": config, "parents": parents}
+    return {**description, "data": data, "seed": seed, "snapshot": arm.snapshot}
 
 
-def _numbers(file: str, place: str, record: Record) -> Iterator[Fault]:
+# ---- one record and its numbers
+
+
+def _measured(place: str, record: Record, runs: Mapping[str, Record]) -> Faults:
+    metrics, history = record["metrics"], record["history"]
     if not re.fullmatch(r"[0-9a-f]{64}", record["weights_sha256"]):
-        yield Fault(file, f"{place}: weights_sha256", "64 hexadecimal digits", shown(record["weights_sha256"]))
-    for snapshot in set(record["arms"].values()) - record["metrics"].keys():
-        yield Fault(file, f"{place}: metrics", f"those of snapshot {snapshot}", shown(sorted(record["metrics"])))
-    lengths = {metrics["epochs"] for metrics in record["metrics"].values() if "epochs" in metrics}
-    if lengths:
-        yield from differs(file, f"{place}: length of its history", max(lengths), len(record["history"]))
-    counted = [entry["epoch"] for entry in record["history"] if "epoch" in entry]
-    if counted:
-        yield from differs(file, f"{place}: epochs of its history", list(range(1, len(record["history"]) + 1)), counted)
-    for snapshot, metrics in sorted(record["metrics"].items()):
-        yield from _of_confusion(file, f"{place}: {snapshot}", metrics)
-        yield from _of_history(file, f"{place}: {snapshot}", metrics, record["history"])
-        for name in ("accuracy", "macro_f1", "agreement"):
-            if not 0 <= metrics.get(name, 0) <= 1:
-                yield Fault(file, f"{place}: {snapshot}: {name}", "a share from 0 to 1", shown(metrics[name]))
-        for name in ("entropy", "teacher_kl"):  # a rounding may leave either just below 0
-            if metrics.get(name, 0) < -1e-9:
-                yield Fault(file, f"{place}: {snapshot}: {name}", "at least 0", shown(metrics[name]))
+        yield Fault(f"{place}: weights_sha256", "64 hexadecimal digits", shown(record["weights_sha256"]))
+    longest = max(found.get("epochs", len(history)) for found in metrics.values())
+    yield from compare(f"{place}: length of its history", longest, len(history))
+    parents = [parent.partition("/") for parent in record["description"]["parents"].values()]
+    teachers = [runs[run]["metrics"][snapshot] for run, _, snapshot in parents if run in runs]
+    kept: dict[int, Record] = {}
+    for snapshot, found in sorted(metrics.items()):
+        yield from _of_confusion(f"{place}: {snapshot}", found)
+        if "best_epoch" in found:
+            yield from _of_history(f"{place}: {snapshot}", found, history[: found["epochs"]])
+            same = kept.setdefault(found["best_epoch"], found)  # snapshots of one epoch's weights are one network
+            yield from compare(f"{place}: {snapshot}", {**same, "epochs": found["epochs"]}, found)
+        if "agreement" in found and len(teachers) == len(parents) == 1:
+            yield from _of_teacher(f"{place}: {snapshot}", found, teachers[0])
 
 
-def _of_confusion(file: str, place: str, metrics: Mapping[str, Any]) -> Iterator[Fault]:
+def _of_confusion(place: str, metrics: Record) -> Faults:
     if "confusion" not in metrics:
         return
     rows = metrics["confusion"]
-    square = all(len(row) == len(rows) for row in rows)
-    if not square or not all(type(count) is int and count >= 0 for row in rows for count in row) or not sum(map(sum, rows)):
-        yield Fault(file, f"{place}: confusion", "a square of counts", shown(rows))
+    if not all(len(row) == len(rows) and all(type(n) is int and n >= 0 for n in row) for row in rows):
+        yield Fault(f"{place}: confusion", "a square of counts", shown(rows))
         return
-    counts = np.array(rows, dtype=np.float64)
-    for name, derived in (("macro_f1", float(f1_of(counts))), ("accuracy", float(counts.trace() / counts.sum()))):
-        if name in metrics and not abs(metrics[name] - derived) <= ROUNDING:
-            yield Fault(file, f"{place}: {name}", f"{derived!r}, by its confusion matrix", shown(metrics[name]))
+    counts = np.array(rows)
+    for name, share in (("macro_f1", float(f1_of(counts))), ("accuracy", float(counts.trace() / counts.sum()))):
+        found = metrics.get(name, share)
+        yield from within(f"{place}: {name}", share - ROUNDING, found, share + ROUNDING, ", by its confusion matrix")
+    entropy = metrics.get("entropy", 0.0)
+    yield from within(f"{place}: entropy", -1e-9, entropy, math.log(len(rows)), ", the largest for its classes")
 
 
-def _of_history(file: str, place: str, metrics: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> Iterator[Fault]:
+def _of_history(place: str, metrics: Record, seen: Sequence[Record]) -> Faults:
     """The metrics are those of the epoch with the lowest validation loss, in a history of 6 digits."""
-    seen = history[: metrics.get("epochs", len(history))]
-    if "best_epoch" not in metrics or not seen or not all("validation_loss" in entry for entry in seen):
+    losses, best = [entry["validation_loss"] for entry in seen], metrics["best_epoch"]
+    # Losses that differ beyond the digits in the history are equal here: any of the lowest may be the best.
+    if best not in [epoch for epoch, loss in enumerate(losses, 1) if loss == min(losses)]:
+        yield Fault(f"{place}: best_epoch", f"{losses.index(min(losses)) + 1}, by its history", shown(best))
         return
-    losses = [entry["validation_loss"] for entry in seen]
-    best = metrics["best_epoch"]
-    # losses that differ beyond the digits kept are equal here: any of the lowest may be the one
-    if not 1 <= best <= len(losses) or losses[best - 1] > min(losses):
-        yield Fault(file, f"{place}: best_epoch", f"{losses.index(min(losses)) + 1}, by its history", shown(best))
-        return
-    for name, recorded in sorted(seen[best - 1].items()):
-        metric = name if name.startswith("validation_") else name.removeprefix("test_") if name.startswith("test_") else ""
-        if isinstance(metrics.get(metric), float):
-            yield from differs(file, f"{place}: history, epoch {best}, {name}", float(f"{metrics[metric]:.6g}"), recorded)
+    for name, value in sorted(seen[best - 1].items()):
+        measured = metrics.get(name.removeprefix("test_")) if name != "training_loss" else None
+        if measured is not None:
+            yield from compare(f"{place}: history, epoch {best}, {name}", float(f"{measured:.6g}"), value)
 
 
-def _together(file: str, experiment: Experiment, records: Sequence[Record]) -> Iterator[Fault]:
-    """What holds between records: nothing twice, seeds from 0 without a gap, one test set for each data set."""
-    cells = Counter((r["description"]["data"], r["profile"], arm, r["seed"]) for r in records for arm in r["arms"])
-    for (_, profile, arm, seed), count in cells.items():
-        if count > 1:
-            yield Fault(file, f"{profile}: {arm}, seed {seed}", "one run", f"{count} runs")
-    for data, profile, arm in sorted({cell[:3] for cell in cells}):
-        seeds = sorted({cell[3] for cell in cells if cell[:3] == (data, profile, arm)})
-        yield from differs(file, f"{profile}: seeds of {arm} on {data}", list(range(len(seeds))), seeds)
-    for data in sorted({record["description"]["data"] for record in records}):
-        group = [record for record in records if record["description"]["data"] == data]
-        fields = [[r["data_name"], *(r["description"]["config"].get(f) for f in experiment.module.DATA_FIELDS)] for r in group]
-        lengths = [sorted(history) for history in {tuple(sorted(entry)) for r in group for entry in r["history"]}]
-        tests = [[sum(row) for row in m["confusion"]] for r in group for m in r["metrics"].values() if "confusion" in m]
-        for name, found in (("name and fields of the data", fields), ("measurements of an epoch", lengths),
-                            ("test examples of each class", tests)):
-            for other in found[1:]:
-                yield from differs(file, f"data {data}: {name}", found[0], other)
-    labels = {key: label(experiment, group[0]) for key, group in grouped(records).items()
-              if group[0]["profile"] in experiment.module.PROFILES}
-    for name, count in Counter(labels.values()).items():
-        if count > 1:
-            yield Fault(file, f"tables {name}", "one data set", f"{count} data sets of that name")
+def _of_teacher(place: str, metrics: Record, teacher: Record) -> Faults:
+    """What a student has in common with its teacher is possible for two networks with these predictions."""
+    ours, theirs = np.array(metrics["confusion"]), np.array(teacher["confusion"])
+    total, agreement, kl = int(ours.sum()), metrics["agreement"], metrics["teacher_kl"]
+    least = float(np.maximum(ours + theirs - ours.sum(axis=1, keepdims=True), 0).sum() / total)
+    most = float(np.minimum(ours, theirs).sum() / total)
+    yield from within(f"{place}: agreement", least, agreement, most, ", by both confusion matrices")
+    yield from compare(f"{place}: agreement, a number of examples", round(agreement * total) / total, agreement)
+    # Pinsker's and Fannes' inequalities: distributions that are close have entropies that are close.
+    distance = min(math.sqrt(max(0.0, kl) / 2), 1 - 1 / len(ours))
+    shares = np.array([1 - distance, *[distance / (len(ours) - 1)] * (len(ours) - 1)])
+    room = float(special.entr(shares).sum()) + 1e-9
+    yield from within(f"{place}: teacher_kl", -1e-9, kl, math.inf)
+    gap = metrics["entropy"] - teacher["entropy"]
+    yield from within(f"{place}: entropy less its teacher's", -room, gap, room, ", by their divergence")
+
+
+# ---- all records of a replication
+
+
+def _together(experiment: Experiment, records: Sequence[Record]) -> Faults:
+    """Nothing twice, seeds from 0 without a gap; one test set per data set, network per arm, data set per table."""
+    cells = Counter((arm, *cell_of(record)) for record in records for arm in record["arms"])
+    yield from compare("runs of an arm and seed", dict.fromkeys(cells, 1), dict(cells))
+    for arm in sorted({cell[:3] for cell in cells}):
+        seeds = sorted({cell[3] for cell in cells if cell[:3] == arm})
+        yield from compare(f"seeds of {', '.join(arm)}", list(range(len(seeds))), seeds)
+    known: dict[str, Any] = {}
+    for record in records:
+        (data, profile, _), config = cell_of(record), record["description"]["config"]
+        facts = {f"data {data}: name": record["data_name"], f"tables {experiment.label(profile, config)}": data}
+        facts |= {f"data {data}: {field}": config[field] for field in experiment.data_fields}
+        facts[f"data {data}: measurements of an epoch"] = sorted({", ".join(sorted(e)) for e in record["history"]})
+        metrics = record["metrics"].values()
+        examples = {str([sum(row) for row in found.get("confusion", ())]) for found in metrics}
+        facts[f"data {data}: test examples of each class"] = ", ".join(sorted(examples))
+        networks = [found.get("parameters") for found in metrics]
+        facts |= {f"{profile}: parameters of {arm}": networks for arm in record["arms"]}
+        for fact, value in facts.items():
+            yield from compare(fact, known.setdefault(fact, value), value)

@@ -1,26 +1,30 @@
-"""The rows of a table, from its records: a number for each cell, unrounded; nan where a cell stays empty."""
+"""The numbers of the CSV files and of `bands.toml`, from records, and their comparison with the files."""
 
 from __future__ import annotations
 
+import csv
 import math
+import tomllib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kdlib.audit.evidence import Record
-from kdlib.audit.reported import Claim, Reported
-from kdlib.audit.rule import INCONCLUSIVE, TOO_FEW, Ruling, ruling
-from kdlib.audit.statistics import LEAST, NAN, half_width, sample
-from kdlib.experiment import Experiment
+from kdlib.run.experiment import Experiment
+from tests.audit.claims import Claim, Source, value_of
+from tests.audit.faults import Faults, compare
+from tests.audit.records import Groups, Record
+from tests.audit.rule import differences, verdict
+from tests.audit.statistics import LEAST, NAN, Sample, half_width, prediction, sample
 
-Row = dict[str, Any]
+Rows = dict[str, dict[str, Any]]  # by name and column; nan and "" are empty cells
+NAMED = {"arms": ["arm"], "claims": ["claim", "mode"], "ingredients": ["ingredient"]}  # the cells that name a row
 FURTHER = ("agreement", "teacher_kl", "entropy", "parameters", "epochs")
-FULL = "full"
 
 
 def series(records: Sequence[Record], metric: str, least: int = 1) -> dict[str, dict[int, float]]:
-    """A metric by arm and seed, of arms with at least so many seeds; a training loss is the last epoch's."""
+    """Return a metric by arm and seed, of arms with at least so many seeds; a training loss is the last epoch's."""
     found: dict[str, dict[int, float]] = {}
     for record in records:
         for arm, snapshot in record["arms"].items():
@@ -32,136 +36,169 @@ def series(records: Sequence[Record], metric: str, least: int = 1) -> dict[str, 
     return {arm: dict(sorted(seeds.items())) for arm, seeds in found.items() if len(seeds) >= least}
 
 
-def arms(experiment: Experiment, reported: Reported, records: Sequence[Record]) -> list[Row]:
-    """A row for each arm that has records."""
-    rows = []
+def verdicts(source: Source, records: Sequence[Record], least: int = 1) -> dict[tuple[str, str], tuple[str, Sample]]:
+    """Return the verdict on each claim in each mode; with `least`, only if all arms have so many seeds."""
+    found = {}
+    for name, claim in source.claims.items():
+        measured = series(records, claim.metric, least)
+        taken = {new: choice(keys["by"], keys["among"], records, least) for new, keys in source.chosen.items()}
+        measured |= {new: measured[arm] for new, arm in taken.items() if arm in measured}
+        for key, mode in claim.modes.items():
+            if least == 1 or measured.keys() >= {*mode.arms, *mode.rivals}:
+                found[name, key] = verdict(claim, mode, measured)
+    return found
+
+
+def choice(metric: str, among: Sequence[str], records: Sequence[Record], least: int = 1) -> str:
+    """Return the arm with the highest mean of a metric, if all arms have it for the same seeds; else nothing."""
+    found = series(records, metric, least)
+    if len({tuple(found.get(arm, {})) for arm in among}) > 1 or among[0] not in found:
+        return ""
+    # Sums that only differ in their last digits are equal: the first arm is meant then.
+    return max(among, key=lambda arm: round(float(np.sum(list(found[arm].values()))), 9))
+
+
+def arm_rows(experiment: Experiment, source: Source, records: Sequence[Record]) -> Rows:
+    """Return a row for each arm that has records, in the experiment's order."""
+    rows: Rows = {}
     for arm in experiment.arms:
-        mine = [(record, record["metrics"][record["arms"][arm.name]]) for record in records if arm.name in record["arms"]]
-        if not mine:
-            continue
-        row: Row = {"arm": arm.name, "modes": ", ".join(arm.modes), "n": len(mine)}
-        for metric in reported.metrics:
-            values = [metrics[metric] for _, metrics in mine if metric in metrics]
-            row |= {metric + key: number for key, number in _spread(values).items()}
-            row[metric + "_test_set"] = _mean([half_width(metric, tuple(map(tuple, metrics["confusion"])))
-                                               for _, metrics in mine if "confusion" in metrics])
-            row |= {metric + key: number for key, number in _beside(reported, arm.name, metric, values).items()}
-        row |= {name: _mean([metrics[name] for _, metrics in mine if name in metrics]) for name in FURTHER}
-        rows.append(row)
+        if found := [record["metrics"][record["arms"][arm.name]] for record in records if arm.name in record["arms"]]:
+            row: dict[str, Any] = {"n": len(found)}
+            for metric in source.metrics:
+                row |= _of_metric(source, arm.name, metric, found)
+            rows[arm.name] = row | {
+                name: _mean([metrics[name] for metrics in found if name in metrics]) for name in FURTHER
+            }
     return rows
+
+
+def _of_metric(source: Source, arm: str, metric: str, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    values = [metrics[metric] for metrics in found if metric in metrics]
+    (mean, low, high), reported = _interval(values), value_of(source.values, arm, metric)
+    confusions = [tuple(map(tuple, metrics["confusion"])) for metrics in found if "confusion" in metrics]
+    least, most = reported.range(len(values)) if reported and values else (NAN, NAN)
+    row = {
+        "": mean,
+        "_std": float(np.std(values, ddof=1)) if len(values) > 1 else NAN,
+        "_low": low,
+        "_high": high,
+        "_test_set": _mean([half_width(metric, confusion) for confusion in confusions]),
+        "_reported": float(reported.keys["value"]) if reported else NAN,
+        "_reported_std": reported.std if reported and reported.std is not None else NAN,
+        "_range_low": least,
+        "_range_high": most,
+        "_inside": bool(least <= mean <= most) if reported and values else "",
+    }
+    return {metric + end: value for end, value in row.items()}
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float, float]:
+    found = sample(values)
+    return (found.mean, found.low, found.high) if found.std else (found.mean, NAN, NAN)
 
 
 def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else NAN
 
 
-def _spread(values: Sequence[float]) -> Row:
-    std = float(np.std(values, ddof=1)) if len(values) > 1 else NAN
-    found = sample(values)
-    return {"": _mean(values), "_std": std, "_low": found.low, "_high": found.high}
-
-
-def _beside(reported: Reported, arm: str, metric: str, values: Sequence[float]) -> Row:
-    value = reported.value(arm, metric)
-    if value is None:
-        return {"_reported": NAN, "_reported_std": NAN, "_range_low": NAN, "_range_high": NAN, "_inside": ""}
-    low, high = value.range(len(values)) if values else (NAN, NAN)
-    inside = bool(low <= np.mean(values) <= high) if values else ""
-    return {"_reported": value.value, "_reported_std": NAN if value.std is None else value.std, "_range_low": low,
-            "_range_high": high, "_inside": inside}
-
-
-def rulings(reported: Reported, records: Sequence[Record], least: int = 1) -> dict[tuple[str, str], Ruling]:
-    """The ruling on each claim in each mode; with `least`, only where all arms have so many seeds."""
-    found = {}
-    for claim in reported.claims:
-        measured = series(records, claim.metric, least)
-        taken = {name: choice(table, records, least) for name, table in reported.chosen.items()}
-        measured |= {name: measured[arm] for name, arm in taken.items() if arm in measured}
-        for name, mode in claim.modes.items():
-            if least == 1 or measured.keys() >= set(mode.all):
-                found[claim.name, name] = ruling(claim, mode, measured)
-    return found
-
-
-def choice(table: Mapping[str, Any], records: Sequence[Record], least: int = 1) -> str:
-    """The arm with the highest mean of a metric, among arms that all have it for the same seeds; else none, ""."""
-    found = series(records, table["by"], least)
-    if len({tuple(found.get(arm, {})) for arm in table["among"]}) > 1 or table["among"][0] not in found:
-        return ""
-    # Sums that differ in their last digits only are equal: the first arm is meant then.
-    means = [(round(float(np.sum(list(found[arm].values()))), 9), -place) for place, arm in enumerate(table["among"])]
-    return str(table["among"][-max(means)[1]])
-
-
-def claims(reported: Reported, records: Sequence[Record], full: Sequence[Record], other_data: bool = False) -> list[Row]:
-    """A row for each claim and mode; `full`: the full runs on the same data; `other_data`: than the source's."""
-    verdicts = records[0]["profile"] == FULL
-    judged, recorded = rulings(reported, records), rulings(reported, full, LEAST)
-    rows = []
-    for claim in reported.claims:
-        for mode in claim.modes:
-            found, before = judged[claim.name, mode], recorded.get((claim.name, mode))
-            measured, low, high = on_scale(claim, found)
-            rows.append({
-                "claim": claim.name, "mark": claim.mark, "kind": claim.kind, "metric": claim.metric,
-                "statement": claim.keys["statement"], "mode": mode,
-                "reported": float(claim.keys["reported"]) if claim.kind in ("effect", "value") else NAN,
-                "measured": measured, "low": low, "high": high, "n": found.n,
-                "needed_n": NAN if found.needed is None else found.needed, "verdict": found.outcome if verdicts else "",
-                "recorded": before.outcome if before else "", "says": "" if verdicts else says(found, before),
-                "analogue": other_data or bool(claim.keys.get("analogue", False)), "detail": found.explained if verdicts else "",
-            })  # fmt: skip
+def claim_rows(source: Source, records: Sequence[Record], judged: Sequence[Record], is_judged: bool) -> Rows:
+    """Return a row for each claim and mode; the verdicts of the `judged` runs are shown next to those of others."""
+    before, rows = verdicts(source, judged, LEAST), {}
+    for (name, mode), (outcome, found) in verdicts(source, records).items():
+        claim = source.claims[name]
+        measured, low, high = _on_scale(claim, found)
+        rows[f"{name}, {mode}"] = {
+            "reported": float(claim.keys["reported"]) if claim.kind in ("effect", "value") else NAN,
+            "measured": measured,
+            "low": low,
+            "high": high,
+            "n": found.n,
+            "verdict": outcome if is_judged else "",
+            "recorded": before.get((name, mode), ("", None))[0],
+        }
     return rows
 
 
-def ingredients(reported: Reported, records: Sequence[Record]) -> list[Row]:
-    """A row for each ingredient: the differences of two arms over the seeds they share."""
-    metric = next(claim.metric for claim in reported.claims if claim.mark == "primary")
-    found, rows = series(records, metric), []
-    for part in reported.ingredients:
-        first, second = found.get(part["arm"], {}), found.get(part["over"], {})
-        differences = sample([first[seed] - second[seed] for seed in first if seed in second])
-        rows.append({**part, "metric": metric, "n": differences.n, "difference": differences.mean,
-                     "low": differences.low, "high": differences.high})
+def ingredient_rows(source: Source, records: Sequence[Record]) -> Rows:
+    """Return a row for each ingredient: the paired differences in the primary claim's metric."""
+    metric = next(claim.metric for claim in source.claims.values() if claim.keys.get("primary"))
+    found, rows = series(records, metric), {}
+    for part in source.ingredients:
+        values = differences(found, part["arm"], part["over"])
+        row = dict(zip(("difference", "low", "high"), _interval(values), strict=True))
+        rows[part["label"]] = {"arm": part["arm"], "over": part["over"], "metric": metric, **row, "n": len(values)}
     return rows
 
 
-def on_scale(claim: Claim, found: Ruling) -> tuple[float, float, float]:
-    """Mean and bounds as the claim counts: of a value itself, where it was judged by what it exceeds another."""
-    if claim.kind != "value" and "threshold" not in claim.keys:
+def _on_scale(claim: Claim, found: Sample) -> tuple[float, float, float]:
+    """Return mean and bounds of the value itself if the claim is about one arm's value."""
+    if claim.origin is None:
         return found.mean, found.low, found.high
-    origin = float(claim.keys["trivial"] if claim.kind == "value" else claim.keys["threshold"])
     if claim.lower:
-        return origin - found.mean, origin - found.high, origin - found.low
-    return origin + found.mean, origin + found.low, origin + found.high
+        return claim.origin - found.mean, claim.origin - found.high, claim.origin - found.low
+    return claim.origin + found.mean, claim.origin + found.low, claim.origin + found.high
 
 
-def of_one_teacher(experiment: Experiment, records: Sequence[Record]) -> list[str]:
-    """The arms of several seeds whose runs have an ancestor in common."""
-    above = {record["run"]: {parent.partition("/")[0] for parent in record["description"]["parents"].values()}
-             for record in records}
-    for _ in experiment.arms:  # no chain is longer
-        above = {run: runs | {older for parent in runs for older in above.get(parent, ())} for run, runs in above.items()}
-    seeds = {arm.name: [above[record["run"]] for record in records if arm.name in record["arms"]] for arm in experiment.arms}
-    return [arm for arm, found in seeds.items() if len(found) > 1 and set.intersection(*found)]
+# ---- bands
 
 
-_SAME = ({"replicated", "effect replicated, magnitude differs (larger)", "effect replicated, magnitude differs (smaller)"},
-         {"not replicated", "no difference"}, {"contradicted", "not replicated (reversed)", "reversed"})
+def band_tables(experiment: Experiment, source: Source, records: Sequence[Record]) -> dict[str, dict[str, Any]]:
+    """Return bands of each banded metric of the arms with enough seeds; of judged runs also verdicts and places."""
+    tables: dict[str, dict[str, Any]] = {"bands": {}, "verdicts": {}, "inside": {}}
+    for metric in experiment.banded:
+        for arm, seeds in series(records, metric, LEAST).items():
+            commits = {record["environment"]["commit"][:12] for record in records if arm in record["arms"]}
+            tables["bands"][f"{arm}.{metric}"] = {**_band(seeds), "commit": ", ".join(sorted(commits))}
+    if records[0]["profile"] == experiment.judged:
+        for (claim, mode), (outcome, _) in verdicts(source, records, LEAST).items():
+            tables["verdicts"].setdefault(claim, {})[mode] = outcome
+        for value in source.values:
+            for arm, seeds in series(records, value.metric, LEAST).items():
+                if arm in value.arms:
+                    low, high = value.range(len(seeds))
+                    tables["inside"][f"{arm}.{value.metric}"] = bool(low <= np.mean(list(seeds.values())) <= high)
+    return tables
 
 
-def says(found: Ruling, before: Ruling | None) -> str:
-    """Whether runs of a reduced profile agree with the full ones' verdict."""
-    if before is None or before.outcome == TOO_FEW:
-        return "no full record yet"
-    if found.outcome == TOO_FEW:
-        return "too few seeds"
-    if found.outcome == before.outcome or any({found.outcome, before.outcome} <= same for same in _SAME):
-        return "agrees"
-    return "too few seeds" if found.outcome == INCONCLUSIVE else "disagrees"
+def _band(seeds: Mapping[int, float]) -> dict[str, Any]:
+    """Return where 99% of further runs should lie, by the runs of these seeds: mean -+ t s sqrt(1 + 1/n)."""
+    values = [float(value) for value in seeds.values()]
+    found = sample(values)
+    low, high = prediction(found.mean, found.std, len(values), 1, 0.99)
+    return {"low": low, "high": high, "mean": found.mean, "n": len(values), "seeds": list(seeds), "values": values}
 
 
-def empty(value: Any) -> bool:
-    """Whether a cell has nothing in it."""
-    return value == "" or (isinstance(value, float) and math.isnan(value))
+# ---- files
+
+
+def check_csv(path: Path, rows: Rows, keys: Sequence[str]) -> Faults:
+    """Give a fault for each number, verdict and row of a CSV file that differs; `keys`: the columns that name a row."""
+    table = {", ".join(line[key] for key in keys): line for line in csv.DictReader(path.read_text("utf-8").split("\n"))}
+    yield from compare("rows", list(rows), list(table))
+    for name in (name for name in rows if name in table):
+        for column, value in rows[name].items():
+            expected = "" if isinstance(value, float) and math.isnan(value) else value
+            yield from compare(f"row {name}, column {column}", expected, _parsed(table[name][column]))
+
+
+def _parsed(cell: str) -> str | float | bool:
+    try:
+        return float(cell)
+    except ValueError:
+        return {"True": True, "False": False}.get(cell, cell)
+
+
+def check_bands(path: Path, experiment: Experiment, source: Source, groups: Groups) -> Faults:
+    """Give a fault for each difference between a `bands.toml` and what the records say."""
+    expected: dict[str, Any] = {}
+    for (data, profile), records in groups.items():
+        for part, table in band_tables(experiment, source, records).items():
+            expected.setdefault(part, {}).setdefault(data, {})[profile] = table
+    found = tomllib.loads(path.read_text("utf-8")) if path.exists() else {}
+    yield from compare("tables", _filled(expected), _filled(found))
+
+
+def _filled(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the table without empty tables: a claim without a verdict may have one."""
+    inner = {key: _filled(value) if isinstance(value, Mapping) else value for key, value in table.items()}
+    return {key: value for key, value in inner.items() if value != {}}

@@ -1,4 +1,4 @@
-"""Training loops in processes of their own, told from outside when to train."""
+"""Training loops in separate processes, which train when they are told to."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ from kdlib.losses import hard_and_soft
 from kdlib.networks import keras_adam, keras_glorot_
 from kdlib.seeds import derive_seed, generator
 from kdlib.targets import SoftTargets
-from kdlib.training import Progress, epochs, predict_logits
-from replications.course_cifar import ResNet18, Student, hard_targets
+from kdlib.training import Progress, epochs, hard_targets, predict_logits
+from replications.course_report.cifar import ResNet18, Student
 from tests.benchmarks.processes import Train, together, worker
 
 PICTURES, BATCH, RATE, SEED = 320, 32, 1e-3, 5
@@ -48,7 +48,11 @@ def distilled(outputs, batch):
 
 def our_loop(objective: Callable = distilled) -> Train:
     examples = pictures()
-    soft = SoftTargets(predict_logits(teacher(), examples.inputs, 64), "teacher", "random") if objective is distilled else None
+    soft = (
+        SoftTargets(predict_logits(teacher(), examples.inputs, 64), "teacher", "random")
+        if objective is distilled
+        else None
+    )
     model = student().to(memory_format=torch.channels_last)
     progress = Progress(model, keras_adam(model.parameters(), RATE))
     batches = Batches(examples, BATCH, SEED, soft)
@@ -57,6 +61,7 @@ def our_loop(objective: Callable = distilled) -> Train:
         for _ in epochs(progress, batches, objective, count=progress.epoch + count, seed=SEED):
             pass
         return model.state_dict()
+
     return train
 
 
@@ -88,6 +93,7 @@ def plain_loop() -> Train:
                 hard_and_soft(model(inputs), soft, labels, 1 - ALPHA, ALPHA, TEMPERATURE).backward()
                 optimizer.step()
         return model.state_dict()
+
     return train
 
 
@@ -98,7 +104,9 @@ def apart(name: str, one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 
 def test_a_distilled_epoch_costs_what_one_without_a_teacher_does(benchmark):
     with ExitStack() as stack:
-        without, taught = ([stack.enter_context(worker(loop, threads=1))] for loop in (loop_without_a_teacher, our_loop))
+        without, taught = (
+            [stack.enter_context(worker(loop, threads=1))] for loop in (loop_without_a_teacher, our_loop)
+        )
         together(without, 1), together(taught, 1)  # warms both up
         seconds = []
 
@@ -121,7 +129,8 @@ def test_cells_train_five_times_as_fast_as_the_plain_loop(benchmark):
         ours = [stack.enter_context(worker(our_loop, threads=1)) for _ in range(2)]
         (expected,), (found, twin) = together(plain, 1), together(ours, 1)  # warms both up
         assert all(torch.equal(found[name], twin[name]) for name in found)
-        # One training: but Adam's first steps are of one size whatever the gradient, so rounding soon turns the deeper layers.
+        # It is the same training. Only the first layers are compared: Adam's first steps have the same size for every
+        # gradient, so rounding soon changes the deeper layers.
         assert apart("blocks.0.2.running_mean", expected, found) < 0.02
         seconds = []
 
@@ -134,6 +143,8 @@ def test_cells_train_five_times_as_fast_as_the_plain_loop(benchmark):
     pairs = zip(benchmark.stats.stats.data, seconds, strict=True)
     ratio = median(2 * OUR_EPOCHS * plain_one / our_rounds for our_rounds, plain_one in pairs)
     benchmark.extra_info["ratio"] = ratio
-    print(f"\n{PICTURES}-picture epochs a second: plain {1 / median(seconds):.3f}, two of ours "
-          f"{2 * OUR_EPOCHS / benchmark.stats.stats.median:.3f}: {ratio:.1f} times")
+    print(
+        f"\n{PICTURES}-picture epochs a second: plain {1 / median(seconds):.3f}, two of ours "
+        f"{2 * OUR_EPOCHS / benchmark.stats.stats.median:.3f}: {ratio:.1f} times"
+    )
     assert ratio >= REQUIRED

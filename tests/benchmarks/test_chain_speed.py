@@ -32,7 +32,9 @@ def test_fused_layers_are_faster_than_separate_ones(benchmark, monkeypatch, size
     assert ratio >= REQUIRED[size]
 
 
-@pytest.mark.skipif(not torch.cpu.get_capabilities().get("amx_bf16"), reason="the processor has no matrix unit for bfloat16")
+@pytest.mark.skipif(
+    not torch.cpu.get_capabilities().get("amx_bf16"), reason="the processor has no matrix unit for bfloat16"
+)
 @pytest.mark.parametrize("size", REQUIRED_OF_BFLOAT16)
 def test_bfloat16_is_faster_than_float32_where_the_processor_has_a_unit_for_it(benchmark, size):
     exact, rounded = trained(size), trained(size, "bfloat16")
@@ -47,7 +49,7 @@ def trained(size, precision="float32"):
 
 
 def paired(benchmark, slow, fast):
-    """The median ratio of the two times, of rounds in which one follows the other; one thread, as a training process has."""
+    """Return the median ratio of the two times over rounds of one after the other, on one thread as in training."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

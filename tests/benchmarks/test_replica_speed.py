@@ -14,7 +14,7 @@ from kdlib.networks import keras_adam
 from kdlib.replicas import Replicas
 from kdlib.seeds import generator
 from kdlib.training import train_step
-from replications.course_cifar import Student
+from replications.course_report.cifar import Student
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 REPLICAS, STEPS, SIDE = (25, 200, 8192) if DEVICE.type == "cuda" else (4, 5, 1024)
@@ -31,7 +31,9 @@ def operations_of_a_step() -> int:
     """Of one student, forward and backward; a multiplication and an addition are two."""
     student = Student()
     with FlopCounterMode(display=False) as counter:
-        cross_entropy(student(torch.zeros(BATCH, 3, 32, 32, dtype=torch.uint8)), torch.zeros(BATCH, dtype=torch.int64)).backward()
+        cross_entropy(
+            student(torch.zeros(BATCH, 3, 32, 32, dtype=torch.uint8)), torch.zeros(BATCH, dtype=torch.int64)
+        ).backward()
     return counter.get_total_flops()
 
 
@@ -54,9 +56,12 @@ def test_students_side_by_side(benchmark: pytest.FixtureRequest) -> None:
     model.train()
     optimizer = keras_adam(model.parameters())
     shape = (REPLICAS, BATCH)
-    batch = Batch(torch.randint(256, (*shape, 3, 32, 32), dtype=torch.uint8, device=DEVICE),
-                  torch.randint(10, shape, device=DEVICE), torch.zeros(shape, dtype=torch.int64, device=DEVICE),
-                  torch.randn(*shape, 10, device=DEVICE))
+    batch = Batch(
+        torch.randint(256, (*shape, 3, 32, 32), dtype=torch.uint8, device=DEVICE),
+        torch.randint(10, shape, device=DEVICE),
+        torch.zeros(shape, dtype=torch.int64, device=DEVICE),
+        torch.randn(*shape, 10, device=DEVICE),
+    )
     mapped = torch.vmap(lambda outputs, soft, labels: hard_and_soft(outputs, soft, labels, 0.4, 0.6, 8.0))
 
     def steps() -> None:
@@ -69,5 +74,7 @@ def test_students_side_by_side(benchmark: pytest.FixtureRequest) -> None:
     share = rate * REPLICAS * operations_of_a_step() / matrix_speed()
     benchmark.extra_info.update(steps_a_second=rate, share_of_matrix_speed=share)
     minutes = 25 / REPLICAS * EPOCH * EPOCHS / rate / 60
-    print(f"\n{REPLICAS} students side by side on {DEVICE.type}, {PRECISION}: {rate:.2f} steps a second, {share:.1%} of the "
-          f"measured bf16 matrix speed; 25 cells of {EPOCHS} epochs in {minutes:.0f} minutes")
+    print(
+        f"\n{REPLICAS} students side by side on {DEVICE.type}, {PRECISION}: {rate:.2f} steps a second, {share:.1%} of "
+        f"the measured bf16 matrix speed; 25 cells of {EPOCHS} epochs in {minutes:.0f} minutes"
+    )

@@ -13,14 +13,13 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 from kdlib.batches import Batches, Examples
 from kdlib.networks import keras_adam
 from kdlib.seeds import derive_seed
-from kdlib.training import Progress, epochs
-from replications.ecg.experiment import hard_targets, student_network
+from kdlib.training import Progress, epochs, hard_targets
+from replications.ecg.experiment import student_network
 from tests.benchmarks.processes import Train, together, worker
 
 ROWS, BATCH, RATE, SEED = 8_192, 64, 1e-4, 5
 PLAIN_EPOCHS, OUR_EPOCHS, ROUNDS = 1, 3, 4
 REQUIRED = 2.0
-
 
 
 class Plain(nn.Module):
@@ -68,6 +67,7 @@ def plain_loop() -> Train:
                 F.cross_entropy(model(inputs), labels).backward()
                 optimizer.step()
         return model.state_dict()
+
     return train
 
 
@@ -81,6 +81,7 @@ def our_loop() -> Train:
         for _ in epochs(progress, batches, hard_targets, count=progress.epoch + count, seed=SEED):
             pass
         return model.state_dict()
+
     return train
 
 
@@ -107,6 +108,11 @@ def test_two_students_at_once_train_twice_as_fast_as_the_plain_loop(benchmark):
     # The best round of each: what other work on the machine takes away is in neither.
     plain_rate = PLAIN_EPOCHS / min(plain_seconds)
     our_rate = len(ours) * OUR_EPOCHS / benchmark.stats.stats.min
-    benchmark.extra_info |= {"rows": ROWS, "plain_epochs_per_second": plain_rate, "our_epochs_per_second": our_rate,
-                             "ratio": our_rate / plain_rate, "relative_distance_of_parameters": apart / moved}
+    benchmark.extra_info |= {
+        "rows": ROWS,
+        "plain_epochs_per_second": plain_rate,
+        "our_epochs_per_second": our_rate,
+        "ratio": our_rate / plain_rate,
+        "relative_distance_of_parameters": apart / moved,
+    }
     assert our_rate >= REQUIRED * plain_rate

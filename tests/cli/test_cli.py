@@ -9,21 +9,22 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from kdlib.cli import how_to_go_on, main
-from kdlib.cli.commands import departures, outcomes
 from kdlib.cli.live import Plain
-from kdlib.cli.pages import reported_of
-from kdlib.engine import Event
-from kdlib.experiment import load_experiment
-from kdlib.plan import Job
-from kdlib.report.evidence import measured, read_records
-from kdlib.runs import Description
+from kdlib.judge.judging import outcomes
+from kdlib.report.pages import reported_of
+from kdlib.report.sessions import departures
+from kdlib.run import prepare
+from kdlib.run.engine import Event
+from kdlib.run.plan import Job
+from kdlib.run.records import measured, read_records
+from kdlib.run.store import Description
+from tests.conftest import changed, module_of
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def kd(capsys, *arguments):
@@ -44,24 +45,33 @@ def tree(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize(("arguments", "said"), [
-    (["run", "egc"], "no replication 'egc'"),
-    (["run", "ecg", "--profile", "quik"], "no profile 'quik'; there are full, quick, smoke"),
-    (["run", "ecg", "--profile", "smoke", "--arms", "studnet"], "no arm 'studnet'; there are"),
-    (["run", "ecg", "--profile", "smoke", "--device", "tpu"], "expected cpu, cuda, or cuda:N"),
-    (["run", "ecg", "--profile", "smoke", "--device", "cpu:0"], "expected cpu, cuda, or cuda:N"),
-    (["run", "ecg", "--profile", "smoke", "--device", "cuda:99"], "expected CUDA device 99, found "),
-    (["run", "ecg", "--require-real"], "KDLIB_OFFLINE"),
-    (["run", "ecg", "--data", "nowhere"], "nowhere"),
-    (["check", "ecg"], "KDLIB_OFFLINE"),
-    (["runs", "show"], "expected the beginning of a run's id"),
-    (["runs", "verify"], "--store .kd: expected a store of runs, found no such folder"),
-    (["explain", "beef", "--store", "typo"], "--store typo: expected a store of runs, found no such folder"),
-    (["explain", "beef", "--store", "."], "run 'beef'"),
-    (["data", "where", "mnits"], "no data set 'mnits'"),
-    (["tables", "ecgg"], "no replication 'ecgg'"),
-    (["record", "ecg", "--profile", "smoke"], "profile smoke of ecg: expected one on real data"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "egc"], "no replication 'egc'"),
+        (["run", "ecg", "--profile", "quik"], "no profile 'quik'; there are full, quick, smoke"),
+        (["run", "ecg", "--profile", "smoke", "--arms", "studnet"], "no arm 'studnet'; there are"),
+        (["run", "ecg", "--profile", "smoke", "--device", "tpu"], "expected cpu, cuda, or cuda:N"),
+        (["run", "ecg", "--profile", "smoke", "--device", "cpu:0"], "expected cpu, cuda, or cuda:N"),
+        (["run", "ecg", "--profile", "smoke", "--device", "cuda:99"], "expected CUDA device 99, found "),
+        (["run", "ecg", "--require-real"], "KDLIB_OFFLINE"),
+        (["run", "ecg", "--data", "nowhere"], "nowhere"),
+        (["check", "ecg"], "KDLIB_OFFLINE"),
+        (["runs", "show"], "expected the beginning of a run's id"),
+        (["runs", "verify"], "--store .kd: expected a store of runs, found no such folder"),
+        (["explain", "beef", "--store", "typo"], "--store typo: expected a store of runs, found no such folder"),
+        (["explain", "beef", "--store", "."], "run 'beef'"),
+        (["data", "where", "mnits"], "no data set 'mnits'"),
+        (["tables", "ecgg"], "no replication 'ecgg'"),
+        (["record", "ecg", "--profile", "smoke"], "profile smoke of ecg: expected one on real data"),
+        (["run", "ecg", "--set", "split"], "--set split: expected FIELD=VALUE, found no '='"),
+        (["run", "ecg", "--set", "epochs=3"], "expected fields that choose the data of ecg, which are split"),
+        (
+            ["run", "ecg", "--profile", "smoke", "--set", "split=any"],
+            "split: expected published or inter-patient, found",
+        ),
+    ],
+)
 def test_mistakes_are_one_sentence_and_status_2(tree, capsys, arguments, said):
     status, _, errors = kd(capsys, *arguments)
     assert status == 2
@@ -70,9 +80,18 @@ def test_mistakes_are_one_sentence_and_status_2(tree, capsys, arguments, said):
     assert "Traceback" not in errors
 
 
-@pytest.mark.parametrize("arguments", [["run", "ecg", "--seeds", "0"], ["run", "ecg", "--seed", "-1"], ["frobnicate"], [],
-                                       ["run", "ecg", "--seed", "x"], ["run", "ecg", "--seeds", "5", "--seed", "3"],
-                                       ["run", "ecg", "--arms", ","]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "ecg", "--seeds", "0"],
+        ["run", "ecg", "--seed", "-1"],
+        ["frobnicate"],
+        [],
+        ["run", "ecg", "--seed", "x"],
+        ["run", "ecg", "--seeds", "5", "--seed", "3"],
+        ["run", "ecg", "--arms", ","],
+    ],
+)
 def test_wrong_options_are_argparses_business(capsys, arguments):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
@@ -82,13 +101,14 @@ def test_wrong_options_are_argparses_business(capsys, arguments):
 
 @pytest.mark.slow
 def test_without_the_data_a_run_is_synthetic_marked_and_without_verdicts(tree, capsys, monkeypatch):
-    # profile quick, so short that it is a test: the stand-in's path is what is tested
-    from replications.ecg import experiment as ecg
-
-    short = ecg.replace(ecg.SMOKE, synthetic_rows=1500)
-    quick = ecg.replace(ecg.PROFILES["quick"], config=short, seeds=1, arms=("baseline", "distilled"))
-    monkeypatch.setitem(ecg.PROFILES, "quick", quick)
-    status, out, errors = kd(capsys, "run", "ecg", "--store", str(tree / "store"), "--workers", "1", "--arms", "baseline")
+    # Profile quick, but short: this tests what happens if synthetic data replace the real ones.
+    ecg = module_of("ecg")
+    short = replace(ecg.SMOKE, synthetic_rows=1500)
+    quick = replace(ecg.PROFILES["quick"], config=short, seeds=1, arms=("baseline", "distilled"))
+    changed(monkeypatch, "ecg", profiles={**ecg.PROFILES, "quick": quick})
+    status, out, errors = kd(
+        capsys, "run", "ecg", "--store", str(tree / "store"), "--workers", "1", "--arms", "baseline"
+    )
     assert status == 0, errors
     assert "2 of the 3 runs of profile quick are left. To go on: nox -s replicate_ecg -- --profile quick " in out
     status, out, errors = kd(capsys, "run", "ecg", "--store", str(tree / "store"), "--workers", "1")
@@ -126,7 +146,7 @@ def test_without_the_data_a_run_is_synthetic_marked_and_without_verdicts(tree, c
     (tree / "store" / "runs" / ids[2] / "run.json").unlink()
     status, _, errors = kd(capsys, "runs", "show", ids[2], *store)
     assert (status, errors.startswith("kd: ")) == (2, True)
-    # A look at what is left moves nothing: only the run that makes it again sets the damaged one aside, and says so.
+    # Listing what is left moves nothing. Only a session that trains the damaged run again sets it aside, and says so.
     assert "in the store" in kd(capsys, "run", "ecg", "--dry-run", *store)[1]
     assert (tree / "store" / "runs" / ids[1]).exists()
 
@@ -134,8 +154,7 @@ def test_without_the_data_a_run_is_synthetic_marked_and_without_verdicts(tree, c
 def test_dry_run_trains_nothing(tree, capsys):
     status, out, _ = kd(capsys, "run", "ecg", "--profile", "smoke", "--dry-run", "--store", str(tree / "store"))
     assert status == 0
-    assert "cost not known" in out
-    assert "5 runs" in out
+    assert out.splitlines()[-1] == "5 runs; cost unknown (nothing recorded yet)"
     assert not (tree / "store").exists()
 
 
@@ -160,39 +179,46 @@ def test_a_terminal_without_dashes_gets_the_tables_all_the_same(monkeypatch):
     assert stream.buffer.getvalue() == b"a \\u2014 b\n"
 
 
-def test_verdicts_of_fewer_seeds_are_not_held_against_the_recorded_ones(capsys):
+def full_session_of_mnist(monkeypatch, seeds):
+    monkeypatch.setattr("kdlib.data.fetch.find", lambda name, *rest: ROOT)
+    return prepare("mnist", "full", seeds=range(seeds))
+
+
+def test_verdicts_of_fewer_seeds_are_not_held_against_the_recorded_ones(monkeypatch):
     """Ranges and verdicts depend on the number of seeds: MNIST's first 5 of 20 would change one."""
     records = [r for r in read_records(ROOT / "results" / "mnist" / "runs.jsonl") if r.profile == "full"]
     assert {r.seed for r in records} == set(range(20))
-    for seeds, told in ((5, True), (20, False)):
-        session = SimpleNamespace(experiment=load_experiment("mnist"), profile_name="full", seeds=tuple(range(seeds)))
-        assert departures(session, [r for r in records if r.seed < seeds]) == []
-        assert ("not compared with the recorded ones, which are of 20 seeds, 0 to 19" in capsys.readouterr().out) == told
+    note = "Verdicts and ranges are not compared with the recorded ones, which are of 20 seeds, 0 to 19."
+    for seeds, notes in ((5, [note]), (20, [])):
+        session = full_session_of_mnist(monkeypatch, seeds)
+        assert departures(session, [r for r in records if r.seed < seeds]) == ([], notes)
 
 
-def test_more_seeds_are_compared_by_those_that_are_recorded(capsys):
-    """Numbers that all lie in their bands, of 20 seeds more, would change verdicts; the recorded seeds are as they were."""
+def test_more_seeds_are_compared_by_those_that_are_recorded(monkeypatch):
+    """Numbers of 20 more seeds, all in their bands, would change verdicts; the recorded seeds are as they were."""
     records = [r for r in read_records(ROOT / "results" / "mnist" / "runs.jsonl") if r.profile == "full"]
     more = []
     for record in records:
         level = {"final": {**record.metrics["final"], "accuracy": 0.9877 + record.seed * 1e-5}}
         moved = {**record.metrics, **level} if "baseline" in record.arms else record.metrics
         more.append(replace(record, seed=record.seed + 20, metrics=moved))
-    experiment = load_experiment("mnist")
-    now = outcomes(reported_of(experiment), measured([*records, *more]))
-    assert now["C1"]["controlled"] != outcomes(reported_of(experiment), measured(records))["C1"]["controlled"]
-    session = SimpleNamespace(experiment=experiment, profile_name="full", seeds=tuple(range(40)))
-    assert departures(session, [*records, *more]) == []
-    assert "not compared" not in capsys.readouterr().out
+    session = full_session_of_mnist(monkeypatch, 40)
+    reported = reported_of(session.experiment)
+    now = outcomes(reported, measured([*records, *more]))
+    assert now["C1"]["controlled"] != outcomes(reported, measured(records))["C1"]["controlled"]
+    assert departures(session, [*records, *more]) == ([], [])
 
 
-@pytest.mark.parametrize(("arguments", "said"), [
-    (["run", "ecg", "--seed", "3"], "kd run ecg --seed 3\n  or: nox -s replicate_ecg -- --seed 3"),
-    (["run", "--seed", "3", "ecg"], "kd run --seed 3 ecg"),
-    (["record", "ecg"], "kd record ecg"),
-    (["check"], ""),  # its store is a temporary folder
-    (["data", "fetch"], ""),
-])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "ecg", "--seed", "3"], "kd run ecg --seed 3\n  or: nox -s replicate_ecg -- --seed 3"),
+        (["run", "--seed", "3", "ecg"], "kd run --seed 3 ecg"),
+        (["record", "ecg"], "kd record ecg"),
+        (["check"], ""),  # its store is a temporary folder
+        (["data", "fetch"], ""),
+    ],
+)
 def test_how_to_go_on(arguments, said):
     assert how_to_go_on(arguments).partition("To continue:\n  ")[2] == said
 
@@ -214,20 +240,34 @@ def test_data_commands_say_where_and_what(tree, capsys):
     assert (status, "KDLIB_OFFLINE" in errors) == (2, True)
 
 
-@pytest.mark.parametrize("arguments", [["verify", "--data", "{}", "mnist"], ["--data", "{}", "verify", "mnist"],
-                                       ["verify", "mnist", "--data", "{}"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["verify", "--data", "{}", "mnist"], ["--data", "{}", "verify", "mnist"], ["verify", "mnist", "--data", "{}"]],
+)
 def test_names_may_follow_options(tree, capsys, arguments):
     status, out, _ = kd(capsys, "data", *(text.format(tree) for text in arguments))
     assert (status, out) == (1, "mnist: not here\n")
 
 
-@pytest.mark.parametrize("arguments", [["data", "list", "--all"], ["run", "ecg", "mnist"], ["check", "ecg", "--al", "mnist"],
-                                       ["list", "ecg"], ["check", "ecg", "--require-real"], ["check", "ecg", "--store=x"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["data", "list", "--all"],
+        ["run", "ecg", "mnist"],
+        ["check", "ecg", "--al", "mnist"],
+        ["list", "ecg"],
+        ["check", "ecg", "--require-real"],
+        ["check", "ecg", "--store=x"],
+    ],
+)
 def test_what_no_command_has_is_refused(capsys, arguments):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2
-    assert f"unrecognized arguments: {' '.join(arguments[2 if arguments[0] != 'list' else 1:])}" in capsys.readouterr().err
+    assert (
+        f"unrecognized arguments: {' '.join(arguments[2 if arguments[0] != 'list' else 1 :])}"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_plain_line_says_arm_seed_epoch_and_loss(capsys):
@@ -248,11 +288,30 @@ def test_ctrl_c_says_how_to_continue_and_the_same_command_does(tree):
     longer = experiment.read_text().replace("SMOKE = replace(QUICK, epochs=4,", "SMOKE = replace(QUICK, epochs=20,")
     assert longer != experiment.read_text()
     experiment.write_text(longer)  # so long that the signal comes in time on a busy machine too
-    command = [sys.executable, "-m", "kdlib", "run", "ecg", "--profile", "smoke", "--arm", "baseline", "--store", "store"]
+    command = [
+        sys.executable,
+        "-m",
+        "kdlib",
+        "run",
+        "ecg",
+        "--profile",
+        "smoke",
+        "--arm",
+        "baseline",
+        "--store",
+        "store",
+    ]
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{tree}:{ROOT}", "HOME": str(tree), "PYTHONUNBUFFERED": "1"}
-    # Whoever runs the tests in the background has SIGINT ignored, and his children too.
-    stopped = subprocess.Popen(command, cwd=tree, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    # If the tests run in the background, SIGINT is ignored in their child processes too.
+    stopped = subprocess.Popen(
+        command,
+        cwd=tree,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert stopped.stdout is not None
     for line in stopped.stdout:
         if "epoch 2/" in line:

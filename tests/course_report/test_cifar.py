@@ -1,8 +1,9 @@
-"""The course report's CIFAR-10 part: networks, objective and training against NumPy, hand-written steps and its sheet."""
+"""The course report's CIFAR-10 part: networks, objective and training against NumPy and hand-written steps."""
 
 import copy
 import math
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,13 +18,13 @@ from kdlib import augment
 from kdlib.batches import Batch, Examples
 from kdlib.data import synthetic_pictures
 from kdlib.errors import KDError
-from kdlib.experiment import Compute, load_experiment
 from kdlib.networks import he_uniform_, keras_glorot_, parameter_count
-from kdlib.runs import Description, Result, Store, prune, read_run
+from kdlib.run.experiment import Compute, load_experiment, replications
+from kdlib.run.store import Description, Result, Store, prune, read_run
 from kdlib.seeds import generator
 from kdlib.targets import SoftTargets
-from kdlib.training import train_step
-from replications import course_cifar
+from kdlib.training import hard_targets, train_step
+from replications.course_report import cifar as course_cifar
 from replications.course_report import first_pictures
 from replications.grid import experiment as grid
 from tests import made_runs
@@ -35,7 +36,15 @@ TINY = replace(grid.SMOKE, epochs=1, batch=16, train_pictures=48, test_pictures=
 
 
 def run_of(config, seed=0, data=None):
-    return made_runs.run_of(grid, config, seed, data)
+    return made_runs.run_of(grid.EXPERIMENT, config, seed, data)
+
+
+def alone(train):
+    """Return a method as a function of one run."""
+    return lambda run: train([run])[0]
+
+
+train_student, train_distilled = alone(course_cifar.train_student), alone(course_cifar.train_distilled)
 
 
 def taught(config, seed=0, data=None, teacher=0):
@@ -52,14 +61,18 @@ def unlike_the_start(model):
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-                for values, low, high in ((module.running_mean, -0.1, 0.3), (module.running_var, 0.5, 2.0),
-                                          (module.weight, 0.5, 1.5), (module.bias, -0.2, 0.2)):
+                for values, low, high in (
+                    (module.running_mean, -0.1, 0.3),
+                    (module.running_var, 0.5, 2.0),
+                    (module.weight, 0.5, 1.5),
+                    (module.bias, -0.2, 0.2),
+                ):
                     values.uniform_(low, high, generator=draws)
     return model
 
 
 class Written:
-    """Layers written out in float64 NumPy, with a network's weights; `training`: batch norm by the batch's own moments."""
+    """Layers written in float64 NumPy, with a network's weights; `training`: batch norm with the batch's moments."""
 
     def __init__(self, model, training=False):
         self.state = {name: value.double().numpy() for name, value in model.state_dict().items()}
@@ -68,7 +81,9 @@ class Written:
     def convolution(self, x, name, stride=1):
         """TensorFlow's "same": ceil(n / stride) outputs; what the padding lacks to be even goes after."""
         kernel = self.state[f"{name}.weight"]
-        lacking = [max((-(-n // stride) - 1) * stride + k - n, 0) for n, k in zip(x.shape[2:], kernel.shape[2:], strict=True)]
+        lacking = [
+            max((-(-n // stride) - 1) * stride + k - n, 0) for n, k in zip(x.shape[2:], kernel.shape[2:], strict=True)
+        ]
         padded = np.pad(x, [(0, 0), (0, 0), *((n // 2, n - n // 2) for n in lacking)])
         windows = sliding_window_view(padded, kernel.shape[2:], (2, 3))[:, :, ::stride, ::stride]
         found = np.moveaxis(np.tensordot(windows, kernel, ([1, 4, 5], [1, 2, 3])), 3, 1)
@@ -104,10 +119,13 @@ def name_of(model, layer):
     return next(name for name in (f"net.{layer}.1", f"net.{layer}") if f"{name}.weight" in model.state_dict())
 
 
-def test_parameter_counts_are_the_sources(resnet):
-    assert [parameter_count(resnet, trainable) for trainable in (False, True)] == [11_183_562, 11_173_962]
-    student = course_cifar.Student()
-    assert [parameter_count(student, trainable) for trainable in (False, True)] == [816_938, 815_530]
+@pytest.mark.parametrize(
+    ("name", "trainable", "in_all"), [("ResNet18", 11_173_962, 11_183_562), ("Student", 815_530, 816_938)]
+)
+def test_parameter_counts_are_the_sources(name, trainable, in_all):
+    network = getattr(course_cifar, name)()
+    assert sum(parameter.numel() for parameter in network.parameters()) == trainable
+    assert parameter_count(network) == in_all
 
 
 def test_the_teachers_forward_pass_is_that_of_separate_layers(resnet):
@@ -143,16 +161,18 @@ def test_a_step_of_the_teacher_is_kerass_with_its_penalty_on_the_3x3_kernels(res
     model = copy.deepcopy(resnet).train()
     optimizer = course_cifar.teacher_optimizer(model)
     batch = Batch(random_pictures(4, 8), torch.tensor([0, 3, 5, 9]), torch.arange(4))
-    names = [f"{name_of(model, layer)}.weight" for layer in
-             ("conv1", *(f"layer{s}.{b}.conv{c}" for s in (1, 2, 3, 4) for b in (0, 1) for c in (1, 2)))]
+    names = [
+        f"{name_of(model, layer)}.weight"
+        for layer in ("conv1", *(f"layer{s}.{b}.conv{c}" for s in (1, 2, 3, 4) for b in (0, 1) for c in (1, 2)))
+    ]
     weights = dict(model.named_parameters())
     velocity = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     for _ in range(2):  # the second shows the momentum
-        loss = course_cifar.hard_targets(model(batch.inputs), batch) + 1e-4 * sum(weights[name].square().sum() for name in names)
+        loss = hard_targets(model(batch.inputs), batch) + 1e-4 * sum(weights[name].square().sum() for name in names)
         gradients = dict(zip(weights, torch.autograd.grad(loss, weights.values()), strict=True))
         velocity = {name: 0.9 * velocity[name] - 0.1 * gradient for name, gradient in gradients.items()}
         expected = {name: weight.detach() + velocity[name] for name, weight in weights.items()}
-        train_step(model, optimizer, course_cifar.hard_targets, batch)
+        train_step(model, optimizer, hard_targets, batch)
         for name, weight in weights.items():
             assert torch.allclose(weight, expected[name], rtol=1e-4, atol=1e-6), name
     decayed = [weight for group in optimizer.param_groups if group["weight_decay"] for weight in group["params"]]
@@ -180,7 +200,7 @@ def test_the_teacher_sees_moved_pictures_and_keeps_logits_of_plain_ones(monkeypa
     seen = []
 
     def step(model, optimizer, objective, batch):
-        assert objective is course_cifar.hard_targets
+        assert objective is hard_targets
         seen.append(batch)
         return torch.zeros(())
 
@@ -221,7 +241,7 @@ def test_the_teacher_is_trained_by_its_optimizer_at_its_rates(monkeypatch):
 
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 def test_the_students_forward_pass_is_that_of_separate_layers(training):
-    """In training with the numbers dropout is given: those below 0.2, 0.3, 0.4, 0.4 are dropped, the rest is scaled up."""
+    """In training, dropout drops where its given numbers are below 0.2, 0.3, 0.4, 0.4, and scales the rest up."""
     model = unlike_the_start(he_uniform_(course_cifar.Student(), generator(0, "weights"))).train(training)
     pictures, by = random_pictures(3), Written(model, training)
     uniform = torch.rand(3, 32 * 256 + 64 * 64 + 128 * 16 + 256, generator=generator(0, "uniform"))
@@ -321,7 +341,7 @@ SETTINGS = ((0.6, 8.0, 1.0), (0.2, 2.0, 1.0), (1.0, 10.0, 0.5))  # alpha, T, wei
 def objective_of(*settings):
     names = ("alpha", "temperature", "soft_weight")
     runs = [run_of(replace(TINY, **dict(zip(names, each, strict=True))), data=SimpleNamespace()) for each in settings]
-    return course_cifar.distillation_together(runs)
+    return course_cifar.distillation_of_each(runs)
 
 
 def by_hand(student, teacher, labels, alpha, temperature, weight):
@@ -361,16 +381,27 @@ def test_the_loss_of_students_side_by_side_is_that_of_each_with_its_own_alpha_an
         assert losses[r].item() == pytest.approx(by_hand(alone.detach(), one.soft, one.labels, *setting), rel=1e-5)
 
 
-@pytest.mark.parametrize("change", [{"alpha": -0.1}, {"alpha": 1.1}, {"temperature": 0.0}, {"temperature": -2.0},
-                                    {"temperature": math.inf}, {"temperature": math.nan}, {"soft_weight": -1.0}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"alpha": -0.1},
+        {"alpha": 1.1},
+        {"temperature": 0.0},
+        {"temperature": -2.0},
+        {"temperature": math.inf},
+        {"temperature": math.nan},
+        {"soft_weight": -1.0},
+    ],
+    ids=str,
+)
 def test_an_alpha_or_temperature_out_of_range_is_refused(change):
     run, _ = taught(replace(TINY, **change))
     fine, _ = taught(TINY)
     for runs in ([run], [fine, run]):
         with pytest.raises(KDError, match="the run: expected alpha from 0 to 1, a finite temperature"):
-            course_cifar.train_distilled_together(runs)
+            course_cifar.train_distilled(runs)
     with pytest.raises(KDError, match="the run: expected alpha from 0 to 1, a finite temperature"):
-        course_cifar.train_smoothed(run)
+        course_cifar.train_smoothed([run])
 
 
 # ---- which pictures
@@ -381,15 +412,17 @@ def hundred():
     return examples, SoftTargets(torch.randn(100, 10, generator=generator(0, "teacher")), "teacher", "data/train")
 
 
-@pytest.mark.parametrize(("share", "validated", "count"), [(1.0, False, 100), (0.25, False, 25), (0.1, False, 10),
-                                                           (1.0, True, 90), (0.95, True, 90), (0.5, True, 50)])
+@pytest.mark.parametrize(
+    ("share", "validated", "count"),
+    [(1.0, False, 100), (0.25, False, 25), (0.1, False, 10), (1.0, True, 90), (0.95, True, 90), (0.5, True, 50)],
+)
 def test_a_share_is_the_first_pictures_with_their_targets_and_the_last_tenth_validates(share, validated, count):
     whole, soft = hundred()
     examples, targets, kept_out = course_cifar.split(whole, replace(TINY, share=share, validated=validated), soft)
     assert torch.equal(examples.inputs, whole.inputs[:count])
     assert torch.equal(examples.labels, whole.labels[:count])
     assert torch.equal(targets.logits, soft.logits[:count])
-    targets.check(examples)
+    examples.check(targets)
     assert (kept_out is not None) == validated
     if validated:
         assert torch.equal(kept_out.inputs, whole.inputs[90:])
@@ -400,24 +433,34 @@ def test_parts_of_other_shares_are_other_data():
     whole, soft = hundred()
     _, targets, _ = course_cifar.split(whole, replace(TINY, share=0.5), soft)
     for config in (replace(TINY, share=0.4), TINY):
-        with pytest.raises(KDError, match="these very examples"):
-            targets.check(course_cifar.split(whole, config, None)[0])
+        with pytest.raises(KDError, match="soft targets of these examples"):
+            course_cifar.split(whole, config, None)[0].check(targets)
     assert course_cifar.split(whole, TINY, None)[1] is None
 
 
 @pytest.mark.parametrize("validated", [False, True])
-@pytest.mark.parametrize(("share", "said"), [(0.0, "found 0.0"), (-0.5, "found -0.5"), (1.01, "found 1.01"),
-                                             (0.08, r"found 0.08 with 8 pictures and none of class \[8, 9\]")])
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [
+        (0.0, "found 0.0"),
+        (-0.5, "found -0.5"),
+        (1.01, "found 1.01"),
+        (0.08, r"found 0.08 with 8 pictures and none of class \[8, 9\]"),
+    ],
+)
 def test_shares_that_cannot_be_are_refused(share, said, validated):
     with pytest.raises(KDError, match=f"share: .*{said}"):
         course_cifar.split(hundred()[0], replace(TINY, share=share, validated=validated), None)
 
 
-@pytest.mark.parametrize("change", [{"data_digest": "other/train"}, {"views": "moved"}, {"logits": torch.zeros(90, 10)}],
-                         ids=["data", "views", "rows"])
+@pytest.mark.parametrize(
+    "change",
+    [{"data_digest": "other/train"}, {"view": "moved"}, {"logits": torch.zeros(90, 10)}],
+    ids=["data", "view", "rows"],
+)
 def test_soft_targets_of_other_pictures_are_refused(change):
     whole, soft = hundred()
-    with pytest.raises(KDError, match="these very examples"):
+    with pytest.raises(KDError, match="soft targets of these examples"):
         course_cifar.split(whole, TINY, replace(soft, **change))
 
 
@@ -428,7 +471,7 @@ def test_the_test_part_moves_no_weight_and_the_last_epochs_are_kept():
     config = replace(TINY, epochs=2)
     data = grid.load_data(config, {})
     other = replace(data.test, inputs=255 - data.test.inputs, labels=(data.test.labels + 1) % 10)
-    first, second = (course_cifar.train_student(run_of(config, data=part)) for part in (data, replace(data, test=other)))
+    first, second = (train_student(run_of(config, data=part)) for part in (data, replace(data, test=other)))
     assert all(torch.equal(value, second.weights["final"][name]) for name, value in first.weights["final"].items())
     assert first.metrics["final"]["entropy"] != second.metrics["final"]["entropy"]
     assert len(first.history) == first.metrics["final"]["epochs"] == 2
@@ -446,10 +489,10 @@ def test_the_test_part_moves_no_weight_and_the_last_epochs_are_kept():
 def test_a_validated_student_is_measured_on_the_tenth_it_never_sees(monkeypatch):
     config = replace(TINY, train_pictures=100, validated=True)
     run, kept = taught(config)
-    result = course_cifar.train_distilled(run)
+    result = train_distilled(run)
     right = (result.soft_targets["final.train"][90:].argmax(1) == run.data.train.labels[90:]).double().mean().item()
     assert result.metrics["final"]["validation_accuracy"] == pytest.approx(right)
-    seen = batches_of(course_cifar.train_distilled, run, monkeypatch)
+    seen = batches_of(train_distilled, run, monkeypatch)
     assert sorted(seen.indices.tolist()) == list(range(90))
     assert torch.equal(seen.inputs, run.data.train.inputs[seen.indices])
     assert torch.equal(seen.soft, kept["final.train"][seen.indices])
@@ -457,7 +500,7 @@ def test_a_validated_student_is_measured_on_the_tenth_it_never_sees(monkeypatch)
 
 def test_a_student_without_a_teacher_has_no_soft_targets(monkeypatch):
     run = run_of(TINY)
-    seen = batches_of(course_cifar.train_student, run, monkeypatch)
+    seen = batches_of(train_student, run, monkeypatch)
     assert seen.soft is None
     assert sorted(seen.indices.tolist()) == list(range(48))
     assert torch.equal(seen.inputs, run.data.train.inputs[seen.indices])
@@ -466,7 +509,7 @@ def test_a_student_without_a_teacher_has_no_soft_targets(monkeypatch):
 
 def test_a_distilled_student_learns_from_its_teachers_logits_of_the_same_pictures(monkeypatch):
     run, kept = taught(replace(TINY, share=0.75))
-    seen = batches_of(course_cifar.train_distilled, run, monkeypatch)
+    seen = batches_of(train_distilled, run, monkeypatch)
     assert sorted(seen.indices.tolist()) == list(range(36))
     assert torch.equal(seen.inputs, run.data.train.inputs[seen.indices])
     assert torch.equal(seen.soft, kept["final.train"][seen.indices])
@@ -474,7 +517,7 @@ def test_a_distilled_student_learns_from_its_teachers_logits_of_the_same_picture
 
 def test_the_sham_gives_every_picture_the_targets_of_another_of_its_class(monkeypatch):
     run, kept = taught(TINY)
-    seen = batches_of(course_cifar.train_distilled_sham, run, monkeypatch)
+    seen = batches_of(alone(course_cifar.train_distilled_sham), run, monkeypatch)
     labels, logits = run.data.train.labels, kept["final.train"]
     assert torch.equal(seen.labels, labels[seen.indices])
     source = torch.tensor([(logits == row).all(1).nonzero().item() for row in seen.soft])
@@ -485,9 +528,9 @@ def test_the_sham_gives_every_picture_the_targets_of_another_of_its_class(monkey
 
 def test_what_a_student_says_of_its_predictions():
     run, kept = taught(TINY)
-    distilled, alone = course_cifar.train_distilled(run), course_cifar.train_student(replace(run, parents={}))
+    distilled, untaught = train_distilled(run), train_student(replace(run, parents={}))
     check_predictions(distilled.metrics["final"], distilled.soft_targets["final.test"], kept["final.test"])
-    check_predictions(alone.metrics["final"], alone.soft_targets["final.test"])
+    check_predictions(untaught.metrics["final"], untaught.soft_targets["final.test"])
 
 
 def test_students_of_other_data_or_batches_are_not_trained_side_by_side():
@@ -495,11 +538,19 @@ def test_students_of_other_data_or_batches_are_not_trained_side_by_side():
     for change in ({"share": 0.5}, {"validated": True}, {"batch": 8}, {"epochs": 2}):
         other = replace(run, config=replace(TINY, **change))
         with pytest.raises(KDError, match="differ in alpha and temperature only"):
-            course_cifar.train_distilled_together([run, other])
-    for name in ("grid", "teacher_free"):
-        together = [arm for arm in load_experiment(name).arms if arm.together]
-        assert len(together) > 24
-        assert all(set(arm.mapped) <= {"alpha", "temperature"} for arm in together)
+            course_cifar.train_distilled([run, other])
+
+
+def test_all_arms_of_these_methods_may_differ_in_what_the_methods_map():
+    root = Path(__file__).parents[2]
+    experiments = {name: load_experiment(name) for name in replications(root)}
+    arms = [arm for each in experiments.values() for arm in each.arms if arm.train.__module__ == course_cifar.__name__]
+    assert len(arms) > 100
+    for arm in arms:
+        if arm.train is course_cifar.train_resnet18:
+            assert arm.mapped is None
+        else:  # a cell of the grid, or another arm, whose group then holds its own seeds only
+            assert set(arm.mapped) <= ({"alpha", "temperature"} if arm.train is course_cifar.train_distilled else set())
 
 
 def test_a_teacher_at_chance_teaches_nobody():
@@ -508,37 +559,38 @@ def test_a_teacher_at_chance_teaches_nobody():
     kept["final.train"][:] = nn.functional.one_hot(torch.zeros(48, dtype=torch.int64), 10)
     for train in (course_cifar.train_distilled, course_cifar.train_distilled_sham):
         with pytest.raises(KDError, match="above chance"):
-            train(run)
+            train([run])
 
 
 @pytest.mark.parametrize("kind", ["distilled", "student", "distilled_sham", "smoothed"])
-def test_students_trained_together_end_where_each_would_alone(kind, monkeypatch):
+def test_students_trained_side_by_side_end_where_each_would_alone(kind, monkeypatch):
     """In float64, so that rounding hides no mistake; float32 holds these alphas, T and T^2 / batch exactly."""
     student = course_cifar.Student
     monkeypatch.setattr(course_cifar, "Student", lambda precision: student(precision).double())
     config = replace(TINY, validated=True, train_pictures=36, test_pictures=10)  # two batches of 16
     data, runs = grid.load_data(config, {}), []
-    side_by_side, by_itself = (getattr(course_cifar, f"train_{kind}{end}") for end in ("_together", ""))
+    train = getattr(course_cifar, f"train_{kind}")
     for seed, alpha, temperature in ((0, 0.25, 2.0), (5, 0.75, 8.0) if kind == "distilled" else (5, 0.25, 2.0)):
         run, kept = taught(replace(config, alpha=alpha, temperature=temperature), seed, data, teacher=seed)
         kept |= {part: logits.double() for part, logits in kept.items()}
         runs.append(run)
-    together = side_by_side(runs)
-    for run, found in zip(runs, together, strict=True):
-        alone = by_itself(run)
-        for name, value in alone.weights["final"].items():
+    side_by_side = train(runs)
+    for run, found in zip(runs, side_by_side, strict=True):
+        (expected,) = train([run])
+        for name, value in expected.weights["final"].items():
             assert torch.allclose(found.weights["final"][name], value, rtol=1e-9, atol=1e-9), name
-        assert found.weights["final"].keys() == alone.weights["final"].keys()
-        assert found.soft_targets.keys() == alone.soft_targets.keys() == {"final.train", "final.test"}
-        for part, logits in alone.soft_targets.items():
+        assert found.weights["final"].keys() == expected.weights["final"].keys()
+        assert found.soft_targets.keys() == expected.soft_targets.keys() == {"final.train", "final.test"}
+        for part, logits in expected.soft_targets.items():
             assert torch.allclose(found.soft_targets[part], logits, rtol=1e-7, atol=1e-7), part
-        assert [entry.keys() for entry in found.history] == [{"training_loss"}] == [entry.keys() for entry in alone.history]
-        assert found.history[0] == pytest.approx(alone.history[0], rel=1e-9)
-        assert found.metrics["final"].keys() == alone.metrics["final"].keys()
-        for name in set(alone.metrics["final"]) - {"confusion"}:
-            assert found.metrics["final"][name] == pytest.approx(alone.metrics["final"][name], rel=1e-7), name
-        assert found.metrics["final"]["confusion"] == alone.metrics["final"]["confusion"]
-    assert together[0].history != together[1].history
+        for result in (found, expected):
+            assert [entry.keys() for entry in result.history] == [{"training_loss"}]
+        assert found.history[0] == pytest.approx(expected.history[0], rel=1e-9)
+        assert found.metrics["final"].keys() == expected.metrics["final"].keys()
+        for name in set(expected.metrics["final"]) - {"confusion"}:
+            assert found.metrics["final"][name] == pytest.approx(expected.metrics["final"][name], rel=1e-7), name
+        assert found.metrics["final"]["confusion"] == expected.metrics["final"]["confusion"]
+    assert side_by_side[0].history != side_by_side[1].history
 
 
 # ---- a recorded teacher
@@ -554,7 +606,9 @@ def recorded(tmp_path, monkeypatch):
     store = Store(tmp_path)
     measured = {"final": {"parameters": 11_183_562, "epochs": 5, "accuracy": 0.5}}
     about = Description("course-report/train_resnet18", 1, {}, 0, whole.digest)
-    run = store.save(about, Result(measured, [{"training_loss": 1.0}] * 5, {"final": {"w": torch.zeros(1)}}, logits), {})
+    run = store.save(
+        about, Result(measured, [{"training_loss": 1.0}] * 5, {"final": {"w": torch.zeros(1)}}, logits), {}
+    )
     assert prune(run) > 0
     monkeypatch.setattr(course_cifar, "RECORDED", tmp_path / "runs")
     return run.id, logits, pictures
@@ -585,7 +639,7 @@ def test_a_recorded_teacher_of_other_pictures_is_refused(recorded):
         teach(name, first_pictures("CIFAR-10", pictures, 20, 30))
 
 
-def test_a_recorded_teacher_stands_for_its_own_seed_only(recorded):
+def test_a_recorded_teacher_replaces_that_of_its_own_seed_only(recorded):
     name, _, pictures = recorded
     config = replace(TINY, recorded_teacher=name)
     with pytest.raises(KDError, match="expected seed 0, that of the recorded teacher, found 1"):
@@ -594,7 +648,7 @@ def test_a_recorded_teacher_stands_for_its_own_seed_only(recorded):
 
 def test_smoothed_labels_have_no_soft_weight():
     with pytest.raises(KDError, match=r"found 0\.6 and 2\.0; smoothed labels have no soft term"):
-        course_cifar.train_smoothed(run_of(replace(TINY, soft_weight=2.0)))
+        course_cifar.train_smoothed([run_of(replace(TINY, soft_weight=2.0))])
 
 
 def test_a_recorded_teacher_that_is_not_there_is_named(recorded):
@@ -619,7 +673,9 @@ def test_the_recorded_teacher_is_the_one_that_its_profile_trains():
     experiment = load_experiment("grid")
     teacher = read_run(course_cifar.RECORDED / course_cifar.RECORDED_TEACHER)
     config = experiment.config(experiment.arm("teacher"), experiment.profile("teacher"))
-    expected = experiment.describe(experiment.arm("teacher"), config, 0, teacher.description.data, Compute(threads=3), {})
+    expected = experiment.describe(
+        experiment.arm("teacher"), config, 0, teacher.description.data, Compute(threads=3), {}
+    )
     assert (teacher.description, teacher.id) == (expected, course_cifar.RECORDED_TEACHER)
     for part, count in (("train", 50_000), ("test", 10_000)):
         logits = teacher.soft_targets(f"final.{part}")

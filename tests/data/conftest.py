@@ -1,4 +1,4 @@
-"""A small writer of PhysioNet's formats, a local web server, and the real records where there are any."""
+"""A small writer of PhysioNet's formats, a local web server, and the real records if they are here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kdlib.data import fetch, mitdb
 
 
 def pack_212(samples: np.ndarray) -> bytes:
-    """Format 212, sample by sample from its description: two in three bytes, high nibbles in the middle."""
+    """Return samples in format 212, written from its description: two in three bytes, high nibbles in the middle."""
     out = bytearray()
     values = [int(value) & 0xFFF for value in samples.reshape(-1)]
     for first, second in zip(values[::2], [*values[1::2], 0], strict=False):
@@ -24,7 +24,7 @@ def pack_212(samples: np.ndarray) -> bytes:
 
 
 def pack_annotations(annotations: list[tuple[int, int]], extras: dict[int, bytes] | None = None) -> bytes:
-    """MIT annotations of (sample, code); `extras` are raw bytes to put after the annotation of that index."""
+    """Return MIT annotations of (sample, code); `extras` are raw bytes to put after the annotation of that index."""
     out, time = b"", 0
     for index, (sample, code) in enumerate(annotations):
         step = sample - time
@@ -49,7 +49,7 @@ def _pack_annotations() -> Callable[..., bytes]:
 
 @pytest.fixture
 def write_record(tmp_path: Path) -> Callable[..., Path]:
-    """Write record 100 of the given samples (frames, signals) and annotations; returns the folder."""
+    """Write record 100 of the given samples (frames, signals) and annotations; return the folder."""
 
     def write(samples: np.ndarray, annotations: list[tuple[int, int]], extras: dict[int, bytes] | None = None) -> Path:
         lines = [f"100 {samples.shape[1]} 360 {len(samples)}"]
@@ -86,7 +86,7 @@ class Server:
                         self.wfile.write(answer)
                     else:
                         answer(self)
-                except OSError:  # the client hung up, as it should
+                except OSError:  # the client closed the connection, as it should
                     pass
 
             def log_message(self, *_: object) -> None:
@@ -115,7 +115,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def real_folder() -> Path:
-    """The folder of the real records, without ever downloading them."""
+    """The folder of the real records; they are never downloaded."""
     place = fetch.where("mitdb")
     if place is None or not (place.path / "100.dat").exists():
         pytest.skip("the real MIT-BIH records are not here: set KDLIB_DATA or run `kd data fetch mitdb`")
@@ -129,7 +129,7 @@ def real(real_folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="session")
 def real_folder_of() -> Callable[[str], Path]:
-    """The folder of a real set of pictures, without ever downloading it."""
+    """The folder of a real set of pictures; it is never downloaded."""
 
     def folder(name: str) -> Path:
         place = fetch.where(name)

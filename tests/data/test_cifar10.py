@@ -1,4 +1,4 @@
-"""CIFAR-10's binary files, small ones written by hand, and the canonical order."""
+"""CIFAR-10's binary files (small ones, written by hand) and the canonical order."""
 
 import hashlib
 import random
@@ -12,13 +12,13 @@ PER_FILE = 20
 
 
 def pictures_of(count, first):
-    """`count` made-up pictures as (label, pixel bytes), as many of each class."""
+    """Return `count` random pictures as (label, pixel bytes), with classes of equal size."""
     generator = random.Random(first)
     return [(k % 10, generator.randbytes(3072)) for k in range(count)]
 
 
 def canonical(pictures):
-    """Images and labels one after the other, sorted by the pixels' SHA-256, and the SHA-256 of all that."""
+    """Return images, then labels, sorted by the pixels' SHA-256, and the SHA-256 of both."""
     ordered = sorted(pictures, key=lambda picture: hashlib.sha256(picture[1]).hexdigest())
     pixels, labels = b"".join(pixels for _, pixels in ordered), bytes(label for label, _ in ordered)
     return pixels, labels, hashlib.sha256(pixels + labels).hexdigest()
@@ -37,7 +37,7 @@ def write_file(path, pictures):
 
 @pytest.fixture
 def small(monkeypatch):
-    """A hundred and twenty pictures that take the published ones' place, twenty in a file."""
+    """120 pictures in place of the published ones, 20 in each file."""
     train, test = pictures_of(100, 1), pictures_of(20, 2)
     monkeypatch.setattr(cifar10, "PICTURES_PER_FILE", PER_FILE)
     monkeypatch.setattr(cifar10, "FILE_BYTES", PER_FILE * 3073)
@@ -58,14 +58,15 @@ def test_any_order_of_rows_and_files_gives_the_same_arrays(tmp_path, small, inne
             assert (images.tobytes(), labels.tobytes()) == canonical(part)[:2]
         random.Random(seed).shuffle(train)
         random.Random(seed).shuffle(test)
-    found.train_images[0] = 0  # arrays may be written to, as torch wants
+    found.train_images[0] = 0  # arrays are writable; torch warns about others
 
 
 def test_planes_are_red_green_blue_each_row_by_row(tmp_path, small, monkeypatch):
-    """The layout by its description: 1,024 red bytes, then green, then blue; row-major, 32 to a row."""
+    """The layout is as described: 1,024 red bytes, then green, then blue, row by row, 32 in each row."""
     train, test = small
-    pixels = bytes(100 * plane + 7 * (row == 2) + (column == 5) for plane in range(3) for row in range(32)
-                   for column in range(32))  # fmt: skip
+    pixels = bytes(
+        100 * plane + 7 * (row == 2) + (column == 5) for plane in range(3) for row in range(32) for column in range(32)
+    )
     test = [(test[0][0], pixels), *test[1:]]
     monkeypatch.setattr(cifar10, "TEST_SHA256", canonical(test)[2])
     write(tmp_path, train, test)
@@ -89,7 +90,9 @@ def relabel(part, at, label):
 def test_a_label_above_nine_is_refused(tmp_path, small):
     train, test = small
     write(tmp_path, relabel(train, 45, 10), test)
-    with pytest.raises(DataError, match=r"data_batch_3\.bin: expected labels from 0 to 9, found 10 in row 5.*kd data fetch"):
+    with pytest.raises(
+        DataError, match=r"data_batch_3\.bin: expected labels from 0 to 9, found 10 in row 5.*kd data fetch"
+    ):
         cifar10.pictures(tmp_path)
 
 
@@ -114,7 +117,9 @@ EDITS = {
 def test_other_pictures_are_refused(tmp_path, small, edit):
     train, test = small
     write(tmp_path, edit(train), test)
-    with pytest.raises(DataError, match=r"expected the published pictures in data_batch_1\.bin, .*SHA-256 .*found .*Replace"):
+    with pytest.raises(
+        DataError, match=r"expected the published pictures in data_batch_1\.bin, .*SHA-256 .*found .*Replace"
+    ):
         cifar10.pictures(tmp_path)
 
 
@@ -123,7 +128,9 @@ def test_a_file_of_another_length_is_refused(tmp_path, small, change):
     write(tmp_path, *small)
     content = (tmp_path / "test_batch.bin").read_bytes()
     (tmp_path / "test_batch.bin").write_bytes(content[:change] if change < 0 else content + bytes(change))
-    with pytest.raises(DataError, match=rf"test_batch\.bin: expected 61460 bytes \(20 pictures\), found {61460 + change}"):
+    with pytest.raises(
+        DataError, match=rf"test_batch\.bin: expected 61460 bytes \(20 pictures\), found {61460 + change}"
+    ):
         cifar10.pictures(tmp_path)
 
 
@@ -141,21 +148,29 @@ def test_the_published_sizes():
 
 @pytest.mark.real_data
 def test_the_real_pictures(real_folder_of):
-    pictures = cifar10.pictures(real_folder_of("cifar10"))  # which asserts their digest
+    pictures = cifar10.pictures(real_folder_of("cifar10"))  # it checks their digest
     assert [array.shape for array in pictures] == [(50_000, 3, 32, 32), (50_000,), (10_000, 3, 32, 32), (10_000,)]
-    # Means and deviations of the official files' red, green and blue bytes, as others have computed and published them.
+    # Means and deviations of the official files' red, green and blue bytes, as published by others.
     for images, means, deviations in (
-        (pictures.train_images, [0.49139967861519607, 0.48215840839460783, 0.44653091444546567],
-         [0.2470322324632819, 0.24348512800005573, 0.26158784172796434]),
-        (pictures.test_images, [0.4942142800245098, 0.4851313890165441, 0.4504090927542892],
-         [0.24665251509498004, 0.24289226346005355, 0.26159237802202373]),
-    ):  # fmt: skip
+        (
+            pictures.train_images,
+            [0.49139967861519607, 0.48215840839460783, 0.44653091444546567],
+            [0.2470322324632819, 0.24348512800005573, 0.26158784172796434],
+        ),
+        (
+            pictures.test_images,
+            [0.4942142800245098, 0.4851313890165441, 0.4504090927542892],
+            [0.24665251509498004, 0.24289226346005355, 0.26159237802202373],
+        ),
+    ):
         for channel in range(3):
             counts = np.bincount(images[:, channel].ravel(), minlength=256)
             values = np.arange(256) / 255
             mean = np.average(values, weights=counts)
             assert mean == pytest.approx(means[channel], abs=1e-13)
-            assert np.sqrt(np.average((values - mean) ** 2, weights=counts)) == pytest.approx(deviations[channel], abs=1e-13)
+            assert np.sqrt(np.average((values - mean) ** 2, weights=counts)) == pytest.approx(
+                deviations[channel], abs=1e-13
+            )
     for images, labels, each in ((*pictures[:2], 5000), (*pictures[2:], 1000)):
         assert np.bincount(labels).tolist() == [each] * 10
         keys = [hashlib.sha256(image).digest() for image in images[:2000]]

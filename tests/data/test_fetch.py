@@ -1,4 +1,4 @@
-"""Finding and downloading, against a local server that lies in every way a server can."""
+"""Finding and downloading, also from a local server that sends wrong answers of every kind."""
 
 import argparse
 import hashlib
@@ -26,21 +26,23 @@ def sha256(content):
 
 
 def check(folder):
-    """The whole set's own check: what no hash speaks for must be right, too."""
+    """The check of the whole set: files without a hash must be right, too."""
     if (folder / "two.hea").is_file() and (folder / "two.hea").read_bytes() != CONTENT["two.hea"]:
         raise DataError(f"{folder / 'two.hea'}: expected a header, found another")
 
 
 @pytest.fixture(autouse=True)
 def world(tmp_path, monkeypatch, server):
-    """A tiny data set whose source is the local server, an empty cache, no settings from outside."""
+    """A tiny data set whose source is the local server, an empty cache, and no environment variables of kdlib."""
     for name in ("KDLIB_DATA", "KDLIB_MIRROR", "KDLIB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "*")
     files = [sources.File(name, sha256(CONTENT[name]), len(CONTENT[name])) for name in PINNED]
     files.append(sources.File("two.hea", None, None))
     total = sum(map(len, CONTENT.values()))
-    source = sources.Source("Tiny", "MIT", "nobody", server.url, total, lambda: tuple(files), check, instead=(("own.csv",),))
+    source = sources.Source(
+        "Tiny", "MIT", "nobody", server.url, total, lambda: tuple(files), check, instead=(("own.csv",),)
+    )
     monkeypatch.setattr(fetch, "SOURCES", {"tiny": source})
     monkeypatch.setattr(fetch, "LIMITS", LIMITS)
     monkeypatch.setattr(fetch, "cache_folder", lambda: tmp_path / "cache")
@@ -81,7 +83,7 @@ def test_a_download_is_complete_checked_and_reported(server, cache, capfd):
     assert [done for _, done, _ in heard] == sorted(done for _, done, _ in heard)
     assert fetch.find("tiny") == folder
     assert fetch.verify("tiny") == []
-    assert len(server.asked) == 3  # nothing was asked for twice
+    assert len(server.asked) == 3  # each file was requested once
     assert capfd.readouterr() == ("", "")  # neither this library nor pooch prints
 
 
@@ -92,17 +94,17 @@ def test_places_are_looked_at_in_order(tmp_path, cache, monkeypatch, server):
     assert fetch.where("tiny", data.parent) == ("--data", data)
     assert fetch.where("tiny") == ("KDLIB_DATA", environment)
     assert fetch.find("tiny", data.parent) == data
-    assert fetch.find("tiny", data) == data  # the set's own folder will do
+    assert fetch.find("tiny", data) == data  # the set's own folder is accepted, too
     shutil.rmtree(data)
     assert fetch.find("tiny", data.parent) == environment
     shutil.rmtree(environment.parent)
-    with pytest.raises(DataError, match=r"KDLIB_DATA=.*: expected a folder, found none"):  # a typing mistake, not an empty wish
+    with pytest.raises(DataError, match=r"KDLIB_DATA=.*: expected a folder, found none"):  # probably a typing mistake
         fetch.where("tiny")
     monkeypatch.delenv("KDLIB_DATA")
     assert fetch.where("tiny") == ("cache", cache / "tiny")
     shutil.rmtree(cache / "tiny")
     assert fetch.where("tiny") is None
-    assert fetch.verify("tiny")[0].startswith("tiny: found nowhere; looked at")
+    assert fetch.verify("tiny")[0].startswith("tiny: not found; looked in")
     assert server.asked == []
 
 
@@ -186,13 +188,13 @@ def silent(handler):
     handler.wfile.write(b"x")
     handler.wfile.flush()
     handler.connection.settimeout(10)
-    handler.connection.recv(1)  # until the client hangs up
+    handler.connection.recv(1)  # until the client closes the connection
 
 
 def dripping(handler):
     handler.send_response(200)
     handler.end_headers()
-    for _ in range(500):  # unless the client hangs up; each pause is shorter than the limit on silence
+    for _ in range(500):  # unless the client closes the connection; each pause is shorter than read_seconds
         handler.wfile.write(b"x")
         handler.wfile.flush()
         time.sleep(0.02)
@@ -249,10 +251,10 @@ def test_a_bad_answer_is_an_error_that_names_it_and_leaves_nothing(server, cache
     assert transfer.REMEDY in str(caught.value)
     assert fetch.where("tiny") is None
     assert not (cache / "tiny").exists()
-    begun = case[0] in BROKEN_OFF  # what has come may be right, so it is kept, but under another name
+    begun = case[0] in BROKEN_OFF  # the part received may be right, so it is kept under another name
     assert [path.name for path in (cache / ".tiny.part").iterdir()] == ["one.dat.partial"] * begun
     monkeypatch.setattr(fetch, "LIMITS", LIMITS)
-    server.routes["/one.dat"] = CONTENT["one.dat"]  # and the next try starts clean
+    server.routes["/one.dat"] = CONTENT["one.dat"]  # the next try succeeds
     assert holds_all(fetch.find("tiny"))
 
 
@@ -274,7 +276,7 @@ def test_nobody_listening_is_an_error(server, monkeypatch):
 
 @pytest.fixture
 def https_server(server, tmp_path, monkeypatch):
-    """The same server behind TLS, with a certificate that is trusted for the test."""
+    """The same server with TLS; the test trusts its certificate."""
     openssl = shutil.which("openssl")
     if openssl is None:
         pytest.skip("the openssl command is not here to make a certificate")
@@ -310,7 +312,7 @@ def test_https_is_not_left_for_http(https_server, cache):
     with pytest.raises(DataUnavailable, match=rf"expected to stay on https, found a redirect to {plain.url}/one\.dat"):
         fetch.find("tiny")
     plain.close()
-    assert plain.asked == []  # not even asked
+    assert plain.asked == []  # no request was sent
     assert not (cache / "tiny").exists()
     https_server.routes["/tiny/one.dat"] = redirect("/moved")
     https_server.routes["/moved"] = CONTENT["one.dat"]
@@ -332,7 +334,7 @@ def test_a_step_from_https_is_judged_by_its_scheme(onward):
             transfer._next_url("https://a.org/y", onward)
 
 
-# --- offline, mirrors, folders that are not whole --------------------
+# --- offline, mirrors, incomplete folders --------------------
 
 
 @pytest.mark.parametrize("mirror", [None, "https://example.org/mirror"])
@@ -387,15 +389,17 @@ def test_a_part_of_a_set_is_never_taken_for_the_set(tmp_path, cache, server):
         match=r"data/tiny \(--data\): .*2 problems: one\.dat: expected 512000 bytes, found 5; two\.dat is m",
     ):
         fetch.find("tiny", data.parent)
-    assert server.asked == []  # nor silently replaced by a download
+    assert server.asked == []  # the set was not silently replaced by a download
 
 
 def test_verify_reads_every_byte(tmp_path):
     data = fill(tmp_path / "data" / "tiny")
     (data / "one.dat").write_bytes(CONTENT["one.dat"][::-1])
-    assert fetch.find("tiny", data.parent) == data  # the quick look does not see it
+    assert fetch.find("tiny", data.parent) == data  # the quick check does not detect it
     (problem,) = fetch.verify("tiny", data.parent)
-    assert problem == f"one.dat: expected SHA-256 {sha256(CONTENT['one.dat'])}, found {sha256(CONTENT['one.dat'][::-1])}"
+    assert (
+        problem == f"one.dat: expected SHA-256 {sha256(CONTENT['one.dat'])}, found {sha256(CONTENT['one.dat'][::-1])}"
+    )
     (data / "one.dat").write_bytes(CONTENT["one.dat"])
     (data / "two.hea").write_bytes(b"nonsense")
     assert "two.hea: expected a header" in fetch.verify("tiny", data.parent)[0]
@@ -415,7 +419,7 @@ def test_a_damaged_cache_is_named_and_repaired_with_the_least_download(cache, se
 
 
 def test_a_damaged_cache_that_cannot_be_repaired_is_still_named(cache, server):
-    """Moved away it would be passed over, and a run go on with a stand-in."""
+    """If it were moved away, a run would find no data and use synthetic data instead."""
     fetch.fetch("tiny")
     (cache / "tiny" / "two.dat").write_bytes(b"")
     server.routes["/two.dat"] = send(b"two", length=3000)
@@ -467,7 +471,7 @@ def test_a_broken_download_goes_on_where_it_was(server, cache):
 
 
 def test_two_fetches_at_once_download_once(server, cache, monkeypatch, capsys):
-    both = threading.Event()  # are under way: the second says that it waits, or wrongly asks for the file too
+    both = threading.Event()  # both have started: the second says that it waits, or wrongly requests the file, too
     waits = Downloading.waits
 
     def answer(handler):
@@ -486,7 +490,7 @@ def test_two_fetches_at_once_download_once(server, cache, monkeypatch, capsys):
         thread.join()
     said = capsys.readouterr()
     assert said.out.splitlines() == [f"tiny: fetched to {cache / 'tiny'}"] * 2
-    assert said.err.splitlines().count("tiny: another process is fetching it; this one waits for it") == 1
+    assert said.err.splitlines().count("tiny: another process is downloading it; this one waits") == 1
     assert sorted(server.asked) == ["/one.dat", "/two.dat", "/two.hea"]
 
 
@@ -498,7 +502,7 @@ def test_a_lock_that_cannot_be_taken_is_an_error(cache):
 
 def test_a_cache_that_cannot_be_written_is_an_error(cache):
     cache.write_text("a file where the folder should be")
-    with pytest.raises(DataUnavailable, match="cache: expected to write there, found"):
+    with pytest.raises(DataUnavailable, match="cache: expected a folder to write to, found"):
         fetch.fetch("tiny")
 
 
@@ -544,5 +548,5 @@ def test_kaggle_files_are_found_as_mitdb(real_sources, tmp_path):
 @pytest.mark.real_data
 def test_the_real_records_verify(real_sources, real_folder, monkeypatch):
     assert fetch.verify("mitdb", real_folder) == []
-    monkeypatch.setattr(fetch, "hashlib", None)  # finding them reads no whole file
+    monkeypatch.setattr(fetch, "hashlib", None)  # finding the sets computes no hash
     assert fetch.find("mitdb", real_folder) == real_folder

@@ -1,4 +1,4 @@
-"""Sets that are published packed, as .gz files or as an archive: what the download becomes, and going on with a broken one."""
+"""Sets that are published as .gz files or as an archive: unpacking, and resuming a broken download."""
 
 import gzip
 import hashlib
@@ -50,7 +50,7 @@ ARCHIVE = tar({"raw/readme.html": b"<html>", **CONTENT})
 
 
 class World:
-    """Two tiny sets on the local server: "box" is an archive of files without hashes, "bags" two .gz files with hashes."""
+    """Two tiny sets on the local server: "box" is an archive, its files have no hashes; "bags" is two .gz files."""
 
     def __init__(self, server, monkeypatch, cache):
         self.server, self.cache = server, cache
@@ -68,13 +68,23 @@ class World:
     def publish_bags(self, contents):
         files = tuple(sources.File(name, sha256(content), len(content)) for name, content in CONTENT.items())
         names = {name: name.removeprefix("raw/") + ".gz" for name in CONTENT}
-        packed = tuple(sources.Packed(sources.File(names[name], sha256(it), len(it)), (name,)) for name, it in contents.items())
+        packed = tuple(
+            sources.Packed(sources.File(names[name], sha256(it), len(it)), (name,)) for name, it in contents.items()
+        )
         self.publish("bags", files, packed, {names[name]: it for name, it in contents.items()})
 
     def publish(self, name, files, packed, offers):
         size = sum(map(len, offers.values()))
         fetch.SOURCES[name] = sources.Source(
-            name, "MIT", "nobody", f"{self.server.url}/{name}", size, lambda: files, check, packed, (("one.dat", "two.dat"),)
+            name,
+            "MIT",
+            "nobody",
+            f"{self.server.url}/{name}",
+            size,
+            lambda: files,
+            check,
+            packed,
+            (("one.dat", "two.dat"),),
         )
         self.offers[name] = offers
         self.server.routes.update({f"/{name}/{file}": with_ranges(content) for file, content in offers.items()})
@@ -91,7 +101,7 @@ def world(tmp_path, monkeypatch, server):
 
 
 def with_ranges(content, cut=None, start_shift=0, log=None):
-    """A server's answer that honours Range; `cut` bytes are sent before the connection breaks."""
+    """Return a server's answer that follows Range; the connection breaks after `cut` bytes."""
 
     def answer(handler):
         asked = handler.headers.get("Range")
@@ -119,7 +129,7 @@ def holds_all(folder):
 BOTH = pytest.mark.parametrize("name", ["box", "bags"])
 
 
-# --- what a download becomes --------------------
+# --- unpacking --------------------
 
 
 @BOTH
@@ -127,7 +137,7 @@ def test_the_files_appear_and_the_packed_ones_go(world, name, capfd):
     heard = []
     folder = fetch.find(name, progress=lambda *told: heard.append(told))
     assert folder == world.cache / name
-    assert holds_all(folder)  # and nothing of the archive that is not of the set
+    assert holds_all(folder)  # and no other file of the archive
     assert not (world.cache / f".{name}.part").exists()
     size = sum(map(len, world.offers[name].values()))
     assert heard[-1][1:] == (size, size)
@@ -200,13 +210,17 @@ def flip(content, at):
     return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
 
 
-@pytest.mark.parametrize(("bad", "problem"), [
-    (flip(ARCHIVE, 1000), "SHA256"),
-    (ARCHIVE + b"x", "at most .* bytes, found more"),
-    (b"<html>sign in</html>", "web page"),
-    (ARCHIVE[:1000], "SHA256"),
-    (b"", "SHA256"),
-], ids=["a bit", "longer", "web page", "shorter", "empty"])
+@pytest.mark.parametrize(
+    ("bad", "problem"),
+    [
+        (flip(ARCHIVE, 1000), "SHA256"),
+        (ARCHIVE + b"x", "at most .* bytes, found more"),
+        (b"<html>sign in</html>", "web page"),
+        (ARCHIVE[:1000], "SHA256"),
+        (b"", "SHA256"),
+    ],
+    ids=["a bit", "longer", "web page", "shorter", "empty"],
+)
 def test_another_archive_is_refused_and_leaves_nothing(world, bad, problem):
     world.server.routes["/box/box.tar.gz"] = bad
     with pytest.raises(DataUnavailable, match=rf"box\.tar\.gz: .*{problem}"):
@@ -222,14 +236,14 @@ BOXES = {
     "outside": ({"../evil": b"x", **CONTENT}, "outside"),
     "too large": ({**CONTENT, "raw/more": bytes(fetch.UNKNOWN_FILE_BYTES + 1)}, "more bytes than allowed"),
     "too many": ({**CONTENT, **{str(k): b"" for k in range(fetch.MOST_MEMBERS)}}, "more than 20 members"),
-    "a file missing": ({"raw/one.dat": CONTENT["raw/one.dat"]}, "expected raw/two.dat in it, found none"),
+    "a file missing": ({"raw/one.dat": CONTENT["raw/one.dat"]}, "expected raw/two.dat in this archive, found none"),
     "other content": ({**CONTENT, "raw/two.dat": b"owt" * 1000}, "two.dat: expected other content"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BOXES.values(), ids=BOXES.keys())
 def test_what_a_hash_does_not_say_is_checked_too(tmp_path, world, case):
-    """Even an archive of the pinned hash is not trusted."""
+    """An archive with the right hash is checked, too."""
     world.publish_box(tar(case[0]))
     with pytest.raises(DataUnavailable, match=f"box: the downloaded files are not the published ones: .*{case[1]}"):
         fetch.find("box")
@@ -240,15 +254,21 @@ def test_what_a_hash_does_not_say_is_checked_too(tmp_path, world, case):
     assert holds_all(fetch.find("box"))
 
 
-@pytest.mark.parametrize(("packed", "problem"), [
-    (gz(bytes(50_000_000)), "more bytes than allowed"),
-    (gz(CONTENT["raw/two.dat"])[:-9], "Compressed file ended|end-of-stream"),
-    (flip(gz(CONTENT["raw/two.dat"]), -6), "CRC check failed"),
-    (b"plain", "Not a gzipped file"),
-], ids=["bomb", "cut", "checksum", "plain"])
+@pytest.mark.parametrize(
+    ("packed", "problem"),
+    [
+        (gz(bytes(50_000_000)), "more bytes than allowed"),
+        (gz(CONTENT["raw/two.dat"])[:-9], "Compressed file ended|end-of-stream"),
+        (flip(gz(CONTENT["raw/two.dat"]), -6), "CRC check failed"),
+        (b"plain", "Not a gzipped file"),
+    ],
+    ids=["bomb", "cut", "checksum", "plain"],
+)
 def test_a_bad_gz_file_is_refused(world, packed, problem):
     world.publish_bags({"raw/one.dat": gz(CONTENT["raw/one.dat"]), "raw/two.dat": packed})
-    with pytest.raises(DataUnavailable, match=rf"two\.dat\.gz: expected a gzipped file of at most 3000 bytes, found .*{problem}"):
+    with pytest.raises(
+        DataUnavailable, match=rf"two\.dat\.gz: expected a gzipped file of at most 3000 bytes, found .*{problem}"
+    ):
         fetch.find("bags")
     assert fetch.where("bags") is None
     assert not any(path.is_file() and path.stat().st_size > 400_000 for path in world.cache.rglob("*"))
@@ -258,14 +278,16 @@ def test_a_bad_gz_file_is_refused(world, packed, problem):
 
 def test_gunzip_leaves_nothing_of_a_bad_file(tmp_path):
     (tmp_path / "a.gz").write_bytes(gz(bytes(2000)))
-    with pytest.raises(DataError, match=r"a\.gz: expected a gzipped file of at most 1999 bytes, found more bytes than allowed"):
+    with pytest.raises(
+        DataError, match=r"a\.gz: expected a gzipped file of at most 1999 bytes, found more bytes than allowed"
+    ):
         unpack.gunzip(tmp_path / "a.gz", tmp_path / "in" / "a", 1999)
     assert list((tmp_path / "in").iterdir()) == []
     unpack.gunzip(tmp_path / "a.gz", tmp_path / "in" / "a", 2000)
     assert (tmp_path / "in" / "a").read_bytes() == bytes(2000)
 
 
-# --- going on with a broken download --------------------
+# --- resuming a broken download --------------------
 
 
 def break_off(world, cut):
@@ -279,7 +301,7 @@ def break_off(world, cut):
 
 def test_a_broken_download_goes_on_within_and_between_calls(world):
     kept = break_off(world, 1000)
-    assert kept.read_bytes() == ARCHIVE[:2000]  # two attempts, the second from where the first broke off
+    assert kept.read_bytes() == ARCHIVE[:2000]  # two attempts; the second went on where the first broke off
     log, heard = [], []
     world.server.routes["/box/box.tar.gz"] = with_ranges(ARCHIVE, log=log)
     assert holds_all(fetch.find("box", progress=lambda *told: heard.append(told)))
@@ -290,11 +312,13 @@ def test_a_broken_download_goes_on_within_and_between_calls(world):
 
 def test_a_server_that_cannot_go_on_starts_over(world):
     break_off(world, 1000)
-    world.server.routes["/box/box.tar.gz"] = ARCHIVE  # 200, whatever was asked
+    world.server.routes["/box/box.tar.gz"] = ARCHIVE  # status 200 with the whole file, although a range was requested
     assert holds_all(fetch.find("box"))
 
 
-@pytest.mark.parametrize("bad", [b"x" * 2000, ARCHIVE + b"x", ARCHIVE[:-1] + b"x"], ids=["wrong", "too long", "wrong at the end"])
+@pytest.mark.parametrize(
+    "bad", [b"x" * 2000, ARCHIVE + b"x", ARCHIVE[:-1] + b"x"], ids=["wrong", "too long", "wrong at the end"]
+)
 def test_a_wrong_start_is_given_up(world, bad):
     break_off(world, 1000).write_bytes(bad)
     world.publish_box(ARCHIVE)
@@ -370,7 +394,7 @@ def test_folders_of_torchvision_and_of_the_files_alone_are_found(real_sources, t
 
 @pytest.mark.real_data
 def test_mnist_is_fetched_from_a_mirror(real_sources, real_folder_of, tmp_path, monkeypatch):
-    """The whole way with the real digits; our own gzip of them has another hash than the published one."""
+    """Download and unpack the real digits; our own gzip of them has another hash than the published one."""
     folder = real_folder_of("mnist")
     packed = {name: gz(mnist_bytes(folder, name)) for name in mnist.FILES}
     (tmp_path / "mirror").mkdir()

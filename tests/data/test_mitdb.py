@@ -13,7 +13,7 @@ PATH = Path("100.atr")
 
 
 def rows_by_hand(signal, samples, symbols):
-    """The published rule, one beat at a time, in plain Python."""
+    """Cut beats by the published rule, one at a time, in plain Python."""
     rows, classes = [], []
     for k in range(len(samples) - 1):
         if symbols[k] in SYMBOLS:
@@ -49,7 +49,7 @@ def test_beats_are_cut_as_the_rule_says():
 
 def test_extremes_are_those_of_the_whole_segment_also_where_it_is_cropped():
     signal = np.zeros(3000, np.int16)
-    signal[0], signal[1500] = 50, 100  # the maximum lies beyond 187 * 3 samples
+    signal[0], signal[1500] = 50, 100  # the maximum is beyond 187 * 3 samples
     rows, _ = mitdb.cut_beats(signal, np.array([0, 2000]), np.array([1, 1], np.uint8), PATH)
     assert rows.shape == (1, 187)
     assert rows.max() == 0.5
@@ -131,13 +131,16 @@ def test_stratified_split_keeps_the_fractions_of_every_class():
 
 
 def lines_of(rows, classes):
-    """Lines as Kaggle's files have them: the class is written as a float, too."""
-    return [",".join([*(f"{v:.18e}" for v in row), f"{label:.18e}"]) + "\n" for row, label in zip(rows, classes, strict=True)]
+    """Return lines like those of Kaggle's files, which write the class as a float, too."""
+    return [
+        ",".join([*(f"{v:.18e}" for v in row), f"{label:.18e}"]) + "\n"
+        for row, label in zip(rows, classes, strict=True)
+    ]
 
 
 @pytest.fixture
 def small_file(tmp_path):
-    """Six made-up rows as a file, and the map of their checksums to the row numbers 0, 10, ... 50."""
+    """A file of six random rows, and the map of their checksums to the row numbers 0, 10, ... 50."""
     generator = np.random.default_rng(0)
     rows, classes = generator.random((6, 187), np.float32), [0, 1, 2, 3, 4, 0]
     row_of = {kaggle.checksum(row, label): 10 * k for k, (row, label) in enumerate(zip(rows, classes, strict=True))}
@@ -199,7 +202,7 @@ def sha256(array):
 
 @pytest.fixture
 def small_world(tmp_path, monkeypatch):
-    """A published set of 40 made-up rows of two records, 8 of them in Kaggle's test file: its triple."""
+    """A set of 40 random rows of two records in place of the published one, 8 of them in Kaggle's test file."""
     generator = np.random.default_rng(1)
     rows, classes = generator.random((40, 187), np.float32), generator.integers(0, 5, 40).astype(np.uint8)
     in_test_file = np.arange(40) % 5 == 2
@@ -247,7 +250,7 @@ def test_real_heartbeats_are_the_published_ones(real):
     rows, classes, records = real
     assert (rows.shape, rows.dtype) == ((109_446, 187), np.float32)
     assert (classes.dtype, records.dtype) == (np.uint8, np.int16)
-    # Stated with the source, not taken from this code.
+    # From the source, not from this code.
     rows_sum = "91a473f8aa67f8ca0908eb69e72d53afae1e5d21a0c7f32e70015962f2552d97"
     classes_sum = "45358e9377532d212c1d4f6cf4189637424cf1b6df7ef2b1437cce50cb43a226"
     assert hashlib.sha256(rows.tobytes()).hexdigest() == rows_sum

@@ -1,4 +1,4 @@
-"""MNIST's IDX files, written here by hand from their description."""
+"""MNIST's IDX files; the tests write small ones from the description of the format."""
 
 import gzip
 import hashlib
@@ -17,7 +17,7 @@ def big_endian(number):
 
 
 def idx(shape, values, kind=8):
-    """Zero, zero, type, number of axes; the axes; the values one after the other."""
+    """Return an IDX file: two zero bytes, type, number of axes; the axes; then the values."""
     return bytes([0, 0, kind, len(shape)]) + b"".join(map(big_endian, shape)) + bytes(values)
 
 
@@ -27,7 +27,7 @@ def pixel(image, row, column):
 
 @pytest.fixture
 def small(monkeypatch):
-    """The content of four small files (7 and 3 pictures of 5 x 4) that take the published ones' place."""
+    """The content of four small files (7 and 3 pictures of 5 x 4) in place of the published ones."""
     contents, files = {}, {}
     for part, count in (("train", 7), ("t10k", 3)):
         values = [pixel(image, row, column) for image in range(count) for row in range(5) for column in range(4)]
@@ -58,7 +58,7 @@ def test_pictures_and_labels_are_read_in_order(tmp_path, small, inner, packed):
         for row in range(5):
             assert digits.train_images[image, 0, row].tolist() == [pixel(image, row, column) for column in range(4)]
     assert digits.test_labels.tolist() == [0, 3, 6]
-    digits.train_images[0] = 0  # arrays may be written to, as torch wants
+    digits.train_images[0] = 0  # arrays are writable; torch warns about others
 
 
 def test_the_plain_file_is_read_before_a_gzipped_one(tmp_path, small):
@@ -93,7 +93,9 @@ def test_another_file_is_refused_by_name(tmp_path, small, edit, packed):
         mnist.digits(tmp_path)
 
 
-@pytest.mark.parametrize("spoil", [lambda packed: packed[:-9], lambda packed: b"\x1f\x8b" + packed[9:], lambda packed: b"plain"])
+@pytest.mark.parametrize(
+    "spoil", [lambda packed: packed[:-9], lambda packed: b"\x1f\x8b" + packed[9:], lambda packed: b"plain"]
+)
 def test_a_damaged_gzipped_file_is_refused(tmp_path, small, spoil):
     write(tmp_path, small, packed=True)
     (tmp_path / f"{LABELS}.gz").write_bytes(spoil(gzip.compress(small[LABELS])))
@@ -122,11 +124,11 @@ def test_the_real_digits(real_folder_of, monkeypatch):
     folder = real_folder_of("mnist")
     digits = mnist.digits(folder)
     assert [array.shape for array in digits] == [(60_000, 1, 28, 28), (60_000,), (10_000, 1, 28, 28), (10_000,)]
-    # The mean 0.1307 and deviation 0.3081 that everybody normalises by.
+    # The mean 0.1307 and the deviation 0.3081 are in common use to normalise the pictures.
     assert digits.train_images.mean() / 255 == pytest.approx(0.1307, abs=5e-5)
     assert digits.train_images.std() / 255 == pytest.approx(0.3081, abs=5e-5)
     assert digits.train_labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
     assert digits.test_labels[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
     assert fetch.verify("mnist", folder) == []
-    monkeypatch.setattr(fetch, "hashlib", None)  # finding it reads no whole file
+    monkeypatch.setattr(fetch, "hashlib", None)  # finding the set computes no hash
     assert fetch.find("mnist", folder) == folder

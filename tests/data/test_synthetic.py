@@ -1,4 +1,4 @@
-"""The made-up heartbeats: the form of the real ones, repeatable, neither trivial nor hopeless."""
+"""The synthetic heartbeats: the form of the real ones; they repeat, and can be learned but not perfectly."""
 
 import numpy as np
 import pytest
@@ -54,7 +54,7 @@ def test_waves_peak_where_the_model_says():
     theta = np.linspace(-np.pi, np.pi, 20_001)
     signal = synthetic._waves(theta, np.ones(5), np.ones(5))
     # By hand, from their Table I: a b^2 is 0.3 for R (30 * 0.01), 0.12 for T, 0.075 for P; R is 1.2 mV.
-    # Its neighbours Q and S (a = -5 and -7.5, b = 0.1, pi / 12 away) take something off R.
+    # Its neighbours Q and S (a = -5 and -7.5, b = 0.1, pi / 12 away) make R lower.
     tail = np.exp(-((np.pi / 12) ** 2) / 0.02)
     at = {0.0: 0.3 - (0.05 + 0.075) * tail, np.pi / 2: 0.12, -np.pi / 3: 0.075}
     for angle, height in at.items():

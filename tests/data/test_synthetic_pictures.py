@@ -1,4 +1,4 @@
-"""The made-up digits and pictures: the form of the real ones, repeatable, neither trivial nor hopeless."""
+"""The synthetic digits and pictures: the form of the real ones; they repeat, and can be learned but not perfectly."""
 
 import numpy as np
 import pytest

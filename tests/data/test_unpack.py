@@ -1,4 +1,4 @@
-"""Archives of unknown intent: what unpacks, and what is refused without a trace."""
+"""Archives that may be hostile: some are unpacked, the others are refused and leave nothing behind."""
 
 import gzip
 import io
@@ -94,5 +94,5 @@ def test_something_else_is_refused(tmp_path, content):
 
 def test_an_existing_folder_is_left_alone(tmp_path):
     (tmp_path / "out").mkdir()
-    with pytest.raises(DataError, match="expected no such folder"):
+    with pytest.raises(DataError, match="expected no folder of this name"):
         unpack(archive_of(tmp_path, member("a", b"1")), tmp_path / "out", 1000, 5)

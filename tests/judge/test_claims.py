@@ -1,4 +1,4 @@
-"""The schema of `reported.toml` and `recorded.toml`, and judging: claims, arms and seeds to a verdict."""
+"""The schema of `claims.toml` and `bands.toml`, and judging: claims, arms and seeds to a verdict."""
 
 from __future__ import annotations
 
@@ -9,28 +9,39 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kdlib.claims import AS_DESCRIBED, AS_RELEASED, CONTROLLED, load_reported, reported_range
 from kdlib.errors import KDError
-from kdlib.judging import judge
-from kdlib.recorded import (
-    Record,
-    band,
+from kdlib.judge.bands import (
+    Bands,
+    band_of,
+    bands_of,
     changes,
-    check_bands,
     inside_ranges,
-    read_recorded,
-    record_bands,
-    write_recorded,
+    misses,
+    read_bands,
+    write_bands,
 )
-from kdlib.schema import SchemaError
-from kdlib.verdicts import Outcome
+from kdlib.judge.claims import AS_DESCRIBED, AS_RELEASED, CONTROLLED, reported_range
+from kdlib.judge.judging import judge, outcomes
+from kdlib.judge.reading import load_claims
+from kdlib.judge.schema import SchemaError
+from kdlib.judge.verdicts import Outcome
 
 ARMS = ("teacher", "baseline", "distilled", "released_baseline", "t2", "t4", "t8", "sham")
-ECG = Path(__file__).parents[1] / "replications" / "ecg" / "reported.toml"
+ECG = Path(__file__).parents[2] / "replications" / "ecg" / "claims.toml"
 ECG_ARMS = (
-    "released_teacher", "released_baseline", "released_distilled", "teacher", "baseline", "distilled",
-    "baseline_balanced", "baseline_mixup", "distilled_plain", "distilled_balanced", "sham", "released_tail",
-)  # fmt: skip
+    "released_teacher",
+    "released_baseline",
+    "released_distilled",
+    "teacher",
+    "baseline",
+    "distilled",
+    "baseline_balanced",
+    "baseline_mixup",
+    "distilled_plain",
+    "distilled_balanced",
+    "sham",
+    "released_tail",
+)
 
 GOOD = """\
 [source]
@@ -94,9 +105,9 @@ def _text(kind="direction", more=None, mode=None):
 
 
 def _load(tmp_path, text):
-    path = tmp_path / "reported.toml"
+    path = tmp_path / "claims.toml"
     path.write_text(text, encoding="utf-8")
-    return load_reported(path, ARMS)
+    return load_claims(path, ARMS)
 
 
 def _refused(tmp_path, text, key, expected, line_of=None):
@@ -104,7 +115,7 @@ def _refused(tmp_path, text, key, expected, line_of=None):
     with pytest.raises(SchemaError) as caught:
         _load(tmp_path, text)
     message = str(caught.value)
-    assert message.startswith(str(tmp_path / "reported.toml"))
+    assert message.startswith(str(tmp_path / "claims.toml"))
     assert key in message
     assert expected in message
     assert message.isascii()
@@ -132,23 +143,23 @@ def test_a_file_is_read_whole(tmp_path):
     claim = reported.claims["C1"]
     assert (claim.kind, claim.primary, claim.ours, claim.reported) == ("effect", True, False, 0.11)
     assert set(claim.modes) == {AS_DESCRIBED, CONTROLLED}
-    assert (claim.modes[CONTROLLED].arms, claim.modes[CONTROLLED].over) == (("t4",), ("baseline",))
-    assert claim.reported_std is None  # the baseline's is not reported
+    assert (claim.modes[CONTROLLED].arms, claim.modes[CONTROLLED].rivals) == (("t4",), ("baseline",))
+    assert claim.std is None  # the baseline's is not reported
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_can_be_written_and_judged(tmp_path, kind):
     claim = _load(tmp_path, _text(kind)).claims["C2"]
     found = judge(claim, CONTROLLED, {})
-    assert (found.verdict, found.n) == (Outcome.TOO_FEW_SEEDS, 0)
+    assert (found.outcome, found.n) == (Outcome.TOO_FEW_SEEDS, 0)
 
 
 def test_the_sources_spread_of_a_difference_serves_every_mode(tmp_path):
     spread = 'decimals = 2\nspread = 0.03\nspread_kind = "sample"\nruns = 4\nplace'
     head, header, tail = _text().partition('[values."baseline.accuracy"]')
     reported = _load(tmp_path, head + header + tail.replace("decimals = 2\nplace", spread, 1))
-    assert reported.claims["C1"].reported_std == pytest.approx(math.sqrt(0.02**2 * 5 / 4 + 0.03**2))
-    assert reported.claims["C1"].reported_runs == 4
+    assert reported.claims["C1"].std == pytest.approx(math.sqrt(0.02**2 * 5 / 4 + 0.03**2))
+    assert reported.claims["C1"].runs == 4
 
 
 NOT_NUMBERS = ["nan", "inf", "-inf", "1e999", "true", '"0.11"', "[0.11]", "1" + "0" * 400]
@@ -211,7 +222,7 @@ def test_a_value_is_a_finite_share(tmp_path, wrong):
         ('over = "baseline" }\n"con', 'over = "baseline", under = "t2" }\n"con', ".under", "only the keys"),
         ('over = "baseline" }\n"con', 'unter = "baseline" }\n"con', ".unter", "only the keys"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_is_named_with_its_place(tmp_path, right, wrong, key, expected):
     text = _text()
     assert right in text
@@ -270,15 +281,27 @@ def test_the_line_is_that_of_the_key_or_else_of_its_table(tmp_path):
 @pytest.mark.parametrize(
     "hostile",
     [
-        "<script>alert(1)</script>", "a | b", "![x](http://example.org)", "`code`", "**bold**",
-        r"\u001b[31mred", r"line\nbreak", r"tab\there", r"\u202egnp", r"\u2028", r"\u0000", r"\u007f", "",
-        "   ", "x" * 501,
+        "<script>alert(1)</script>",
+        "a | b",
+        "![x](http://example.org)",
+        "`code`",
+        "**bold**",
+        r"\u001b[31mred",
+        r"line\nbreak",
+        r"tab\there",
+        r"\u202egnp",
+        r"\u2028",
+        r"\u0000",
+        r"\u007f",
+        "",
+        "   ",
+        "x" * 501,
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("key", ["statement", "citation", "place", "unit"])
 def test_text_is_plain(tmp_path, key, hostile):
     before, _, after = _text().partition(f'{key} = "')
-    text = f'{before}{key} = "{hostile}{after[after.index(chr(34)):]}'
+    text = f'{before}{key} = "{hostile}{after[after.index(chr(34)) :]}'
     _refused(tmp_path, text, key, "one line of at most 500 characters")
 
 
@@ -293,22 +316,26 @@ def test_names_are_shown_without_what_they_hide(tmp_path):
 @pytest.mark.parametrize(
     "content",
     [
-        b"[source", b"a = 1\na = 2", b"\xff\xfe", b"a = " + b"[" * 100_000, b"a = " + b"9" * 10_000,
+        b"[source",
+        b"a = 1\na = 2",
+        b"\xff\xfe",
+        b"a = " + b"[" * 100_000,
+        b"a = " + b"9" * 10_000,
         b"a = 1\n" * 200_000,
     ],
     ids=["cut", "twice", "bytes", "nested", "digits", "large"],
-)  # fmt: skip
+)
 def test_what_is_not_toml_is_refused(tmp_path, content):
-    path = tmp_path / "reported.toml"
+    path = tmp_path / "claims.toml"
     path.write_bytes(content)
-    with pytest.raises(SchemaError, match=r"reported\.toml: expected") as caught:
-        load_reported(path, ARMS)
+    with pytest.raises(SchemaError, match=r"claims\.toml: expected") as caught:
+        load_claims(path, ARMS)
     assert len(str(caught.value)) < 400
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(SchemaError, match="expected a readable TOML file"):
-        load_reported(tmp_path / "reported.toml", ARMS)
+        load_claims(tmp_path / "claims.toml", ARMS)
 
 
 # ---- ranges
@@ -350,11 +377,11 @@ def test_only_seeds_that_both_arms_have_are_paired(tmp_path):
     found = judge(_load(tmp_path, _text()).claims["C1"], AS_DESCRIBED, metrics)
     differences = np.array([0.1 - 0.001 * seed for seed in (1, 2, 3, 4, 5)])
     low, high = stats.ttest_1samp(differences, 0).confidence_interval()
-    assert (found.n, found.verdict) == (5, Outcome.REPLICATED)
+    assert (found.n, found.outcome) == (5, Outcome.REPLICATED)
     assert (found.mean, found.low, found.high) == pytest.approx((differences.mean(), low, high))
     del metrics["baseline"][3]
     found = judge(_load(tmp_path, _text()).claims["C1"], AS_DESCRIBED, metrics)
-    assert (found.n, found.verdict) == (4, Outcome.TOO_FEW_SEEDS)
+    assert (found.n, found.outcome) == (4, Outcome.TOO_FEW_SEEDS)
 
 
 NOISE = np.array([-0.002, -0.001, 0.0, 0.001, 0.002])
@@ -379,15 +406,16 @@ NOISE = np.array([-0.002, -0.001, 0.0, 0.001, 0.002])
             "trend",
             {"t2": [0.1] * 5, "t4": [0.2] * 5, "t8": [0.3] * 5, "baseline": [0.0] * 5, "sham": [0.9] * 5},
             '{ along = ["t2", "t4", "t8"], over = ["baseline", "baseline", "sham"] }',
-            Outcome.REVERSED, -1 / 3,
+            Outcome.REVERSED,
+            -1 / 3,
         ),
         ("exact", {"teacher": [0.5], "t2": [0.25] * 2}, None, Outcome.REPLICATED, 0.0),
         ("exact", {"teacher": [0.5], "t2": [0.25, 0.5]}, None, Outcome.NOT_REPLICATED, 0.25),
     ],
-)  # fmt: skip
+)
 def test_each_kind_reads_its_arms(tmp_path, kind, arms, mode, outcome, mean):
     found = _judged(tmp_path, kind, _metrics("accuracy", **arms), mode=mode)
-    assert (found.verdict, found.mean) == (outcome, pytest.approx(mean))
+    assert (found.outcome, found.mean) == (outcome, pytest.approx(mean))
     assert not found.analogue
 
 
@@ -395,21 +423,23 @@ def test_each_kind_reads_its_arms(tmp_path, kind, arms, mode, outcome, mean):
     ("kind", "more", "arms"),
     [
         (
-            "effect", "reported = 0.1\ndecimals = 2\nlower_is_better = true",
+            "effect",
+            "reported = 0.1\ndecimals = 2\nlower_is_better = true",
             {"t4": 0.2 + NOISE, "t2": [0.3] * 5},
         ),
         ("direction", "lower_is_better = true", {"distilled": 0.2 + NOISE, "sham": [0.3] * 5}),
         ("direction by threshold", "threshold = 0.7\nlower_is_better = true", {"distilled": 0.6 + NOISE}),
         (
-            "non-inferior", "margin = 0.03\nlower_is_better = true",
+            "non-inferior",
+            "margin = 0.03\nlower_is_better = true",
             {"distilled": 0.3 + NOISE, "teacher": [0.4] * 5},
         ),
         ("best", "lower_is_better = true", {"t4": 0.1 + NOISE, "t2": [0.2] * 5, "t8": [0.3] * 5}),
     ],
-)  # fmt: skip
+)
 def test_fewer_errors_are_better(tmp_path, kind, more, arms):
     found = _judged(tmp_path, kind, _metrics("accuracy", **arms), more=more)
-    assert (found.verdict, found.mean) == (Outcome.REPLICATED, pytest.approx(0.1))
+    assert (found.outcome, found.mean) == (Outcome.REPLICATED, pytest.approx(0.1))
 
 
 def test_a_lower_value_is_better_than_a_higher_trivial_one(tmp_path):
@@ -417,14 +447,14 @@ def test_a_lower_value_is_better_than_a_higher_trivial_one(tmp_path):
     outcomes = {0.251: Outcome.REPLICATED, 0.3: Outcome.MUCH_SMALLER, 0.1: Outcome.LARGER}
     for measured, outcome in outcomes.items():
         metrics = _metrics("accuracy", t4=measured + NOISE)
-        assert _judged(tmp_path, "value", metrics, more, '{ arm = "t4" }').verdict == outcome
+        assert _judged(tmp_path, "value", metrics, more, '{ arm = "t4" }').outcome == outcome
 
 
 def test_a_difference_is_rounded_twice_as_much_as_a_value(tmp_path):
     coarse = "reported = 0.015\ndecimals = 2"  # 0.01 is more than half of it: a direction only
     metrics = _metrics("accuracy", t4=0.8 + NOISE, t2=[0.7] * 5)
-    assert _judged(tmp_path, "effect", metrics, coarse).verdict == Outcome.REPLICATED
-    assert _judged(tmp_path, "effect", metrics, coarse.replace("2", "3")).verdict == Outcome.LARGER
+    assert _judged(tmp_path, "effect", metrics, coarse).outcome == Outcome.REPLICATED
+    assert _judged(tmp_path, "effect", metrics, coarse.replace("2", "3")).outcome == Outcome.LARGER
     value = _load(tmp_path, _text("value")).claims["C2"]
     assert value.rounding == 0.005 < value.margin
 
@@ -453,33 +483,33 @@ def test_a_mode_the_claim_lacks_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("first", "second", "outcome"),
     [(0.9, 0.8, Outcome.INCONCLUSIVE), (0.8, 0.8, Outcome.NO_DIFFERENCE)],
-)  # fmt: skip
+)
 def test_seeds_that_all_say_the_same(tmp_path, first, second, outcome):
     metrics = _metrics("accuracy", distilled=[first] * 5, sham=[second] * 5)
-    assert _judged(tmp_path, "direction", metrics).verdict == outcome
+    assert _judged(tmp_path, "direction", metrics).outcome == outcome
 
 
 # ---- the ECG replication's file
 
 
 def test_the_ecg_claims():
-    reported = load_reported(ECG, ECG_ARMS)
+    reported = load_claims(ECG, ECG_ARMS)
     c1 = reported.claims["C1"]
     assert [name for name, claim in reported.claims.items() if claim.primary] == ["C1"]
     assert [name for name, claim in reported.claims.items() if claim.ours] == ["S1"]
-    assert c1.reported_std == pytest.approx(math.sqrt(2 * 0.02**2 * 6 / 5))
-    assert c1.reported_runs == 6
+    assert c1.std == pytest.approx(math.sqrt(2 * 0.02**2 * 6 / 5))
+    assert c1.runs == 6
     for mode, arms in (
         (AS_DESCRIBED, ("distilled", "baseline")),
         (AS_RELEASED, ("released_distilled", "released_baseline")),
         (CONTROLLED, ("distilled", "baseline_mixup")),
     ):
-        assert (c1.modes[mode].arms + c1.modes[mode].over) == arms
+        assert (c1.modes[mode].arms + c1.modes[mode].rivals) == arms
     same = _metrics("macro_f1", released_teacher=0.82 + NOISE, released_distilled=[0.78] * 5)
-    assert judge(reported.claims["C2"], AS_RELEASED, same).verdict == Outcome.REPLICATED
+    assert judge(reported.claims["C2"], AS_RELEASED, same).outcome == Outcome.REPLICATED
     counts = {"teacher": 17221, "baseline": 3909, "distilled": 3909}
     metrics = {arm: {0: {"parameters": float(count)}} for arm, count in counts.items()}
-    assert judge(reported.claims["C3"], AS_DESCRIBED, metrics).verdict == Outcome.REPLICATED
+    assert judge(reported.claims["C3"], AS_DESCRIBED, metrics).outcome == Outcome.REPLICATED
     assert set(inside_ranges(reported, metrics).values()) == {True}
     assert reported.value("released_baseline", "macro_f1").value == 0.67
 
@@ -489,7 +519,7 @@ def test_the_ecg_claims():
 
 def test_a_band_is_the_prediction_interval_of_one_more_run():
     values = {3: 0.81, 0: 0.80, 1: 0.79, 2: 0.83, 7: 0.78, 5: 0.80}
-    found = band(values, "abc123")
+    found = band_of(values, "abc123")
     sample = np.array(list(values.values()))
     half = stats.t.ppf(0.995, 5) * sample.std(ddof=1) * math.sqrt(1 + 1 / 6)
     assert (found.low, found.high) == pytest.approx((sample.mean() - half, sample.mean() + half))
@@ -500,47 +530,61 @@ def test_a_band_is_the_prediction_interval_of_one_more_run():
 def test_a_band_needs_five_finite_runs():
     for values in ({0: 0.1, 1: 0.2, 2: 0.3, 3: 0.4}, {**dict.fromkeys(range(5), 0.1), 5: math.nan}):
         with pytest.raises(KDError, match="run more seeds"):
-            band(values, "abc123")
+            band_of(values, "abc123")
 
 
 def test_a_miss_names_arm_seed_band_observed_and_commit():
     metrics = _metrics("macro_f1", baseline=[0.70, 0.72, 0.71, 0.73, 0.69])
-    bands = record_bands(metrics, ["macro_f1", "accuracy"], {"baseline": "abc123"})
-    assert set(bands) == {"baseline.macro_f1"}
-    assert check_bands(bands, metrics) == []
-    assert check_bands(bands, {}) == []
+    known = bands_of(metrics, ["macro_f1", "accuracy"], {"baseline": "abc123"})
+    assert set(known.bands) == {"baseline.macro_f1"}
+    assert known.verdicts == known.inside == {}  # only judged runs have them
+    assert misses(known.bands, metrics) == []
+    assert misses(known.bands, {}) == []
     observed = {"baseline": {4: {"macro_f1": 0.9}, 1: {"macro_f1": 0.71}, 2: {}, 3: {"macro_f1": math.inf}}}
-    misses = check_bands(bands, observed)
-    assert [miss.seed for miss in misses] == [2, 3, 4]
-    expected = bands["baseline.macro_f1"]
+    found = misses(known.bands, observed)
+    assert [miss.seed for miss in found] == [2, 3, 4]
+    expected = known.bands["baseline.macro_f1"]
     bounds = f"{expected.low:.6g} to {expected.high:.6g}"
     for part in ("baseline", "seed 4", "macro_f1", "0.9", bounds, "abc123"):
-        assert part in str(misses[2])
+        assert part in str(found[2])
+
+
+def test_an_arm_with_fewer_than_five_seeds_has_no_band_and_no_verdict(tmp_path):
+    reported = _load(tmp_path, _text())
+    metrics = _metrics("accuracy", baseline=0.64 - NOISE, distilled=0.75 + NOISE, sham=0.6 - NOISE, t2=[0.7] * 4)
+    found = bands_of(metrics, ["accuracy"], dict.fromkeys(metrics, "abc123"), reported)
+    assert set(found.bands) == {"baseline.accuracy", "distilled.accuracy", "sham.accuracy"}
+    assert found.verdicts == {
+        "C1": {AS_DESCRIBED: Outcome.REPLICATED},  # its other mode compares an arm without runs
+        "C2": {CONTROLLED: Outcome.REPLICATED},
+    }
+    assert found.inside == {"baseline.accuracy": True, "distilled.accuracy": True}
 
 
 def test_a_band_without_width_forgives_rounding_only():
-    bands = record_bands(_metrics("accuracy", t2=[0.1 + 0.2] * 5), ["accuracy"], {"t2": "abc123"})
-    assert check_bands(bands, _metrics("accuracy", t2=[0.3])) == []
-    assert len(check_bands(bands, _metrics("accuracy", t2=[0.3001]))) == 1
+    known = bands_of(_metrics("accuracy", t2=[0.1 + 0.2] * 5), ["accuracy"], {"t2": "abc123"})
+    assert misses(known.bands, _metrics("accuracy", t2=[0.3])) == []
+    assert len(misses(known.bands, _metrics("accuracy", t2=[0.3001]))) == 1
 
 
-def _recorded():
-    bands = record_bands(
+def _known():
+    bands = bands_of(
         _metrics("macro_f1", baseline=[0.70, 0.72, 0.71, 0.73, 0.69], teacher=[0.8, 0.81, 0.82, 0.83, 0.84]),
-        ["macro_f1"], {"baseline": "abc123", "teacher": "abc123"},
-    )  # fmt: skip
+        ["macro_f1"],
+        {"baseline": "abc123", "teacher": "abc123"},
+    )
     verdicts = {"C1": {AS_RELEASED: Outcome.REPLICATED, AS_DESCRIBED: Outcome.SMALLER}}
-    full = Record({}, verdicts, {"teacher.macro_f1": True, "baseline.macro_f1": False})
-    return {("91a4", "quick"): Record(bands), ("91a4", "full"): full, ("0000", "quick"): Record(bands)}
+    full = Bands({}, verdicts, {"teacher.macro_f1": True, "baseline.macro_f1": False})
+    return {("91a4", "quick"): bands, ("91a4", "full"): full, ("0000", "quick"): bands}
 
 
-def test_recorded_comes_back_as_written(tmp_path):
-    path, again = tmp_path / "recorded.toml", tmp_path / "again.toml"
-    assert read_recorded(path) == {}
-    recorded = _recorded()
-    write_recorded(path, recorded)
-    assert read_recorded(path) == recorded
-    write_recorded(again, dict(reversed(recorded.items())))
+def test_bands_come_back_as_written(tmp_path):
+    path, again = tmp_path / "bands.toml", tmp_path / "again.toml"
+    assert read_bands(path) == {}
+    known = _known()
+    write_bands(path, known)
+    assert read_bands(path) == known
+    write_bands(again, dict(reversed(known.items())))
     assert again.read_bytes() == path.read_bytes()
 
 
@@ -561,27 +605,43 @@ def test_recorded_comes_back_as_written(tmp_path):
         ("[bands.", "[band.", "band", "did you mean bands?"),
     ],
 )
-def test_a_broken_recorded_file_is_named(tmp_path, right, wrong, key, expected):
-    path = tmp_path / "recorded.toml"
-    write_recorded(path, _recorded())
+def test_a_broken_file_of_bands_is_named(tmp_path, right, wrong, key, expected):
+    path = tmp_path / "bands.toml"
+    write_bands(path, _known())
     text = path.read_text()
     assert right in text
     path.write_text(text.replace(right, wrong, 1))
-    with pytest.raises(SchemaError, match=r"recorded\.toml, line \d+: ") as caught:
-        read_recorded(path)
+    with pytest.raises(SchemaError, match=r"bands\.toml, line \d+: ") as caught:
+        read_bands(path)
     assert key in str(caught.value)
     assert expected in str(caught.value)
 
 
-def test_a_changed_verdict_is_a_sentence():
-    record = _recorded()["91a4", "full"]
-    same = {"C1": {AS_RELEASED: Outcome.REPLICATED, AS_DESCRIBED: Outcome.SMALLER}}
-    assert changes(record, same, record.inside) == []
-    assert changes(record, {}, {}) == []  # what was not run has not changed
-    changed = {"C1": {AS_RELEASED: Outcome.REPLICATED, AS_DESCRIBED: Outcome.INCONCLUSIVE}}
-    found = changes(record, changed, {"teacher.macro_f1": False, "baseline.macro_f1": True})
-    assert len(found) == 3
-    assert "C1, as described: recorded effect replicated" in found[0]
-    assert "now inconclusive" in found[0]
-    assert "baseline.macro_f1: recorded outside" in found[1]
-    assert "teacher.macro_f1: recorded inside" in found[2]
+def _of_c1(distilled, baseline=0.64, **rest):
+    return _metrics("accuracy", distilled=distilled + NOISE, baseline=baseline - NOISE, **rest)
+
+
+def test_a_changed_verdict_is_a_sentence(tmp_path):
+    reported, before = _load(tmp_path, _text()), _of_c1(0.75, t4=0.75 + NOISE)
+    known = bands_of(before, ["accuracy"], dict.fromkeys(before, "abc123"), reported)
+    assert known.verdicts["C1"] == dict.fromkeys((AS_DESCRIBED, CONTROLLED), Outcome.REPLICATED)
+    assert known.inside == {"baseline.accuracy": True, "distilled.accuracy": True}
+    assert changes(known, reported, before) == []
+    assert changes(known, reported, {}) == []  # what was not run has not changed
+    found = changes(known, reported, _of_c1(0.64, 0.62, t4=0.73 + NOISE))
+    assert found == [
+        "C1, as described: recorded replicated, now much smaller than reported",
+        "baseline.accuracy: recorded inside its reported range, now outside",
+        "distilled.accuracy: recorded inside its reported range, now outside",
+    ]
+    again = bands_of(_of_c1(0.64, 0.62), ["accuracy"], dict.fromkeys(before, "abc123"), reported)
+    assert "baseline.accuracy: recorded outside its reported range, now inside" in changes(again, reported, before)
+
+
+def test_only_the_arms_and_seeds_with_a_band_are_compared(tmp_path):
+    reported, before = _load(tmp_path, _text()), _of_c1(0.75)
+    known = bands_of(before, ["accuracy"], dict.fromkeys(before, "abc123"), reported)
+    more = {arm: {**seeds, **{seed + 5: {"accuracy": 0.5} for seed in seeds}} for arm, seeds in before.items()}
+    more["t4"] = {seed: {"accuracy": 0.1} for seed in range(10)}
+    assert outcomes(reported, more)["C1"] != known.verdicts["C1"]
+    assert changes(known, reported, more) == []

@@ -15,8 +15,8 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import ttost_paired
 
-from kdlib import intervals, verdicts
-from kdlib.verdicts import Outcome, Verdict
+from kdlib.judge import intervals, verdicts
+from kdlib.judge.verdicts import Outcome, Verdict
 
 # five numbers of mean 0 and standard deviation 1
 UNIT = np.array([-1.0, -0.5, 0.0, 0.5, 1.0]) / math.sqrt(2.5 / 4)
@@ -160,7 +160,7 @@ def test_f1_interval_is_that_of_a_bootstrap_by_hand():
 )
 def test_effect_by_hand(mean, std, source, outcome):
     found = verdicts.effect(mean + std * UNIT, 0.10, 0.001, *source)
-    assert found.verdict == outcome
+    assert found.outcome == outcome
     assert found.mean == pytest.approx(mean)
     half = 2.776445 * std / math.sqrt(5)
     assert (found.low, found.high) == pytest.approx((mean - half, mean + half), rel=1e-5)
@@ -196,8 +196,8 @@ def _effect_by_the_equations(d, reported, r, so, n_p):
 @given(samples(), st.floats(0.05, 4), st.floats(0, 0.6), st.floats(0.01, 2), st.sampled_from([0, 1, 2, 6]))
 def test_effect_is_its_equations(differences, reported, rounding, reported_std, runs):
     found = verdicts.effect(differences, reported, rounding, reported_std, runs)
-    assert found.verdict == _effect_by_the_equations(differences, reported, rounding, reported_std, runs)
-    if found.verdict == "inconclusive" and rounding < reported / 2:
+    assert found.outcome == _effect_by_the_equations(differences, reported, rounding, reported_std, runs)
+    if found.outcome == "inconclusive" and rounding < reported / 2:
         assert found.needed_n is None or found.needed_n > found.n
 
 
@@ -206,7 +206,7 @@ def test_effect_knows_neither_unit_nor_order(differences, reported, unit, random
     shuffled = list(differences * unit)
     random.shuffle(shuffled)
     ours, other = verdicts.effect(differences, reported, 0.0), verdicts.effect(shuffled, reported * unit, 0.0)
-    assert ours.verdict == other.verdict
+    assert ours.outcome == other.outcome
     assert other.mean == pytest.approx(ours.mean * unit)
 
 
@@ -214,7 +214,7 @@ def test_effect_knows_neither_unit_nor_order(differences, reported, unit, random
 @pytest.mark.parametrize("reported", [0.3, 1.0, 2.0, 4.0])
 def test_no_true_effect_is_rarely_replicated(n, reported):
     generator = np.random.default_rng(int(1000 * reported) + n)
-    found = [verdicts.effect(generator.normal(size=n), reported, 0.0).verdict for _ in range(2000)]
+    found = [verdicts.effect(generator.normal(size=n), reported, 0.0).outcome for _ in range(2000)]
     assert found.count(Outcome.REPLICATED) <= 0.03 * len(found)
     if (n, reported) == (5, 2.0):
         assert 0.3 < found.count(Outcome.INCONCLUSIVE) / len(found) < 0.5
@@ -222,15 +222,15 @@ def test_no_true_effect_is_rarely_replicated(n, reported):
 
 def test_a_true_effect_is_mostly_replicated():
     generator = np.random.default_rng(7)
-    found = [verdicts.effect(4 + generator.normal(size=5), 4.0, 0.0).verdict for _ in range(500)]
+    found = [verdicts.effect(4 + generator.normal(size=5), 4.0, 0.0).outcome for _ in range(500)]
     assert found.count(Outcome.REPLICATED) >= 0.85 * len(found)
 
 
 def test_a_difference_printed_too_coarsely_is_a_direction():
     differences = 0.5 + 0.02 * UNIT  # far more than the 0.02 reported
-    assert verdicts.effect(differences, 0.02, 0.001).verdict == Outcome.LARGER
-    assert verdicts.effect(differences, 0.02, 0.01).verdict == Outcome.REPLICATED
-    assert verdicts.effect(-differences, 0.02, 0.01).verdict == Outcome.REVERSED
+    assert verdicts.effect(differences, 0.02, 0.001).outcome == Outcome.LARGER
+    assert verdicts.effect(differences, 0.02, 0.01).outcome == Outcome.REPLICATED
+    assert verdicts.effect(-differences, 0.02, 0.01).outcome == Outcome.REVERSED
 
 
 @pytest.mark.parametrize("reported", [0.0, -0.1, math.nan])
@@ -242,7 +242,7 @@ def test_a_reported_difference_is_above_zero(reported):
 @given(samples(5), st.floats(0.5, 4), st.floats(0.01, 0.2))
 def test_value_is_the_effect_rule_with_its_own_margin(above, reported, margin):
     assert verdicts.value(above, reported, reported / 2, 0.0) == verdicts.effect(above, reported, 0.0)
-    found = verdicts.value(above, reported, margin, 0.0).verdict
+    found = verdicts.value(above, reported, margin, 0.0).outcome
     if found == Outcome.REPLICATED:
         assert abs(above.mean() - reported) <= margin
 
@@ -250,10 +250,13 @@ def test_value_is_the_effect_rule_with_its_own_margin(above, reported, margin):
 def test_value_by_hand():
     # accuracy 0.90 reported, 0.10 by chance, margin 0.01, printed with 2 decimals: L, U1 = d -+ about 0.001
     for measured, outcome in (
-        (0.897, Outcome.REPLICATED), (0.885, Outcome.MUCH_SMALLER), (0.915, Outcome.LARGER),
-        (0.100, Outcome.NOT_REPLICATED), (0.050, Outcome.NOT_REPLICATED_REVERSED),
-    ):  # fmt: skip
-        assert verdicts.value(measured - 0.1 + 0.001 * UNIT, 0.8, 0.01, 0.005).verdict == outcome
+        (0.897, Outcome.REPLICATED),
+        (0.885, Outcome.MUCH_SMALLER),
+        (0.915, Outcome.LARGER),
+        (0.100, Outcome.NOT_REPLICATED),
+        (0.050, Outcome.NOT_REPLICATED_REVERSED),
+    ):
+        assert verdicts.value(measured - 0.1 + 0.001 * UNIT, 0.8, 0.01, 0.005).outcome == outcome
 
 
 # ---- the other kinds
@@ -264,15 +267,15 @@ def test_direction_is_the_paired_t_test(differences):
     test = stats.ttest_1samp(differences, 0)
     sure = Outcome.REPLICATED if differences.mean() > 0 else Outcome.REVERSED
     expected = sure if test.pvalue < 0.05 else Outcome.INCONCLUSIVE
-    assert verdicts.direction(differences).verdict == expected
+    assert verdicts.direction(differences).outcome == expected
 
 
 @given(samples(5), st.floats(0.01, 3))
 def test_comparable_is_statsmodels_tost(differences, margin):
     p = ttost_paired(differences, np.zeros_like(differences), -margin, margin)[0]
-    found = verdicts.comparable(differences, margin).verdict
+    found = verdicts.comparable(differences, margin).outcome
     assert (found == Outcome.REPLICATED) == (p < 0.05)
-    assert found == verdicts.comparable(-differences, margin).verdict
+    assert found == verdicts.comparable(-differences, margin).outcome
     if found == Outcome.NOT_REPLICATED:
         outside = [
             stats.ttest_1samp(differences, margin, alternative="greater").pvalue,
@@ -286,7 +289,7 @@ def test_non_inferior_is_a_one_sided_t_test(differences, margin):
     above = stats.ttest_1samp(differences, -margin, alternative="greater").pvalue < 0.05
     below = stats.ttest_1samp(differences, -margin, alternative="less").pvalue < 0.05
     expected = Outcome.REPLICATED if above else Outcome.NOT_REPLICATED if below else Outcome.INCONCLUSIVE
-    assert verdicts.non_inferior(differences, margin).verdict == expected
+    assert verdicts.non_inferior(differences, margin).outcome == expected
 
 
 @settings(max_examples=50)
@@ -300,21 +303,21 @@ def test_best_is_holm_over_paired_t_tests(seed, lead, rivals):
     worse = [bool(r) and t.statistic < 0 for r, t in zip(rejected, tests, strict=True)]
     sure = Outcome.REPLICATED if all(better) else Outcome.INCONCLUSIVE
     expected = Outcome.CONTRADICTED if any(worse) else sure
-    assert verdicts.best({f"r{i}": arm - other for i, other in enumerate(others)}).verdict == expected
+    assert verdicts.best({f"r{i}": arm - other for i, other in enumerate(others)}).outcome == expected
 
 
 def test_best_by_hand():
     near, far = 0.1 * UNIT + 0.13, 0.1 * UNIT + 5  # p = 0.044 by itself
-    assert verdicts.direction(near).verdict == Outcome.REPLICATED
-    assert verdicts.best({"near": near, "far": far}).verdict == Outcome.REPLICATED  # Holm: 0.044 comes last
-    assert verdicts.best({"near": near, "nearer": near}).verdict == Outcome.INCONCLUSIVE  # 2 * 0.044
+    assert verdicts.direction(near).outcome == Outcome.REPLICATED
+    assert verdicts.best({"near": near, "far": far}).outcome == Outcome.REPLICATED  # Holm: 0.044 comes last
+    assert verdicts.best({"near": near, "nearer": near}).outcome == Outcome.INCONCLUSIVE  # 2 * 0.044
     contradicted = verdicts.best({"far": far, "better": -far, "unsure": 9 * UNIT - 6})
-    assert contradicted.verdict == Outcome.CONTRADICTED
+    assert contradicted.outcome == Outcome.CONTRADICTED
     assert "better" in contradicted.detail
-    assert verdicts.best({"far": far, "few": far[:3]}).verdict == Outcome.TOO_FEW_SEEDS
+    assert verdicts.best({"far": far, "few": far[:3]}).outcome == Outcome.TOO_FEW_SEEDS
     same = {"far": far, "same": np.zeros(5)}
-    assert verdicts.best(same).verdict == Outcome.NO_DIFFERENCE
-    assert verdicts.best({"far": far, "equal": np.full(5, 0.1)}).verdict == Outcome.INCONCLUSIVE
+    assert verdicts.best(same).outcome == Outcome.NO_DIFFERENCE
+    assert verdicts.best({"far": far, "equal": np.full(5, 0.1)}).outcome == Outcome.INCONCLUSIVE
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(-2, 2), st.integers(3, 6))
@@ -326,30 +329,30 @@ def test_trend_is_a_t_test_of_kendalls_tau(seed, slope, arms):
     else:
         low = high = taus[0]
     expected = Outcome.REPLICATED if low > 0 else Outcome.REVERSED if high < 0 else Outcome.INCONCLUSIVE
-    assert verdicts.trend(measured).verdict == expected
+    assert verdicts.trend(measured).outcome == expected
 
 
 def test_trend_where_all_seeds_agree():
     rising = np.arange(4.0) + np.arange(5.0)[:, None]
-    assert verdicts.trend(rising).verdict == Outcome.REPLICATED
-    assert verdicts.trend(-rising).verdict == Outcome.REVERSED
-    assert verdicts.trend(np.ones((5, 4))).verdict == Outcome.NO_DIFFERENCE
+    assert verdicts.trend(rising).outcome == Outcome.REPLICATED
+    assert verdicts.trend(-rising).outcome == Outcome.REVERSED
+    assert verdicts.trend(np.ones((5, 4))).outcome == Outcome.NO_DIFFERENCE
     assert (verdicts.trend(rising).low, verdicts.trend(rising).high) == (1, 1)
     for few in (rising[:4], rising[:1]):
-        assert verdicts.trend(few).verdict == Outcome.TOO_FEW_SEEDS
+        assert verdicts.trend(few).outcome == Outcome.TOO_FEW_SEEDS
         assert np.isnan(verdicts.trend(few).low)
-    assert verdicts.trend([]).verdict == Outcome.TOO_FEW_SEEDS
+    assert verdicts.trend([]).outcome == Outcome.TOO_FEW_SEEDS
 
 
 def test_exact():
     expected = {"teacher": 17221.0, "student": 3909.0}
     equal = verdicts.exact({"teacher": [17221.0], "student": [3909.0, 3909.0]}, expected)
-    assert (equal.verdict, equal.n) == (Outcome.REPLICATED, 1)
+    assert (equal.outcome, equal.n) == (Outcome.REPLICATED, 1)
     wrong = verdicts.exact({"teacher": [17221.0], "student": [3909.0, 3910.0]}, expected)
-    assert (wrong.verdict, wrong.mean) == (Outcome.NOT_REPLICATED, 1)
+    assert (wrong.outcome, wrong.mean) == (Outcome.NOT_REPLICATED, 1)
     assert "student is 3910, not 3909" in wrong.detail
     missing = verdicts.exact({"teacher": [17221.0]}, expected)
-    assert missing.verdict == Outcome.TOO_FEW_SEEDS
+    assert missing.outcome == Outcome.TOO_FEW_SEEDS
     assert "student" in missing.detail
 
 
@@ -369,9 +372,9 @@ EVERY_RULE = {
 @pytest.mark.parametrize("n", [0, 1, 2, 4])
 def test_no_verdict_on_fewer_than_five_seeds(kind, n):
     found = EVERY_RULE[kind](0.1 + 0.001 * np.arange(n))
-    assert (found.verdict, found.n) == (Outcome.TOO_FEW_SEEDS, n)
+    assert (found.outcome, found.n) == (Outcome.TOO_FEW_SEEDS, n)
     assert found.needed_n is None
-    assert EVERY_RULE[kind](np.zeros(n)).verdict == Outcome.TOO_FEW_SEEDS
+    assert EVERY_RULE[kind](np.zeros(n)).outcome == Outcome.TOO_FEW_SEEDS
 
 
 @pytest.mark.parametrize("kind", EVERY_RULE)
@@ -380,7 +383,7 @@ def test_equal_differences_say_nothing_of_other_seeds(kind):
     equal = np.array([0.81, 0.82, 0.83, 0.84, 0.85]) - np.array([0.71, 0.72, 0.73, 0.74, 0.75])
     assert np.ptp(equal) > 0
     found = EVERY_RULE[kind](equal)
-    assert (found.verdict, found.needed_n) == (Outcome.INCONCLUSIVE, None)
+    assert (found.outcome, found.needed_n) == (Outcome.INCONCLUSIVE, None)
 
 
 @pytest.mark.parametrize("kind", EVERY_RULE)
@@ -388,7 +391,7 @@ def test_zero_in_every_seed_is_no_difference(kind):
     same = kind in ("non-inferior", "comparable")  # these claim that there is no difference
     zero = np.array([0.3, 0.2, 0.1, 0.4, 0.5]) - np.array([0.1 + 0.2, 0.2, 0.1, 0.4, 0.5])
     assert zero.any()  # but for rounding
-    assert EVERY_RULE[kind](zero).verdict == (Outcome.REPLICATED if same else Outcome.NO_DIFFERENCE)
+    assert EVERY_RULE[kind](zero).outcome == (Outcome.REPLICATED if same else Outcome.NO_DIFFERENCE)
 
 
 @pytest.mark.parametrize("kind", EVERY_RULE)
@@ -403,15 +406,22 @@ def test_headline_is_the_worst():
         return Verdict(outcome, 0.0, 0.0, 0.0, 5, None, "")
 
     order = [
-        "replicated", "effect replicated, magnitude differs (larger)",
-        "effect replicated, magnitude differs (smaller)", "much smaller than reported", "inconclusive",
-        "inconclusive (too few seeds)", "not replicated", "no difference", "contradicted",
-        "not replicated (reversed)", "reversed",
-    ]  # fmt: skip
+        "replicated",
+        "effect replicated, magnitude differs (larger)",
+        "effect replicated, magnitude differs (smaller)",
+        "much smaller than reported",
+        "inconclusive",
+        "inconclusive (too few seeds)",
+        "not replicated",
+        "no difference",
+        "contradicted",
+        "not replicated (reversed)",
+        "reversed",
+    ]
     for i, worse in enumerate(order):
         for better in order[: i + 1]:
             both = [verdict(Outcome(better)), verdict(Outcome(worse))]
-            assert verdicts.headline(both).verdict == verdicts.headline(both[::-1]).verdict == worse
+            assert verdicts.headline(both).outcome == verdicts.headline(both[::-1]).outcome == worse
     assert len(order) == len(Outcome)
     with pytest.raises(ValueError, match="empty"):
         verdicts.headline([])

@@ -11,14 +11,14 @@ from scipy import stats
 from scipy.special import log_softmax, softmax
 from torch import nn
 
-from kdlib.claims import load_reported
 from kdlib.data.pictures import Pictures
-from kdlib.engine import execute
 from kdlib.errors import KDError
-from kdlib.experiment import Compute, load_experiment
+from kdlib.judge.reading import load_claims
 from kdlib.networks import parameter_count
-from kdlib.plan import plan
-from kdlib.runs import Store
+from kdlib.run.engine import execute
+from kdlib.run.experiment import Compute, load_experiment
+from kdlib.run.plan import plan
+from kdlib.run.store import Store
 from kdlib.seeds import generator
 from kdlib.training import evaluating, train_step
 from replications.mnist import experiment as mnist
@@ -31,7 +31,7 @@ NETWORKS = {"teacher": mnist.teacher_network, "student": mnist.student_network}
 
 
 def run_of(config, seed=0, data=None):
-    return made_runs.run_of(mnist, config, seed, data)
+    return made_runs.run_of(mnist.EXPERIMENT, config, seed, data)
 
 
 def taught(config):
@@ -43,8 +43,12 @@ def trained(tmp_path_factory):
     experiment = load_experiment("mnist")
     jobs = plan(experiment, experiment.profile("smoke"), [arm.name for arm in experiment.arms], [0, 1], Compute(), {})
     store = Store(tmp_path_factory.mktemp("store"))
-    summary = execute([job for job in jobs if job.description.seed == 0 or "distilled_by_one" in job.arms], store,
-                      compute=Compute(), folders={})
+    summary = execute(
+        [job for job in jobs if job.description.seed == 0 or "distilled_by_one" in job.arms],
+        store,
+        compute=Compute(),
+        folders={},
+    )
     assert not summary.failed, summary.failed
     finished = [(job, run) for job in jobs if (run := summary.finished.get(job.description.id))]
     return {(arm, job.description.seed): run for job, run in finished for arm in job.arms}
@@ -59,8 +63,17 @@ def test_parameter_counts_are_the_sources():
 
 
 def test_the_papers_values():
-    expected = {"epochs": 10, "batch": 32, "learning_rate": 1e-3, "alpha": 0.2, "temperature": 10.0, "share": 1.0,
-                "train_pictures": 60_000, "test_pictures": 10_000, "precision": "float32"}
+    expected = {
+        "epochs": 10,
+        "batch": 32,
+        "learning_rate": 1e-3,
+        "alpha": 0.2,
+        "temperature": 10.0,
+        "share": 1.0,
+        "train_pictures": 60_000,
+        "test_pictures": 10_000,
+        "precision": "float32",
+    }
     assert expected.items() <= asdict(mnist.PAPER).items()
     full = mnist.PROFILES["full"]
     assert full.config == mnist.PAPER
@@ -80,13 +93,17 @@ def test_the_forward_pass_is_that_of_separate_layers(name, widths):
     state = {key: value.double() for key, value in model.state_dict().items()}
     h = nn.functional.conv2d(x.double() / 255, state["conv.weight"], state["conv.bias"])
     assert h.shape == (6, 32, 26, 26)
-    h = nn.functional.max_pool2d(h.relu(), 2).permute(0, 2, 3, 1).flatten(1)  # rows, columns, channels: as Keras flattens
+    h = (
+        nn.functional.max_pool2d(h.relu(), 2).permute(0, 2, 3, 1).flatten(1)
+    )  # rows, columns, channels: as Keras flattens
     for number in range(len(widths)):
         h = h @ state[f"dense.{number}.weight"].T + state[f"dense.{number}.bias"]
         h = h.relu() if number < len(widths) - 1 else h
     with evaluating(model):
         torch.testing.assert_close(model(x).double(), h, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(model.plain_features(x / 255), mnist.features(x / 255, model.conv.weight, model.conv.bias))
+        torch.testing.assert_close(
+            model.plain_features(x / 255), mnist.features(x / 255, model.conv.weight, model.conv.bias)
+        )
 
 
 def test_dropout_takes_two_fifths_before_each_dense_layer_of_the_teacher_and_nothing_of_the_student():
@@ -110,7 +127,7 @@ def test_dropout_takes_two_fifths_before_each_dense_layer_of_the_teacher_and_not
 @pytest.mark.parametrize("name", NETWORKS)
 def test_weights_begin_as_in_keras(name):
     draws = [NETWORKS[name]().initialise(generator(seed, "weights")) for seed in range(8)]
-    # The truncated normal whose standard deviation after cutting at two of its own is sqrt(2 / 9): 9 inputs to a filter.
+    # The normal cut at two standard deviations, whose own standard deviation is sqrt(2 / 9): a filter has 9 inputs.
     scale = math.sqrt(2 / 9) / stats.truncnorm(-2, 2).std()
     weights = torch.cat([model.conv.weight.flatten() for model in draws]).detach().double().numpy()
     assert stats.kstest(weights, stats.truncnorm(-2, 2, scale=scale).cdf).pvalue > 1e-3
@@ -122,8 +139,11 @@ def test_weights_begin_as_in_keras(name):
 
 
 def test_a_seeds_networks_begin_with_the_same_convolution_and_seeds_differ():
-    weights = {(name, seed): make().initialise(generator(seed, "weights")).conv.weight
-               for name, make in NETWORKS.items() for seed in (0, 1)}
+    weights = {
+        (name, seed): make().initialise(generator(seed, "weights")).conv.weight
+        for name, make in NETWORKS.items()
+        for seed in (0, 1)
+    }
     assert torch.equal(weights["teacher", 0], weights["student", 0])
     assert not torch.equal(weights["student", 0], weights["student", 1])
 
@@ -154,22 +174,65 @@ def test_every_student_has_the_same_configuration():
 
 def test_the_claims_are_about_arms_of_their_modes():
     experiment = load_experiment("mnist")
-    reported = load_reported(experiment.folder / "reported.toml", [arm.name for arm in experiment.arms])
+    reported = load_claims(experiment.folder / "claims.toml", [arm.name for arm in experiment.arms])
     modes = {arm.name: arm.modes for arm in experiment.arms}
     for claim in reported.claims.values():
         for mode, arms in claim.modes.items():
-            assert all(mode in modes[arm] or "sham" in modes[arm] for arm in (*arms.arms, *arms.over)), (claim.name, mode)
+            assert all(mode in modes[arm] or "sham" in modes[arm] for arm in (*arms.arms, *arms.rivals)), (
+                claim.name,
+                mode,
+            )
     # Right answers of 10,000, as the notebook prints them for its 20 students of each kind.
-    alone = (9866, 9857, 9873, 9868, 9860, 9857, 9857, 9859, 9873, 9876, 9839,
-             9830, 9858, 9862, 9857, 9862, 9854, 9871, 9870, 9858)
-    taught = (9887, 9889, 9893, 9889, 9892, 9883, 9887, 9893, 9895, 9884, 9899,
-              9881, 9882, 9881, 9886, 9883, 9887, 9881, 9884, 9886)
+    alone = (
+        9866,
+        9857,
+        9873,
+        9868,
+        9860,
+        9857,
+        9857,
+        9859,
+        9873,
+        9876,
+        9839,
+        9830,
+        9858,
+        9862,
+        9857,
+        9862,
+        9854,
+        9871,
+        9870,
+        9858,
+    )
+    taught = (
+        9887,
+        9889,
+        9893,
+        9889,
+        9892,
+        9883,
+        9887,
+        9893,
+        9895,
+        9884,
+        9899,
+        9881,
+        9882,
+        9881,
+        9886,
+        9883,
+        9887,
+        9881,
+        9884,
+        9886,
+    )
     for arm, right in (("baseline", alone), ("distilled_by_one", taught)):
         value = reported.value(arm, "accuracy")
         assert (value.value, value.runs) == (pytest.approx(statistics.mean(right) / 1e4, abs=5.1e-5), len(right))
         assert value.std == pytest.approx(statistics.stdev(right) / 1e4, abs=5e-6)
     spread = math.hypot(statistics.stdev(alone), statistics.stdev(taught)) / 1e4
-    assert reported.claims["C1"].reported_std == pytest.approx(spread, abs=1e-5)
+    assert reported.claims["C1"].std == pytest.approx(spread, abs=1e-5)
 
 
 # ---- what each arm is trained with
@@ -187,7 +250,7 @@ def test_the_loss_of_a_distilled_run_is_the_reports(monkeypatch):
     monkeypatch.setattr(mnist, "epochs", epochs)
     assert (TINY.alpha, TINY.temperature) == (0.2, 10.0)
     mnist.train_mnist_distilled(taught(TINY)[0])
-    (loss, outputs, batch), = found
+    ((loss, outputs, batch),) = found
     s, t = outputs.detach().double().numpy(), batch.soft.double().numpy()
     p, log_q = softmax(t / 10, 1), log_softmax(s / 10, 1)
     soft = 100 * np.mean(np.sum(p * (np.log(p) - log_q), 1))
@@ -261,7 +324,7 @@ def test_a_precision_that_there_is_not_is_refused():
 def test_soft_targets_of_other_pictures_are_refused():
     run, _ = taught(TINY)
     data = replace(run.data, train=replace(run.data.train, digest="other"))
-    with pytest.raises(KDError, match="these very examples"):
+    with pytest.raises(KDError, match="soft targets of these examples"):
         mnist.train_mnist_distilled(replace(run, data=data))
 
 
@@ -349,19 +412,36 @@ def test_the_parts_are_the_first_pictures_in_their_order(monkeypatch, tmp_path):
 
 
 def test_the_figure_is_drawn_and_pairs_the_seeds(tmp_path):
-    from kdlib.report.evidence import Record
     from kdlib.report.figures import differences
+    from kdlib.run.records import Record
     from replications.mnist.figures import DIFFERENCES, draw
 
     experiment = load_experiment("mnist")
-    reported = load_reported(experiment.folder / "reported.toml", [arm.name for arm in experiment.arms])
+    reported = load_claims(experiment.folder / "claims.toml", [arm.name for arm in experiment.arms])
     scores = {("baseline", 0): 0.98, ("baseline", 1): 0.97, ("distilled", 1): 0.99, ("sham", 1): 0.96}
-    records = [Record("quick", seed, f"{arm}{seed}", {arm: "final"}, "MNIST", {"data": "d", "config": {}},
-                      {"final": {"accuracy": score}}, [], {}, "") for (arm, seed), score in scores.items()]
+    records = [
+        Record(
+            "quick",
+            seed,
+            f"{arm}{seed}",
+            {arm: "final"},
+            "MNIST",
+            {"data": "d", "config": {}},
+            {"final": {"accuracy": score}},
+            [],
+            {},
+            "",
+        )
+        for (arm, seed), score in scores.items()
+    ]
     draw(records, reported, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
-    metrics = {arm: {seed: {"accuracy": score} for (name, seed), score in scores.items() if name == arm} for arm, _ in scores}
+    metrics = {
+        arm: {seed: {"accuracy": score} for (name, seed), score in scores.items() if name == arm} for arm, _ in scores
+    }
     found = differences(metrics, "accuracy", DIFFERENCES, scale=100)
     assert {label: values.tolist() for label, values in found.items()} == {
-        "teacher per seed, over scratch": pytest.approx([2]), "sham, over scratch": pytest.approx([-1]),
-        "teacher per seed, over sham": pytest.approx([3])}
+        "teacher per seed, over scratch": pytest.approx([2]),
+        "sham, over scratch": pytest.approx([-1]),
+        "teacher per seed, over sham": pytest.approx([3]),
+    }

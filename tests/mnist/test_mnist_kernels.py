@@ -67,13 +67,16 @@ def test_the_gradient_of_a_strided_upstream_is_the_same():
     assert all(torch.equal(a, c) for a, c in zip(mine, theirs, strict=True))
 
 
-@pytest.mark.parametrize(("x", "filters", "words"), [
-    (torch.zeros(2, 1, 28, 28, dtype=torch.float64), (32, 1, 3, 3), "float32 pictures on the CPU"),
-    (torch.zeros(2, 1, 28, 28, requires_grad=True), (32, 1, 3, 3), "requires_grad"),
-    (torch.zeros(2, 1, 28, 28), (32, 1, 5, 5), "weights of shape"),
-    (torch.zeros(2, 3, 28, 28), (32, 1, 3, 3), "pictures of one channel"),
-    (torch.zeros(2, 1, 3, 28), (32, 1, 3, 3), "at least 4 x 4 pixels"),
-])
+@pytest.mark.parametrize(
+    ("x", "filters", "words"),
+    [
+        (torch.zeros(2, 1, 28, 28, dtype=torch.float64), (32, 1, 3, 3), "float32 pictures on the CPU"),
+        (torch.zeros(2, 1, 28, 28, requires_grad=True), (32, 1, 3, 3), "requires_grad"),
+        (torch.zeros(2, 1, 28, 28), (32, 1, 5, 5), "weights of shape"),
+        (torch.zeros(2, 3, 28, 28), (32, 1, 3, 3), "pictures of one channel"),
+        (torch.zeros(2, 1, 3, 28), (32, 1, 3, 3), "at least 4 x 4 pixels"),
+    ],
+)
 def test_what_the_block_cannot_do_is_refused(x, filters, words):
     with pytest.raises(KDError, match=words):
         features(x, torch.zeros(filters), torch.zeros(32))

@@ -1,60 +1,86 @@
-"""Figures are drawn for whatever is recorded, and show the numbers of the records and of the source."""
+"""Figures are drawn for any records that there are, and show their numbers and those of the source."""
 
+import json
+from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import scipy.stats
 from matplotlib import pyplot as plt
 
-from kdlib.claims import load_reported
-from kdlib.experiment import load_experiment
-from kdlib.report.evidence import measured
 from kdlib.report.figures import bars, claim, differences, strip
+from kdlib.report.pages import reported_of
+from kdlib.run.experiment import load_experiment, replications
+from kdlib.run.records import Record, measured
 from replications.grid.figures import STRIP
-from tests.made_records import record, records_of
+from tests.made_records import record
+
+ROOT = Path(__file__).parents[2]
 
 
 def reported_by(name):
-    experiment = load_experiment(name)
-    return load_reported(experiment.folder / "reported.toml", [arm.name for arm in experiment.arms])
+    return reported_of(load_experiment(name))
 
 
-@pytest.fixture(params=["grid", "mnist", "ta_chain", "teacher_free"])
+DRAWN = [
+    name
+    for name in replications(ROOT)
+    if (ROOT / "replications" / name / "figures.py").exists() and (ROOT / "results" / name / "runs.jsonl").exists()
+]
+
+
+@pytest.fixture(params=DRAWN)
 def drawn(request, tmp_path):
-    """The experiment, and its figure of some records as bytes."""
+    """An experiment, a function that draws records and returns the file's bytes, and one that makes records up."""
     name = request.param
     draw = import_module(f"replications.{name}.figures").draw
     reported, path = reported_by(name), tmp_path / "there" / "figure.png"
+    with (ROOT / "results" / name / "runs.jsonl").open() as file:
+        pattern = Record(**json.loads(file.readline()))
+    (*_, metrics) = pattern.metrics.values()
 
     def picture(records):
         draw(records, reported, path)
         return path.read_bytes()
 
-    return load_experiment(name), picture
+    def made(arms, seeds=2, shift=0.0):
+        """Records like a committed one, with other numbers for every arm; one record of an arm with a fixed seed."""
+        records = []
+        for place, arm in enumerate(arms):
+            for seed in range(1 if arm == "teacher" else seeds):
+                share = 0.5 + 0.004 * place + 0.002 * seed + shift
+                numbers = {**metrics, "accuracy": share, "macro_f1": share, "entropy": 1 - share}
+                records.append(replace(pattern, seed=seed, arms={arm: "final"}, metrics={"final": numbers}))
+        return records
+
+    return load_experiment(name), picture, made
 
 
 @pytest.mark.parametrize("recorded", ["all", "quick", "one"])
-def test_the_figure_is_written_for_whatever_is_recorded(drawn, recorded):
-    experiment, picture = drawn
-    one = next((arm.name for arm in experiment.arms if arm.seed is not None), experiment.arms[0].name)  # of no difference
-    arms = {"all": [arm.name for arm in experiment.arms], "quick": experiment.profile("quick").arms, "one": [one]}
-    assert picture(records_of(arms[recorded]))[:8] == b"\x89PNG\r\n\x1a\n"
+def test_the_figure_is_written_for_any_records(drawn, recorded):
+    experiment, picture, made = drawn
+    every = [arm.name for arm in experiment.arms]
+    one = next((arm.name for arm in experiment.arms if arm.seed is not None), every[0])  # without any difference
+    arms = {"all": every, "quick": experiment.arms_of(experiment.profile("quick")), "one": [one]}
+    assert picture(made(arms[recorded]))[:8] == b"\x89PNG\r\n\x1a\n"
 
 
-@pytest.mark.parametrize("drawn", ["grid"], indirect=True)
 def test_the_same_records_give_the_same_bytes_and_others_do_not(drawn):
-    experiment, picture = drawn
-    arms = experiment.profile("quick").arms
-    records = records_of(arms)
-    assert picture(records) == picture(records[::-1]) != picture([*records[:-1], record(arms[-1], 1, 0.9)])
+    experiment, picture, made = drawn
+    arms = experiment.arms_of(experiment.profile("quick"))
+    records = made(arms)
+    assert picture(records) == picture(records[::-1]) != picture([*records[:-2], *made(arms, shift=0.1)[-2:]])
 
 
 def test_a_strip_has_a_dot_for_each_seed_and_the_reported_number():
     figure, axes = plt.subplots()
     found = measured([record("baseline_64", 0, 0.86), record("baseline_64", 1, 0.88), record("teacher", 0, 0.93)])
     strip(axes, found, reported_by("grid"), STRIP)
-    dots = {mark: sorted(float(y) for line in axes.lines if line.get_marker() == mark for y in line.get_ydata())
-            for mark in "oDs"}
+    dots = {
+        mark: sorted(float(y) for line in axes.lines if line.get_marker() == mark for y in line.get_ydata())
+        for mark in "oDs"
+    }
     places = {round(float(x)) for line in axes.lines if line.get_marker() == "o" for x in line.get_xdata()}
     plt.close(figure)
     assert dots["o"] == pytest.approx([86, 88, 93])

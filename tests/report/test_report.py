@@ -1,4 +1,4 @@
-"""Records, tables and the README's table, from runs made up here; numbers against SciPy and by hand."""
+"""Records, tables and README's table, from made-up runs; numbers are compared with SciPy and with hand calculation."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import csv
 import io
 import json
 import math
-from dataclasses import asdict, replace
-from types import SimpleNamespace
+import sys
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -16,15 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from kdlib.claims import AS_DESCRIBED, load_reported
 from kdlib.errors import KDError
-from kdlib.experiment import Arm
-from kdlib.recorded import Record as Bands
-from kdlib.report import evidence, frames, markdown, tables
-from kdlib.runs import Description, FinishedRun
-from kdlib.verdicts import Outcome
+from kdlib.judge.bands import Bands
+from kdlib.judge.claims import AS_DESCRIBED, Trend
+from kdlib.judge.reading import load_claims
+from kdlib.judge.verdicts import Outcome
+from kdlib.report import frames, markdown, pages, tables
+from kdlib.run.experiment import Arm, Experiment, Profile, load_experiment
+from kdlib.run.records import Record, measured, merged, read_records, record_of, write_records
+from kdlib.run.store import Description, FinishedRun
 
-REPORTED = """
+CLAIMS = """
 [source]
 citation = "Someone: a post & its code, 2020"
 url = "https://example.org/post"
@@ -95,8 +97,18 @@ statement = "The student is surer than the sham."
 "controlled" = { arm = "student", over = "sham" }
 """
 
+
+@dataclass(frozen=True)
+class Config:
+    epochs: int = 12
+
+
+def train(run):
+    raise AssertionError
+
+
 ARMS = tuple(
-    Arm(name, modes, train=lambda run: None)
+    Arm(name, modes, train)
     for name, modes in (
         ("teacher", ("as described",)),
         ("alone", ("as described", "controlled")),
@@ -110,21 +122,38 @@ CONFUSION = [[90, 10], [20, 80]]
 
 @pytest.fixture
 def reported(tmp_path):
-    (tmp_path / "reported.toml").write_text(REPORTED)
-    return load_reported(tmp_path / "reported.toml", [arm.name for arm in ARMS])
+    (tmp_path / "claims.toml").write_text(CLAIMS)
+    return load_claims(tmp_path / "claims.toml", [arm.name for arm in ARMS])
 
 
 def record(arm, seed, profile="full", data="d1", arms=None, environment=None, **metrics):
     description = Description(f"test/{arm}", 1, {"device": "cpu", "threads": 1}, seed, data)
-    measured = {"macro_f1": 0.5, "accuracy": 0.85, "entropy": 0.3, "parameters": 3909, "epochs": 12,
-                "confusion": CONFUSION} | metrics  # fmt: skip
-    known = {"commit": "0123456789abcdef", "clean": True, "device": "A processor",
-             "versions": {"python": "3.11.9", "torch": "2.9.0"}}  # fmt: skip
-    return evidence.Record(
-        profile, seed, description.id, arms or {arm: "final"}, "beats, published split", asdict(description),
-        {"final": measured, "early": measured}, [{"training_loss": 0.123456789, "epoch": 1}],
-        known | (environment or {}), "00ff",
-    )  # fmt: skip
+    numbers = {
+        "macro_f1": 0.5,
+        "accuracy": 0.85,
+        "entropy": 0.3,
+        "parameters": 3909,
+        "epochs": 12,
+        "confusion": CONFUSION,
+    } | metrics
+    known = {
+        "commit": "0123456789abcdef",
+        "clean": True,
+        "device": "A processor",
+        "versions": {"python": "3.11.9", "torch": "2.9.0"},
+    }
+    return Record(
+        profile,
+        seed,
+        description.id,
+        arms or {arm: "final"},
+        "beats, published split",
+        asdict(description),
+        {"final": numbers, "early": numbers},
+        [{"training_loss": 0.123456789, "epoch": 1}],
+        known | (environment or {}),
+        "00ff",
+    )
 
 
 def five(profile="full", **rest):
@@ -140,26 +169,24 @@ def five(profile="full", **rest):
 
 def test_records_come_back_as_they_were_but_for_the_digits_of_the_history(tmp_path):
     path = tmp_path / "results" / "runs.jsonl"
-    evidence.write_records(path, [record("alone", 0, macro_f1=1 / 3)])
-    (back,) = evidence.read_records(path)
-    assert back == replace(
-        record("alone", 0, macro_f1=1 / 3), history=[{"training_loss": 0.123457, "epoch": 1}]
-    )
+    write_records(path, [record("alone", 0, macro_f1=1 / 3)])
+    (back,) = read_records(path)
+    assert back == replace(record("alone", 0, macro_f1=1 / 3), history=[{"training_loss": 0.123457, "epoch": 1}])
     assert back.metrics["final"]["macro_f1"] == 1 / 3
-    assert evidence.read_records(tmp_path / "none.jsonl") == []
+    assert read_records(tmp_path / "none.jsonl") == []
 
 
 def test_the_same_records_give_the_same_bytes_in_any_order(tmp_path):
     records = [record(arm, seed, profile) for arm in F1 for seed in (1, 0) for profile in ("quick", "full")]
-    evidence.write_records(tmp_path / "a", records, ["student", "alone"])
-    evidence.write_records(tmp_path / "b", records[::-1], ["student", "alone"])
+    write_records(tmp_path / "a", records, ["student", "alone"])
+    write_records(tmp_path / "b", records[::-1], ["student", "alone"])
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    order = [(r.profile, r.seed, *r.arms) for r in evidence.read_records(tmp_path / "a")]
+    order = [(r.profile, r.seed, *r.arms) for r in read_records(tmp_path / "a")]
     assert order == [(p, s, a) for p in ("full", "quick") for s in (0, 1) for a in ("student", "alone")]
 
 
 def test_each_line_is_compact_json_with_sorted_keys(tmp_path):
-    evidence.write_records(tmp_path / "a", [record("alone", 0)])
+    write_records(tmp_path / "a", [record("alone", 0)])
     (line,) = (tmp_path / "a").read_text().splitlines()
     assert line == json.dumps(json.loads(line), sort_keys=True, separators=(",", ":"))
 
@@ -168,9 +195,9 @@ def test_record_of_a_finished_run(tmp_path):
     description = Description("test/alone", 1, {"sizes": (3, 4)}, 7, "d1")
     metrics = {"final": {"accuracy": 0.1 + 0.2}}
     run = FinishedRun(tmp_path, description, metrics, [{"loss": 1.23456789}], {"commit": "c"}, "00ff")
-    made = evidence.record_of(run, "quick", {"alone": "final"}, "beats")
-    evidence.write_records(tmp_path / "a", [made])
-    assert evidence.read_records(tmp_path / "a") == [made]
+    made = record_of(run, "quick", {"alone": "final"}, "beats")
+    write_records(tmp_path / "a", [made])
+    assert read_records(tmp_path / "a") == [made]
     assert (made.run, made.seed, made.data) == (run.id, 7, "d1")
     assert made.metrics["final"]["accuracy"] == 0.1 + 0.2
     assert made.history == [{"loss": 1.23457}]
@@ -179,7 +206,7 @@ def test_record_of_a_finished_run(tmp_path):
 def test_what_is_not_finite_is_not_written(tmp_path):
     (tmp_path / "a").write_text("old")
     with pytest.raises(KDError, match="finite"):
-        evidence.write_records(tmp_path / "a", [record("alone", 0, macro_f1=math.nan)])
+        write_records(tmp_path / "a", [record("alone", 0, macro_f1=math.nan)])
     assert (tmp_path / "a").read_text() == "old"
 
 
@@ -204,49 +231,49 @@ def _broken(change):
         (_broken(lambda c: c["description"].update(config=[])), "config to be an object"),
         (_broken(lambda c: c["arms"].update(alone="best")), "metrics of the snapshot 'best'"),
         (_broken(lambda c: c["metrics"]["final"].update(macro_f1=math.nan)), "NaN"),
-        (_broken(lambda c: None).replace("3909", "1e999"), "a finite parameters, found inf"),
+        (_broken(lambda c: None).replace("3909", "1e999"), "a line of JSON, found 1e999 is not a finite number"),
     ],
 )
 def test_a_broken_line_is_named_with_what_was_expected_and_found(tmp_path, line, message):
     path = tmp_path / "runs.jsonl"
     path.write_text(json.dumps(asdict(record("alone", 0))) + "\n" + line + "\n")
     with pytest.raises(KDError, match=f"line 2: expected .*{message}"):
-        evidence.read_records(path)
+        read_records(path)
 
 
 def test_measured_holds_the_numbers_of_each_arms_snapshot():
     both = record("student", 3, arms={"student": "final", "stopped": "early"}, macro_f1=0.7, good=True)
     both.metrics["early"] = {"macro_f1": 0.6}
-    found = evidence.measured([both, record("alone", 3, macro_f1=0.4)])
+    found = measured([both, record("alone", 3, macro_f1=0.4)])
     assert found["stopped"].keys() == {3}
     assert found["stopped"][3]["macro_f1"] == 0.6
     assert found["student"][3]["macro_f1"] == 0.7
     assert not {"confusion", "good"} & set(found["student"][3])
     assert set(found) == {"student", "stopped", "alone"}
-    assert set(evidence.measured([both], ["stopped"])) == {"stopped"}
+    assert set(measured([both], ["stopped"])) == {"stopped"}
 
 
 def test_the_training_loss_is_of_the_last_epoch_that_the_snapshot_saw():
     both = record("student", 3, arms={"student": "final", "stopped": "early"})
     both.metrics["early"] = {"macro_f1": 0.6, "epochs": 2}
     both.history[:] = [{"training_loss": loss} for loss in (0.9, 0.7, 0.5)]
-    found = evidence.measured([both])
+    found = measured([both])
     assert (found["student"][3]["training_loss"], found["stopped"][3]["training_loss"]) == (0.5, 0.7)
 
 
 def test_runs_that_do_not_belong_together_are_refused():
     for other in (record("alone", 0, data="d2"), record("alone", 1, profile="quick")):
         with pytest.raises(KDError, match="one profile on one data set"):
-            evidence.measured([record("alone", 0), other])
+            measured([record("alone", 0), other])
     with pytest.raises(KDError, match="alone, seed 0: expected one run"):
-        evidence.measured([record("alone", 0), record("alone", 0)])
+        measured([record("alone", 0), record("alone", 0)])
 
 
 def test_new_runs_replace_old_ones_cell_by_cell():
     old = [record("student", 0, arms={"student": "final", "stopped": "early"}), record("alone", 0)]
     kept = [record("alone", 1), record("alone", 0, profile="quick"), record("alone", 0, data="d2")]
     new = [record("student", 0, macro_f1=0.9), record("alone", 0, macro_f1=0.9)]
-    assert evidence.merged([*old, *kept], new) == [replace(old[0], arms={"stopped": "early"}), *kept, *new]
+    assert merged([*old, *kept], new) == [replace(old[0], arms={"stopped": "early"}), *kept, *new]
 
 
 # ---- arms
@@ -259,9 +286,7 @@ def test_an_arms_mean_and_interval_are_scipys(reported):
         row = frame.loc[arm]
         low, high = stats.ttest_1samp(scores, 0).confidence_interval(0.95)
         assert row["n"] == 5
-        assert [row["macro_f1"], row["macro_f1_std"]] == pytest.approx(
-            [np.mean(scores), np.std(scores, ddof=1)]
-        )
+        assert [row["macro_f1"], row["macro_f1_std"]] == pytest.approx([np.mean(scores), np.std(scores, ddof=1)])
         assert [row["macro_f1_low"], row["macro_f1_high"]] == pytest.approx([low, high])
     assert frame.loc["student", "accuracy"] == pytest.approx(0.952)
 
@@ -274,7 +299,7 @@ def test_the_test_sets_error_is_that_of_the_confusion_matrix(reported):
     assert half["macro_f1_test_set"] == pytest.approx(1.96 * math.sqrt(0.85 * 0.15 / 200), rel=0.1)
 
 
-def test_the_reported_range_stands_beside_the_mean(reported):
+def test_the_reported_range_is_next_to_the_mean(reported):
     frame = frames.arms_table(ARMS, reported, five()).set_index("arm")
     # the source's 95% prediction interval of a mean of 5 after 6 runs, and half a unit of the last decimal
     half = stats.t.ppf(0.975, 5) * 0.02 * math.sqrt(1 / 5 + 1 / 6) + 0.005
@@ -286,9 +311,7 @@ def test_the_reported_range_stands_beside_the_mean(reported):
     # accuracy: 0.952 within 0.954 -+ (0.01 + 0.0005)
     assert bool(student["accuracy_inside"])
     assert alone["accuracy_inside"] is None  # nothing is reported of it
-    outside = [
-        replace(r, metrics={"final": r.metrics["final"] | {"macro_f1": 0.9 + r.seed / 100}}) for r in five()
-    ]
+    outside = [replace(r, metrics={"final": r.metrics["final"] | {"macro_f1": 0.9 + r.seed / 100}}) for r in five()]
     assert frames.arms_table(ARMS, reported, outside)["macro_f1_inside"].tolist() == [False, False]
     assert frames.arms_table(ARMS, reported, five(), synthetic=True)["macro_f1_inside"].tolist() == [
         None,
@@ -302,20 +325,17 @@ def test_one_seed_has_no_interval(reported):
     assert math.isnan(frame["macro_f1_low"][0])
     shown = markdown.arms_shown(frame, reported, ["macro_f1"]).iloc[0]
     assert "95% over seeds" not in shown  # no arm has one
-    assert (shown["macro F1"], shown["agree"], shown["params"]) == ("0.781", "0.900", "3,909")
+    assert (shown["macro F1"], shown["agreement"], shown["parameters"]) == ("0.781", "0.900", "3,909")
+    assert (shown["entropy (nats)"], "KL (nats)" in shown) == ("0.300", False)  # no run has a KL
     two = [*records, record("alone", 0, macro_f1=0.6), record("alone", 1, macro_f1=0.7)]
-    column = markdown.arms_shown(frames.arms_table(ARMS, reported, two), reported, ["macro_f1"])[
-        "95% over seeds"
-    ]
+    column = markdown.arms_shown(frames.arms_table(ARMS, reported, two), reported, ["macro_f1"])["95% over seeds"]
     low, high = stats.ttest_1samp([0.6, 0.7], 0).confidence_interval(0.95)
     assert column.tolist() == [f"{low:.3f} to {high:.3f}", "—"]
 
 
 def test_percent_only_where_the_source_writes_percent(reported):
     frame = frames.arms_table(ARMS, reported, five())
-    student = (
-        markdown.arms_shown(frame, reported, frames.metrics_of(reported)).set_index("arm").loc["student"]
-    )
+    student = markdown.arms_shown(frame, reported, frames.metrics_of(reported)).set_index("arm").loc["student"]
     assert student["macro F1"] == "0.782"
     assert student["macro F1: reported"] == "0.78 ± 0.02 (6)"
     assert student["accuracy %"] == "95.20"  # one decimal more than the source's 95.4
@@ -323,11 +343,32 @@ def test_percent_only_where_the_source_writes_percent(reported):
     assert student["accuracy: range"] == "94.35 to 96.45"
 
 
+def test_every_claim_has_its_unit(reported):
+    percent, share = markdown.Scale(percent=True), markdown.Scale()
+    c1, c2, c3, s1 = (reported.claims[name] for name in ("C1", "C2", "C3", "S1"))
+    assert markdown.unit(c1, share) == "macro F1"
+    assert markdown.unit(replace(c1, metric="accuracy"), percent) == "points of accuracy"
+    assert markdown.unit(c2, share) == "parameters"
+    assert markdown.unit(c3, percent) == "% accuracy"  # of one arm, not of a difference
+    assert markdown.unit(s1, share) == "nats of entropy"
+    assert markdown.unit(replace(s1, metric="teacher_kl"), share) == "nats of KL"
+    trend = Trend(name="C9", metric="accuracy", statement="It rises.", place="", modes={})
+    assert markdown.unit(trend, percent) == "Kendall's tau"
+    shown = markdown.claims_shown(frames.claims_table(reported, five(), None, judged=True), reported, True, False)
+    assert dict(zip(shown["claim"], shown["unit"], strict=True)) == {
+        "C1 (primary)": "macro F1",
+        "C2": "parameters",
+        "C3": "% accuracy",
+        "S1 (ours)": "nats of entropy",
+    }
+
+
 # ---- claims
 
 
 def claims(reported, records, full=None, synthetic=False):
-    return frames.claims_table(reported, records, full, synthetic).set_index("claim")
+    judged = {record.profile for record in records} == {"full"}
+    return frames.claims_table(reported, records, full, judged=judged, synthetic=synthetic).set_index("claim")
 
 
 def test_full_runs_get_verdicts(reported):
@@ -361,16 +402,15 @@ def test_other_profiles_only_say_whether_they_agree(reported, seeds):
         row = claims(reported, records, full).loc["C1"]
         assert (row["recorded"], row["verdict"]) == (recorded, "")
         assert row["says"] == (expected if seeds == 5 else "too few seeds")
-    text = markdown.table(
-        markdown.claims_shown(frames.claims_table(reported, records, full), reported, False, False)
-    )
+    frame = frames.claims_table(reported, records, full, judged=False)
+    text = markdown.table(markdown.claims_shown(frame, reported, judged=False, synthetic=False))
     assert "| not replicated " in text
     assert "replicated" not in text.replace("not replicated", "")
 
 
 def test_synthetic_data_get_no_verdict(reported):
     full = Bands(verdicts={"C1": {AS_DESCRIBED: Outcome.REPLICATED}})
-    frame = frames.claims_table(reported, five(), full, synthetic=True)
+    frame = frames.claims_table(reported, five(), full, judged=True, synthetic=True)
     assert set(frame["verdict"]) == set(frame["says"]) == set(frame["recorded"]) == {""}
     shown = markdown.claims_shown(frame, reported, True, True)
     assert set(shown["verdict"]) == {"none: synthetic data"}
@@ -405,7 +445,20 @@ def test_every_outcome_but_too_few_seeds_agrees_with_itself(outcome):
 
 # ---- the page
 
-EXPERIMENT = SimpleNamespace(name="beats", arms=ARMS)
+EXPERIMENT = Experiment(
+    source="beats",
+    protocol=1,
+    data=(),
+    load_data=lambda config, folders: None,
+    arms=ARMS,
+    profiles={
+        "full": Profile(Config(), 5, judged=True),
+        "quick": Profile(Config(), 2, reduced="2 epochs | less"),
+    },
+    check=(),
+    banded=(),
+    name="beats",
+)
 
 
 def test_the_page_and_its_csv_files(reported, tmp_path):
@@ -421,9 +474,14 @@ def test_the_page_and_its_csv_files(reported, tmp_path):
     judged = pd.read_csv(io.StringIO((tmp_path / "out" / "full-claims.csv").read_text()))
     assert judged["verdict"].tolist()[0] == "replicated"
     assert "SYNTHETIC" not in text
-    for line in ("- data: beats, published split (digest d1)", "- seeds: 5 (0, 1, 2, 3, 4), 10 runs",
-                 "- device: cpu (A processor), 1 thread a run", "- versions: python 3.11.9, torch 2.9.0",
-                 "- commit: 0123456789 (clean tree)", "- profile: full"):  # fmt: skip
+    for line in (
+        "- data: beats, published split (digest d1)",
+        "- seeds: 5 (0-4), 10 runs",
+        "- device: cpu (A processor), 1 thread a run",
+        "- versions: python 3.11.9, torch 2.9.0",
+        "- commit: 0123456789 (clean tree)",
+        "- profile: full",
+    ):
         assert line in text.splitlines()
     assert "Someone: a post \\& its code, 2020" in text
     assert "- C1, primary, effect: Distillation raises the macro F1" in text
@@ -444,6 +502,38 @@ def test_the_heading_says_what_is_reduced_synthetic_or_unclean():
     assert text.startswith("**SYNTHETIC DATA")
     assert "- profile: quick; reduced: 2 epochs \\| less" in text
     assert "- commit: 0123456789 (clean tree); 0123456789 (uncommitted changes)" in text
+
+
+@pytest.mark.parametrize(
+    ("seeds", "text"),
+    [
+        ([], ""),
+        ([3], "3"),
+        ([0, 1], "0, 1"),
+        ([0, 1, 2], "0-2"),
+        (range(20), "0-19"),
+        ([0, 1, 2, 5, 7, 8, 9, 10, 12, 13], "0-2, 5, 7-10, 12, 13"),
+    ],
+)
+def test_seeds_in_a_row_are_a_range(seeds, text):
+    assert tables.ranges(seeds) == text
+
+
+def test_a_label_beyond_the_profile_is_of_other_data(reported, tmp_path):
+    """Its verdicts are those of an analogue."""
+    for label, marked in (("full", False), ("full-inter-patient", True)):
+        text = tables.write_tables(tmp_path, label, EXPERIMENT, reported, five(), profile="full")
+        assert ("| replicated (analogue) " in text) == marked
+
+
+def test_the_profile_says_what_is_reduced_and_whether_verdicts_are_given(reported, tmp_path):
+    text = tables.write_tables(tmp_path, "quick", EXPERIMENT, reported, five("quick"), profile="quick")
+    assert "- profile: quick; reduced: 2 epochs \\| less\n" in text
+    assert "| full verdict " in text
+    assert "| verdict " not in text
+    full = tables.write_tables(tmp_path, "full", EXPERIMENT, reported, five(), profile="full")
+    assert "reduced" not in full.partition("## Arms")[0]
+    assert "| verdict " in full
 
 
 def test_text_from_files_cannot_leave_its_cell(reported, tmp_path):
@@ -483,7 +573,7 @@ def test_the_summary_takes_the_worst_primary_verdict(reported):
     low, high = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
     assert line["replication"] == "beats"
     assert line["claim"].startswith("C1, as described: Distillation raises")
-    assert line["reported"] == "+0.11"
+    assert (line["unit"], line["reported"]) == ("macro F1", "+0.11")
     assert line["measured"] == f"{differences.mean():+.3f} ({low:+.3f} to {high:+.3f}), n = 5"
     assert line["verdict"] == "replicated"
     further = replace(reported.claims["C1"], name="C4", reported=0.5)
@@ -517,22 +607,117 @@ def test_the_table_is_put_between_its_marks():
         text + BEGIN,
         text + END,
     ):
-        with pytest.raises(KDError, match="put them where the table is to stand"):
+        with pytest.raises(KDError, match="put them around the place of the table"):
             tables.replace_table(wrong, "new")
 
 
-def test_the_readme_gets_a_row_for_each_replication(reported, tmp_path):
-    path = tmp_path / "README.md"
-    path.write_text(f"# top\n{BEGIN}\n{END}\n<!-- beats:begin -->\nold\n<!-- beats:end -->\n")
-    rows = [tables.summary_line(name, reported, runs) for name, runs in (("beats", five()), ("other", []))]
-    tables.update_readme(path, rows, {"beats": "# beats\n\n## Arms\n\narm table\nof two lines\n\n## Claims\n\nclaims\n"})
-    assert "<!-- beats:begin -->\narm table\nof two lines\n<!-- beats:end -->\n" in path.read_text()
-    lines = path.read_text().splitlines()
-    assert [line.split()[1] for line in lines if line.startswith("| ")][1:] == ["beats", "other"]
-    for wrong in (path, tmp_path / "none.md"):
-        path.write_text("# no marks")
-        with pytest.raises(KDError, match=rf"{wrong.name}: expected"):
-            tables.update_readme(wrong, rows, {})
+OF_A_REPOSITORY = """
+from dataclasses import dataclass
+
+from kdlib.run.experiment import Arm, Experiment, Profile, load_experiment
+
+
+@dataclass(frozen=True)
+class Config:
+    epochs: int = 12
+
+
+def train(run):
+    raise AssertionError
+
+
+EXPERIMENT = Experiment(
+    source="beats",
+    protocol=1,
+    data=(),
+    load_data=lambda config, folders: None,
+    arms=tuple(Arm(name, ("as described",), train) for name in ("teacher", "alone", "student", "sham")),
+    profiles={
+        "paper": Profile(Config(), 5, judged=True),
+        "quick": Profile(Config(), 2, in_readme=True),
+    },
+    check=(),
+    banded=(),
+)
+"""
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A repository of two replications: a judged profile called paper, and quick, whose arms README shows."""
+    import replications
+
+    monkeypatch.setattr(replications, "__path__", [*replications.__path__, str(tmp_path / "replications")])
+    for name in ("beats", "other"):
+        folder = tmp_path / "replications" / name
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").touch()
+        (folder / "experiment.py").write_text(OF_A_REPOSITORY)
+        (folder / "claims.toml").write_text(CLAIMS + PARTS)
+        (folder / "README.md").write_text(f"# {name}\n")
+        for module in (f"replications.{name}", f"replications.{name}.experiment"):
+            monkeypatch.delitem(sys.modules, module, raising=False)
+    marks = "<!-- claims:begin -->\n<!-- claims:end -->\n<!-- ingredients:begin -->\n<!-- ingredients:end -->\n"
+    (tmp_path / "replications" / "beats" / "README.md").write_text(marks)
+    (tmp_path / "README.md").write_text(f"# top\n{BEGIN}\n{END}\n<!-- beats:begin -->\nold\n<!-- beats:end -->\n")
+    write_records(tmp_path / "results" / "beats" / "runs.jsonl", [*five("paper"), *five("quick")])
+    return tmp_path
+
+
+def test_the_readmes_get_their_tables(root):
+    experiment, folder = load_experiment("beats"), root / "results" / "beats"
+    records = read_records(folder / "runs.jsonl")
+    written = pages.write_pages(experiment, records, folder, committed=records, synthetic=False)
+    assert sorted(written) == sorted((folder / f"{name}.md").read_text() for name in ("paper", "quick"))
+    pages.update_readmes(root)
+    text, own = ((root / place / "README.md").read_text() for place in ("", "replications/beats"))
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert [row.split()[1] for row in rows][:3] == ["replication", "beats", "other"]
+    assert "| replicated " in rows[1]
+    assert "| not yet run in full " in rows[2]
+
+    def table(page, head):
+        return page.partition(f"## {head}\n\n")[2].partition("\n\n")[0]
+
+    paper, quick = ((folder / f"{name}.md").read_text() for name in ("paper", "quick"))
+    assert f"<!-- beats:begin -->\n{table(quick, 'Arms')}\n<!-- beats:end -->\n" in text
+    assert f"<!-- claims:begin -->\n{table(paper, 'Claims')}\n<!-- claims:end -->\n" in own
+    assert f"<!-- ingredients:begin -->\n{table(paper, tables.MADE_OF)}\n<!-- ingredients:end -->\n" in own
+    assert len(table(paper, tables.MADE_OF).splitlines()) == 3
+    assert (root / "replications" / "other" / "README.md").read_text() == "# other\n"
+    pages.update_readmes(root)
+    assert (root / "README.md").read_text() == text
+
+
+def test_a_readme_that_cannot_take_its_table_is_named(root):
+    for content in ("# no marks", None):
+        if content is None:
+            (root / "README.md").unlink()
+        else:
+            (root / "README.md").write_text(content)
+        with pytest.raises(KDError, match=r"README\.md: expected"):
+            pages.update_readmes(root)
+
+
+def test_reduced_runs_are_compared_with_the_judged_runs_on_the_same_choice_of_data(root):
+    """A reduced profile may train on a part of the data, so its digest may be another."""
+    experiment, folder = load_experiment("beats"), root / "results" / "beats"
+    (root / "replications" / "beats" / "bands.toml").write_text(
+        '[verdicts."d1"."paper"."C1"]\n"as described" = "reversed"\n'
+    )
+    records = [*five("paper"), *five("quick", data="d2")]
+    (quick,) = pages.write_pages(experiment, records[-10:], folder / "local", committed=records, synthetic=False)
+    assert "| reversed " in quick
+    (quick,) = pages.write_pages(experiment, records[-10:], folder / "local", committed=[], synthetic=False)
+    assert "| reversed " not in quick
+
+
+def test_pages_of_synthetic_data_are_called_so(root):
+    experiment, folder = load_experiment("beats"), root / "results" / "beats" / "local"
+    (page,) = pages.write_pages(experiment, five("quick"), folder, committed=[], synthetic=True)
+    assert page == (folder / "quick-synthetic.md").read_text()
+    assert "**SYNTHETIC DATA" in page
+    assert "none: synthetic data" in page
 
 
 # ---- ingredients
@@ -546,35 +731,55 @@ over = "alone"
 
 
 def test_an_ingredient_is_the_mean_paired_difference_over_shared_seeds(tmp_path):
-    path = tmp_path / "reported.toml"
-    path.write_text(REPORTED + PARTS)
+    path = tmp_path / "claims.toml"
+    path.write_text(CLAIMS + PARTS)
     student, alone = {0: 0.80, 1: 0.77, 2: 0.79, 5: 0.1}, {0: 0.70, 1: 0.71, 2: 0.66, 4: 0.2}
     made = [record("student", seed, macro_f1=f1) for seed, f1 in student.items()]
     made += [record("alone", seed, macro_f1=f1) for seed, f1 in alone.items()]
-    (row,) = frames.ingredients_table(load_reported(path, [arm.name for arm in ARMS]), made).to_dict("records")
+    (row,) = frames.ingredients_table(load_claims(path, [arm.name for arm in ARMS]), made).to_dict("records")
     differences = [0.10, 0.06, 0.13]
     low, high = stats.t.interval(0.95, 2, np.mean(differences), stats.sem(differences))
     assert row["n"] == 3
     assert (row["difference"], row["low"], row["high"]) == pytest.approx((np.mean(differences), low, high), rel=1e-12)
 
 
+def test_the_ingredients_are_in_a_csv_file_to_the_last_bit(tmp_path):
+    (tmp_path / "claims.toml").write_text(CLAIMS + PARTS)
+    reported = load_claims(tmp_path / "claims.toml", [arm.name for arm in ARMS])
+    text = tables.write_tables(tmp_path, "full", EXPERIMENT, reported, five(), profile="full")
+    (row,) = csv.DictReader((tmp_path / "full-ingredients.csv").read_text().splitlines())
+    differences = np.subtract(F1["student"], F1["alone"])
+    assert (row["ingredient"], row["arm"], row["over"]) == ("the teacher & nothing else", "student", "alone")
+    assert (row["metric"], float(row["difference"]), row["n"]) == ("macro_f1", float(np.mean(differences)), "5")
+    assert f"{np.mean(differences):+.3f}" in text.partition(tables.MADE_OF)[2]
+
+
 def test_an_ingredient_whose_arm_is_not_recorded_stays_without_numbers(tmp_path):
-    path = tmp_path / "reported.toml"
-    path.write_text(REPORTED + PARTS)
-    reported = load_reported(path, [arm.name for arm in ARMS])
+    path = tmp_path / "claims.toml"
+    path.write_text(CLAIMS + PARTS)
+    reported = load_claims(path, [arm.name for arm in ARMS])
     shown = markdown.ingredients_shown(frames.ingredients_table(reported, [record("student", 0)]), reported)
-    expected = {"ingredient": r"the teacher \& nothing else", "arm": "student", "over": "alone", "difference": "—", "95%": "—"}
+    expected = {
+        "ingredient": r"the teacher \& nothing else",
+        "arm": "student",
+        "over": "alone",
+        "difference (macro F1)": "—",
+        "95%": "—",
+    }
     assert shown.to_dict("records") == [expected | {"n": "0"}]
 
 
-@pytest.mark.parametrize(("old", "new", "said"), [
-    ('over = "alone"', 'over = "student"', "another arm than student"),
-    ('over = "alone"', 'over = "nobody"', "an arm of this experiment"),
-    ('over = "alone"', 'over = "alone"\nverdict = "replicated"', "only the keys arm, label, over"),
-    ('"the teacher & nothing else"', '"<b>"', "without markup"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('over = "alone"', 'over = "student"', "another arm than student"),
+        ('over = "alone"', 'over = "nobody"', "an arm of this experiment"),
+        ('over = "alone"', 'over = "alone"\nverdict = "replicated"', "only the keys arm, label, over"),
+        ('"the teacher & nothing else"', '"<b>"', "without markup"),
+    ],
+)
 def test_an_ingredient_that_breaks_the_schema_is_refused(tmp_path, old, new, said):
-    path = tmp_path / "reported.toml"
-    path.write_text(REPORTED + PARTS.replace(old, new))
+    path = tmp_path / "claims.toml"
+    path.write_text(CLAIMS + PARTS.replace(old, new))
     with pytest.raises(KDError, match=said):
-        load_reported(path, [arm.name for arm in ARMS])
+        load_claims(path, [arm.name for arm in ARMS])

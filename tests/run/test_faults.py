@@ -1,4 +1,4 @@
-"""What goes wrong outside: full disks, stores that cannot be written, many processes at once, a teacher that learnt nothing."""
+"""What goes wrong outside: full disks, stores that cannot be written, many processes at once, a teacher at chance."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kdlib.errors import KDError
-from kdlib.runs import Store, read_run
+from kdlib.run.store import Store, read_run
 from tests.conftest import contents
 from tests.toy import EPOCHS
 
@@ -29,7 +29,7 @@ def finished(answer):
 
 @pytest.mark.parametrize("limit", [100, 2000, 4000])
 def test_a_full_disk_is_told_and_loses_nothing(server, whole, tmp_path, limit):
-    """A size limit on files stands for the disk: at the first byte, in a checkpoint, in the weights of the teacher."""
+    """A limit on file sizes acts as a full disk: at the first byte, in a checkpoint, in the teacher's weights."""
     store = tmp_path / "store"
     server.run(store, "baseline")
     before = contents(store)
@@ -45,9 +45,11 @@ def test_a_full_disk_is_told_and_loses_nothing(server, whole, tmp_path, limit):
 
 
 def test_a_disk_too_full_for_the_traceback(server, tmp_path):
-    """An error of which not even the traceback can be written stops its own arm only."""
+    """An error stops only its own arm, even if its traceback cannot be written."""
     answer = server.run(tmp_path / "store", "crashed", "refused", limit=10)
-    assert answer["failed"]["crashed/0"].startswith("ZeroDivisionError: ünexpected (its traceback could not be written: ")
+    assert answer["failed"]["crashed/0"].startswith(
+        "ZeroDivisionError: ünexpected (its traceback could not be written: "
+    )
     assert answer["failed"]["refused/0"] == "refused, seed 0: a reason a user can act on"
 
 
@@ -68,7 +70,7 @@ def test_a_file_in_the_way_of_a_folder(server, whole, tmp_path, part):
 
 
 def test_a_store_that_may_only_be_read_serves_what_it_holds(server, whole, tmp_path):
-    """No byte may be written (root would ignore permissions): complete runs are found, a new one says why it cannot be."""
+    """Files are in the way, since root ignores permissions: complete runs are found, a new one says what is wrong."""
     store = tmp_path / "store"
     server.run(store, "baseline")
     for path in (store / "work", store / "locks"):
@@ -130,17 +132,24 @@ def test_a_nan_loss_names_arm_epoch_and_step(server, tmp_path):
     assert again == text  # also when it resumes from its last good epoch
 
 
-def test_a_teacher_at_chance_level_is_refused():
-    """Of the ECG replication: its students would be taught by nothing (a refused parent blocks them, see test_engine)."""
-    ecg = pytest.importorskip("replications.ecg.experiment")
+def test_a_teacher_at_chance_is_refused():
+    """Its students would learn nothing from it (test_engine: a refused parent blocks them)."""
     from kdlib.batches import Examples
+    from replications.ecg import experiment as ecg
 
     labels = torch.tensor([0] * 16 + [1, 2, 3, 4])
-    inputs = torch.eye(5)[labels]
-    run = SimpleNamespace(label="teacher, seed 0", data=SimpleNamespace(validation=Examples(inputs, labels, "d")))
-    constant = torch.nn.Linear(5, 5)
-    torch.nn.init.zeros_(constant.weight)
-    torch.nn.init.zeros_(constant.bias)
-    with pytest.raises(KDError, match=r"teacher, seed 0: expected a teacher above chance .* its students are not started"):
-        ecg.refuse_at_chance(run, constant)
-    ecg.refuse_at_chance(run, torch.nn.Identity())
+    part = Examples(torch.eye(5)[labels], labels, "d")
+    data = SimpleNamespace(train=part, validation=part, test=part)
+    run = SimpleNamespace(label="teacher, seed 0", data=data, config=ecg.SMOKE, parents={})
+    model = torch.nn.Linear(5, 5)
+
+    def result(weight, keep_targets):
+        kept = {"final": {"weight": weight, "bias": torch.zeros(5)}}
+        history = [{"validation_loss": 1.0, "validation_macro_f1": 0.5}]
+        return ecg.result(run, model, SimpleNamespace(kept=kept, history=history), keep_targets)
+
+    words = r"teacher, seed 0: expected a teacher above chance \(0\.178, .* its students are not started"
+    with pytest.raises(KDError, match=words):
+        result(torch.zeros(5, 5), keep_targets=True)
+    assert result(torch.zeros(5, 5), keep_targets=False).metrics["final"]["accuracy"] == 0.8  # a student may be poor
+    assert "final.train" in result(torch.eye(5), keep_targets=True).soft_targets

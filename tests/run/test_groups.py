@@ -1,4 +1,4 @@
-"""Runs trained side by side: which ones are, what is stored of them, and the same bytes however often they are interrupted."""
+"""Runs trained side by side: which ones are, what is stored of them, and the same bytes after any interruption."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import random
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 
 from kdlib import cli
-from kdlib.audit import evidence as audited
-from kdlib.engine import execute
-from kdlib.experiment import Arm, Compute, Experiment, Profile, load_experiment
-from kdlib.plan import plan
-from kdlib.report import evidence
-from kdlib.runs import Store
-from tests.conftest import contents, write_toy
+from kdlib.run.engine import execute
+from kdlib.run.experiment import Arm, Compute, Experiment, Profile, load_experiment
+from kdlib.run.plan import plan
+from kdlib.run.records import record_of
+from kdlib.run.store import Store
+from tests.audit import records as audited
+from tests.conftest import changed, contents, module_of, write_toy
 
 CPU = Compute()
 
@@ -44,23 +44,26 @@ def train_other(run):
     raise AssertionError
 
 
-def students_together(runs):
-    raise AssertionError
-
-
 def grouped(name, teacher="", train=train_student, **change):
-    return Arm(name, (), train, {"teacher": teacher} if teacher else {}, change, together=students_together, mapped=("alpha",))
+    return Arm(name, (), train, {"teacher": teacher} if teacher else {}, change, mapped=("alpha",))
 
 
 TEACHER = Arm("teacher", (), train_teacher)
 
 
 def planned(*arms, seeds=(0,), replicas=1, data=lambda config: "d"):
-    module = ModuleType("made_up")
-    module.SOURCE, module.PROTOCOL, module.ARMS = "made-up", 1, arms
-    module.load_data = lambda config, folders: SimpleNamespace(digest=data(config))
-    experiment = Experiment("made_up", module)
-    return plan(experiment, Profile(Config(), 1), [arm.name for arm in arms], seeds, CPU, {}, replicas)
+    profile = Profile(Config(), 1)
+    experiment = Experiment(
+        source="made-up",
+        protocol=1,
+        data=(),
+        load_data=lambda config, folders: SimpleNamespace(digest=data(config)),
+        arms=arms,
+        profiles={"quick": profile},
+        check=(),
+        banded=(),
+    )
+    return plan(experiment, profile, [arm.name for arm in arms], seeds, CPU, {}, replicas)
 
 
 def groups_of(jobs):
@@ -73,16 +76,28 @@ def groups_of(jobs):
 
 
 def identity(recipe, seed, parents=None, **config):
-    description = {"recipe": f"made-up/{recipe}", "protocol": 1, "seed": seed, "data": "d", "parents": parents or {},
-                   "config": {"alpha": 0.5, "rate": 0.01, "device": "cpu", "threads": 1} | config}
+    description = {
+        "recipe": f"made-up/{recipe}",
+        "protocol": 1,
+        "seed": seed,
+        "data": "d",
+        "parents": parents or {},
+        "config": {"alpha": 0.5, "rate": 0.01, "device": "cpu", "threads": 1} | config,
+    }
     text = json.dumps(description, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def test_runs_that_differ_in_seed_and_mapped_fields_alone_are_grouped():
     jobs = planned(
-        grouped("a", alpha=0.1), grouped("b", alpha=0.2), grouped("faster", rate=0.1), grouped("other", train=train_other),
-        Arm("alone", (), train_teacher), seeds=(0, 1), replicas=10)
+        grouped("a", alpha=0.1),
+        grouped("b", alpha=0.2),
+        grouped("faster", rate=0.1),
+        grouped("other", train=train_other),
+        Arm("alone", (), train_teacher),
+        seeds=(0, 1),
+        replicas=10,
+    )
     assert groups_of(jobs) == [["a 0", "a 1", "b 0", "b 1"], ["faster 0", "faster 1"], ["other 0", "other 1"]]
     assert len(jobs) == 10
 
@@ -121,8 +136,10 @@ def test_nothing_but_the_number_of_replicas_and_the_parents_differs_in_a_descrip
         parents = {role: (ids[run], snapshot) for role, (run, snapshot) in alone.parents.items()}
         assert job.parents == parents
         assert job.description == replace(
-            alone.description, config={**alone.description.config, **({"replicas": 2} if together else {})},
-            parents={role: f"{run}/{snapshot}" for role, (run, snapshot) in parents.items()})
+            alone.description,
+            config={**alone.description.config, **({"replicas": 2} if together else {})},
+            parents={role: f"{run}/{snapshot}" for role, (run, snapshot) in parents.items()},
+        )
     assert groups_of(beside) == [["again 0", "again 1"], ["student 0", "student 1"]]
 
 
@@ -130,7 +147,9 @@ def test_a_plan_without_replicas_has_the_ids_it_always_had():
     jobs = planned(TEACHER, grouped("student", "teacher", alpha=0.1), seeds=(3,))
     teacher = identity("train_teacher", 3)
     assert [job.description.id for job in jobs] == [
-        teacher, identity("train_student", 3, {"teacher": f"{teacher}/final"}, alpha=0.1)]
+        teacher,
+        identity("train_student", 3, {"teacher": f"{teacher}/final"}, alpha=0.1),
+    ]
     assert planned(TEACHER, grouped("student", "teacher", alpha=0.1), seeds=(3,), replicas=1) == jobs
     assert not any(job.group for job in jobs)
 
@@ -150,7 +169,7 @@ def test_an_arm_of_a_fixed_seed_is_in_a_group_once():
 
 
 def test_no_group_waits_for_itself():
-    """In graphs at random: whatever the order of training, some group always has all its parents."""
+    """In random graphs, and in any order of training, there is always a group whose parents are all trained."""
     for seed in range(100):
         draws, arms, depth = random.Random(seed), [TEACHER], {"teacher": 0}
         for number in range(draws.randrange(1, 9)):
@@ -165,7 +184,11 @@ def test_no_group_waits_for_itself():
             assert len({depth[job.arms[0]] for job in group}) == 1
         had = set()
         while waiting:
-            ready = [key for key, group in waiting.items() if all(run in had for job in group for run, _ in job.parents.values())]
+            ready = [
+                key
+                for key, group in waiting.items()
+                if all(run in had for job in group for run, _ in job.parents.values())
+            ]
             assert ready
             had |= {job.description.id for key in ready for job in waiting.pop(key)}
 
@@ -186,7 +209,7 @@ def test_a_number_of_replicas_that_cannot_be(number, capsys):
 
 # ---- groups that are trained: the toy experiment, and students of it side by side
 
-STUDENTS = '''
+STUDENTS = """
 
 # ---- students side by side
 
@@ -219,16 +242,7 @@ class Student(nn.Module):
 calls = []  # what was trained in this process: the runs' labels
 
 
-def train_pupil(run):
-    return pupils([run])[0]
-
-
-def train_pupils(runs):
-    assert len(runs) > 1
-    return pupils(runs)
-
-
-def pupils(runs):
+def train_pupil(runs):
     calls.append([(run.label, run.config.alpha) for run in runs])
     if runs[0].config.note:
         raise {"refused": KDError, "crashed": ZeroDivisionError}[runs[0].config.note](f"no, {runs[0].label}")
@@ -258,7 +272,7 @@ def run_epochs(runs):
 
 
 def pupil(name, teacher, **change):
-    return Arm(name, MODES, train_pupil, {"teacher": teacher}, change, together=train_pupils, mapped=("alpha",))
+    return Arm(name, MODES, train_pupil, {"teacher": teacher}, change, mapped=("alpha",))
 
 
 ARMS = (
@@ -267,14 +281,15 @@ ARMS = (
     pupil("pupil", "teacher"),
     pupil("surer", "teacher", alpha=0.9),
     pupil("again", "surer"),
-    pupil("of_bad", "bad_teacher", epochs=EPOCHS + 2),  # not to be trained beside the others
+    pupil("of_bad", "bad_teacher", epochs=EPOCHS + 2),  # so that it is not in a group with the others
     pupil("below_bad", "of_bad", epochs=EPOCHS + 2),
     pupil("refused", "teacher", note="refused"),
     pupil("below_refused", "refused"),
     pupil("crashed", "teacher", note="crashed"),
 )
 PROFILES = {"quick": Profile(Config(), seeds=1, synthetic=True)}
-'''
+EXPERIMENT = replace(EXPERIMENT, arms=ARMS, profiles=PROFILES)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -291,8 +306,14 @@ def experiment(root, monkeypatch):
 
     monkeypatch.setattr(replications, "__path__", [*replications.__path__, str(root / "replications")])
     found = load_experiment("groups")
-    found.module.calls.clear()
+    module_of("groups").calls.clear()
     return found
+
+
+@pytest.fixture
+def calls(experiment):
+    """The labels of the runs that this process has trained, one list for each call of a training function."""
+    return module_of("groups").calls
 
 
 @pytest.fixture
@@ -327,11 +348,12 @@ def no_work_left(store):
 
 
 class Killed(BaseException):
-    """As Ctrl-C: not an error of the run."""
+    """Like Ctrl-C, this is no error of the run."""
 
 
 def killed_after(jobs, store, epoch, group):
     """Train until `group` (the label of one of its runs) has saved that epoch."""
+
     def report(event):
         if event.kind == "epoch" and event.job.label == group and event.epoch == epoch:
             raise Killed
@@ -341,11 +363,11 @@ def killed_after(jobs, store, epoch, group):
     assert not any((store.folder / "runs" / job.description.id).exists() for job in jobs if job.group)
 
 
-def test_a_group_is_one_call_with_its_runs_in_order(experiment, store):
+def test_a_group_is_one_call_with_its_runs_in_order(experiment, store, calls):
     jobs = jobs_of(experiment, "pupil", "surer", seeds=(0, 1), replicas=4)
     summary, events = run(jobs, store)
     labels = [("pupil, seed 0", 0.5), ("surer, seed 0", 0.9), ("pupil, seed 1", 0.5), ("surer, seed 1", 0.9)]
-    assert experiment.module.calls == [labels]
+    assert calls == [labels]
     assert len(summary.finished) == 6
     for job in jobs:
         found = summary.finished[job.description.id]
@@ -385,7 +407,7 @@ def test_a_group_holds_the_locks_of_all_its_runs_taken_in_one_order(experiment, 
     monkeypatch.setattr(Store, "save", saved)
     jobs = jobs_of(experiment, "pupil", "surer", seeds=(0, 1), replicas=4)
     ids = [job.description.id for job in jobs if job.group]
-    assert ids != sorted(ids)  # the order of the plan is another, as it is in another session's
+    assert ids != sorted(ids)  # the plan has another order, and another session's plan has yet another
     told = []
 
     def report(event):
@@ -401,13 +423,13 @@ def test_a_group_holds_the_locks_of_all_its_runs_taken_in_one_order(experiment, 
 def test_a_group_shares_its_seconds(experiment, store, monkeypatch):
     run(jobs_of(experiment, "teacher", seeds=(0, 1)), store)
     jobs = jobs_of(experiment, "pupil", seeds=(0, 1))
-    monkeypatch.setattr("kdlib.engine.time", SimpleNamespace(monotonic=iter([0.0, *[6.0] * 99]).__next__))
+    monkeypatch.setattr("kdlib.run.engine.time", SimpleNamespace(monotonic=iter([0.0, *[6.0] * 99]).__next__))
     summary, _ = run(jobs, store)
     assert [summary.finished[job.description.id].environment["seconds"] for job in pupils_of(jobs)] == [3.0, 3.0]
 
 
 def test_members_are_as_students_trained_alone(experiment, store):
-    """Up to rounding, so ids differ and numbers hardly."""
+    """The numbers are the same up to rounding; because of it the ids differ."""
     beside, alone = (jobs_of(experiment, "pupil", "surer", seeds=(0, 1), replicas=n) for n in (4, 1))
     first, second = run(beside, store)[0], run(alone, store)[0]
     for job, single in zip(beside, alone, strict=True):
@@ -417,18 +439,22 @@ def test_members_are_as_students_trained_alone(experiment, store):
             assert value.sub(other.weights("final")[name]).abs().max() < 1e-4, name
 
 
-def test_students_of_students_are_taught_by_the_runs_of_the_group(experiment, store):
+def test_students_of_students_are_taught_by_the_runs_of_the_group(experiment, store, calls):
     jobs = jobs_of(experiment, "again", seeds=(0, 1))
     summary, _ = run(jobs, store)
     assert len(summary.finished) == 6
-    assert [len(call) for call in experiment.module.calls] == [2, 2]
+    assert [len(call) for call in calls] == [2, 2]
     for seed in (0, 1):
-        parent, child = (next(j for j in jobs if name in j.arms and j.description.seed == seed) for name in ("surer", "again"))
+        parent, child = (
+            next(j for j in jobs if name in j.arms and j.description.seed == seed) for name in ("surer", "again")
+        )
         assert child.description.parents == {"teacher": f"{parent.description.id}/final"}
         assert parent.description.config["replicas"] == 2
 
 
-def test_a_run_that_is_stored_is_not_saved_again_and_the_others_are_as_in_a_clean_store(experiment, store, tmp_path):
+def test_a_run_that_is_stored_is_not_saved_again_and_the_others_are_as_in_a_clean_store(
+    experiment, store, tmp_path, calls
+):
     jobs = jobs_of(experiment, "pupil", "surer", seeds=(0, 1), replicas=4)
     run(jobs, store)
     before = contents(store.folder)
@@ -437,17 +463,17 @@ def test_a_run_that_is_stored_is_not_saved_again_and_the_others_are_as_in_a_clea
     for folder in folders.values():
         folder.rename(tmp_path / folder.name)
     untouched = {path: path.stat().st_mtime_ns for path in store.run_folder(stored.description.id).iterdir()}
-    experiment.module.calls.clear()
+    calls.clear()
     _, events = run(jobs, store)
-    assert [len(call) for call in experiment.module.calls] == [4]  # whole
+    assert [len(call) for call in calls] == [4]  # whole
     assert {path: path.stat().st_mtime_ns for path in untouched} == untouched
     assert contents(store.folder) == before
     assert Counter(event.job.description.id for event in events if event.kind == "finished").keys() == folders.keys()
     assert [event.kind for event in events if event.job == stored] == ["reused"]
     assert no_work_left(store)
-    experiment.module.calls.clear()
+    calls.clear()
     assert {event.kind for event in run(jobs, store)[1]} == {"reused"}
-    assert not experiment.module.calls
+    assert not calls
 
 
 def test_a_group_that_was_killed_goes_on_from_its_last_epoch(experiment, store, tmp_path):
@@ -458,7 +484,9 @@ def test_a_group_that_was_killed_goes_on_from_its_last_epoch(experiment, store, 
         broken = Store(tmp_path / str(epoch))
         killed_after(jobs, broken, epoch, "pupil, seed 1")
         _, events = run(jobs, broken)
-        assert [event.epoch for event in events if event.kind == "epoch"] == [n for n in range(epoch + 1, 4) for _ in range(2)]
+        assert [event.epoch for event in events if event.kind == "epoch"] == [
+            n for n in range(epoch + 1, 4) for _ in range(2)
+        ]
         assert contents(broken.folder) == contents(clean.folder)
         assert no_work_left(broken)
 
@@ -486,15 +514,24 @@ def test_a_group_that_was_killed_between_two_saves(experiment, store, tmp_path, 
 
 
 @pytest.mark.parametrize("epoch", [1, 2, 3])
-def test_what_a_killed_group_left_is_not_taken_up_by_another_that_begins_with_the_same_run(experiment, store, tmp_path, epoch):
+def test_what_a_killed_group_left_is_not_taken_up_by_another_that_begins_with_the_same_run(
+    experiment, store, tmp_path, epoch
+):
     clean = Store(tmp_path / "clean")
     killed_after(jobs_of(experiment, "pupil", seeds=(0, 1)), store, epoch, "pupil, seed 0")
     jobs = jobs_of(experiment, "pupil", seeds=(0, 2))
     run(jobs, clean)
     _, events = run(jobs, store)
-    assert [event.epoch for event in events if event.kind == "epoch" and "pupil" in event.job.arms] == [1, 1, 2, 2, 3, 3]
+    assert [event.epoch for event in events if event.kind == "epoch" and "pupil" in event.job.arms] == [
+        1,
+        1,
+        2,
+        2,
+        3,
+        3,
+    ]
     assert of_runs(store, *pupils_of(jobs)) == of_runs(clean, *pupils_of(jobs))
-    # ... and the first one still goes on from there.
+    # The first group still continues from its last epoch.
     jobs = jobs_of(experiment, "pupil", seeds=(0, 1))
     _, events = run(jobs, store)
     assert sorted({event.epoch for event in events if event.kind == "epoch"}) == list(range(epoch + 1, 4))
@@ -503,17 +540,17 @@ def test_what_a_killed_group_left_is_not_taken_up_by_another_that_begins_with_th
     assert no_work_left(store)
 
 
-def test_a_run_is_stored_with_one_and_trained_again_with_two_others(experiment, store, tmp_path):
-    """The run of seed 0 is saved once, and what was trained beside it is what it would be in a clean store."""
+def test_a_run_is_stored_with_one_and_trained_again_with_two_others(experiment, store, tmp_path, calls):
+    """The run of seed 0 is saved once, and the runs in its groups are as they would be in a clean store."""
     for other in (1, 2, 3):
         jobs, clean = jobs_of(experiment, "pupil", seeds=(0, other)), Store(tmp_path / f"clean {other}")
-        experiment.module.calls.clear()
+        calls.clear()
         run(jobs, store)
-        assert experiment.module.calls == [[("pupil, seed 0", 0.5), (f"pupil, seed {other}", 0.5)]]
+        assert calls == [[("pupil, seed 0", 0.5), (f"pupil, seed {other}", 0.5)]]
         assert no_work_left(store)
         run(jobs, clean)
         assert of_runs(store, *pupils_of(jobs, other)) == of_runs(clean, *pupils_of(jobs, other))
-        # A run's bytes depend on how many are beside it, and not on which.
+        # A run's bytes depend on the number of runs in its group, not on which they are.
         assert of_runs(store, *pupils_of(jobs, 0)) == of_runs(clean, *pupils_of(jobs, 0))
     assert len(of_runs(store, *pupils_of(jobs_of(experiment, "pupil", seeds=(0, 1, 2, 3))))) == 12
 
@@ -535,30 +572,32 @@ def test_a_failed_parent_blocks_the_whole_group_and_what_is_below_it(experiment,
     assert blocked == {"of_bad 0", "of_bad 1", "below_bad 0", "below_bad 1"}
     texts = {event.job.label: event.text for event in events if event.kind == "blocked"}
     assert texts.keys() == {f"{name}, seed {seed}" for name in ("of_bad", "below_bad") for seed in (0, 1)}
-    assert texts["of_bad, seed 0"] == f"not started: run {bad}, which it or a run beside it needs, failed"
+    assert texts["of_bad, seed 0"] == f"not started: run {bad}, which it or a run of its group needs, failed"
     assert {arms[run] for run in summary.finished} == {(name, seed) for name in ("teacher", "pupil") for seed in (0, 1)}
 
 
 def test_one_failed_parent_is_enough(experiment, store, monkeypatch):
-    """A group is trained whole: a run whose own parent is well is blocked too."""
-    train = experiment.module.train_teacher
+    """A group is trained as a whole, so a run is blocked too if only another run's parent failed."""
+    train = module_of("groups").train_teacher
 
     def failing(run):
         if run.seed == 1:
             raise ZeroDivisionError
         return train(run)
 
-    monkeypatch.setattr(experiment.module, "ARMS", (Arm("teacher", (), failing), *experiment.arms[1:]))
+    experiment = changed(monkeypatch, "groups", arms=(Arm("teacher", (), failing), *experiment.arms[1:]))
     jobs = jobs_of(experiment, "pupil", seeds=(0, 1, 2))
     summary, events = run(jobs, store)
     assert {(event.job.label, event.kind) for event in events if "pupil" in event.job.arms} == {
-        ("pupil, seed 0", "blocked"), ("pupil, seed 1", "blocked"),
-        *(("pupil, seed 2", kind) for kind in ("started", "epoch", "finished"))}
+        ("pupil, seed 0", "blocked"),
+        ("pupil, seed 1", "blocked"),
+        *(("pupil, seed 2", kind) for kind in ("started", "epoch", "finished")),
+    }
     assert len(summary.failed) == 1
     assert set(summary.blocked.values()) == set(summary.failed)
 
 
-def test_a_failing_group_fails_each_of_its_runs(experiment, store):
+def test_a_failing_group_fails_each_of_its_runs(experiment, store, calls):
     jobs = jobs_of(experiment, "below_refused", "crashed", "pupil", seeds=(0, 1))
     summary, events = run(jobs, store)
     failed = {event.job.label: event.text for event in events if event.kind == "failed"}
@@ -566,30 +605,36 @@ def test_a_failing_group_fails_each_of_its_runs(experiment, store):
     assert {summary.failed[job.description.id] for job in jobs if "refused" in job.arms} == {"no, refused, seed 0"}
     (crash,) = {summary.failed[job.description.id] for job in jobs if "crashed" in job.arms}
     assert crash.startswith("ZeroDivisionError: no, crashed, seed 0 (traceback in ")
-    assert {event.job.label for event in events if event.kind == "blocked"} == {"below_refused, seed 0", "below_refused, seed 1"}
+    assert {event.job.label for event in events if event.kind == "blocked"} == {
+        "below_refused, seed 0",
+        "below_refused, seed 1",
+    }
     assert len(summary.finished) == 4
-    assert not [call for call in experiment.module.calls if "below" in call[0][0]]
+    assert not [call for call in calls if "below" in call[0][0]]
 
 
 def test_the_traceback_of_a_crashed_group_is_gone_when_it_is_trained_at_last(experiment, store, monkeypatch):
     run(jobs_of(experiment, "pupil", seeds=(0, 1)), store)
     jobs = jobs_of(experiment, "pupil", seeds=(0, 2))
     with monkeypatch.context() as patched:
-        patched.setattr(experiment.module, "run_epochs", lambda runs: 1 / 0)
+        patched.setattr(module_of("groups"), "run_epochs", lambda runs: 1 / 0)
         assert len(run(jobs, store)[0].failed) == 1
     assert not run(jobs, store)[0].failed
     assert no_work_left(store)
 
 
 def test_the_audit_takes_records_of_groups(experiment, store, monkeypatch):
-    monkeypatch.setitem(experiment.module.PROFILES, "quick", replace(experiment.profile("quick"), synthetic=False))
+    profiles = {"quick": replace(experiment.profile("quick"), synthetic=False)}
+    experiment = changed(monkeypatch, "groups", profiles=profiles)
     jobs = jobs_of(experiment, "pupil", "surer", "again", seeds=(0, 1))
     summary, _ = run(jobs, store)
-    about = {"commit": "0" * 40, "clean": True}
-    records = [asdict(evidence.record_of(replace(summary.finished[job.description.id], environment=about), "quick",
-                                         dict.fromkeys(job.arms, "final"), "toy")) for job in jobs]
-    records = [json.loads(json.dumps(line)) | {"history": []} for line in records]  # the toy's teacher records more in it
-    assert [str(fault) for fault in audited.check("runs", experiment, records)] == []
+    records = []
+    for job in jobs:
+        found = summary.finished[job.description.id]
+        clean = replace(found, environment={**found.environment, "commit": "0" * 40, "clean": True})
+        line = asdict(record_of(clean, "quick", dict.fromkeys(job.arms, "final"), "toy"))
+        records.append(json.loads(json.dumps(line)) | {"history": []})  # the toy's teacher keeps more in it
+    assert [str(fault) for fault in audited.check(experiment, records)] == []
 
 
 @pytest.mark.slow
@@ -615,4 +660,6 @@ def test_a_session_plans_as_many_replicas_as_are_asked_for(experiment, root, cap
     for replicas in (1, 2):
         assert cli.main([*arguments, "--replicas", str(replicas)]) == 0
         printed = [line.split()[0] for line in capsys.readouterr().out.splitlines()[:-1]]
-        assert printed == [job.description.id for job in jobs_of(experiment, "pupil", seeds=range(3), replicas=replicas)]
+        assert printed == [
+            job.description.id for job in jobs_of(experiment, "pupil", seeds=range(3), replicas=replicas)
+        ]

@@ -1,4 +1,4 @@
-"""A process really killed by SIGKILL: what is made afterwards equals what an unbroken session makes, to the last byte."""
+"""A process is killed by SIGKILL: what is made afterwards equals what an unbroken session makes, to the last byte."""
 
 from __future__ import annotations
 
@@ -14,16 +14,26 @@ from tests.toy import EPOCHS, STEPS
 ARMS = ("teacher", "distilled")
 WRITES = 2 * EPOCHS + 4 + 3  # checkpoints; weights, soft targets, run.json, manifest; weights, run.json, manifest
 RENAMES = WRITES + 2  # and each run's folder into place
-PLACES = {"step": 2 * EPOCHS * STEPS, "half written": WRITES, "before rename": RENAMES, "after rename": RENAMES,
-          "after write": WRITES}
+PLACES = {
+    "step": 2 * EPOCHS * STEPS,
+    "half written": WRITES,
+    "before rename": RENAMES,
+    "after rename": RENAMES,
+    "after write": WRITES,
+}
 ALL = [f"{place}:{n}" for place, count in PLACES.items() for n in range(1, count + 1)]
-CHOSEN = sorted({
-    *random.Random(0).sample(ALL, 18),
-    f"half written:{EPOCHS}", f"before rename:{EPOCHS}",  # the teacher's last checkpoint
-    f"after write:{EPOCHS + 1}", f"before rename:{EPOCHS + 2}",  # between its weights and its manifest
-    f"after write:{EPOCHS + 4}", f"before rename:{EPOCHS + 5}",  # complete, not yet in place
-    f"after rename:{EPOCHS + 5}",  # in place, its work folder still there
-})  # fmt: skip
+CHOSEN = sorted(
+    {
+        *random.Random(0).sample(ALL, 18),
+        f"half written:{EPOCHS}",
+        f"before rename:{EPOCHS}",  # the teacher's last checkpoint
+        f"after write:{EPOCHS + 1}",
+        f"before rename:{EPOCHS + 2}",  # between its weights and its manifest
+        f"after write:{EPOCHS + 4}",
+        f"before rename:{EPOCHS + 5}",  # complete, not yet in place
+        f"after rename:{EPOCHS + 5}",  # in place, its work folder still there
+    }
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +57,7 @@ def as_unbroken(store, unbroken):
 
 @pytest.mark.slow
 def test_there_are_as_many_places_as_counted(server, tmp_path):
-    """At the last passage the process is killed, and one further it is not."""
+    """The process is killed at the last passage, and not at the one after it."""
     for place, count in PLACES.items():
         assert server.run(tmp_path / f"{place} last", *ARMS, TOY_KILL=f"{place}:{count}")["killed"], place
         answer = server.run(tmp_path / place, *ARMS, TOY_KILL=f"{place}:{count + 1}")
@@ -70,7 +80,7 @@ def test_killed_and_run_again(server, unbroken, tmp_path, place):
 
 @pytest.mark.slow
 def test_killed_in_every_epoch(server, unbroken, tmp_path):
-    """As a machine that never stays up for two epochs: each try gets one further."""
+    """Like a machine that fails in every second epoch: each try gets one epoch further."""
     log, deaths = tmp_path / "log", 0
     while server.run(tmp_path / "store", *ARMS, TOY_KILL=f"step:{STEPS + 2}", TOY_LOG=str(log))["killed"]:
         deaths += 1
@@ -99,7 +109,7 @@ def test_killed_at_any_time(server, unbroken, tmp_path, number):
 
 @pytest.mark.slow
 def test_a_killed_session_leaves_no_process_behind(toy_root, tmp_path):
-    """Neither its workers, in the middle of a step of a minute, nor the manager of its events."""
+    """Neither its workers, which are in a step that lasts a minute, nor the manager of its events remain."""
     server, log = Server(toy_root, tmp_path), tmp_path / "log"
     wait = server.start(tmp_path / "store", ("teacher", "baseline"), workers=2, TOY_SLEEP="60", TOY_LOG=str(log))
     deadline = time.monotonic() + 60

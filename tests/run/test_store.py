@@ -12,17 +12,27 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdlib import runs
 from kdlib.errors import KDError
 from kdlib.files import DamagedFile, canonical_json, sha256
-from kdlib.runs import Description, Result, Store, prune, read_run, write_manifest
+from kdlib.run import store as runs
+from kdlib.run.store import Description, Result, Store, prune, read_run, write_manifest
 
-DESCRIPTION = Description("source/train_teacher", 1, {"epochs": 3, "rate": 0.1, "draws": "plain", "threads": 1}, 0, "data",
-                          {"teacher": "0123456789abcdef/final"})
+DESCRIPTION = Description(
+    "source/train_teacher",
+    1,
+    {"epochs": 3, "rate": 0.1, "draws": "plain", "threads": 1},
+    0,
+    "data",
+    {"teacher": "0123456789abcdef/final"},
+)
 WEIGHTS = {"final": {"layer.weight": torch.arange(6.0).reshape(2, 3)}, "best": {"layer.weight": torch.ones(2, 3)}}
 LOGITS = torch.tensor([[1.0, -2.0, 0.1], [10.0, 0.3, -7.7]])
-RESULT = Result({"final": {"accuracy": 0.5, "confusion": [[1, 2], [3, 4]]}}, [{"training_loss": 0.25}], WEIGHTS,
-                {"final.train": LOGITS})
+RESULT = Result(
+    {"final": {"accuracy": 0.5, "confusion": [[1, 2], [3, 4]]}},
+    [{"training_loss": 0.25}],
+    WEIGHTS,
+    {"final.train": LOGITS},
+)
 
 
 @pytest.fixture
@@ -36,7 +46,7 @@ def run(store):
 
 
 def rewrite(run, change):
-    """Alter run.json and give it a manifest that fits, as someone who means harm would."""
+    """Alter run.json and write a manifest that fits, as an attacker would."""
     path = run.folder / "run.json"
     record = json.loads(path.read_text())
     path.write_text(change(record) or json.dumps(record))
@@ -47,8 +57,10 @@ def rewrite(run, change):
 
 
 def test_id_is_the_sha256_of_the_description_written_out():
-    text = ('{"config":{"draws":"plain","epochs":3,"rate":0.1,"threads":1},"data":"data","parents":{"teacher":'
-            '"0123456789abcdef/final"},"protocol":1,"recipe":"source/train_teacher","seed":0}')
+    text = (
+        '{"config":{"draws":"plain","epochs":3,"rate":0.1,"threads":1},"data":"data","parents":{"teacher":'
+        '"0123456789abcdef/final"},"protocol":1,"recipe":"source/train_teacher","seed":0}'
+    )
     assert DESCRIPTION.id == sha256(text.encode())[:16]
 
 
@@ -59,12 +71,28 @@ def test_id_does_not_depend_on_the_order_of_keys():
 
 
 def test_every_field_moves_the_id():
-    others = [replace(DESCRIPTION, **change) for change in (
-        {"recipe": "source/train_student"}, {"protocol": 2}, {"seed": 1}, {"data": "other"}, {"parents": {}},
-        {"parents": {"teacher": "0123456789abcdef/best"}}, {"parents": {"assistant": "0123456789abcdef/final"}},
-        *({"config": {**DESCRIPTION.config, key: value}} for key, value in
-          [("epochs", 4), ("rate", 0.1000000001), ("draws", "mixup"), ("threads", 2), ("new", None)]),
-    )]  # fmt: skip
+    others = [
+        replace(DESCRIPTION, **change)
+        for change in (
+            {"recipe": "source/train_student"},
+            {"protocol": 2},
+            {"seed": 1},
+            {"data": "other"},
+            {"parents": {}},
+            {"parents": {"teacher": "0123456789abcdef/best"}},
+            {"parents": {"assistant": "0123456789abcdef/final"}},
+            *(
+                {"config": {**DESCRIPTION.config, key: value}}
+                for key, value in [
+                    ("epochs", 4),
+                    ("rate", 0.1000000001),
+                    ("draws", "mixup"),
+                    ("threads", 2),
+                    ("new", None),
+                ]
+            ),
+        )
+    ]
     assert len({DESCRIPTION.id, *(other.id for other in others)}) == len(others) + 1
 
 
@@ -78,12 +106,20 @@ def test_what_is_saved_is_found(store, run):
     assert found.description == DESCRIPTION
     assert found.metrics == RESULT.metrics
     assert found.history == RESULT.history
-    assert found.environment == {"commit": "abc", "stored_bytes": sum(
-        (found.folder / name).stat().st_size for name in ("weights.safetensors", "soft_targets.safetensors"))}
+    assert found.environment == {
+        "commit": "abc",
+        "stored_bytes": sum(
+            (found.folder / name).stat().st_size for name in ("weights.safetensors", "soft_targets.safetensors")
+        ),
+    }
     for snapshot in WEIGHTS:
         assert torch.equal(found.weights(snapshot)["layer.weight"], WEIGHTS[snapshot]["layer.weight"])
     assert sorted(path.name for path in found.folder.iterdir()) == [
-        "manifest.json", "run.json", "soft_targets.safetensors", "weights.safetensors"]
+        "manifest.json",
+        "run.json",
+        "soft_targets.safetensors",
+        "weights.safetensors",
+    ]
     assert store.find(replace(DESCRIPTION, seed=1)) is None
     assert store.ids() == [run.id]
     assert store.resolve(run.id[:3]) == run
@@ -106,11 +142,18 @@ def test_unknown_parts_are_refused_with_those_there_are(run, store):
         student.soft_targets("final.train")
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    ({"metrics": {"final": {"accuracy": math.nan}}}, "not finite"), ({"history": [{"loss": math.inf}]}, "not finite"),
-    ({"soft_targets": {"final.train": LOGITS * 1e5}}, r"final\.train: expected finite logits .*65504.*found 100000\.0"),
-    ({"soft_targets": {"final.train": LOGITS * math.nan}}, "found nan"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"metrics": {"final": {"accuracy": math.nan}}}, "not finite"),
+        ({"history": [{"loss": math.inf}]}, "not finite"),
+        (
+            {"soft_targets": {"final.train": LOGITS * 1e5}},
+            r"final\.train: expected finite logits .*65504.*found 100000\.0",
+        ),
+        ({"soft_targets": {"final.train": LOGITS * math.nan}}, "found nan"),
+    ],
+)
 def test_a_result_that_is_not_finite_is_not_stored(store, change, words):
     with pytest.raises(KDError, match=words):
         store.save(DESCRIPTION, replace(RESULT, **change), {})
@@ -164,8 +207,13 @@ def flip(path):
     path.write_bytes(content)
 
 
-DAMAGES = {"flipped": flip, "emptied": lambda path: path.write_bytes(b""), "missing": Path.unlink,
-           "cut": lambda path: path.write_bytes(path.read_bytes()[:-3]), "a folder": lambda path: (path.unlink(), path.mkdir())}
+DAMAGES = {
+    "flipped": flip,
+    "emptied": lambda path: path.write_bytes(b""),
+    "missing": Path.unlink,
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-3]),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+}
 STORED = ["weights.safetensors", "soft_targets.safetensors", "run.json", "manifest.json"]
 
 
@@ -174,7 +222,9 @@ STORED = ["weights.safetensors", "soft_targets.safetensors", "run.json", "manife
 def test_a_damaged_run_is_named_set_aside_and_counts_as_absent(store, run, name, damage):
     damage(run.folder / name)
     before = {path.name for path in run.folder.iterdir()}
-    blamed = r"\w+\.\w+" if (name, damage) == ("manifest.json", flip) else re.escape(name)  # a flipped hash blames its file
+    blamed = (
+        r"\w+\.\w+" if (name, damage) == ("manifest.json", flip) else re.escape(name)
+    )  # a flipped hash blames its file
     with pytest.raises(DamagedFile, match=f"{run.id}/{blamed}: "):
         read_run(run.folder)
     told = []
@@ -265,12 +315,31 @@ def test_a_run_under_another_name_is_not_that_run(store, run):
 
 
 @pytest.mark.parametrize("check", [True, False])
-@pytest.mark.parametrize("manifest", [
-    '{"run.json": "x", "../../../../etc/passwd": "x"}', '{"run.json": "x", "/etc/passwd": "x"}', '{"run.json": "x", "..": "x"}',
-    '{"run.json": "x", "a\\u0000b": "x"}', '{"run.json": "x", "\\u001b[2J": "x"}', '{"run.json": "x", "\\ud800": "x"}',
-    '{"run.json": "x", "": "x"}', '{"run.json": "x", "a/b": "x"}', "{}", "[]", "7", "null", "", "{", '{"run.json": NaN}',
-    '{"run.json": 1e999}', "[" * 100_000, '{"weights.safetensors": "x"}', "\ufeff{}", '{"run.json":' + "9" * 5000 + "}",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        '{"run.json": "x", "../../../../etc/passwd": "x"}',
+        '{"run.json": "x", "/etc/passwd": "x"}',
+        '{"run.json": "x", "..": "x"}',
+        '{"run.json": "x", "a\\u0000b": "x"}',
+        '{"run.json": "x", "\\u001b[2J": "x"}',
+        '{"run.json": "x", "\\ud800": "x"}',
+        '{"run.json": "x", "": "x"}',
+        '{"run.json": "x", "a/b": "x"}',
+        "{}",
+        "[]",
+        "7",
+        "null",
+        "",
+        "{",
+        '{"run.json": NaN}',
+        '{"run.json": 1e999}',
+        "[" * 100_000,
+        '{"weights.safetensors": "x"}',
+        "\ufeff{}",
+        '{"run.json":' + "9" * 5000 + "}",
+    ],
+)
 def test_hostile_manifests(run, manifest, check):
     (run.folder / "manifest.json").write_text(manifest)
     with pytest.raises(DamagedFile, match=r"manifest\.json: expected") as caught:
@@ -287,10 +356,26 @@ def test_hostile_hashes(run, expected):
         read_run(run.folder)
 
 
-@pytest.mark.parametrize("text", [
-    '{"description": NaN}', '{"a": 1e999}', '{"a": -1e999}', '{"a": Infinity}', "[]", "", "null", '"text"', "[" * 100_000, "{}",
-    '{"description": {}}', '{"description": []}', '{"description": null}', '{"a": "\udcff"}', "<script>alert(1)</script>",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"description": NaN}',
+        '{"a": 1e999}',
+        '{"a": -1e999}',
+        '{"a": Infinity}',
+        "[]",
+        "",
+        "null",
+        '"text"',
+        "[" * 100_000,
+        "{}",
+        '{"description": {}}',
+        '{"description": []}',
+        '{"description": null}',
+        '{"a": "\udcff"}',
+        "<script>alert(1)</script>",
+    ],
+)
 def test_hostile_records(run, text):
     (run.folder / "run.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     write_manifest(run.folder)
@@ -298,20 +383,41 @@ def test_hostile_records(run, text):
         read_run(run.folder)
 
 
-@pytest.mark.parametrize(("key", "value"), [
-    ("metrics", []), ("metrics", {"final": 3}), ("metrics", None), ("history", {}), ("history", [1]), ("environment", "x"),
-    ("weights_sha256", 5), ("environment", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("metrics", []),
+        ("metrics", {"final": 3}),
+        ("metrics", None),
+        ("history", {}),
+        ("history", [1]),
+        ("environment", "x"),
+        ("weights_sha256", 5),
+        ("environment", None),
+    ],
+)
 def test_records_of_other_types(run, key, value):
     rewrite(run, lambda record: record.update({key: value}))
     with pytest.raises(DamagedFile, match=r"run\.json: expected a run's record, found values of other types"):
         read_run(run.folder)
 
 
-@pytest.mark.parametrize(("key", "value"), [
-    ("recipe", 1), ("recipe", ["<b>"]), ("protocol", "1"), ("protocol", True), ("config", []), ("config", "x"), ("seed", 0.0),
-    ("seed", None), ("data", {}), ("parents", []), ("parents", {"teacher": 1}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("recipe", 1),
+        ("recipe", ["<b>"]),
+        ("protocol", "1"),
+        ("protocol", True),
+        ("config", []),
+        ("config", "x"),
+        ("seed", 0.0),
+        ("seed", None),
+        ("data", {}),
+        ("parents", []),
+        ("parents", {"teacher": 1}),
+    ],
+)
 def test_descriptions_of_other_types(store, run, key, value):
     """Even in a folder whose name fits them."""
     forged = {**asdict(DESCRIPTION), key: value}
@@ -367,8 +473,12 @@ def test_killed_while_pruning_is_no_damage(store, run, monkeypatch, owner, name)
 @pytest.mark.slow
 def test_ten_thousand_runs_are_listed_in_five_seconds(store):
     """Each with the history of a quick run, its files just written."""
-    record = {"metrics": {"final": RESULT.metrics["final"]}, "environment": {"commit": "abc"}, "weights_sha256": "0" * 64,
-              "history": [{f"metric_{i}": epoch / 7 + i for i in range(4)} for epoch in range(12)]}
+    record = {
+        "metrics": {"final": RESULT.metrics["final"]},
+        "environment": {"commit": "abc"},
+        "weights_sha256": "0" * 64,
+        "history": [{f"metric_{i}": epoch / 7 + i for i in range(4)} for epoch in range(12)],
+    }
     description = asdict(DESCRIPTION)
     rest = json.dumps(record)[1:]
     for seed in range(10_000):

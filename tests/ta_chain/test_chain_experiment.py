@@ -12,11 +12,11 @@ from scipy.special import log_softmax, softmax
 from torch import nn
 
 from kdlib.batches import Batch
-from kdlib.engine import execute
-from kdlib.experiment import Compute, load_experiment
 from kdlib.networks import he_uniform_, parameter_count
-from kdlib.plan import plan
-from kdlib.runs import Store, read_run
+from kdlib.run.engine import execute
+from kdlib.run.experiment import Compute, load_experiment
+from kdlib.run.plan import plan
+from kdlib.run.store import Store, read_run
 from kdlib.seeds import generator
 from replications import course_report
 from replications.ta_chain import experiment as chain
@@ -27,7 +27,7 @@ COUNTS = {2: 13_146, 4: 37_530, 6: 83_226, 8: 328_922, 10: 658_586}
 
 
 def run_of(config):
-    return made_runs.run_of(chain, config)
+    return made_runs.run_of(chain.EXPERIMENT, config)
 
 
 def taught(config):
@@ -81,7 +81,9 @@ def test_the_forward_pass_is_that_of_separate_layers(size):
                 module.running_var.uniform_(0.5, 2.0, generator=generator(1, "var"))
     x = torch.randint(256, (6, 3, 32, 32), generator=generator(0, "x"), dtype=torch.uint8)
     state = {name: value.double() for name, value in model.state_dict().items()}
-    weights = iter(name.removesuffix(".weight") for name, value in state.items() if name.endswith("weight") and value.dim() > 1)
+    weights = iter(
+        name.removesuffix(".weight") for name, value in state.items() if name.endswith("weight") and value.dim() > 1
+    )
     h = x.double() / 255
     convolutions, dense = (part.split() for part in chain.LAYERS[size].split("flatten"))
     for layer in convolutions:
@@ -93,7 +95,9 @@ def test_the_forward_pass_is_that_of_separate_layers(size):
             prefix, index = name.rsplit(".", 1)
             norm = f"{prefix}.{int(index) + 1}.norm"
             shape = (1, -1, 1, 1)
-            h = (h - state[f"{norm}.running_mean"].view(shape)) / (state[f"{norm}.running_var"].view(shape) + 1e-3).sqrt()
+            h = (h - state[f"{norm}.running_mean"].view(shape)) / (
+                state[f"{norm}.running_var"].view(shape) + 1e-3
+            ).sqrt()
             h = h * state[f"{norm}.weight"].view(shape) + state[f"{norm}.bias"].view(shape)
     h = h.flatten(1)
     squares = 0.0
@@ -122,7 +126,9 @@ def test_a_training_step_is_that_of_separate_layers_in_float64(size):
         h = h.relu() if isinstance(layer, nn.Linear) and layer is not separate.dense[-1] else h
     h.square().mean().backward()
     for fused, exact in zip(model.parameters(), separate.parameters(), strict=True):
-        assert (fused.grad - exact.grad).norm() <= 1e-2 * exact.grad.norm() + 1e-6  # a unit near 0 may fall on its other side
+        assert (
+            fused.grad - exact.grad
+        ).norm() <= 1e-2 * exact.grad.norm() + 1e-6  # a unit near 0 may fall on its other side
     for fused, exact in zip(model.buffers(), separate.buffers(), strict=True):
         assert torch.allclose(fused.double(), exact.double(), rtol=1e-4, atol=1e-6)
 
@@ -156,7 +162,9 @@ def test_alpha_weighs_the_teacher():
     assert only_soft(t, batch).item() == pytest.approx(0.0, abs=1e-6)
 
 
-@pytest.mark.parametrize("change", [{"alpha": -0.1}, {"alpha": 1.1}, {"temperature": 0.0}, {"temperature": np.nan}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"alpha": -0.1}, {"alpha": 1.1}, {"temperature": 0.0}, {"temperature": np.nan}], ids=str
+)
 def test_an_alpha_or_temperature_out_of_range_is_refused(change):
     for train in (chain.train_distilled, chain.train_sham):
         with pytest.raises(chain.KDError, match="the run: expected alpha from 0 to 1, a finite temperature"):
@@ -168,8 +176,23 @@ def test_an_unknown_precision_is_refused():
         chain.Network(2, "fp16")
 
 
-CHAINS = ("scratch_2", "scratch_10", "direct", "direct_as_ta", "direct_as_chain", "student_4_of_10", "student_6_of_10",
-          "student_8_of_10", "ta_4", "ta_6", "ta_8", "chain_6", "chain_4", "chain", "sham")
+CHAINS = (
+    "scratch_2",
+    "scratch_10",
+    "direct",
+    "direct_as_ta",
+    "direct_as_chain",
+    "student_4_of_10",
+    "student_6_of_10",
+    "student_8_of_10",
+    "ta_4",
+    "ta_6",
+    "ta_8",
+    "chain_6",
+    "chain_4",
+    "chain",
+    "sham",
+)
 
 
 def test_nothing_in_the_chains_is_trained_twice():
@@ -188,8 +211,11 @@ def test_nothing_in_the_chains_is_trained_twice():
 
 def test_arms_compared_in_the_controlled_mode_differ_in_size_and_rounds_only():
     experiment = load_experiment("ta_chain")
-    configs = {arm.name: replace(experiment.config(arm, chain.PROFILES["full"]), size=2, rounds=1)
-               for arm in experiment.arms if "controlled" in arm.modes or "sham" in arm.modes}
+    configs = {
+        arm.name: replace(experiment.config(arm, chain.PROFILES["full"]), size=2, rounds=1)
+        for arm in experiment.arms
+        if "controlled" in arm.modes or "sham" in arm.modes
+    }
     exact = configs.pop("scratch_2_float32")
     assert set(configs.values()) == {replace(exact, precision="bfloat16")}
 
@@ -197,8 +223,11 @@ def test_arms_compared_in_the_controlled_mode_differ_in_size_and_rounds_only():
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_recorded_teachers_are_those_that_profile_full_trains(seed):
     experiment = load_experiment("ta_chain")
-    found = {run.description.seed: run for folder in (Path(course_report.__file__).parent / "recorded_teachers").iterdir()
-             if (run := read_run(folder)).description.recipe == "course-report/train_scratch"}
+    found = {
+        run.description.seed: run
+        for folder in (Path(course_report.__file__).parent / "recorded_teachers").iterdir()
+        if (run := read_run(folder)).description.recipe == "course-report/train_scratch"
+    }
     arm, about = experiment.arm("scratch_10"), found[seed].description
     config = experiment.config(arm, experiment.profile("full"))
     assert about == experiment.describe(arm, config, seed, about.data, Compute(), {})
@@ -251,8 +280,10 @@ def test_released_runs_stop_early_on_the_test_accuracy_and_others_never_look_at_
 def test_arms_that_differ_in_their_targets_end_in_different_students(trained):
     """All after six epochs from one start; a run's digest would also tell how many snapshots it has."""
     arms = {"scratch_2": "final", "direct": "round_1", "sham": "final"}
-    weights = [torch.cat([value.flatten() for _, value in sorted(trained[arm].weights(snapshot).items())])
-               for arm, snapshot in arms.items()]
+    weights = [
+        torch.cat([value.flatten() for _, value in sorted(trained[arm].weights(snapshot).items())])
+        for arm, snapshot in arms.items()
+    ]
     assert not any(torch.equal(first, second) for first, second in combinations(weights, 2))
 
 
@@ -267,7 +298,9 @@ def test_metrics_are_measured_on_the_test_pictures(trained):
 def test_nobody_is_taught_by_a_teacher_at_chance():
     run = taught(TINY)
     labels = run.data.train.labels
-    run.parents["teacher"][0].soft_targets = lambda part: torch.zeros(len(labels), 10).index_fill_(1, labels.mode().values, 1.0)
+    run.parents["teacher"][0].soft_targets = lambda part: torch.zeros(len(labels), 10).index_fill_(
+        1, labels.mode().values, 1.0
+    )
     with pytest.raises(chain.KDError, match="above chance"):
         chain.train_distilled(replace(run, data=replace(run.data, synthetic=False)))
 

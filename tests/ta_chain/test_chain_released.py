@@ -1,11 +1,11 @@
-"""Teaching assistants: the arms and numbers of the file against the report's, copied here from its text, tables and notebooks."""
+"""Teaching assistants: arms and numbers against those copied here from the report's text, tables and notebooks."""
 
 from dataclasses import asdict, replace
 
 import pytest
 
-from kdlib.claims import load_reported
-from kdlib.experiment import load_experiment
+from kdlib.judge.reading import load_claims
+from kdlib.run.experiment import load_experiment
 from replications.ta_chain import experiment as chain
 
 EXPERIMENT = load_experiment("ta_chain")
@@ -37,25 +37,47 @@ RELEASED = {
 }
 # The other modes: size, teacher, hundreds of epochs after which the arm is looked at, of how many, modes.
 OTHERS = {
-    "scratch_2": (2, None, 1, 1, BOTH), "scratch_4": (4, None, 1, 1, BOTH), "scratch_6": (6, None, 1, 1, BOTH),
-    "scratch_8": (8, None, 1, 1, BOTH), "scratch_10": (10, None, 1, 1, BOTH),
-    "student_2_of_4": (2, "scratch_4", 1, 1, BOTH), "student_2_of_6": (2, "scratch_6", 1, 1, BOTH),
-    "student_2_of_8": (2, "scratch_8", 1, 1, BOTH), "student_2_of_10": (2, "scratch_10", 1, 4, BOTH),
-    "direct": (2, "scratch_10", 1, 4, BOTH), "direct_as_ta": (2, "scratch_10", 2, 4, ("controlled",)),
-    "direct_as_chain": (2, "scratch_10", 4, 4, ("controlled",)), "sham": (2, "scratch_10", 1, 1, ("sham",)),
-    "student_4_of_10": (4, "scratch_10", 1, 1, BOTH), "student_6_of_10": (6, "scratch_10", 1, 1, BOTH),
+    "scratch_2": (2, None, 1, 1, BOTH),
+    "scratch_4": (4, None, 1, 1, BOTH),
+    "scratch_6": (6, None, 1, 1, BOTH),
+    "scratch_8": (8, None, 1, 1, BOTH),
+    "scratch_10": (10, None, 1, 1, BOTH),
+    "student_2_of_4": (2, "scratch_4", 1, 1, BOTH),
+    "student_2_of_6": (2, "scratch_6", 1, 1, BOTH),
+    "student_2_of_8": (2, "scratch_8", 1, 1, BOTH),
+    "student_2_of_10": (2, "scratch_10", 1, 4, BOTH),
+    "direct": (2, "scratch_10", 1, 4, BOTH),
+    "direct_as_ta": (2, "scratch_10", 2, 4, ("controlled",)),
+    "direct_as_chain": (2, "scratch_10", 4, 4, ("controlled",)),
+    "sham": (2, "scratch_10", 1, 1, ("sham",)),
+    "student_4_of_10": (4, "scratch_10", 1, 1, BOTH),
+    "student_6_of_10": (6, "scratch_10", 1, 1, BOTH),
     "student_8_of_10": (8, "scratch_10", 1, 1, BOTH),
-    "ta_4": (2, "student_4_of_10", 1, 1, BOTH), "ta_6": (2, "student_6_of_10", 1, 1, BOTH),
+    "ta_4": (2, "student_4_of_10", 1, 1, BOTH),
+    "ta_6": (2, "student_6_of_10", 1, 1, BOTH),
     "ta_8": (2, "student_8_of_10", 1, 1, BOTH),
-    "chain_6": (6, "student_8_of_10", 1, 1, BOTH), "chain_4": (4, "chain_6", 1, 1, BOTH), "chain": (2, "chain_4", 1, 1, BOTH),
-    "scratch_2_float32": (2, None, 1, 1, ("controlled",)), "scratch_2_bfloat16": (2, None, 1, 1, ("controlled",)),
-}  # fmt: skip
-# Percent of the test pictures, with the digits printed, and the arms that stand beside.
+    "chain_6": (6, "student_8_of_10", 1, 1, BOTH),
+    "chain_4": (4, "chain_6", 1, 1, BOTH),
+    "chain": (2, "chain_4", 1, 1, BOTH),
+    "scratch_2_float32": (2, None, 1, 1, ("controlled",)),
+    "scratch_2_bfloat16": (2, None, 1, 1, ("controlled",)),
+}
+# Percent of the test pictures, with the printed digits, and the arms that they belong to.
 ACCURACY = {
-    "68.66": "scratch_2", "77.75": "scratch_4", "82.56": "scratch_6", "83.20": "scratch_8", "84.27": "scratch_10",
-    "70.36": "2_of_4", "71.69": "2_of_6", "70.20": "2_of_8", "69.90": "2_of_10",
-    "79.50": "4_of_10", "83.49": "6_of_10", "83.86": "8_of_10", "72.21": "chain",
-}  # fmt: skip
+    "68.66": "scratch_2",
+    "77.75": "scratch_4",
+    "82.56": "scratch_6",
+    "83.20": "scratch_8",
+    "84.27": "scratch_10",
+    "70.36": "2_of_4",
+    "71.69": "2_of_6",
+    "70.20": "2_of_8",
+    "69.90": "2_of_10",
+    "79.50": "4_of_10",
+    "83.49": "6_of_10",
+    "83.86": "8_of_10",
+    "72.21": "chain",
+}
 TABLE_3 = {"direct": "71.1", "ta_4": "71.5", "ta_6": "72.5", "ta_8": "72.1"}
 LOGS = {"released_ta_4": "71.54", "released_ta_6": "72.53", "released_ta_8": "72.18"}
 # Points of accuracy between two arms in the mode in which the source measured them.
@@ -71,14 +93,26 @@ GAINS = {
 
 @pytest.fixture(scope="module")
 def reported():
-    return load_reported(EXPERIMENT.folder / "reported.toml", list(ARMS))
+    return load_claims(EXPERIMENT.folder / "claims.toml", list(ARMS))
 
 
 def test_the_papers_values():
     assert asdict(chain.PAPER) == {
-        "size": 2, "epochs": 100, "optimizer": "sgd", "momentum": 0.9, "batch": 64, "alpha": 0.2, "temperature": 4.0,
-        "activity": 1e-4, "patience": 0, "extra_epochs": 0, "rounds": 1, "train_pictures": 50_000, "test_pictures": 10_000,
-        "precision": "float32"}  # fmt: skip
+        "size": 2,
+        "epochs": 100,
+        "optimizer": "sgd",
+        "momentum": 0.9,
+        "batch": 64,
+        "alpha": 0.2,
+        "temperature": 4.0,
+        "activity": 1e-4,
+        "patience": 0,
+        "extra_epochs": 0,
+        "rounds": 1,
+        "train_pictures": 50_000,
+        "test_pictures": 10_000,
+        "precision": "float32",
+    }
     full, exact = EXPERIMENT.profile("full"), EXPERIMENT.profile("float32")
     assert (full.config, full.seeds, full.arms) == (replace(chain.PAPER, precision="bfloat16"), 5, ())
     assert "bfloat16" in full.reduced
@@ -114,7 +148,9 @@ def test_all_other_arms_are_the_texts_protocol_with_one_size_and_teacher():
 
 
 def test_published_accuracies_are_the_reports(reported):
-    plain = {arm if arm.startswith(("scratch", "chain")) else f"student_{arm}": value for value, arm in ACCURACY.items()}
+    plain = {
+        arm if arm.startswith(("scratch", "chain")) else f"student_{arm}": value for value, arm in ACCURACY.items()
+    }
     published = plain | {f"released_{arm}": value for value, arm in ACCURACY.items()} | TABLE_3 | LOGS
     found = {name: value for name in ARMS if (value := reported.value(name, "accuracy"))}
     assert {name: f"{100 * value.value:.{value.decimals - 2}f}" for name, value in found.items()} == published
@@ -129,7 +165,9 @@ def test_published_sizes_are_the_reports(reported):
     assert found == {name: COUNTS[size] for name, size in sizes.items()}
     assert set(sizes.values()) == COUNTS.keys()
     exact = reported.claims["C8"].modes["as described"]
-    assert dict(zip(exact.arms, exact.expected, strict=True)) == {f"scratch_{size}": count for size, count in COUNTS.items()}
+    assert dict(zip(exact.arms, exact.expected, strict=True)) == {
+        f"scratch_{size}": count for size, count in COUNTS.items()
+    }
 
 
 def test_published_gains_are_the_differences_of_published_accuracies(reported):
@@ -137,7 +175,7 @@ def test_published_gains_are_the_differences_of_published_accuracies(reported):
     assert reported.primary.name == "C1"
     for name, (points, mode, arm, over) in GAINS.items():
         claim = reported.claims[name]
-        assert (claim.modes[mode].arms, claim.modes[mode].over) == ((arm,), (over,)), name
+        assert (claim.modes[mode].arms, claim.modes[mode].rivals) == ((arm,), (over,)), name
         assert claim.reported == pytest.approx(points / 100), name
         values = [reported.value(each, "accuracy").value for each in (arm, over)]
         assert claim.reported == pytest.approx(values[0] - values[1]), name

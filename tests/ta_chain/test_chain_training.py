@@ -1,4 +1,4 @@
-"""Teaching assistants: what a network is trained on and by, what its run keeps and measures, and runs that were interrupted."""
+"""Teaching assistants: what a network is trained on, what its run keeps and measures, and interrupted runs."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ TINY = replace(chain.SMOKE, epochs=1, batch=16, train_pictures=48, test_pictures
 
 
 def run_of(config):
-    return made_runs.run_of(chain, config)
+    return made_runs.run_of(chain.EXPERIMENT, config)
 
 
 def taught(config):
@@ -55,7 +55,9 @@ def test_the_loss_from_scratch_is_cross_entropy_with_the_dense_layers_activity(m
     def step(model, optimizer, objective, batch):
         model.eval()  # dropout off
         with torch.no_grad():
-            found.append((objective(model(batch.inputs), batch).item(), model(batch.inputs).double().numpy(), batch.labels))
+            found.append(
+                (objective(model(batch.inputs), batch).item(), model(batch.inputs).double().numpy(), batch.labels)
+            )
         return torch.zeros(())
 
     monkeypatch.setattr("kdlib.training.train_step", step)
@@ -87,7 +89,7 @@ def test_every_step_of_sgd_is_the_one_written_by_hand(momentum, monkeypatch):
     monkeypatch.setattr("kdlib.training.train_step", step)
     chain.train_scratch(run_of(replace(TINY, epochs=2, batch=20, momentum=momentum)))
     assert rows == 2 * [20, 20, 8]
-    assert max(change.abs().max() for change in velocity.values()) > 1e-3  # beside it, the tolerance is nothing
+    assert max(change.abs().max() for change in velocity.values()) > 1e-3  # much more than the tolerance
 
 
 def test_adam_is_kerass_with_its_defaults(monkeypatch):
@@ -103,7 +105,7 @@ def test_adam_is_kerass_with_its_defaults(monkeypatch):
     assert type(optimizer) is torch.optim.Adam
     assert [rate for *_, rate in seen] == [1e-3] * 6
     expected = {"betas": (0.9, 0.999), "eps": 1e-7, "weight_decay": 0, "amsgrad": False, "maximize": False}
-    group, = optimizer.param_groups
+    (group,) = optimizer.param_groups
     assert {name: group[name] for name in expected} == expected
     assert {id(weight) for weight in group["params"]} == {id(weight) for weight in model.parameters()}
 
@@ -137,16 +139,20 @@ def test_kept_and_measured_are_the_networks_logits_of_the_pictures_in_their_orde
 # ---- interrupted
 
 
-@pytest.mark.parametrize(("train", "change"), [
-    (chain.train_scratch, {"optimizer": "adam", "epochs": 20, "patience": 2}),
-    (chain.train_scratch, {"epochs": 20, "patience": 2, "extra_epochs": 1}),
-    (chain.train_distilled, {"epochs": 2, "rounds": 3}),
-    (chain.train_sham, {"epochs": 2}),
-], ids=["stopped early", "an epoch more", "rounds", "sham"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("train", "change"),
+    [
+        (chain.train_scratch, {"optimizer": "adam", "epochs": 20, "patience": 2}),
+        (chain.train_scratch, {"epochs": 20, "patience": 2, "extra_epochs": 1}),
+        (chain.train_distilled, {"epochs": 2, "rounds": 3}),
+        (chain.train_sham, {"epochs": 2}),
+    ],
+    ids=["stopped early", "an epoch more", "rounds", "sham"],
+)
 def test_a_run_killed_after_every_epoch_is_the_unbroken_one(train, change, tmp_path):
     run, _ = taught(replace(TINY, **change))
     whole, early = train(run), bool(run.config.patience)
     assert (len(whole.history) < run.config.total_epochs) == early
-    again, deaths = resumed(train, run, tmp_path / "checkpoint.safetensors")
+    (again,), deaths = resumed(lambda runs: [train(*runs)], [run], tmp_path / "checkpoint.safetensors")
     assert len(deaths) == len(whole.history) - early  # the epoch that ends a run early is in no checkpoint
     assert_same_result(again, whole)

@@ -1,4 +1,4 @@
-"""Teacher-free distillation: the published cells, the graph of arms, runs shared with grid, and what each method learns from."""
+"""Teacher-free distillation: published cells, graph of arms, runs shared with grid, what each method learns from."""
 
 import math
 import shutil
@@ -10,14 +10,14 @@ import pytest
 import torch
 from scipy.special import log_softmax, softmax
 
-from kdlib.claims import load_reported
-from kdlib.engine import execute
-from kdlib.experiment import Compute, load_experiment
-from kdlib.plan import plan
-from kdlib.runs import Store
+from kdlib.judge.reading import load_claims
+from kdlib.run.engine import execute
+from kdlib.run.experiment import Compute, load_experiment
+from kdlib.run.plan import plan
+from kdlib.run.store import Store
 from kdlib.seeds import generator
-from replications import course_cifar, course_report
-from replications.grid import experiment as grid
+from replications.course_report import cifar as course_cifar
+from replications.course_report import cifar10_data
 from replications.teacher_free import experiment as teacher_free
 from tests.conftest import contents
 from tests.made_runs import run_of, taught
@@ -26,11 +26,13 @@ EXPERIMENT = load_experiment("teacher_free")
 ARMS = {arm.name: arm for arm in EXPERIMENT.arms}
 ALPHAS, TEMPERATURES = (0.2, 0.4, 0.6, 0.8, 1.0), (2, 4, 6, 8, 10)
 # Experiment 4, accuracy on test in percent: rows alpha, columns T.
-TABLE = ((88.74, 88.40, 88.34, 88.22, 87.63),
-         (88.58, 88.61, 87.87, 87.38, 87.49),
-         (88.67, 88.20, 87.81, 87.26, 87.57),
-         (88.61, 87.93, 87.47, 86.80, 87.20),
-         (88.44, 87.71, 86.95, 86.87, 87.02))  # fmt: skip
+TABLE = (
+    (88.74, 88.40, 88.34, 88.22, 87.63),
+    (88.58, 88.61, 87.87, 87.38, 87.49),
+    (88.67, 88.20, 87.81, 87.26, 87.57),
+    (88.61, 87.93, 87.47, 86.80, 87.20),
+    (88.44, 87.71, 86.95, 86.87, 87.02),
+)
 RESNET18 = (86.56, 88.30, 88.24, 89.41, 89.09)  # experiment 2, alpha 0.6
 TINY = replace(teacher_free.SMOKE, epochs=1, batch=16, train_pictures=48, test_pictures=40)
 CPU = Compute()
@@ -50,17 +52,22 @@ AGAIN = {name_of("again", alpha, t): (alpha, t) for alpha in (0.2, 0.4, 0.6) for
 
 @pytest.fixture(scope="module")
 def reported():
-    return load_reported(EXPERIMENT.folder / "reported.toml", list(ARMS))
+    return load_claims(EXPERIMENT.folder / "claims.toml", list(ARMS))
 
 
 def test_every_published_cell_is_in_the_file(reported):
-    published = {name_of("self", alpha, t): value for alpha, row in zip(ALPHAS, TABLE, strict=True)
-                 for t, value in zip(TEMPERATURES, row, strict=True)}
+    published = {
+        name_of("self", alpha, t): value
+        for alpha, row in zip(ALPHAS, TABLE, strict=True)
+        for t, value in zip(TEMPERATURES, row, strict=True)
+    }
     # One of them the text has otherwise than the code's heat map.
     published |= {"self_alpha_0_2_T_2": 88.7, "teacher": 93.5}
     published |= {"baseline_64": 87.25, "again_alpha_0_4_T_4": 88.84, **dict(zip(BY_RESNET18, RESNET18, strict=True))}
     found = {value.arm: value for value in reported.values.values() if value.metric == "accuracy"}
-    assert {arm: value.value for arm, value in found.items()} == pytest.approx({arm: v / 100 for arm, v in published.items()})
+    assert {arm: value.value for arm, value in found.items()} == pytest.approx(
+        {arm: v / 100 for arm, v in published.items()}
+    )
     decimals = {arm: 3 if arm in ("self_alpha_0_2_T_2", "teacher") else 4 for arm in published}
     assert {arm: value.decimals for arm, value in found.items()} == decimals
     assert all(round(100 * value.value, value.decimals - 2) == published[arm] for arm, value in found.items())
@@ -71,15 +78,20 @@ def test_the_first_claim_is_the_texts_difference(reported):
     assert reported.primary is claim
     assert (claim.kind, claim.reported) == ("effect", pytest.approx((88.7 - 87.25) / 100))
     taught = "self_alpha_0_2_T_2"
-    assert {mode: (*arms.arms, *arms.over) for mode, arms in claim.modes.items()} == {
-        "as described": ("described_alpha_0_2_T_2", "baseline"), "as released": (taught, "baseline_64"),
-        "controlled": (taught, "baseline_slowed")}
+    assert {mode: (*arms.arms, *arms.rivals) for mode, arms in claim.modes.items()} == {
+        "as described": ("described_alpha_0_2_T_2", "baseline"),
+        "as released": (taught, "baseline_64"),
+        "controlled": (taught, "baseline_slowed"),
+    }
 
 
 def test_the_trend_runs_from_the_highest_temperature_to_the_lowest(reported):
     """A trend rises along its arms; here accuracy is to fall with T."""
     along = tuple(name_of("self", 0.2, t) for t in (10, 8, 6, 4, 2))
-    assert {mode: arms.arms for mode, arms in reported.claims["C2"].modes.items()} == {"as released": along, "controlled": along}
+    assert {mode: arms.arms for mode, arms in reported.claims["C2"].modes.items()} == {
+        "as released": along,
+        "controlled": along,
+    }
 
 
 # ---- the graph of arms
@@ -107,44 +119,54 @@ def test_cells_have_their_alpha_and_temperature_and_all_else_is_one_protocol():
     for name, arm in ARMS.items():
         config = EXPERIMENT.config(arm, EXPERIMENT.profile("full"))
         alpha, temperature = cells.get(name, (0.6, 8.0))  # unused where there is no teacher
-        expected = replace(course_cifar.Config(), alpha=alpha, temperature=temperature, slows=name not in constant,
-                           batch=64 if name == "baseline_64" else 32)
+        expected = replace(
+            course_cifar.Config(),
+            alpha=alpha,
+            temperature=temperature,
+            slows=name not in constant,
+            batch=64 if name == "baseline_64" else 32,
+        )
         assert config == expected, name
-    paper = {"epochs": 50, "slow_from": 30, "learning_rate": 1e-3, "share": 1.0, "validated": False, "soft_weight": 1.0,
-             "train_pictures": 50_000, "test_pictures": 10_000, "precision": "float32", "recorded_teacher": ""}
+    paper = {
+        "epochs": 50,
+        "slow_from": 30,
+        "learning_rate": 1e-3,
+        "share": 1.0,
+        "validated": False,
+        "soft_weight": 1.0,
+        "train_pictures": 50_000,
+        "test_pictures": 10_000,
+        "precision": "float32",
+        "recorded_teacher": "",
+    }
     assert paper.items() <= asdict(EXPERIMENT.profile("full").config).items()
 
 
 # ---- runs shared with grid
 
 
-@pytest.fixture
-def few_pictures(monkeypatch):
-    """The experiments' own data, but of 20 and 10 synthetic pictures, whatever is asked for."""
-    for module in (grid, teacher_free):
-        monkeypatch.setattr(module, "cifar10_data", lambda folder, train, test: course_report.cifar10_data(None, 20, 10))
-
-
-def planned(experiment, names=(), seeds=(0, 1), replicas=1):
-    names = names or [arm.name for arm in experiment.arms]
-    jobs = plan(experiment, experiment.profile("full"), names, seeds, CPU, {}, replicas)
+def planned(experiment, replicas=1):
+    """Return the jobs of profile full with two seeds, by arm and seed, on a few synthetic pictures."""
+    few = replace(experiment, load_data=lambda config, folders: cifar10_data(None, 20, 10))
+    names = [arm.name for arm in few.arms]
+    jobs = plan(few, few.profile("full"), names, (0, 1), CPU, {}, replicas)
     return {(name, job.description.seed): job for job in jobs for name in job.arms}
 
 
-def test_runs_that_grid_needs_too_are_trained_once(few_pictures):
+def test_runs_that_grid_needs_too_are_trained_once():
     theirs, ours = planned(load_experiment("grid")), planned(EXPERIMENT)
     for name, seed in (("baseline_64", 0), ("baseline_64", 1), ("baseline", 0), ("baseline", 1), ("teacher", 0)):
         assert ours[name, seed].description.id == theirs[name, seed].description.id
 
 
-def test_students_of_the_resnet18_are_those_of_grid(few_pictures):
+def test_students_of_the_resnet18_are_those_of_grid():
     theirs, ours = planned(load_experiment("grid")), planned(EXPERIMENT)
     for seed in (0, 1):
         for name in BY_RESNET18:
             assert ours[name, seed].description.id == theirs[name.removeprefix("by_resnet18_"), seed].description.id
 
 
-def test_the_teacher_of_all_students_is_the_resnet18_of_seed_0(few_pictures):
+def test_the_teacher_of_all_students_is_the_resnet18_of_seed_0():
     jobs = planned(EXPERIMENT)
     assert jobs["teacher", 0] is jobs["resnet18", 0]
     assert ("teacher", 1) not in jobs
@@ -155,7 +177,7 @@ def test_the_teacher_of_all_students_is_the_resnet18_of_seed_0(few_pictures):
     assert jobs["resnet18", 1].description.id != jobs["teacher", 0].description.id
 
 
-def test_25_replicas_are_the_25_cells_of_a_seed(few_pictures):
+def test_25_replicas_are_the_25_cells_of_a_seed():
     jobs = planned(EXPERIMENT, replicas=25)
     for seed in (0, 1):
         assert len({jobs[name, seed].group for name in CELLS}) == 1
@@ -166,7 +188,16 @@ def test_25_replicas_are_the_25_cells_of_a_seed(few_pictures):
         if job.group:
             groups.setdefault(job.group, set()).add((name, seed))
     members = [{name for name, _ in group} for group in groups.values()]
-    by_seed = [[name] for name in ("baseline_64", "baseline", "baseline_slowed", "smoothed", "virtual_teacher", "sham")]
+    others = (
+        "baseline_64",
+        "baseline",
+        "baseline_slowed",
+        "described_alpha_0_2_T_2",
+        "smoothed",
+        "virtual_teacher",
+        "sham",
+    )
+    by_seed = [[name] for name in others]  # groups of the seeds of one arm
     assert sorted(map(sorted, members)) == sorted(map(sorted, [BY_RESNET18, AGAIN, CELLS, CELLS, *by_seed]))
 
 
@@ -176,7 +207,8 @@ def test_25_replicas_are_the_25_cells_of_a_seed(few_pictures):
 def run_of_arm(name, base, seed=0):
     """The arm's run; its teacher, where it needs one, has kept made-up logits."""
     arm = ARMS[name]
-    run = run_of(teacher_free, replace(base, **{key: value for key, value in arm.change.items() if key != "batch"}), seed)
+    change = {key: value for key, value in arm.change.items() if key != "batch"}
+    run = run_of(EXPERIMENT, replace(base, **change), seed)
     return arm, taught(run)[0] if arm.needs else run
 
 
@@ -206,7 +238,7 @@ def outputs_of(step):
 def test_label_smoothing_is_cross_entropy_with_smoothed_labels_up_to_a_constant(steps, alpha):
     arm, run = run_of_arm("smoothed", TINY)
     assert run.config.alpha == 0.2
-    arm.train(replace(run, config=replace(run.config, alpha=alpha)))
+    arm.results([replace(run, config=replace(run.config, alpha=alpha))])
     assert sum(len(step.batch.labels) for step in steps) == 48
     for step in steps:
         assert step.batch.soft is None
@@ -224,9 +256,14 @@ def test_label_smoothing_is_cross_entropy_with_smoothed_labels_up_to_a_constant(
 @pytest.mark.parametrize(("certainty", "temperature"), [(0.9, 2.0), (0.99, 20.0)])
 def test_the_virtual_teacher_is_right_with_its_certainty_before_the_loss_softens_it(steps, certainty, temperature):
     arm, run = run_of_arm("virtual_teacher", TINY)
-    assert (run.config.certainty, run.config.alpha, run.config.temperature, run.config.soft_weight) == (0.9, 0.2, 2.0, 1.0)
+    assert (run.config.certainty, run.config.alpha, run.config.temperature, run.config.soft_weight) == (
+        0.9,
+        0.2,
+        2.0,
+        1.0,
+    )
     config = replace(run.config, certainty=certainty, temperature=temperature, soft_weight=1.5)
-    arm.train(replace(run, config=config))
+    arm.results([replace(run, config=config)])
     assert sorted(torch.cat([step.batch.indices for step in steps]).tolist()) == list(range(48))
     for step in steps:
         labels = step.batch.labels.numpy()
@@ -249,19 +286,30 @@ def rates_of(steps):
     return [rate for step in steps for rate in step.rates]
 
 
-@pytest.mark.parametrize(("name", "slows"), [
-    ("baseline_64", False), ("baseline", False), ("described_alpha_0_2_T_2", False), ("by_resnet18_alpha_0_6_T_8", False),
-    ("baseline_slowed", True), ("self_alpha_0_2_T_2", True), ("again_alpha_0_4_T_4", True), ("smoothed", True),
-    ("virtual_teacher", True), ("sham", True)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "slows"),
+    [
+        ("baseline_64", False),
+        ("baseline", False),
+        ("described_alpha_0_2_T_2", False),
+        ("by_resnet18_alpha_0_6_T_8", False),
+        ("baseline_slowed", True),
+        ("self_alpha_0_2_T_2", True),
+        ("again_alpha_0_4_T_4", True),
+        ("smoothed", True),
+        ("virtual_teacher", True),
+        ("sham", True),
+    ],
+)
 def test_the_learning_rate_of_each_epoch(steps, name, slows):
     arm, run = run_of_arm(name, replace(TINY, epochs=5, slow_from=4, batch=48))
-    arm.train(run)
+    arm.results([run])
     assert rates_of(steps) == pytest.approx([1e-3] * 3 + [1e-4 if slows else 1e-3] * 2)
 
 
 def test_students_side_by_side_slow_too(steps):
     runs = [run_of_arm(name, replace(TINY, epochs=3, slow_from=3, batch=48))[1] for name in list(CELLS)[:2]]
-    ARMS["self_alpha_0_2_T_2"].together(runs)
+    ARMS["self_alpha_0_2_T_2"].results(runs)
     assert rates_of(steps) == pytest.approx([1e-3, 1e-3, 1e-4])
 
 

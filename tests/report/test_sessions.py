@@ -1,0 +1,252 @@
+"""Sessions from Python, as in a notebook: frames of arms and claims, the same as on the command line, and no output."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from kdlib.errors import KDError
+from kdlib.judge.bands import read_bands, write_bands
+from kdlib.report import check, record, replicate
+from kdlib.run import Store, costs, failures, load_experiment, measured, prepare, records_of, train
+from kdlib.run.records import read_records
+from kdlib.run.session import left_of_profile
+from tests.conftest import TOY, changed, module_of, write_toy
+
+ARMS = ("teacher", "baseline", "distilled")
+CLAIMS = """
+[source]
+citation = "A toy"
+url = "https://example.org/toy"
+
+[values."distilled.accuracy"]
+value = 0.5
+unit = "accuracy, test"
+decimals = 2
+place = "p. 1"
+
+[claims.C1]
+kind = "direction"
+primary = true
+metric = "accuracy"
+statement = "Distillation helps."
+place = "p. 1"
+
+[claims.C1.modes]
+controlled = { arm = "distilled", over = "baseline" }
+"""
+
+
+@pytest.fixture
+def root(toy, tmp_path, monkeypatch):
+    """A repository of the toy experiment, which makes its own data; not the current folder. Profile quick is judged."""
+    folder = write_toy(tmp_path / "repository") / "replications" / "toy"
+    (folder / "claims.toml").write_text(CLAIMS)
+    monkeypatch.setattr(module_of("toy"), "__file__", str(folder / "experiment.py"))
+    quick = replace(toy.profile("quick"), seeds=5, arms=ARMS, judged=True)
+    changed(monkeypatch, "toy", data=(), profiles={**toy.profiles, "quick": quick})
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "repository"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """One store for all tests here, so that each run is trained once."""
+    return tmp_path_factory.mktemp("store")
+
+
+def test_a_notebook_gets_frames_of_arms_and_claims(root, store, capfd, tmp_path):
+    session = prepare("toy", store=store, workers=1)
+    found = replicate(session)
+    assert (found.problems, found.notes) == ([], [])
+    assert [(run.seed, *run.arms) for run in found.records] == [
+        (seed, arm) for seed in range(5) for arm in ("teacher", "baseline", "distilled")
+    ]
+    numbers = measured(found.records)
+    arms = found.arms.set_index("arm")
+    assert list(arms.index) == list(ARMS)
+    for arm in ARMS:
+        assert arms.loc[arm, "n"] == 5
+        assert arms.loc[arm, "accuracy"] == np.mean([run["accuracy"] for run in numbers[arm].values()])
+    assert arms.loc["distilled", "accuracy_reported"] == 0.5
+    (claim,) = found.claims.to_dict("records")
+    assert (claim["claim"], claim["mode"], claim["n"]) == ("C1", "controlled", 5)
+    gains = [numbers["distilled"][seed]["accuracy"] - numbers["baseline"][seed]["accuracy"] for seed in range(5)]
+    assert claim["measured"] == pytest.approx(np.mean(gains))
+    assert claim["verdict"]
+    assert capfd.readouterr() == ("", "")
+    assert not list((tmp_path / "here").iterdir())  # and nothing is written but runs
+
+
+def test_other_arms_seeds_and_profiles(root, store, toy, monkeypatch):
+    found = replicate(prepare("toy", arms=("baseline",), seeds=(3,), store=store, workers=1))
+    assert list(found.arms["arm"]) == ["baseline"]
+    assert [run.seed for run in found.records] == [3]
+    assert list(found.claims["n"]) == [0]
+    profiles = load_experiment("toy").profiles
+    changed(monkeypatch, "toy", profiles={**profiles, "quick": replace(profiles["quick"], synthetic=True)})
+    assert set(replicate(prepare("toy", store=store, workers=1)).claims["verdict"]) == {""}
+
+
+def test_the_steps_of_a_session_one_by_one(root, store, toy):
+    session = prepare("toy", arms=("below_refused", "baseline"), seeds=(0,), store=store, workers=1)
+    jobs = session.jobs()
+    events = []
+    summary = train(session, jobs, events.append)
+    assert failures(jobs, summary) == [
+        "refused, seed 0: failed: refused, seed 0: a reason a user can act on",
+        "below_refused, seed 0: not started, because its parent refused, seed 0 failed",
+    ]
+    assert {event.kind for event in events} >= {"failed", "blocked"}
+    (line,) = records_of(session, jobs, summary)
+    assert (line.profile, line.arms, line.data_name) == ("quick", {"baseline": "final"}, "toy")
+
+
+def test_costs_are_those_of_recorded_runs_of_the_same_arm(root, store, tmp_path):
+    def of(store):
+        session = prepare("toy", arms=("distilled", "baseline"), seeds=(0, 1), store=store, workers=2)
+        return session, session.jobs()
+
+    records = replicate(prepare("toy", store=store, workers=1)).records
+    for line in records:
+        line.environment.update(seconds={"teacher": 60.0, "baseline": 10.0, "distilled": 30.0}[next(iter(line.arms))])
+    session, jobs = of(tmp_path / "empty")
+    found, seconds = costs(session, jobs, records)
+    assert [(cost.stored, cost.seconds) for cost in found] == [(False, 60.0), (False, 10.0), (False, 30.0)] * 2
+    assert seconds == 100.0  # two chains of 90 seconds and two runs of 10, on two workers
+    assert costs(replace(session, workers=64), jobs, records)[1] == 90.0
+    assert [cost.seconds for cost in costs(session, jobs, [])[0]] == [None] * 6
+    session, jobs = of(store)
+    found, seconds = costs(session, jobs, records)
+    assert all(cost.stored for cost in found)
+    assert seconds == 0.0
+
+
+def test_what_is_left_of_a_profile(root, store, tmp_path):
+    replicate(prepare("toy", store=store, workers=1))
+    part = prepare("toy", arms=("baseline",), seeds=(0,), store=store, workers=1)
+    assert left_of_profile(part) == (0, 15)
+    assert left_of_profile(replace(part, store=Store(tmp_path / "empty"))) == (15, 15)
+
+
+def test_record_then_check_and_replicate_against_the_bands(root, store, toy, monkeypatch, capfd, tmp_path):
+    problems, (page,) = record(prepare("toy", store=store, workers=1), tmp_path / "results")
+    assert problems == []
+    assert (tmp_path / "results" / "toy" / "quick.md").read_text() == page
+    assert len(read_records(tmp_path / "results" / "toy" / "runs.jsonl")) == 15
+    path = root / "replications" / "toy" / "bands.toml"
+    ((key, known),) = read_bands(path).items()
+    assert key == ("toy-data", "quick")
+    assert set(known.bands) == {f"{arm}.accuracy" for arm in ARMS}
+    assert set(known.verdicts) == {"C1"}  # of the judged profile
+    assert set(known.inside) == {"distilled.accuracy"}
+
+    alone = prepare("toy", arms=("teacher",), seeds=(0,), store=store, workers=1)
+    found = check(alone)  # in a separate store
+    assert (found.problems, found.notes) == ([], ["1 number of 1 arm checked, 0 outside their bands"])
+    assert replicate(alone).notes == [
+        "Verdicts and ranges are not compared with the recorded ones, which are of 5 seeds, 0 to 4."
+    ]
+    whole = prepare("toy", store=store, workers=1)
+    assert (replicate(whole).problems, replicate(whole).notes) == ([], [])
+    moved = {name: replace(band, low=2.0, high=3.0) for name, band in known.bands.items()}
+    changed_inside = {name: not inside for name, inside in known.inside.items()}
+    write_bands(path, {key: replace(known, bands=moved, inside=changed_inside)})
+    problems = replicate(whole).problems
+    assert len(problems) == 16
+    assert "accuracy is " in problems[0]
+    assert problems[-1].startswith("distilled.accuracy: recorded ")
+    assert len(check(alone).problems) == 1
+    assert list(replicate(whole).claims["recorded"]) == [str(known.verdicts["C1"]["controlled"])]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_only_runs_of_the_judged_profile_are_recorded_with_verdicts(root, store, toy, monkeypatch, tmp_path):
+    profiles = load_experiment("toy").profiles
+    changed(monkeypatch, "toy", profiles={**profiles, "quick": replace(profiles["quick"], judged=False)})
+    record(prepare("toy", store=store, workers=1), tmp_path / "results")
+    (known,) = read_bands(root / "replications" / "toy" / "bands.toml").values()
+    assert set(known.bands) == {f"{arm}.accuracy" for arm in ARMS}
+    assert known.verdicts == known.inside == {}
+
+
+def test_a_check_compares_the_check_arms_and_not_what_they_need(root, store, toy, monkeypatch, tmp_path):
+    record(prepare("toy", store=store, workers=1), tmp_path / "results")
+    path = root / "replications" / "toy" / "bands.toml"
+    ((key, known),) = read_bands(path).items()
+    moved = {"teacher.accuracy": replace(known.bands["teacher.accuracy"], low=2.0, high=3.0)}
+    write_bands(path, {key: replace(known, bands={**known.bands, **moved})})
+    changed(monkeypatch, "toy", check=("distilled",))
+    found = check(prepare("toy", arms=("distilled",), seeds=(0,), store=store, workers=1))
+    assert (found.problems, found.notes) == ([], ["1 number of 1 arm checked, 0 outside their bands"])
+    assert len(found.records) == 2  # the distilled arm's run and its teacher's
+
+
+def test_a_reporter_is_told_of_a_whole_session(root, store):
+    told = []
+
+    @contextmanager
+    def reporter(jobs):
+        told.append(len(jobs))
+        yield lambda event: told.append(event.kind)
+        told.append("over")
+
+    replicate(prepare("toy", store=store, workers=1))
+    replicate(prepare("toy", store=store, workers=1), reporter)
+    assert told == [15, *["reused"] * 15, "over"]
+
+
+def test_mistakes_are_errors_in_python_too(root, store):
+    for options, words in (
+        ({"profile": "quik"}, "no profile 'quik'"),
+        ({"arms": ("studnet",)}, "no arm 'studnet'"),
+        ({"device": "tpu"}, "expected cpu, cuda, or cuda:N"),
+        ({"settings": {"split": "x"}}, "expected fields that choose the data"),
+    ):
+        with pytest.raises(KDError, match=words):
+            prepare("toy", store=store, **options)
+
+
+IN_A_NOTEBOOK = """
+import json
+import sys
+from pathlib import Path
+
+from kdlib.report import replicate
+from kdlib.run import prepare
+
+found = replicate(prepare("toy", arms=("baseline",), store=Path("store"), data=Path("data"), workers=1))
+answer = {
+    "arms": list(found.arms["arm"]),
+    "claims": list(found.claims["claim"]),
+    "command line": [name for name in sys.modules if name.startswith("kdlib.cli")],
+}
+Path("answer.json").write_text(json.dumps(answer))
+"""
+
+
+def test_a_fresh_process_needs_no_command_line_and_prints_nothing(tmp_path):
+    folder = write_toy(tmp_path) / "replications" / "toy"
+    text = (folder / "experiment.py").read_text()
+    (folder / "experiment.py").write_text(text.replace('data=("toy",)', "data=()"))
+    (folder / "claims.toml").write_text(CLAIMS)
+    path = os.pathsep.join([str(tmp_path), str(TOY.parents[1])])
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_NOTEBOOK],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    answer = json.loads((tmp_path / "answer.json").read_text())
+    assert answer == {"arms": ["baseline"], "claims": ["C1"], "command line": []}

@@ -1,0 +1,347 @@
+"""An experiment as its author writes it: contradictions are named when it is loaded, its data are read once."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+
+import pytest
+
+from kdlib.errors import KDError
+from kdlib.run import prepare
+from kdlib.run.engine import execute
+from kdlib.run.experiment import Arm, Compute, Experiment, Profile, load_experiment
+from kdlib.run.plan import plan
+from kdlib.run.store import Store
+from tests.conftest import changed, module_of
+
+# ---- contradictions
+
+TEXT = '''"""A made-up replication.
+
+More about it.
+"""
+
+from dataclasses import dataclass, replace
+
+from kdlib.run.experiment import Arm, Experiment, Profile
+
+
+@dataclass(frozen=True)
+class Config:
+    rate: float = 0.1
+    split: str = "published"
+    sizes: tuple = (1, 2)
+
+
+def train_teacher(run):
+    raise AssertionError
+
+
+def train_student(run):
+    raise AssertionError
+
+
+ARMS = (
+    Arm("teacher", (), train_teacher),
+    Arm("baseline", (), train_student, change={"rate": 0.2}),
+    Arm("distilled", (), train_student, {"teacher": "teacher"}, mapped=("rate",)),
+)
+PROFILES = {
+    "full": Profile(Config(), 5, judged=True),
+    "quick": Profile(Config(rate=0.3), 2, arms=("baseline",)),
+}
+EXPERIMENT = Experiment(
+    source="made-up",
+    protocol=1,
+    data=(),
+    load_data=lambda config, folders: None,
+    arms=ARMS,
+    profiles=PROFILES,
+    check=("teacher",),
+    banded=("accuracy",),
+    data_fields=("split",),
+)
+'''
+NUMBERS = itertools.count()
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    """Return a function that loads an experiment with this text, under a name that no other test uses."""
+    import replications
+
+    def load(text):
+        name = f"made_up_{next(NUMBERS)}"
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "__init__.py").touch()
+        (folder / "experiment.py").write_text(text)
+        monkeypatch.setattr(replications, "__path__", [*replications.__path__, str(tmp_path)])
+        return load_experiment(name)
+
+    return load
+
+
+def test_an_experiment_is_loaded_with_its_name_folder_and_first_line(load, tmp_path):
+    found = load(TEXT)
+    assert found.folder == tmp_path / found.name
+    assert (found.folder / "experiment.py").exists()
+    assert found.about == "A made-up replication."
+    assert found.judged == "full"
+    assert found.arms_of(found.profile("full")) == ("teacher", "baseline", "distilled")
+    assert found.arms_of(found.profile("quick")) == ("baseline",)
+    assert found.config(found.arm("baseline"), found.profile("quick")).rate == 0.2
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "words"),
+    [
+        ('Arm("baseline"', 'Arm("teacher"', "expected arms of different names, found two called 'teacher'"),
+        (
+            'Arm("baseline", (), train_student',
+            'Arm("baseline", (), lambda run: 1), Arm("other", (), lambda run: 2',
+            r"found two called '<lambda>' \(arm 'other'\)",
+        ),
+        ('"teacher": "teacher"', '"teacher": "later"', "arm 'distilled' needs 'later': expected it before 'distilled'"),
+        ('"teacher": "teacher"', '"teacher": "distilled"', "arm 'distilled' needs 'distilled': expected it before"),
+        (
+            'mapped=("rate",)',
+            "seed=0",
+            "all that arm 'distilled' needs to have its seed, 0, found None for 'teacher'; give it seed=0",
+        ),
+        ('check=("teacher",)', 'check=("techer",)', "check: expected names of arms, found techer; there are teacher, "),
+        ('arms=("baseline",)', 'arms=("none",)', "quick: expected names of arms, found none; there are teacher, "),
+        ('{"rate": 0.2}', '{"ratio": 0.2}', "arm 'baseline': expected fields of the configuration, found ratio"),
+        ('mapped=("rate",)', 'mapped=("ratio",)', "arm 'distilled': expected fields of the configuration, found ratio"),
+        ('data_fields=("split",)', 'data_fields=("part",)', "data_fields: expected fields of .* full.*, found part"),
+        (
+            'data_fields=("split",)',
+            'data_fields=("sizes",)',
+            "data_fields: .* that a text of --set can fill, found tuple for sizes",
+        ),
+        ("0.3), 2, arms", "0.3), 2, judged=True, arms", "expected one profile with judged=True at most, found several"),
+        ('"quick": Profile', '"fast": Profile', r"expected a profile 'quick', .* found \['full', 'fast'\]"),
+    ],
+)
+def test_a_contradiction_is_named_with_its_file_when_the_experiment_is_loaded(load, right, wrong, words):
+    assert TEXT.count(right) == 1
+    with pytest.raises(KDError, match=rf"^replications/made_up_\d+/experiment\.py: .*{words}"):
+        load(TEXT.replace(right, wrong))
+
+
+def test_a_copy_with_other_fields_is_checked_too(load):
+    found = load(TEXT)
+    with pytest.raises(KDError, match="check: expected names of arms, found nobody"):
+        replace(found, check=("nobody",))
+
+
+def test_a_fixed_seed_is_that_of_all_parents(load):
+    teacher, *rest = load(TEXT).arms
+    arms = (replace(teacher, seed=0), *rest, replace(rest[0], name="child", needs={"teacher": "teacher"}, seed=0))
+    assert replace(load(TEXT), arms=arms).arm("child").seed == 0
+    with pytest.raises(KDError, match="needs to have its seed, 0, found 1 for 'teacher'"):
+        replace(load(TEXT), arms=(replace(teacher, seed=1), *arms[1:]))
+
+
+@pytest.mark.parametrize("wrong", ["", "EXPERIMENT = ARMS"])
+def test_a_module_without_an_experiment_is_named(load, wrong):
+    head = TEXT.partition("EXPERIMENT =")[0]
+    with pytest.raises(KDError, match=r"made_up_\d+/experiment\.py: expected EXPERIMENT = Experiment\(\.\.\.\), found"):
+        load(head + wrong)
+
+
+def test_a_part_that_is_missing_is_named(load):
+    with pytest.raises(TypeError, match="'banded'"):
+        load(TEXT.replace('    banded=("accuracy",),\n', ""))
+
+
+def test_an_error_of_the_experiments_own_imports_is_not_taken_for_a_missing_replication(load):
+    with pytest.raises(ModuleNotFoundError, match="no_such_library"):
+        load("import no_such_library\n" + TEXT)
+
+
+# ---- data
+
+
+@dataclass(frozen=True)
+class Config:
+    epochs: int = 3
+    rate: float = 0.1
+    shuffled: bool = True
+    split: str = "published"
+
+    @property
+    def inter_patient(self) -> bool:
+        return self.split == "inter-patient"
+
+
+def train(run):
+    raise AssertionError
+
+
+@pytest.fixture
+def reads():
+    """The splits that `load_data` was called for."""
+    return []
+
+
+@pytest.fixture
+def experiment(reads):
+    def load_data(config, folders):
+        reads.append(config.split)
+        return SimpleNamespace(digest=f"{config.split} {sorted(folders)}", name=config.split)
+
+    return Experiment(
+        source="made-up",
+        protocol=1,
+        data=(),
+        load_data=load_data,
+        arms=tuple(Arm(f"arm_{n}", (), train, change={"rate": n / 10}) for n in range(4)),
+        profiles={"quick": Profile(Config(), 1)},
+        check=(),
+        banded=(),
+        data_fields=("split",),
+    )
+
+
+def test_data_are_read_once_for_all_configurations_that_agree_in_what_is_read(experiment, reads):
+    profile, names = experiment.profile("quick"), [arm.name for arm in experiment.arms]
+    assert len(plan(experiment, profile, names, range(5), Compute(), {}, replicas=3)) == 20
+    data = experiment.load_data(Config(epochs=9, rate=0.7, shuffled=False), {})
+    assert reads == ["published"]
+    assert experiment.load_data(Config(), {}) is data
+    assert replace(experiment, name="copy").load_data(Config(), {}) is data
+
+
+def test_data_are_read_again_for_another_value_and_other_folders(experiment, reads, tmp_path):
+    splits = ("published", "inter-patient", "published", "inter-patient")
+    found = [experiment.load_data(Config(split=split), {}).digest for split in splits]
+    assert found == ["published []", "inter-patient []"] * 2
+    assert reads == ["published", "inter-patient"]  # two data sets are kept
+    assert experiment.load_data(Config(), {"ecg": tmp_path}).digest == "published ['ecg']"
+    assert reads == ["published", "inter-patient", "published"]
+    assert experiment.load_data(Config(split="inter-patient"), {}).digest == "inter-patient []"
+    assert experiment.load_data(Config(), {}).digest == "published []"  # was dropped for the third
+    assert reads[3:] == ["published"]
+
+
+def test_a_property_of_the_configuration_is_one_of_the_values_that_are_read(experiment, reads):
+    def load_data(config, folders):
+        reads.append(config.inter_patient)
+        return SimpleNamespace(digest="d")
+
+    experiment = replace(experiment, load_data=load_data)
+    for split in ("published", "other", "inter-patient", "published"):
+        experiment.load_data(Config(split=split), {})
+    assert reads == [False, True]
+
+
+def test_data_that_could_not_be_read_are_tried_again(experiment, reads):
+    def load_data(config, folders):
+        reads.append(config.split)
+        raise KDError("not here")
+
+    experiment = replace(experiment, load_data=load_data)
+    for _ in range(2):
+        with pytest.raises(KDError, match="not here"):
+            experiment.load_data(Config(), {})
+    assert len(reads) == 2
+
+
+def test_a_session_reads_the_data_once(toy, monkeypatch, tmp_path):
+    calls, load_data = [], module_of("toy").load_data
+
+    def counted(config, folders):
+        calls.append(config)
+        return load_data(config, folders)
+
+    changed(monkeypatch, "toy", load_data=counted, data=())
+    session = prepare("toy", arms=("distilled", "baseline"), seeds=(0, 1), store=tmp_path, workers=1)
+    jobs = session.jobs()
+    assert len(execute(jobs, Store(tmp_path), compute=session.compute, folders={}).finished) == len(jobs) == 6
+    assert len(calls) == 1
+
+
+# ---- settings
+
+
+@pytest.fixture
+def with_settings(toy, monkeypatch):
+    """The toy experiment, with data fields of all types, which makes its data itself."""
+    fields = ("epochs", "rate", "shuffled", "split")
+    arms = (Arm("arm", (), train),)
+    profiles = {"quick": Profile(Config(), 1)}
+    changed(monkeypatch, "toy", arms=arms, profiles=profiles, data=(), data_fields=fields, check=())
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "value"),
+    [
+        ("epochs", "12", 12),
+        ("rate", "12", 12.0),
+        ("rate", "1e-3", 0.001),
+        ("shuffled", "false", False),
+        ("shuffled", "True", True),
+        ("split", "12", "12"),
+        ("split", "", ""),
+    ],
+)
+def test_a_setting_has_the_type_of_its_field(with_settings, field, text, value):
+    found = getattr(prepare("toy", settings={field: text}).profile.config, field)
+    assert (found, type(found)) == (value, type(value))
+    assert getattr(prepare("toy").profile.config, field) == getattr(Config(), field)
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "expected"),
+    [
+        ("epochs", "2.5", "a whole number, such as 3"),
+        ("epochs", "", "a whole number, such as 3"),
+        ("epochs", "true", "a whole number, such as 3"),
+        ("rate", "fast", "a finite number, such as 0.1"),
+        ("rate", "nan", "a finite number, such as 0.1"),
+        ("rate", "-inf", "a finite number, such as 0.1"),
+        ("shuffled", "yes", "true or false, such as True"),
+        ("shuffled", "1", "true or false, such as True"),
+    ],
+)
+def test_a_setting_of_another_type_is_refused(with_settings, field, text, expected):
+    with pytest.raises(KDError, match=f"^--set {field}={text}: expected {expected}, found '{text}'"):
+        prepare("toy", settings={field: text})
+
+
+def test_a_setting_that_does_not_choose_data_is_refused(with_settings, toy, monkeypatch):
+    with pytest.raises(KDError, match=r"--set note: .* which are epochs, rate, shuffled, split; edit experiment\.py"):
+        prepare("toy", settings={"note": "x"})
+    changed(monkeypatch, "toy", data_fields=())
+    with pytest.raises(KDError, match="--set split: expected fields that choose the data of toy, which are none"):
+        prepare("toy", settings={"split": "x"})
+
+
+def test_a_setting_reaches_every_arm_and_the_data(with_settings, toy, monkeypatch):
+    load_data = lambda config, folders: SimpleNamespace(digest=config.split)  # noqa: E731
+    arms = tuple(Arm(f"arm_{n}", (), train, change={"rate": n / 7}) for n in range(3))
+    changed(monkeypatch, "toy", arms=arms, load_data=load_data)
+    jobs = prepare("toy", settings={"split": "other"}).jobs()
+    assert [(job.config.split, job.description.data, job.config.rate) for job in jobs] == [
+        ("other", "other", n / 7) for n in range(3)
+    ]
+
+
+# ---- experiments that make their own data
+
+
+def test_an_experiment_that_makes_its_own_data_is_not_synthetic(toy, monkeypatch, tmp_path):
+    def missing(name, *rest):
+        raise AssertionError(f"{name} is looked for")
+
+    monkeypatch.setattr("kdlib.data.fetch.find", missing)
+    profiles = {**toy.profiles, "smoke": replace(toy.profiles["quick"], synthetic=True)}
+    changed(monkeypatch, "toy", data=(), profiles=profiles)
+    session = prepare("toy", require_real=True, store=tmp_path)
+    assert (session.synthetic, session.folders, session.unavailable) == (False, {}, "")
+    assert prepare("toy", "smoke", store=tmp_path).synthetic
+    with pytest.raises(KDError, match="profile smoke of toy: expected one on real data"):
+        prepare("toy", "smoke", require_real=True)
