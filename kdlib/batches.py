@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import repeat
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -68,9 +69,7 @@ class Batch:
 
     inputs: Tensor  # (B, ...)
     labels: Tensor  # int64 (B,); if rows are mixed: float (B, K)
-    # int64 (B,): the row number of each example, which shows in what order the rows were used. If rows are mixed: the
-    # row number of the first partner.
-    indices: Tensor
+    indices: Tensor  # int64 (B,), row numbers, for the trace; if rows are mixed: those of the first partner
     soft: Tensor | None = None  # the teacher's logits (B, K)
 
 
@@ -106,6 +105,8 @@ class Batches:
             examples.check(soft, view)
         self.examples, self.size, self.seed, self.mix, self.augment = examples, size, seed, mix, augment
         self.soft = None if soft is None else soft.logits.to(examples.inputs.device)
+        self.soft_origin = None if soft is None else soft.origin()
+        self.view = view or examples.view
         self.one_hot = None if classes is None else F.one_hot(examples.labels, classes).to(examples.inputs)
 
     def __len__(self) -> int:
@@ -126,6 +127,10 @@ class Batches:
         for rows in torch.split(order, self.size * STEPS_PER_GATHER):
             batches = self._split(self._plain(rows) if mix is None else self._mixed(mix[rows]))
             yield from batches if augment is None else _augmented(batches, augment)
+
+    def about(self) -> dict[str, Any]:
+        """Return what the batches are made of, for the trace: data, view, size, and the origin of the soft targets."""
+        return {"digest": self.examples.digest, "view": self.view, "size": self.size, "soft": self.soft_origin}
 
     def _plain(self, rows: Tensor) -> Batch:
         soft = None if self.soft is None else self.soft.index_select(0, rows)

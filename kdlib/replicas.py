@@ -128,4 +128,5 @@ def beside(members: Sequence[Callable[[int], Iterable[Batch]]]) -> Callable[[int
                 torch.stack(inputs), torch.stack(labels), torch.stack(indices), torch.stack(soft) if soft else None
             )
 
+    batches.members = members  # type: ignore[attr-defined]  # the trace asks each of them what it is made of
     return batches

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdlib.errors import KDError
+from kdlib.files import tensor_digest
 
 __all__ = ["SoftTargets", "mean_of_distributions", "mix_logits", "smoothed_labels", "virtual_teacher"]
 
@@ -19,14 +20,21 @@ __all__ = ["SoftTargets", "mean_of_distributions", "mix_logits", "smoothed_label
 class SoftTargets:
     """A teacher's logits (N, K), one row per example, and where they come from.
 
-    `teacher_run` is the id of the teacher's run, `data_digest` the digest of the examples, `view` the augmentation of
-    the inputs that the teacher got. `Examples.check` compares them with the student's examples.
+    `teacher_run` is the id of the teacher's run and `part` the part of its logits ("final.train"), `data_digest` the
+    digest of the examples, `view` the augmentation of the inputs that the teacher got. `Examples.check` compares data
+    and view with those of the student's examples.
     """
 
     logits: Tensor
     teacher_run: str
     data_digest: str
     view: str = "plain"
+    part: str = ""
+
+    def origin(self) -> dict[str, str]:
+        """Return where the logits come from, and the SHA-256 of their bytes."""
+        digest = tensor_digest({"logits": self.logits})
+        return {"run": self.teacher_run, "part": self.part, "sha256": digest}
 
     def probabilities(self, temperature: float = 1.0) -> Tensor:
         """Return the teacher's distributions (N, K) at a temperature."""
@@ -44,7 +52,8 @@ class SoftTargets:
         source = torch.empty_like(shuffled)
         # Both sides list the rows class by class; the right side is shuffled within each class.
         source[labels.argsort(stable=True)] = shuffled[labels[shuffled].argsort(stable=True)]
-        return replace(self, logits=self.logits[source.to(self.logits.device)])
+        shuffled_logits = self.logits[source.to(self.logits.device)]
+        return replace(self, logits=shuffled_logits, part=f"{self.part}, permuted within classes")
 
 
 def mean_of_distributions(logits: Sequence[Tensor], kind: Literal["arithmetic", "geometric"]) -> Tensor:

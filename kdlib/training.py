@@ -29,6 +29,7 @@ from kdlib.files import DamagedFile, load_tensors, save_tensors
 from kdlib.losses import cross_entropy
 from kdlib.replicas import Replicas
 from kdlib.seeds import derive_seed
+from kdlib.trace import Tracer
 
 Objective = Callable[[Tensor, Batch], Tensor]
 
@@ -64,8 +65,14 @@ class Progress:
         self.kept: dict[str, dict[str, Tensor]] = {}
         self.notice = ""
         self.count = 0  # epochs to train in all; the loop sets it
+        self.tracer = Tracer(model, optimizer)
         if checkpoint is not None and checkpoint.exists():
             self._load(checkpoint)
+
+    @property
+    def traces(self) -> list[dict[str, Any]]:
+        """What the loop did, for each student (`kdlib.trace`)."""
+        return self.tracer.traces
 
     @property
     def epoch(self) -> int:
@@ -110,7 +117,8 @@ class Progress:
                 else:
                     plain.setdefault(str(index), {})[key] = value
         # Learning rates are not saved: the loop sets them each epoch from its `rate`.
-        save_tensors(self.checkpoint, tensors, {"history": self.history, "optimizer": plain})
+        notes = {"history": self.history, "optimizer": plain, "traces": self.traces}
+        save_tensors(self.checkpoint, tensors, notes)
 
     def _load(self, path: Path) -> None:
         try:
@@ -118,6 +126,8 @@ class Progress:
             expected = {f"model/{name}": value.shape for name, value in self.model.state_dict().items()}
             if expected != {name: value.shape for name, value in tensors.items() if name.startswith("model/")}:
                 raise DamagedFile(f"{path}: expected the weights of this network, found those of another")
+            if "traces" not in notes:
+                raise DamagedFile(f"{path}: expected a trace of the training, found none; an older kdlib wrote it")
         except DamagedFile as error:
             aside = path.with_name(path.name + ".damaged")
             path.replace(aside)
@@ -142,7 +152,7 @@ class Progress:
             for key, value in entries.items():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     entries[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-        self.history = notes["history"]
+        self.history, self.tracer.traces = notes["history"], notes["traces"]
 
 
 def epochs(
@@ -164,14 +174,20 @@ def epochs(
     NonFiniteLoss, with run, epoch and step, if a loss is NaN or infinite.
     """
     progress.count = count
+    tracer = progress.tracer
+    if not tracer.traces:
+        tracer.begin(batches)
     for epoch in range(progress.epoch + 1, count + 1):
         if rate is not None:
             for group in progress.optimizer.param_groups:
                 group["lr"] = rate(epoch)
-        _seed_layers(progress.model, [seed] if isinstance(seed, int) else seed, epoch)
+        tracer.epoch_begins(epoch, _seed_layers(progress.model, [seed] if isinstance(seed, int) else seed, epoch))
         progress.model.train()
-        losses = [train_step(progress.model, progress.optimizer, objective, batch) for batch in batches(epoch)]
+        losses = [
+            train_step(progress.model, progress.optimizer, objective, batch) for batch in tracer.watch(batches(epoch))
+        ]
         progress.history.append(_mean_losses(losses, epoch, progress.label))
+        tracer.epoch_ends(losses[0])
         yield epoch
         progress.save()
         if progress.on_epoch is not None:
@@ -190,12 +206,14 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, objective: Ob
     return loss.detach()
 
 
-def _seed_layers(model: nn.Module, seeds: Sequence[int], epoch: int) -> None:
+def _seed_layers(model: nn.Module, seeds: Sequence[int], epoch: int) -> list[int]:
+    """Seed dropout for an epoch and return the seeds, one for each student."""
     derived = [derive_seed(seed, "layers", epoch) for seed in seeds]
     if isinstance(model, Replicas):
         model.seed_layers(derived)
     else:
         torch.manual_seed(*derived)
+    return derived
 
 
 def _mean_losses(losses: list[Tensor], epoch: int, label: str) -> dict[str, float]:

@@ -23,7 +23,8 @@ import torch
 
 from kdlib.errors import KDError
 from kdlib.files import sha256
-from kdlib.run.environment import environment, source_digest
+from kdlib.run import reuse
+from kdlib.run.environment import environment
 from kdlib.run.experiment import Compute, Experiment, Run, load_experiment
 from kdlib.run.plan import Job
 from kdlib.run.store import ID_LENGTH, FinishedRun, Store
@@ -72,11 +73,19 @@ def execute(
     """
     summary = Summary()
     groups: dict[str, Group] = {}
+    told: set[str] = set()
     for job in jobs:
         groups.setdefault(job.group or job.description.id, []).append(job)
         if (run := store.find(job.description, _notices(job, report))) is not None:
+            if problem := reuse.other_parent(run, job, summary.finished):
+                summary.failed[run.id] = problem
+                report(Event("failed", job, problem))
+                continue
             summary.finished[run.id] = run
-            _tell_of_other_source(job, run, report)
+            for text in (reuse.other_source(run, job), reuse.other_machine(run, compute.device)):
+                if text and text not in told:  # one line, however many runs it is about
+                    told.add(text)
+                    report(Event("notice", job, text))
             report(Event("reused", job))
     todo = [group for group in groups.values() if any(job.description.id not in summary.finished for job in group)]
     if workers > 1 and len(todo) > 1:
@@ -89,20 +98,6 @@ def execute(
         error = _train_safely(group, store, compute, folders, report)
         _settle(group, error, store, summary, report)
     return summary
-
-
-def _tell_of_other_source(job: Job, run: FinishedRun, report: Report) -> None:
-    try:  # replications of one source share runs: the files of the replication that made the run count
-        maker = load_experiment(run.environment.get("replication", job.experiment))
-    except KDError:
-        maker = load_experiment(job.experiment)
-    if run.environment.get("source") != source_digest(maker.folder):
-        commit = str(run.environment.get("commit"))[:10]
-        text = (
-            f"run {run.id} was made by other source files than these (commit {commit}); it is reused because its "
-            "protocol and configuration are the same. Raise `protocol` if the edit can change a result"
-        )
-        report(Event("notice", job, text))
 
 
 def _ready(todo: Sequence[Group], summary: Summary, running: bool = False) -> list[Group]:
@@ -284,8 +279,9 @@ def _train(
         runs.append(Run(job.config, job.description.seed, data, device, job.label, parents, checkpoint, on_epoch))
     arm = experiment.arm(group[0].arms[0])
     results = arm.results(runs)
+    traces = _traces(runs)
     about = {**made_by, "seconds": round(clock.seconds / len(runs), 2), "threads": torch.get_num_threads()}
-    for job, result in zip(group, results, strict=True):
+    for job, run, result, trace in zip(group, runs, results, traces, strict=True):
         if lost := {experiment.arm(name).snapshot for name in job.arms} - result.metrics.keys():
             found = ", ".join(result.metrics)
             raise KDError(
@@ -293,8 +289,22 @@ def _train(
                 "function keep that snapshot, or correct the configuration so that it is reached"
             )
         if job in missing:
-            store.save(job.description, result, about)
+            bound = {role: parent.digests() for role, (parent, _) in run.parents.items()}
+            store.save(job.description, result, about, trace, bound)
     shutil.rmtree(work, ignore_errors=True)
+
+
+def _traces(runs: Sequence[Run]) -> Sequence[Mapping[str, Any]]:
+    """The trace of each run; empty for runs that trained nothing, as a recorded teacher."""
+    traces = [trace for run in runs for training in run.trainings for trace in training.traces]
+    if not traces:
+        return [{}] * len(runs)
+    if len(traces) != len(runs):
+        raise KDError(
+            f"{runs[0].label}: expected one training loop for each run, found {len(traces)} for {len(runs)}; "
+            "give further networks separate arms"
+        )
+    return traces
 
 
 class Clock:

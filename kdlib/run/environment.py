@@ -24,26 +24,30 @@ NOT_TRAINING = ("fetch.py", "sources.py", "transfer.py", "unpack.py")
 
 def environment(experiment_folder: Path, device: str) -> dict[str, Any]:
     """Return commit, clean tree or not, digest of the source files, versions and device; without host names."""
-    from kdlib import __version__
-
     commit, clean = git_state(experiment_folder)
     if clean and git_state(LIBRARY) not in ((commit, True), ("unknown", None)):
         clean = False  # kdlib is of another checkout: this commit does not hold the code that runs
-    versions = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "numba": _numba_version(),
-        "kdlib": __version__,
-    }
     return {
         "replication": experiment_folder.name,
         "commit": commit,
         "clean": clean,
         "source": source_digest(experiment_folder),
-        "versions": versions,
+        "versions": versions(),
         "platform": f"{platform.system()} {platform.machine()}",
         "device": device_name(device),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that compute."""
+    from kdlib import __version__
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "numba": _numba_version(),
+        "kdlib": __version__,
     }
 
 

@@ -88,6 +88,7 @@ class Run:
     parents: Mapping[str, tuple[FinishedRun, str]]
     checkpoint: Path | None = None
     on_epoch: Callable[[Progress], None] | None = None
+    trainings: list[Progress] = field(default_factory=list)  # which the run has begun; copies of the run share the list
 
     def generator(self, name: str, epoch: int = 0) -> torch.Generator:
         """Return the run's random stream of that name and epoch."""
@@ -95,7 +96,9 @@ class Run:
 
     def progress(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
         """Return a new training, or the interrupted one that the checkpoint holds."""
-        return Progress(model, optimizer, checkpoint=self.checkpoint, label=self.label, on_epoch=self.on_epoch)
+        made = Progress(model, optimizer, checkpoint=self.checkpoint, label=self.label, on_epoch=self.on_epoch)
+        self.trainings.append(made)
+        return made
 
     def soft_targets(self, role: str, part: str, examples: Examples) -> SoftTargets:
         """Return the soft targets (N, K) that the parent in `role` keeps for these examples.
@@ -105,7 +108,8 @@ class Run:
         """
         parent, snapshot = self.parents[role]
         logits: Tensor = parent.soft_targets(f"{snapshot}.{part}").to(self.device)
-        targets = SoftTargets(logits, parent.id, f"{parent.description.data}/{part}")
+        data = f"{parent.description.data}/{part}"
+        targets = SoftTargets(logits, parent.id, data, part=f"{snapshot}.{part}")
         examples.check(targets)
         return targets
 

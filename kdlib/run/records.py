@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ class Record:
     history: Sequence[Mapping[str, float]]
     environment: Mapping[str, Any]
     weights_sha256: str
+    trace: Mapping[str, Any] = field(default_factory=dict)  # what the training did; empty: not traced
+    parents: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # role -> SHA-256 of the parent's files
 
     @property
     def data(self) -> str:
@@ -51,6 +53,8 @@ def record_of(run: FinishedRun, profile: str, arms: Mapping[str, str], data_name
             run.history,
             run.environment,
             run.weights_sha256,
+            run.trace,
+            run.parents,
         )
     )
     return Record(**json.loads(line))  # as it will be read back: no tuples, the history's numbers rounded
@@ -137,6 +141,9 @@ def digest_of(records: Iterable[Record]) -> str:
 
 def _line(record: Record) -> str:
     content = {field.name: getattr(record, field.name) for field in fields(record)}
+    for name in _OPTIONAL:  # a record from before there were traces keeps its bytes
+        if not content[name]:
+            del content[name]
     content["history"] = [{name: _rounded(value) for name, value in entry.items()} for entry in record.history]
     try:
         return canonical_json(content)
@@ -167,11 +174,11 @@ def _record(place: str, line: str) -> Record:
     except (ValueError, RecursionError) as error:
         raise _wrong(place, "a line of JSON", str(error)) from error
     names = {field.name for field in fields(Record)}
-    if not isinstance(content, dict) or set(content) != names:
+    if not isinstance(content, dict) or not names - _OPTIONAL <= set(content) <= names:
         found = ", ".join(sorted(map(ascii, content))) if isinstance(content, dict) else type(content).__name__
         raise _wrong(place, f"an object with the keys {', '.join(sorted(names))}", found)
     for key, kind in _KINDS.items():
-        if not isinstance(content[key], kind) or isinstance(content[key], bool):
+        if key in content and (not isinstance(content[key], kind) or isinstance(content[key], bool)):
             raise _wrong(place, f"{key} to be {_NAMES[kind]}", ascii(content[key])[:80])
     record = Record(**content)
     _check(place, record)
@@ -189,7 +196,10 @@ _KINDS: Mapping[str, type] = {
     "history": list,
     "environment": dict,
     "weights_sha256": str,
+    "trace": dict,
+    "parents": dict,
 }
+_OPTIONAL = {"trace", "parents"}
 _NAMES = {str: "text", int: "a whole number", dict: "an object", list: "a list"}
 
 

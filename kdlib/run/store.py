@@ -35,6 +35,7 @@ from kdlib.files import (
 )
 
 ID_LENGTH = 16
+SOFT_TARGETS = "soft_targets.safetensors"
 PLAIN_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 
 
@@ -84,6 +85,9 @@ class FinishedRun:
     history: list[dict[str, float]]
     environment: Mapping[str, Any]
     weights_sha256: str
+    trace: Mapping[str, Any] = field(default_factory=dict)  # what the training did; empty: not traced
+    parents: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # role -> SHA-256 of the parent's files
+    files: Mapping[str, str] = field(default_factory=dict)  # name -> SHA-256, from the manifest
 
     @property
     def id(self) -> str:
@@ -97,12 +101,23 @@ class FinishedRun:
             raise KDError(
                 f"run {self.id}: its weights were pruned; delete {self.folder} and run again to get them back"
             )
+        # The manifest of a pruned run does not list the file.
+        if (found := sha256(path.read_bytes())) != self.weights_sha256:
+            raise DamagedFile(
+                f"{path}: expected the weights of run {self.id}, SHA-256 {self.weights_sha256}, found {found}; "
+                "delete the file"
+            )
         return _part(path, snapshot)
+
+    def digests(self) -> dict[str, str]:
+        """Return the SHA-256 of the weights and of any soft targets; children record them."""
+        soft = {"soft_targets": self.files[SOFT_TARGETS]} if SOFT_TARGETS in self.files else {}
+        return {"weights": self.weights_sha256, **soft}
 
     def soft_targets(self, part: str) -> Tensor:
         """Return the run's logits (N, K) on a part of its data ("<snapshot>.<part>"): float32, rounded to float16."""
-        path = self.folder / "soft_targets.safetensors"
-        if not path.exists():
+        path = self.folder / SOFT_TARGETS
+        if SOFT_TARGETS not in self.files:  # a file that the manifest does not list is not this run's
             raise KDError(
                 f"run {self.id}: expected soft targets in {path}, found none; it was not trained as a teacher"
             )
@@ -177,7 +192,14 @@ class Store:
             ) from error
         return target
 
-    def save(self, description: Description, result: Result, environment: Mapping[str, Any]) -> FinishedRun:
+    def save(
+        self,
+        description: Description,
+        result: Result,
+        environment: Mapping[str, Any],
+        trace: Mapping[str, Any] | None = None,
+        parents: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> FinishedRun:
         """Write a run to a temporary folder, the manifest last, then rename it into place; return it as read back."""
         folder = self.run_folder(description.id)
         temporary = self.work_folder(description.id) / "finished"  # a killed save leaves nothing in the list of runs
@@ -191,7 +213,7 @@ class Store:
             save_tensors(temporary / "weights.safetensors", flat)
             if result.soft_targets:
                 halves = {f"{part}/logits": _half(part, value) for part, value in result.soft_targets.items()}
-                save_tensors(temporary / "soft_targets.safetensors", halves)
+                save_tensors(temporary / SOFT_TARGETS, halves)
             size = sum(path.stat().st_size for path in temporary.iterdir())
             record = {
                 "description": asdict(description),
@@ -199,6 +221,8 @@ class Store:
                 "history": result.history,
                 "environment": {**environment, "stored_bytes": size},
                 "weights_sha256": sha256((temporary / "weights.safetensors").read_bytes()),
+                "trace": trace or {},
+                "parents": parents or {},
             }
             atomic_write(temporary / "run.json", _json_file(record))
             write_manifest(temporary)
@@ -277,6 +301,9 @@ def read_run(folder: Path, *, check: bool = True) -> FinishedRun:
             record["history"],
             record["environment"],
             record["weights_sha256"],
+            record.get("trace", {}),  # older runs have none
+            record.get("parents", {}),
+            manifest,
         )
     except (KeyError, TypeError) as error:
         raise DamagedFile(f"{folder / 'run.json'}: expected a run's record, found other keys ({error})") from error
@@ -302,6 +329,9 @@ def _has_types(run: FinishedRun) -> bool:
         and isinstance(run.weights_sha256, str)
         and isinstance(run.metrics, dict)
         and all(isinstance(metrics, dict) for metrics in run.metrics.values())
+        and isinstance(run.trace, dict)
+        and isinstance(run.parents, dict)
+        and all(isinstance(digests, dict) for digests in run.parents.values())
         and isinstance(run.history, list)
         and all(isinstance(entry, dict) for entry in run.history)
     )

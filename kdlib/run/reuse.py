@@ -1,0 +1,60 @@
+"""What has to be said, or refused, before a stored run is used again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from kdlib.errors import KDError
+from kdlib.run.environment import device_name, source_digest, versions
+from kdlib.run.experiment import load_experiment
+from kdlib.run.plan import Job
+from kdlib.run.store import FinishedRun
+
+__all__ = ["other_machine", "other_parent", "other_source"]
+
+
+def other_parent(run: FinishedRun, job: Job, finished: Mapping[str, FinishedRun]) -> str:
+    """Return why a run may not be used: a parent in this store is not the one that it was trained with; else "".
+
+    A parent that is still to be trained, and a run from before parents were recorded, cannot be compared.
+    """
+    for role, (parent_id, _) in job.parents.items():
+        parent, bound = finished.get(parent_id), run.parents.get(role)
+        if parent is None or not bound:
+            continue
+        for name, found in parent.digests().items():
+            if bound.get(name, found) != found:
+                return (
+                    f"run {run.id}: expected its {role}, run {parent_id}, with {name.replace('_', ' ')} of SHA-256 "
+                    f"{bound[name]}, as it was trained with; found {found} in this store. Delete {run.folder} to train "
+                    f"it again with this parent, or put its own parent in place of {parent.folder}"
+                )
+    return ""
+
+
+def other_source(run: FinishedRun, job: Job) -> str:
+    """Return a notice if other source files than the present ones made a run; else ""."""
+    try:  # replications of one source share runs: the files of the replication that made the run count
+        maker = load_experiment(run.environment.get("replication", job.experiment))
+    except KDError:
+        maker = load_experiment(job.experiment)
+    if run.environment.get("source") == source_digest(maker.folder):
+        return ""
+    commit = str(run.environment.get("commit"))[:10]
+    return (
+        f"run {run.id} was made by other source files than these (commit {commit}); it is reused because its protocol "
+        "and configuration are the same. Raise `protocol` if the edit can move results"
+    )
+
+
+def other_machine(run: FinishedRun, device: str) -> str:
+    """Return a notice if a run was made on another processor or with other versions; else ""."""
+    here = {"device": device_name(device), "versions": versions()}
+    texts = [
+        f"{name} {run.environment[name]}, here {now}"
+        for name, now in here.items()
+        if run.environment.get(name, now) != now
+    ]
+    if not texts:
+        return ""
+    return f"reused runs were made elsewhere: {'; '.join(texts)}. Other processors and versions round differently"

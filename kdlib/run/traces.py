@@ -1,0 +1,117 @@
+"""What two runs did differently, from their traces, in a closed vocabulary.
+
+A claim names what its arms differ in. The words below are all that it may name; `differences` finds them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from kdlib.run.records import Record
+
+__all__ = ["VOCABULARY", "arms_differ", "differences"]
+
+VOCABULARY: Mapping[str, str] = {
+    "network": "names, types or shapes of weights and buffers",
+    "initial weights": "the weights and buffers before the first step",
+    "data": "the examples",
+    "view": "the augmentation of the inputs",
+    "rows": "which rows are used, or their order",
+    "mixing": "how rows and labels are mixed",
+    "batch size": "the number of rows in a step",
+    "steps": "the number of steps until the snapshot that is compared",
+    "learning rate": "the learning rate of a step",
+    "optimizer": "the class or a hyper-parameter of the optimizer",
+    "optimizer state": "a change of weights or optimizer state between two epochs",
+    "dropout": "the seeds of dropout",
+    "soft targets": "the teacher's logits, or that there are any",
+    "precision": "the precision of training steps, as configured",
+    "loss": "the loss of the first batch, if nothing else can have changed it",
+}
+SAME_LOSS = 1e-4  # relative: processors round differently
+_MOVES_LOSS = (
+    "network",
+    "initial weights",
+    "data",
+    "view",
+    "rows",
+    "mixing",
+    "batch size",
+    "dropout",
+    "soft targets",
+    "precision",
+)
+
+
+def arms_differ(one: Record, arm: str, other: Record, rival: str) -> list[str] | None:
+    """Return what two recorded arms did differently, in words of the vocabulary; None if one of them is not traced."""
+    if not one.trace or not other.trace:
+        return None
+    pairs = ((one, arm), (other, rival))
+    epochs = [int(record.metrics[record.arms[name]].get("epochs", len(record.history))) for record, name in pairs]
+    precisions = [record.description["config"].get("precision") for record, _ in pairs]
+    return differences(one.trace, other.trace, (epochs[0], epochs[1]), precisions[0] != precisions[1])
+
+
+def differences(
+    one: Mapping[str, Any], other: Mapping[str, Any], epochs: tuple[int, int], other_precision: bool = False
+) -> list[str]:
+    """Return in which words of the vocabulary two traces differ; `epochs`: those of the snapshots that are compared.
+
+    Only what both have done is compared: the epochs up to the shorter length. Rows that follow from other data, for
+    example, are not named again.
+    """
+    both = min(epochs)
+    found = {
+        "network": one["network"] != other["network"],
+        "initial weights": one["start"] != other["start"],
+        "data": one["data"].get("digest") != other["data"].get("digest"),
+        "view": one["data"].get("view") != other["data"].get("view"),
+        "rows": _differ(one, other, "rows", both),
+        "mixing": one["mixed"] != other["mixed"] or _differ(one, other, "labels", both),
+        "batch size": one["data"].get("size") != other["data"].get("size") or _differ(one, other, "sizes", both),
+        "steps": _steps(one, epochs[0]) != _steps(other, epochs[1]),
+        "learning rate": _differ(one, other, "rates", both),
+        "optimizer": _optimizer(one) != _optimizer(other),
+        "optimizer state": _changed(one, both) != _changed(other, both),
+        "dropout": _differ(one, other, "layers", both),
+        "soft targets": one["data"].get("soft") != other["data"].get("soft") or _differ(one, other, "targets", both),
+        "precision": other_precision,
+        "loss": not math.isclose(one["first_loss"], other["first_loss"], rel_tol=SAME_LOSS),
+    }
+    # What follows from another difference is not named again.
+    if found["network"]:
+        found["initial weights"] = False
+    if found["data"]:
+        found["rows"] = False
+    if found["data"] or found["rows"]:
+        found["mixing"] = one["mixed"] != other["mixed"]
+    if found["data"] or found["rows"] or found["mixing"]:
+        found["soft targets"] = one["data"].get("soft") != other["data"].get("soft")
+    if found["data"] and one["data"].get("size") == other["data"].get("size"):
+        found["batch size"] = False
+    if any(found[word] for word in _MOVES_LOSS):
+        found["loss"] = False
+    return [word for word in VOCABULARY if found[word]]
+
+
+def _differ(one: Mapping[str, Any], other: Mapping[str, Any], name: str, epochs: int) -> bool:
+    # Each digest is over all epochs up to its own, so the last common one tells.
+    first, second = one["epochs"][name][:epochs], other["epochs"][name][:epochs]
+    return bool(first != second)
+
+
+def _steps(trace: Mapping[str, Any], epochs: int) -> int:
+    return int(trace["steps"] * epochs / max(1, len(trace["epochs"]["rows"])))
+
+
+def _optimizer(trace: Mapping[str, Any]) -> Any:
+    about = trace["optimizer"]
+    groups = [{name: value for name, value in group.items() if name != "tensors"} for group in about["groups"]]
+    return about["class"], groups
+
+
+def _changed(trace: Mapping[str, Any], epochs: int) -> list[int]:
+    return [epoch for epoch in trace["changed"] if epoch <= epochs]
