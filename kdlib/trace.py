@@ -14,7 +14,6 @@ did. A resumed run has the same trace as one without interruption; a member of a
                   `sizes` (of the batches), `rates` (learning rates of all groups, by step), `targets` (soft targets as
                   they were used), `layers` (the seed of dropout)
     changed       epochs before which something outside the loop changed the weights or the optimizer's state
-    state         SHA-256 of weights, buffers and optimizer state after the last epoch
 """
 
 from __future__ import annotations
@@ -42,9 +41,11 @@ class Tracer:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.model, self.optimizer = model, optimizer
         self.traces: list[dict[str, Any]] = []
+        self.state = ""  # SHA-256 of weights, buffers and optimizer state after the last epoch
 
     def begin(self, batches: Callable[[int], Iterable[Batch]]) -> None:
         """Note what there is before the first step."""
+        self.state = self._state()
         states = self._states()
         members = getattr(batches, "members", [batches])
         for state, member in zip(states, members if len(members) == len(states) else [None] * len(states), strict=True):
@@ -62,16 +63,15 @@ class Tracer:
                     "steps": 0,
                     "epochs": {name: [] for name in ROLLING},
                     "changed": [],
-                    "state": self._state(),
                 }
             )
 
     def epoch_begins(self, epoch: int, seeds: Sequence[int]) -> None:
         """Note the dropout seeds of an epoch, and whether weights or optimizer state changed since the last one."""
-        state = self._state()
+        changed = self.state != self._state()
         for trace, seed in zip(self.traces, seeds, strict=True):
             _roll(trace, "layers", str(seed).encode())
-            if trace["state"] != state:
+            if changed:
                 trace["changed"].append(epoch)
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -102,9 +102,8 @@ class Tracer:
 
     def epoch_ends(self, first_loss: Tensor) -> None:
         """Note the state after an epoch and, after the first one, the loss of its first batch."""
-        state = self._state()
+        self.state = self._state()
         for trace, loss in zip(self.traces, first_loss.view(-1).tolist(), strict=True):
-            trace["state"] = state
             if trace["first_loss"] is None:
                 trace["first_loss"] = loss
 

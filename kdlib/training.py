@@ -117,7 +117,7 @@ class Progress:
                 else:
                     plain.setdefault(str(index), {})[key] = value
         # Learning rates are not saved: the loop sets them each epoch from its `rate`.
-        notes = {"history": self.history, "optimizer": plain, "traces": self.traces}
+        notes = {"history": self.history, "optimizer": plain, "traces": self.traces, "state": self.tracer.state}
         save_tensors(self.checkpoint, tensors, notes)
 
     def _load(self, path: Path) -> None:
@@ -152,7 +152,8 @@ class Progress:
             for key, value in entries.items():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     entries[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-        self.history, self.tracer.traces = notes["history"], notes["traces"]
+        self.history = notes["history"]
+        self.tracer.traces, self.tracer.state = notes["traces"], notes["state"]
 
 
 def epochs(

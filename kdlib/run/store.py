@@ -87,7 +87,7 @@ class FinishedRun:
     weights_sha256: str
     trace: Mapping[str, Any] = field(default_factory=dict)  # what the training did; empty: not traced
     parents: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # role -> SHA-256 of the parent's files
-    files: Mapping[str, str] = field(default_factory=dict)  # name -> SHA-256, from the manifest
+    files: Mapping[str, str] = field(default_factory=dict, compare=False)  # name -> SHA-256, from the manifest
 
     @property
     def id(self) -> str:
