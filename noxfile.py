@@ -1,7 +1,7 @@
 """Sessions. Set-up: `python -m pip install nox`, then `nox -s replicate_ecg` or `nox -s tests`.
 
-All sessions share one environment, `.nox/environment`, which the session `environment` makes from constraints.txt. It is
-shared because torch is large.
+All sessions share one environment, `.nox/environment`, which the session `environment` makes from constraints.txt. It
+is shared because torch is large.
 """
 
 import os

@@ -11,8 +11,8 @@ did. A resumed run has the same trace as one without interruption; a member of a
     steps         number of optimizer steps
     mixed         whether labels were mixed
     epochs        digests after each epoch, each over all epochs so far: `rows` (row numbers in order), `labels`,
-                  `sizes` (of the batches), `rates` (learning rates of all groups, by step), `targets` (soft targets as
-                  they were used), `layers` (the seed of dropout)
+                  `sizes` (of the batches), `rates` (learning rates of all groups, by step; with the optimizer, while
+                  it is not the first one), `targets` (soft targets as they were used), `layers` (seed of dropout)
     changed       epochs before which something outside the loop changed the weights or the optimizer's state
 """
 
@@ -20,14 +20,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdlib.batches import Batch
 from kdlib.files import canonical_json, sha256, tensor_digest
-from kdlib.replicas import Replicas, of_replica
+from kdlib.replicas import Replicas
+
+if TYPE_CHECKING:
+    from kdlib.training import Progress
 
 __all__ = ["Tracer"]
 
@@ -38,25 +41,26 @@ DIGITS = 16  # of the digests after each epoch
 class Tracer:
     """Writes the trace of each student that a loop trains: one, or the members of a stack."""
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self.model, self.optimizer = model, optimizer
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress  # not its optimizer: an experiment may put another in its place
         self.traces: list[dict[str, Any]] = []
         self.state = ""  # SHA-256 of weights, buffers and optimizer state after the last epoch
+        self.seeds: Sequence[int] = []
+        self.seen: dict[str, list[Tensor]] = {}
+        self.rates: list[tuple[Any, ...]] = []
 
     def begin(self, batches: Callable[[int], Iterable[Batch]]) -> None:
         """Note what there is before the first step."""
-        self.state = self._state()
-        states = self._states()
+        self.state, states = self._state(), self._states()
         members = getattr(batches, "members", [batches])
         for state, member in zip(states, members if len(members) == len(states) else [None] * len(states), strict=True):
             about = getattr(member, "about", None)
+            shapes = [(name, str(value.dtype), tuple(value.shape)) for name, value in state.items()]
             self.traces.append(
                 {
-                    "network": sha256(repr([(n, str(v.dtype), tuple(v.shape)) for n, v in state.items()]).encode())[
-                        :DIGITS
-                    ],
+                    "network": sha256(repr(shapes).encode())[:DIGITS],
                     "start": tensor_digest(state),
-                    "optimizer": _description(self.optimizer),
+                    "optimizer": _description(self.progress.optimizer),
                     "data": about() if about else {},
                     "mixed": False,
                     "first_loss": None,
@@ -68,55 +72,65 @@ class Tracer:
 
     def epoch_begins(self, epoch: int, seeds: Sequence[int]) -> None:
         """Note the dropout seeds of an epoch, and whether weights or optimizer state changed since the last one."""
-        changed = self.state != self._state()
-        for trace, seed in zip(self.traces, seeds, strict=True):
-            _roll(trace, "layers", str(seed).encode())
-            if changed:
+        self.seeds = seeds
+        if self.state != self._state():
+            for trace in self.traces:
                 trace["changed"].append(epoch)
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Pass on an epoch's batches, and note rows, sizes, soft targets and learning rates on the way."""
-        rows: list[Tensor] = []
-        labels: list[Tensor] = []
-        targets: list[Tensor] = []
-        rates: list[tuple[int, list[float]]] = []  # where they change
+        """Pass on an epoch's batches, and note rows, labels, soft targets and learning rates on the way."""
+        self.seen, self.rates = {"rows": [], "labels": [], "targets": []}, []
+        before: Any = None
         for step, batch in enumerate(batches):
-            now = [float(group["lr"]) for group in self.optimizer.param_groups]
-            if not rates or rates[-1][1] != now:
-                rates.append((step, now))
-            rows.append(batch.indices)
-            labels.append(batch.labels)
+            now = _settings(self.progress.optimizer)
+            if now != before:
+                self.rates.append((step, *self._rates()))
+                before = now
+            self.seen["rows"].append(batch.indices)
+            self.seen["labels"].append(batch.labels)
             if batch.soft is not None:
-                targets.append(batch.soft)
+                self.seen["targets"].append(batch.soft)
             yield batch
-        sizes = [part.shape[-1] for part in rows]
-        mixed = any(_is_mixed(part) for part in labels)
-        for number, trace in enumerate(self.traces):
-            member = number if isinstance(self.model, Replicas) else None
-            for name, parts in (("rows", rows), ("labels", labels), ("targets", targets)):
-                _roll(trace, name, _bytes(parts, member))
-            trace["mixed"] = trace["mixed"] or mixed
-            _roll(trace, "sizes", repr(sizes).encode())
-            _roll(trace, "rates", repr(rates).encode())
-            trace["steps"] += len(sizes)
 
     def epoch_ends(self, first_loss: Tensor) -> None:
-        """Note the state after an epoch and, after the first one, the loss of its first batch."""
-        self.state = self._state()
-        for trace, loss in zip(self.traces, first_loss.view(-1).tolist(), strict=True):
+        """Write down what an epoch did; after the first one, also the loss of its first batch."""
+        self.state, sizes = self._state(), [part.shape[-1] for part in self.seen["rows"]]
+        seen = {name: self._by_student(parts) for name, parts in self.seen.items()}
+        losses = first_loss.view(-1).tolist()
+        for number, (trace, loss, seed) in enumerate(zip(self.traces, losses, self.seeds, strict=True)):
+            for name, content in seen.items():
+                _roll(trace, name, _bytes(content[number]))
+            for name, value in (("sizes", sizes), ("rates", self.rates), ("layers", seed)):
+                _roll(trace, name, repr(value).encode())
+            trace["mixed"] = trace["mixed"] or _is_mixed(seen["labels"][number])
+            trace["steps"] += len(sizes)
             if trace["first_loss"] is None:
                 trace["first_loss"] = loss
 
+    def _by_student(self, parts: Sequence[Tensor]) -> Sequence[Tensor]:
+        """What all batches of an epoch hold for each student, on the CPU; of a stack, the parts are (R, B, ...)."""
+        if not parts:
+            return [torch.empty(0)] * len(self.traces)
+        if isinstance(self.progress.model, Replicas):
+            return torch.cat(list(parts), dim=1).cpu().unbind()
+        return [torch.cat(list(parts)).cpu()]
+
+    def _rates(self) -> list[Any]:
+        """The learning rates of all groups and, if the optimizer is no longer as it was at first, what it is."""
+        optimizer = self.progress.optimizer
+        rates, description = [float(group["lr"]) for group in optimizer.param_groups], _description(optimizer)
+        return [rates] if description == self.traces[0]["optimizer"] else [rates, description]
+
     def _states(self) -> list[Mapping[str, Tensor]]:
-        """Weights and buffers of each student, under the names that it has when it is trained alone."""
-        state = self.model.state_dict()
-        if isinstance(self.model, Replicas):
-            return [of_replica(state, number) for number in range(len(self.model))]
-        return [state]
+        """Weights and buffers of each student, as it has them when it is trained alone."""
+        model = self.progress.model
+        if isinstance(model, Replicas):
+            return [model.member(number).state_dict() for number in range(len(model))]
+        return [model.state_dict()]
 
     def _state(self) -> str:
-        tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
-        for index, entries in self.optimizer.state_dict()["state"].items():
+        tensors = {f"model/{name}": value for name, value in self.progress.model.state_dict().items()}
+        for index, entries in self.progress.optimizer.state_dict()["state"].items():
             for name, value in entries.items():
                 tensors[f"optimizer/{index}/{name}"] = torch.as_tensor(value)
         return tensor_digest(tensors)
@@ -128,16 +142,21 @@ def _roll(trace: dict[str, Any], name: str, content: bytes) -> None:
     digests.append(hashlib.sha256(before.encode() + content).hexdigest()[:DIGITS])
 
 
-def _bytes(parts: Sequence[Tensor], member: int | None) -> bytes:
-    """The bytes of an epoch's tensors (B, ...), or of one member's part of stacked tensors (R, B, ...)."""
-    if not parts:
-        return b""
-    whole = torch.cat(list(parts)) if member is None else torch.cat([part[member] for part in parts])
-    return whole.detach().cpu().contiguous().numpy().tobytes()
+def _bytes(values: Tensor) -> bytes:
+    values = values.detach().contiguous().reshape(-1)
+    return values.view(torch.uint8).numpy().tobytes()  # as bytes: NumPy has no bfloat16
 
 
 def _is_mixed(labels: Tensor) -> bool:
     return labels.is_floating_point() and bool(((labels > 0) & (labels < 1)).any())
+
+
+def _settings(optimizer: torch.optim.Optimizer) -> Any:
+    """All that `_rates` depends on, for a comparison at every step."""
+    return type(optimizer), [
+        (float(group["lr"]), len(group["params"]), {k: v for k, v in group.items() if k not in ("params", "lr")})
+        for group in optimizer.param_groups
+    ]
 
 
 def _description(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

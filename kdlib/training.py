@@ -65,7 +65,7 @@ class Progress:
         self.kept: dict[str, dict[str, Tensor]] = {}
         self.notice = ""
         self.count = 0  # epochs to train in all; the loop sets it
-        self.tracer = Tracer(model, optimizer)
+        self.tracer = Tracer(self)
         if checkpoint is not None and checkpoint.exists():
             self._load(checkpoint)
 

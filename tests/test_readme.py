@@ -46,9 +46,7 @@ def test_the_named_files_exist(guide):
     named = re.findall(r"`((?:tests|results|replications|kdlib)/[\w/.-]+)`", text)
     # results/*/local is git-ignored: a run makes it, so a fresh clone does not hold it. my_paper is an example.
     missing = [
-        name
-        for name in named
-        if "my_paper" not in name and not name.endswith("/local") and not (ROOT / name).exists()
+        name for name in named if "my_paper" not in name and not name.endswith("/local") and not (ROOT / name).exists()
     ]
     assert not missing
 

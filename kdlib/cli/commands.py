@@ -96,11 +96,12 @@ def _seeds(options: argparse.Namespace) -> Sequence[int] | None:
 def check(options: argparse.Namespace) -> int:
     """`kd check [NAME ...]`: the check arms, seed 0, in an empty store, against the recorded bands."""
     problems: list[str] = []
-    for name in _chosen(options.names):
+    names = _chosen(options.names)
+    for name in names:
         try:
             arms = load_experiment(name).check
             session = _prepared(options, name, DEFAULT, arms=arms, seeds=(0,), require_real=True)
-            found = sessions.check(session, reporter)
+            found = sessions.check(session, reporter, checks=len(names))
         except KDError:
             _tell(problems)  # the problems found so far, before the error ends the check
             raise
@@ -126,7 +127,8 @@ def _chosen(names: Sequence[str]) -> Sequence[str]:
 def record(options: argparse.Namespace) -> int:
     """`kd record NAME`: run, then write runs.jsonl, bands.toml and the committed tables of one profile."""
     profile = load_experiment(options.name).profile(options.profile)
-    seeds = _seeds(options) or range(max(MIN_SEEDS, profile.seeds))
+    # Bands of a reduced profile need more seeds than a session of it trains.
+    seeds = _seeds(options) or range(profile.seeds if profile.judged else max(MIN_SEEDS, profile.seeds))
     session = _prepared(options, options.name, options.profile, seeds=seeds, require_real=True)
     problems, pages = sessions.record(session, ROOT / "results", reporter)
     for page in pages:

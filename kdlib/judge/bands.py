@@ -1,4 +1,4 @@
-"""Bands and verdicts of the recorded runs (`bands.toml`), which a command writes; and what departs from them.
+"""Bands and verdicts of the recorded runs (`bands.toml`), which a command writes.
 
 [bands."<data digest>".<profile>."<arm>.<metric>"]   low, high, mean, n, seeds, values, commit
 [verdicts."<data digest>".<profile>.<claim>]         "<mode>" = "<outcome>"
@@ -26,18 +26,14 @@ from kdlib.judge.verdicts import MIN_SEEDS, Outcome, all_equal
 __all__ = [
     "Band",
     "Bands",
-    "Miss",
     "band_of",
     "bands_of",
-    "changes",
     "inside_ranges",
-    "misses",
-    "of_banded_seeds",
     "read_bands",
     "write_bands",
 ]
 
-BAND_LEVEL = 0.99  # a check compares several numbers: at 95% each, every fourth check on another processor would fail
+BAND_LEVEL = 0.99
 
 
 @dataclass(frozen=True)
@@ -61,21 +57,6 @@ class Bands:
     inside: Mapping[str, bool] = field(default_factory=dict)  # `<arm>.<metric>`: its mean lies in the reported range
 
 
-@dataclass(frozen=True)
-class Miss:
-    """A measured number outside its band (nan: the run lacks the metric)."""
-
-    arm: str
-    seed: int
-    metric: str
-    band: Band
-    observed: float
-
-    def __str__(self) -> str:
-        band = f"{self.band.low:.6g} to {self.band.high:.6g}, recorded by commit {self.band.commit}"
-        return f"{self.arm}, seed {self.seed}: {self.metric} is {self.observed:.6g}, outside its band {band}"
-
-
 # ---- from metrics
 
 
@@ -92,11 +73,16 @@ def band_of(values: Mapping[int, float], commit: str) -> Band:
 
 
 def bands_of(
-    metrics: Metrics, banded: Collection[str], commits: Mapping[str, str], reported: Reported | None = None
+    metrics: Metrics,
+    banded: Collection[str],
+    commits: Mapping[str, str],
+    reported: Reported | None = None,
+    declared: int = 0,
 ) -> Bands:
     """Return the bands of the metrics `banded`, for every arm with enough seeds; `commits` by arm.
 
-    With `reported`, for runs of the judged profile, also the verdicts and the places in the reported ranges.
+    With `reported`, for runs of the judged profile, also the verdicts on claims whose arms have all `declared` seeds,
+    and the places in the reported ranges.
     """
     metrics = {arm: seeds for arm, seeds in metrics.items() if len(seeds) >= MIN_SEEDS}
     found = {}
@@ -107,7 +93,7 @@ def bands_of(
                 found[f"{arm}.{name}"] = band_of(values, commits[arm])
     if reported is None:
         return Bands(found)
-    return Bands(found, outcomes(reported, metrics), inside_ranges(reported, metrics))
+    return Bands(found, outcomes(reported, metrics, declared), inside_ranges(reported, metrics))
 
 
 def inside_ranges(reported: Reported, metrics: Metrics) -> dict[str, bool]:
@@ -120,49 +106,6 @@ def inside_ranges(reported: Reported, metrics: Metrics) -> dict[str, bool]:
                 low, high = reported_range(value, len(found))
                 inside[f"{arm}.{value.metric}"] = low <= float(np.mean(found)) <= high
     return inside
-
-
-# ---- departures
-
-
-def misses(bands: Mapping[str, Band], metrics: Metrics) -> list[Miss]:
-    """Return every measured number of a banded arm and metric that is missing, not finite or outside its band."""
-    found = []
-    for key, expected in sorted(bands.items()):
-        arm, _, metric = key.partition(".")
-        slack = 1e-9 * max(abs(expected.low), abs(expected.high))  # for a band of no width, on another machine
-        for seed, measured in sorted(metrics.get(arm, {}).items()):
-            observed = measured.get(metric, math.nan)
-            if not expected.low - slack <= observed <= expected.high + slack:
-                found.append(Miss(arm, seed, metric, expected, observed))
-    return found
-
-
-def of_banded_seeds(known: Bands, metrics: Metrics) -> Metrics:
-    """Return the metrics of the arms and seeds in the bands only; more seeds may legitimately change a verdict."""
-    seeds = {key.partition(".")[0]: band.seeds for key, band in known.bands.items()}
-    return {
-        arm: {seed: measured[seed] for seed in seeds[arm] if seed in measured}
-        for arm, measured in metrics.items()
-        if arm in seeds
-    }
-
-
-def changes(known: Bands, reported: Reported, metrics: Metrics) -> list[str]:
-    """Return a sentence for each verdict, and each place in or out of a reported range, that has changed."""
-    metrics = of_banded_seeds(known, metrics)
-    verdicts, inside = outcomes(reported, metrics), inside_ranges(reported, metrics)
-    found = []
-    for claim, modes in sorted(known.verdicts.items()):
-        for mode, outcome in sorted(modes.items()):
-            now = verdicts.get(claim, {}).get(mode, outcome)
-            if now != outcome:
-                found.append(f"{claim}, {mode}: recorded {outcome}, now {now}")
-    for key, was in sorted(known.inside.items()):
-        if inside.get(key, was) != was:
-            places = ("outside", "inside")
-            found.append(f"{key}: recorded {places[was]} its reported range, now {places[not was]}")
-    return found
 
 
 # ---- the file

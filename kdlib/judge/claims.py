@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 from kdlib.judge import intervals
@@ -15,8 +16,10 @@ __all__ = [
     "AS_DESCRIBED",
     "AS_RELEASED",
     "CONTROLLED",
+    "DIFFERENCES",
     "KINDS",
     "MODES",
+    "ROLES",
     "SHAM",
     "Best",
     "Choice",
@@ -34,20 +37,45 @@ __all__ = [
     "Trend",
     "Value",
     "fixed_rival",
+    "pairs",
     "reported_range",
 ]
 
 AS_DESCRIBED, AS_RELEASED, CONTROLLED, SHAM = "as described", "as released", "controlled", "sham"
+ROLES = ("schedule", "softness", "transfer")  # of ingredients: what a difference is made of
 MODES = (AS_DESCRIBED, AS_RELEASED, CONTROLLED)  # the modes in which a claim is judged; `sham` marks arms only
+
+# What two arms may differ in. `kdlib.run.traces.VOCABULARY` explains the words; a test compares the two lists.
+DIFFERENCES = (
+    "network",
+    "initial weights",
+    "data",
+    "view",
+    "rows",
+    "mixing",
+    "batch size",
+    "steps",
+    "learning rate",
+    "optimizer",
+    "optimizer state",
+    "dropout",
+    "soft targets",
+    "precision",
+    "loss",
+)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The arms that a claim compares in one mode: `arms` with `rivals`, or, for an exact claim, with `expected`."""
+    """The arms that a claim compares in one mode: `arms` with `rivals`, or, for an exact claim, with `expected`.
+
+    `differs` names all that the compared arms differ in, in words of `DIFFERENCES`.
+    """
 
     arms: tuple[str, ...]
     rivals: tuple[str, ...] = ()
     expected: tuple[float, ...] = ()
+    differs: tuple[str, ...] = ()
 
 
 # ---- claims, one class for each kind
@@ -177,6 +205,17 @@ def fixed_rival(claim: Claim) -> float | None:
     return None
 
 
+def pairs(claim: Claim, mode: str) -> list[tuple[str, str]]:
+    """Return the pairs of arms that a claim compares with each other; none if it compares arms with numbers.
+
+    A trend compares neighbours, and each arm with the one that is subtracted from it.
+    """
+    compared = claim.modes[mode]
+    if isinstance(claim, Trend):
+        return [*pairwise(compared.arms), *zip(compared.arms, compared.rivals, strict=False)]
+    return [(compared.arms[0], rival) for rival in compared.rivals]
+
+
 # ---- a whole file
 
 
@@ -215,11 +254,18 @@ class ReportedValue:
 
 @dataclass(frozen=True)
 class Ingredient:
-    """Two arms that differ in one thing, which `label` names. It is no claim of the source and gets no verdict."""
+    """Two arms whose difference `label` describes. It is no claim of the source and gets no verdict.
+
+    `differs` names all that the arms differ in, in words of `DIFFERENCES`. `role` says which part of the primary
+    claim's difference it is: its schedule and data (arms without a teacher), the softness of each class (sham over no
+    teacher), or the transfer proper (a taught student over the sham).
+    """
 
     label: str
     arm: str
     rival: str
+    differs: tuple[str, ...] = ()
+    role: str = ""
 
 
 @dataclass(frozen=True)
@@ -240,6 +286,10 @@ class Reported:
     claims: Mapping[str, Claim]
     ingredients: tuple[Ingredient, ...] = ()
     choices: tuple[Choice, ...] = ()
+
+    def part(self, role: str) -> Ingredient | None:
+        """Return the ingredient with this role; None if there is none."""
+        return next((part for part in self.ingredients if part.role == role), None)
 
     @property
     def primary(self) -> Claim:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -89,12 +88,13 @@ def needed_seeds(std: float, half_width: float) -> int | None:
     return max(5, first + 2) if enough[first] else None
 
 
-def holm(p_values: Sequence[float]) -> Floats:
-    """Return Holm's step-down adjusted p values, in the order given (Holm 1979)."""
+def holm(p_values: ArrayLike) -> Floats:
+    """Return Holm's step-down adjusted p values (..., m), in the order given, of each family of m (Holm 1979)."""
     p = np.asarray(p_values, dtype=np.float64)
-    order = np.argsort(p, kind="stable")
+    order = np.argsort(p, axis=-1, kind="stable")
+    ranked = np.take_along_axis(p, order, axis=-1) * np.arange(p.shape[-1], 0, -1)
     adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
+    np.put_along_axis(adjusted, order, np.minimum(np.maximum.accumulate(ranked, axis=-1), 1), axis=-1)
     return adjusted
 
 

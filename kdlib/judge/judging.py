@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from kdlib.errors import KDError
-from kdlib.judge import verdicts
+from kdlib.judge import kinds
 from kdlib.judge.claims import (
     Best,
     Choice,
@@ -26,38 +26,53 @@ from kdlib.judge.claims import (
     fixed_rival,
 )
 from kdlib.judge.intervals import Floats
-from kdlib.judge.verdicts import Outcome, Verdict
+from kdlib.judge.verdicts import Outcome, Verdict, interim
 
-__all__ = ["Metrics", "chosen", "judge", "outcomes", "with_choices"]
+__all__ = ["Metrics", "chosen", "judge", "of_declared", "outcomes", "with_choices"]
 
 Metrics = Mapping[str, Mapping[int, Mapping[str, float]]]  # arm -> seed -> metric -> value
 Series = Mapping[str, Mapping[int, float]]  # one metric: arm -> seed -> value
 
 
-def judge(claim: Claim, mode: str, metrics: Metrics, analogue: bool = False) -> Verdict:
-    """Return the verdict on a claim in a mode, over the seeds that its arms share.
+def judge(claim: Claim, mode: str, metrics: Metrics, *, declared: int | None, analogue: bool = False) -> Verdict:
+    """Return the verdict on a claim in a mode, over the seeds that all its arms share.
 
-    `analogue`: the data or the teacher of these runs are not the source's. KDError if a measured number is missing or
-    not finite.
+    `declared`: the number of seeds that the judged profile declares. Only these seeds count, and before all of them are
+    there the outcome is interim; an exact claim needs one run. None: runs of a profile that declares none, which are
+    only compared with the verdicts. `analogue`: the data or the teacher of these runs are not the source's. KDError if
+    a measured number is missing or not finite.
     """
     if mode not in claim.modes:
         raise KDError(f"{claim.name}: expected a mode of {', '.join(claim.modes)}, found {mode!r}")
     compared = claim.modes[mode]
+    metrics = of_declared(metrics, declared)
     series = {arm: _series(metrics, arm, claim.metric) for arm in (*compared.arms, *compared.rivals)}
-    return replace(_verdict(claim, compared, series), analogue=analogue or claim.analogue)
+    if not isinstance(claim, Exact):
+        series = _shared(series)
+    verdict = _verdict(claim, compared, series)
+    if declared is not None and not isinstance(claim, Exact) and verdict.n < declared:
+        verdict = interim(verdict, declared)
+    return replace(verdict, analogue=analogue or claim.analogue)
 
 
-def outcomes(reported: Reported, metrics: Metrics) -> dict[str, dict[str, Outcome]]:
-    """Return the outcome of each claim in each mode all of whose arms have runs."""
-    metrics = with_choices(reported.choices, metrics)
-    return {
-        name: {
-            mode: judge(claim, mode, metrics).outcome
-            for mode, compared in claim.modes.items()
-            if {*compared.arms, *compared.rivals} <= metrics.keys()
-        }
-        for name, claim in reported.claims.items()
-    }
+def outcomes(reported: Reported, metrics: Metrics, declared: int) -> dict[str, dict[str, Outcome]]:
+    """Return the outcome of each claim in each mode whose arms have all `declared` seeds; exact: have runs."""
+    metrics = with_choices(reported.choices, of_declared(metrics, declared))
+    found: dict[str, dict[str, Outcome]] = {}
+    for name, claim in reported.claims.items():
+        judged = {mode: judge(claim, mode, metrics, declared=declared).outcome for mode in claim.modes}
+        found[name] = {mode: outcome for mode, outcome in judged.items() if outcome not in _NO_VERDICT}
+    return found
+
+
+_NO_VERDICT = (Outcome.INTERIM, Outcome.TOO_FEW_SEEDS)
+
+
+def of_declared(metrics: Metrics, declared: int | None) -> Metrics:
+    """Return the metrics of the declared seeds, 0 to `declared` - 1; of all seeds if none are declared."""
+    if declared is None:
+        return metrics
+    return {arm: {seed: found for seed, found in seeds.items() if seed < declared} for arm, seeds in metrics.items()}
 
 
 def chosen(choice: Choice, metrics: Metrics) -> str | None:
@@ -83,25 +98,25 @@ def _verdict(claim: Claim, compared: Comparison, series: Series) -> Verdict:
     match claim:
         case Exact():
             expected = dict(zip(compared.arms, compared.expected, strict=True))
-            return verdicts.exact({arm: list(series[arm].values()) for arm in expected}, expected)
+            return kinds.exact({arm: list(series[arm].values()) for arm in expected}, expected)
         case Trend():
-            return verdicts.trend(_along(compared, series))
+            return kinds.trend(_along(compared, series))
         case Best():
             rivals = {rival: _differences(claim, series, compared.arms[0], rival) for rival in compared.rivals}
-            return verdicts.best(rivals)
+            return kinds.best(rivals)
         case Value():
             size = abs(claim.reported - claim.trivial)
             above = _compared(claim, compared, series)
-            return verdicts.value(above, size, claim.margin, claim.rounding, claim.std, claim.runs)
+            return kinds.value(above, size, claim.margin, claim.rounding, claim.std, claim.runs)
         case Effect():
             differences = _compared(claim, compared, series)
-            return verdicts.effect(differences, claim.reported, claim.rounding, claim.std, claim.runs)
+            return kinds.effect(differences, claim.reported, claim.rounding, claim.std, claim.runs)
         case Direction():
-            return verdicts.direction(_compared(claim, compared, series))
+            return kinds.direction(_compared(claim, compared, series))
         case NonInferior():
-            return verdicts.non_inferior(_compared(claim, compared, series), claim.margin)
+            return kinds.non_inferior(_compared(claim, compared, series), claim.margin)
         case Comparable():
-            return verdicts.comparable(_compared(claim, compared, series), claim.margin)
+            return kinds.comparable(_compared(claim, compared, series), claim.margin)
 
 
 def _series(metrics: Metrics, arm: str, metric: str) -> dict[int, float]:
@@ -114,16 +129,14 @@ def _series(metrics: Metrics, arm: str, metric: str) -> dict[int, float]:
     return series
 
 
-def _shared_seeds(series: Series, *arms: str) -> list[int]:
-    return sorted(set.intersection(*(set(series[arm]) for arm in arms)))
+def _shared(series: Series) -> dict[str, dict[int, float]]:
+    seeds = sorted(set.intersection(*(set(of_arm) for of_arm in series.values())))
+    return {arm: {seed: of_arm[seed] for seed in seeds} for arm, of_arm in series.items()}
 
 
 def _along(compared: Comparison, series: Series) -> Floats:
     """One row for each seed, one column for each arm: the metric, or its gain over the rivals."""
-    seeds = _shared_seeds(series, *compared.arms, *compared.rivals)
-    values, base = (
-        np.array([[series[arm][seed] for arm in row] for seed in seeds]) for row in (compared.arms, compared.rivals)
-    )
+    values, base = (np.array([list(series[arm].values()) for arm in row]).T for row in (compared.arms, compared.rivals))
     return values - base if compared.rivals else values
 
 
@@ -138,4 +151,4 @@ def _compared(claim: Claim, compared: Comparison, series: Series) -> Floats:
 
 def _differences(claim: Claim, series: Series, arm: str, rival: str) -> Floats:
     better, worse = (rival, arm) if claim.lower_is_better else (arm, rival)
-    return np.array([series[better][seed] - series[worse][seed] for seed in _shared_seeds(series, better, worse)])
+    return np.array([series[better][seed] - series[worse][seed] for seed in series[better]])

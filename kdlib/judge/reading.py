@@ -14,9 +14,12 @@ Keys of the file, those after a semicolon optional:
   trend                       along = [arms in the order in which the metric is said to rise];
                               for a trend in a gain also over = [the arm to subtract from each]
   exact                       expected = {arm = number}
+                              and, where arms are compared with each other, differs = [all that the compared arms
+                              differ in, in the words of kdlib.judge.claims.DIFFERENCES]
 
 [chosen.<arm>]                by, among: one more arm for claims, the arm of `among` with the highest mean of `by`
-[ingredients.<name>]          label, arm, over: ours, about the primary claim's metric: what its difference is made of
+[ingredients.<name>]          label, arm, over, differs: ours, about the primary claim's metric: what its difference is
+                              made of
 """
 
 from __future__ import annotations
@@ -30,8 +33,10 @@ from typing import Any
 
 from kdlib.judge import intervals
 from kdlib.judge.claims import (
+    DIFFERENCES,
     KINDS,
     MODES,
+    ROLES,
     Best,
     Choice,
     Claim,
@@ -97,11 +102,24 @@ def _choice(name: str, table: Table, arms: Collection[str]) -> Choice:
 
 
 def _ingredient(table: Table, arms: Collection[str]) -> Ingredient:
-    table.only({"label", "arm", "over"})
+    table.only({"label", "arm", "over", "differs", "role"})
     arm, rival = (_arm(table, key, table.content.get(key, ""), arms) for key in ("arm", "over"))
     if arm == rival:
         raise table.error("over", f"another arm than {arm}")
-    return Ingredient(table.text_of("label"), arm, rival)
+    role = table.choice("role", ROLES, "")
+    return Ingredient(table.text_of("label"), arm, rival, _differs(table), role)
+
+
+def _differs(table: Table) -> tuple[str, ...]:
+    expected = f"a list of all that the arms differ in, in the words {', '.join(DIFFERENCES)}"
+    if "differs" not in table.content:
+        raise table.error("differs", expected)
+    words = table.list_of("differs")
+    if unknown := [word for word in words if word not in DIFFERENCES]:
+        raise table.error("differs", expected, unknown[0])
+    if len(set(words)) < len(words):
+        raise table.error("differs", "words that are all different")
+    return tuple(words)
 
 
 # ---- reported values
@@ -215,14 +233,14 @@ def _comparison(claim: Claim, table: Table, arms: Collection[str]) -> Comparison
             raise table.error("expected", "at least one arm = number", "none")
         return Comparison(names, expected=tuple(expected.number(name) for name in names))
     if isinstance(claim, Trend):
-        table.only({"along", "over"})
+        table.only({"along", "over", "differs"})
         along = _arms(table, "along", arms, 3)
         rivals = _arms(table, "over", arms, 3) if "over" in table.content else ()
         if rivals and len(rivals) != len(along):
             raise table.error("over", f"as many arms as in along, {len(along)}")
-        return Comparison(along, rivals)
+        return Comparison(along, rivals, differs=_differs(table))
     alone = fixed_rival(claim) is not None
-    table.only({"arm"} if alone else {"arm", "over"})
+    table.only({"arm"} if alone else {"arm", "over", "differs"})
     arm = _arm(table, "arm", table.content.get("arm", ""), arms)
     if alone:
         return Comparison((arm,))
@@ -232,7 +250,7 @@ def _comparison(claim: Claim, table: Table, arms: Collection[str]) -> Comparison
         rivals = (_arm(table, "over", table.content.get("over", ""), arms),)
     if arm in rivals or len(set(rivals)) < len(rivals):
         raise table.error("over", f"different arms, none of them {arm}")
-    return Comparison((arm,), rivals)
+    return Comparison((arm,), rivals, differs=_differs(table))
 
 
 def _arm(table: Table, key: str, name: Any, arms: Collection[str]) -> str:

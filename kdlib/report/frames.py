@@ -9,8 +9,8 @@ import numpy as np
 
 from kdlib.judge import intervals
 from kdlib.judge.bands import Bands
-from kdlib.judge.claims import Claim, Effect, Exact, Reported, Value, fixed_rival, reported_range
-from kdlib.judge.judging import judge, with_choices
+from kdlib.judge.claims import Claim, Effect, Exact, Reported, Value, fixed_rival, pairs, reported_range
+from kdlib.judge.judging import judge, of_declared, with_choices
 from kdlib.judge.verdicts import Outcome, Verdict, all_equal
 from kdlib.report.markdown import mark
 from kdlib.run.experiment import Arm
@@ -117,24 +117,26 @@ def claims_table(
     records: Sequence[Record],
     judged_bands: Bands | None,
     *,
-    judged: bool,
+    declared: int | None,
     synthetic: bool = False,
     analogue: bool = False,
 ) -> pd.DataFrame:
-    """Return one row for each claim and mode: what is reported, what is measured, and the verdict.
+    """Return one row for each claim and mode: what is reported, what is measured, the verdict, and how firm it is.
 
-    `judged`: these are runs of the judged profile, which get a `verdict`. Other runs get `says` instead, which compares
-    them with the verdicts in `judged_bands`, those of the judged profile on the same data. Runs on synthetic data have
-    neither. `analogue`: these are other data than the source's.
+    `declared`: these are runs of the judged profile, which declares so many seeds; they get a `verdict`. Other runs
+    (None) get `says` instead, which compares them with the verdicts in `judged_bands`, those of the judged profile on
+    the same data. Runs on synthetic data have neither. `analogue`: these are other data than the source's.
     """
     import pandas as pd
 
-    numbers = with_choices(reported.choices, measured(records))
+    numbers = with_choices(reported.choices, of_declared(measured(records), declared))
+    shown = declared is not None and not synthetic
     known = judged_bands.verdicts if judged_bands and not synthetic else {}
     rows = []
     for claim in reported.claims.values():
         for mode in claim.modes:
-            verdict = judge(claim, mode, numbers, analogue=analogue)
+            verdict = judge(claim, mode, numbers, declared=declared, analogue=analogue)
+            margin, beyond = verdict.margin if shown else (NAN, None)
             before = known.get(claim.name, {}).get(mode)
             value, low, high = on_claims_scale(claim, verdict)
             rows.append(
@@ -145,17 +147,21 @@ def claims_table(
                     "metric": claim.metric,
                     "statement": claim.statement,
                     "mode": mode,
+                    "differs": _named(claim.modes[mode].differs) if pairs(claim, mode) else "",
                     "reported": claim.reported if isinstance(claim, Effect | Value) else NAN,
                     "measured": value,
                     "low": low,
                     "high": high,
                     "n": verdict.n,
                     "needed_n": NAN if verdict.needed_n is None else verdict.needed_n,
-                    "verdict": str(verdict.outcome) if judged and not synthetic else "",
+                    "verdict": str(verdict) if shown else "",
+                    "firmness": verdict.firmness if shown else NAN,
+                    "margin": margin,
+                    "next_outcome": str(beyond or ""),
                     "recorded": str(before or ""),
-                    "says": "" if judged or synthetic else says(verdict.outcome, before),
+                    "says": "" if declared is not None or synthetic else says(verdict.outcome, before),
                     "analogue": verdict.analogue,
-                    "detail": verdict.detail if judged and not synthetic else "",
+                    "detail": verdict.detail if shown else "",
                 }
             )
     return pd.DataFrame(rows)
@@ -173,9 +179,11 @@ def ingredients_table(reported: Reported, records: Sequence[Record]) -> pd.DataF
         low, high = intervals.t_interval(found)[:2] if not all_equal(found) else (NAN, NAN)
         rows.append(
             {
+                "role": part.role,
                 "ingredient": part.label,
                 "arm": part.arm,
                 "over": part.rival,
+                "differs": _named(part.differs),
                 "metric": metric,
                 "difference": _mean(found),
                 "low": low,
@@ -184,6 +192,10 @@ def ingredients_table(reported: Reported, records: Sequence[Record]) -> pd.DataF
             }
         )
     return pd.DataFrame(rows)
+
+
+def _named(differs: Sequence[str]) -> str:
+    return ", ".join(differs) or "nothing"
 
 
 def on_claims_scale(claim: Claim, verdict: Verdict) -> tuple[float, float, float]:
@@ -211,8 +223,8 @@ def says(here: Outcome, judged: Outcome | None) -> str:
     Reduced runs are not expected to keep the size of an effect. So an effect that is larger or smaller than reported
     agrees with one of the reported size; an effect that is much smaller does not.
     """
-    if judged in (None, Outcome.TOO_FEW_SEEDS):
-        return "no full record yet"
+    if judged in (None, Outcome.TOO_FEW_SEEDS, Outcome.INTERIM):
+        return "no full verdict yet"
     if here is Outcome.TOO_FEW_SEEDS:
         return "too few seeds"
     if any({here, judged} <= gist for gist in _GISTS):

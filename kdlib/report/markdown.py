@@ -39,6 +39,7 @@ __all__ = [
     "found",
     "ingredients_shown",
     "mark",
+    "percent",
     "scale",
     "table",
     "unescaped",
@@ -172,6 +173,7 @@ def claims_shown(frame: pd.DataFrame, reported: Reported, judged: bool, syntheti
             "claim": escaped(row["claim"] + (f" ({row['mark']})" if row["mark"] else "")),
             "about": escaped(textwrap.shorten(claim.statement, _SHORT, placeholder=" …")),
             "mode": row["mode"],
+            "differs in": row["differs"] or NONE,
             "unit": unit(claim, scale(reported, claim.metric)),
             "reported": aim(claim, scale(reported, claim.metric)),
         }
@@ -181,10 +183,14 @@ def claims_shown(frame: pd.DataFrame, reported: Reported, judged: bool, syntheti
             shown["verdict"] = "none: synthetic data"
         elif judged:
             shown["verdict"] = _verdict_cell(row)
+            shown |= _firmness_cells(row, claim, scale(reported, claim.metric))
         else:
             shown |= {"full verdict": row["recorded"] or NONE, "this run": row["says"] if row["n"] else NOT_RUN}
         rows.append(shown)
     return pd.DataFrame(rows)
+
+
+_PARTS = {"": NONE, "schedule": "schedule and data", "softness": "softness", "transfer": "transfer proper"}
 
 
 def ingredients_shown(frame: pd.DataFrame, reported: Reported) -> pd.DataFrame:
@@ -196,9 +202,11 @@ def ingredients_shown(frame: pd.DataFrame, reported: Reported) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {
+                "part": _PARTS[row["role"]],
                 "ingredient": escaped(row["ingredient"]),
                 "arm": escaped(row["arm"]),
                 "over": escaped(row["over"]),
+                "differs in": row["differs"],
                 head: shown.show(row["difference"], "+"),
                 "95%": shown.between(row["low"], row["high"], "+"),
                 "n": str(row["n"]),
@@ -273,3 +281,15 @@ def _verdict_cell(row: Any) -> str:
         text += f"; {row['needed_n']:.0f} seeds would decide{steady}"
     recorded = row["recorded"]
     return text + (f"; recorded: {recorded}" if recorded and recorded != row["verdict"] else "")
+
+
+def _firmness_cells(row: Any, claim: Claim, shown: Scale) -> dict[str, str]:
+    """The share of redraws with the same outcome, and how far the mean is from the nearest other outcome."""
+    shown = Scale(False, 2) if isinstance(claim, Trend) else shown
+    beyond = f"{shown.show(row['margin'])} away: {row['next_outcome']}" if row["next_outcome"] else NONE
+    return {"firmness": percent(row["firmness"]), "nearest other outcome": beyond}
+
+
+def percent(share: float) -> str:
+    """Return a share in whole percent, an em dash for nan."""
+    return NONE if math.isnan(share) else f"{share:.0%}"

@@ -11,7 +11,8 @@ from kdlib.files import atomic_write
 from kdlib.judge.bands import read_bands
 from kdlib.judge.claims import Reported
 from kdlib.judge.reading import load_claims
-from kdlib.report.tables import MADE_OF, replace_table, section, summary_line, summary_table, write_tables
+from kdlib.report.readme import replace_table, section, summary_line, summary_table
+from kdlib.report.tables import MADE_OF, write_tables
 from kdlib.run.experiment import Experiment, load_experiment, replications
 from kdlib.run.records import Record, grouped, read_records
 
@@ -68,7 +69,8 @@ def update_readmes(root: Path) -> None:
     for name in replications(root):
         experiment, results = load_experiment(name), root / "results" / name
         judged = [r for r in read_records(results / "runs.jsonl") if _label(experiment, r) == experiment.judged]
-        rows.append(summary_line(name, reported_of(experiment), judged))
+        declared = experiment.profile(experiment.judged).seeds if experiment.judged else 0
+        rows.append(summary_line(name, reported_of(experiment), judged, declared))
         for profile_name, profile in experiment.profiles.items():
             if profile.in_readme and (page := results / f"{profile_name}.md").exists():
                 shown[name] = section(page.read_text(encoding="utf-8"), "Arms")

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 from kdlib.errors import KDError
 from kdlib.files import locked
-from kdlib.judge.bands import bands_of, changes, misses, read_bands, write_bands
+from kdlib.judge.bands import bands_of, read_bands, write_bands
+from kdlib.judge.departures import SESSION_LEVEL, changes, compared
 from kdlib.judge.verdicts import MIN_SEEDS
 from kdlib.report.frames import arms_table, claims_table
 from kdlib.report.pages import reported_of, write_pages
@@ -49,7 +50,8 @@ def silent(jobs: Sequence[Job]) -> Iterator[Report]:
 class Replication:
     """The outcome of a session: records of its runs, problems that fail it, and notes.
 
-    A problem is a failed run, a number outside its band, or a verdict that is not the recorded one.
+    A problem is a failed run, a number far outside its band, more missed bands than chance allows, or a verdict that is
+    not the recorded one. One number outside its band is a warning, among the notes.
     """
 
     session: Session
@@ -73,7 +75,7 @@ class Replication:
             reported_of(session.experiment),
             self.records,
             known.get((data, session.experiment.judged)),
-            judged=session.profile.judged,
+            declared=session.profile.seeds if session.profile.judged else None,
             synthetic=session.synthetic,
         )
 
@@ -93,7 +95,7 @@ def _trained(session: Session, reporter: Reporter) -> tuple[list[Record], list[s
 
 
 def departures(session: Session, records: Sequence[Record]) -> tuple[list[str], list[str]]:
-    """Return a sentence for each metric outside its band and each verdict that is not the recorded one; and notes.
+    """Return a sentence for each reason to fail the session, and for each changed verdict; and warnings and notes.
 
     There are no bands for synthetic data, for other data than ours, or before the first `kd record`.
     """
@@ -101,13 +103,16 @@ def departures(session: Session, records: Sequence[Record]) -> tuple[list[str], 
     bands = read_bands(experiment.folder / "bands.toml")
     found: list[str] = []
     notes: list[str] = []
-    for key, group in grouped(records).items():
+    groups = grouped(records)
+    for key, group in groups.items():
         if known := bands.get(key):
             metrics = measured(group)
-            found += map(str, misses(known.bands, metrics))
+            numbers = compared(known.bands, metrics, SESSION_LEVEL / len(groups))
+            found += numbers.problems
+            notes += numbers.warnings
             seeds = sorted({seed for band in known.bands.values() for seed in band.seeds})
             if session.profile.judged and set(seeds) <= set(session.seeds):
-                found += changes(known, reported_of(experiment), metrics)
+                found += changes(known, reported_of(experiment), metrics, session.profile.seeds)
             elif session.profile.judged:  # both depend on the number of seeds
                 notes.append(
                     "Verdicts and ranges are not compared with the recorded ones, which are of "
@@ -119,10 +124,12 @@ def departures(session: Session, records: Sequence[Record]) -> tuple[list[str], 
 # ---- check
 
 
-def check(session: Session, reporter: Reporter = silent) -> Replication:
+def check(session: Session, reporter: Reporter = silent, checks: int = 1) -> Replication:
     """Train a session's arms in an empty store of its own and compare the experiment's check arms with the bands.
 
-    Problems name every number outside its band, and say if there was nothing to compare. Notes count the numbers.
+    `checks`: how many replications are checked together. They are one family, so each of them may fail by chance in a
+    k-th part of the sessions that one check alone may. Problems say why the session fails, also if there was nothing to
+    compare. Notes have the warnings and count the numbers.
     """
     with tempfile.TemporaryDirectory(prefix="kd-check-") as store:
         session = replace(session, store=Store(Path(store)))
@@ -135,15 +142,15 @@ def check(session: Session, reporter: Reporter = silent) -> Replication:
             problems.append(f"no bands are recorded for data {key[0]}; `kd record {experiment.name}` makes them")
             continue
         metrics = measured(group, experiment.check)
-        outside = misses(bands[key].bands, metrics)
-        numbers = sum(1 for band in bands[key].bands if band.partition(".")[0] in metrics)
+        found = compared(bands[key].bands, metrics, SESSION_LEVEL / checks)
+        notes += found.warnings
         notes.append(
-            f"{numbers} number{'s' * (numbers != 1)} of {len(metrics)} arm{'s' * (len(metrics) != 1)} checked, "
-            f"{len(outside)} outside their bands"
+            f"{found.numbers} number{'s' * (found.numbers != 1)} of {len(metrics)} arm{'s' * (len(metrics) != 1)} "
+            f"checked, {len(found.misses)} outside their bands"
         )
-        if not numbers:
+        if not found.numbers:
             problems.append(f"no bands of its check arms are recorded; `kd record {experiment.name}` makes them")
-        problems += map(str, outside)
+        problems += found.problems
     return Replication(session, records, problems, notes)
 
 
@@ -153,11 +160,14 @@ def check(session: Session, reporter: Reporter = silent) -> Replication:
 def record(session: Session, results: Path, reporter: Reporter = silent) -> tuple[list[str], list[str]]:
     """Run a session, then write its records, bands and tables below `results`; return problems and pages.
 
-    Recorded runs of other seeds and arms are kept.
+    Recorded runs of other seeds and arms are kept. KDError, before anything is trained, for more seeds of the judged
+    profile than it declares, and for runs of another protocol next to the recorded ones.
     """
     experiment, folder = session.experiment, results / session.experiment.name
     path = folder / "runs.jsonl"
-    refuse_other_protocols(session, session.jobs(), read_records(path))
+    recorded = read_records(path)
+    refuse_undeclared_seeds(session, recorded)
+    refuse_other_protocols(session, session.jobs(), recorded)
     new, problems = _trained(session, reporter)
     # Two sessions may record seeds of one replication at the same time.
     with locked(folder / ".lock", "see that results/ can be written to"):
@@ -166,6 +176,17 @@ def record(session: Session, results: Path, reporter: Reporter = silent) -> tupl
         update_bands(experiment, [r for r in records if r.profile == session.profile_name])
         pages = write_pages(experiment, records, folder, committed=records, synthetic=False)
     return problems, pages
+
+
+def refuse_undeclared_seeds(session: Session, records: Sequence[Record]) -> None:
+    """Refuse more seeds of the judged profile than it declares: to look and then run more makes false verdicts."""
+    declared, name = session.profile.seeds, session.profile_name
+    recorded = {record.seed for record in records if record.profile == name}
+    if session.profile.judged and (more := sorted(seed for seed in {*session.seeds, *recorded} if seed >= declared)):
+        raise KDError(
+            f"{session.experiment.name}, profile {name}: expected seeds 0 to {declared - 1}, which experiment.py "
+            f"declares, found {', '.join(map(str, more))}; raise the declared number there first, with the date"
+        )
 
 
 def refuse_other_protocols(session: Session, jobs: Sequence[Job], records: Sequence[Record]) -> None:
@@ -197,6 +218,7 @@ def update_bands(experiment: Experiment, records: Sequence[Record]) -> None:
             arm: ", ".join(sorted({str(r.environment["commit"])[:12] for r in group if arm in r.arms}))
             for arm in metrics
         }
-        judged = experiment.profile(profile).judged
-        bands[digest, profile] = bands_of(metrics, experiment.banded, commits, reported if judged else None)
+        of = experiment.profile(profile)
+        judged = reported if of.judged else None
+        bands[digest, profile] = bands_of(metrics, experiment.banded, commits, judged, of.seeds)
     write_bands(path, bands)

@@ -1,4 +1,4 @@
-"""The page and the files of a replication's tables, and the README's table of all replications."""
+"""The page and the files of a replication's tables."""
 
 from __future__ import annotations
 
@@ -6,33 +6,28 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdlib.errors import KDError
 from kdlib.files import atomic_write
 from kdlib.judge.bands import Bands
 from kdlib.judge.claims import Choice, Claim, Reported
-from kdlib.judge.judging import chosen, judge, with_choices
-from kdlib.judge.verdicts import MIN_SEEDS, headline
-from kdlib.report.frames import arms_table, claims_table, ingredients_table, metrics_of, on_claims_scale
+from kdlib.judge.judging import chosen, of_declared
+from kdlib.report.frames import arms_table, claims_table, ingredients_table, metrics_of
 from kdlib.report.markdown import (
     NONE,
-    aim,
     arms_shown,
     claims_shown,
     escaped,
-    found,
     ingredients_shown,
     mark,
-    scale,
     table,
-    unit,
 )
+from kdlib.report.pairs import traced_pairs
 from kdlib.run.experiment import Arm, Experiment
 from kdlib.run.records import Record, digest_of, measured
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["header", "page", "replace_table", "section", "summary_line", "summary_table", "write_tables"]
+__all__ = ["MADE_OF", "header", "page", "write_tables"]
 
 MADE_OF = "What the difference is made of"
 
@@ -95,6 +90,11 @@ def _commit(environment: Mapping[str, Any]) -> str:
     return f"{str(environment.get('commit', 'unknown'))[:10]} ({state})"
 
 
+def _traces(compared: int, traced: int) -> str:
+    others = "" if traced == compared else " (the others: not traced)"
+    return f"\n- traces: {traced} of {compared} compared pairs of runs are traced{others}" if compared else ""
+
+
 # ---- a page
 
 
@@ -137,7 +137,10 @@ def page(
     )
 
 
-_LEFT = ("arm", "over", "ingredient", "mode", "claim", "about", "unit", "verdict", "full verdict", "this run")
+_LEFT = (
+    *("arm", "over", "part", "ingredient", "mode", "differs in", "claim", "about", "unit"),
+    *("verdict", "nearest other outcome", "full verdict", "this run"),
+)
 _OF_PARTS = (
     "Each row compares two arms that differ in what it names, in pairs that share a seed, on the primary claim's "
     "metric. The rows are ours and get no verdict. A row without numbers names an arm that has no recorded runs."
@@ -166,7 +169,7 @@ def _choice(choice: Choice, arm: str | None) -> str:
     return escaped(f"- {choice.name}: {what}: {arm or 'not all of them have runs'}")
 
 
-_NOTES = f"""\
+_NOTES = """\
 `results/README.md` explains every column, kind of claim and outcome. In short:
 
 - `95% over seeds` is Student's t interval of the mean: other seeds would change it. `test-set ±` is half the 95%
@@ -179,8 +182,13 @@ _NOTES = f"""\
 - Differences are between runs that share a seed. They are positive if the claim's first arm does better.
 - *As described* is what the source's text says, *as released* what its code does, *controlled* the fair comparison.
   *Sham* arms get the teacher's soft targets permuted within each class; real transfer must beat them.
-- Only full runs with at least {MIN_SEEDS} seeds give a verdict (a claim about an exact count needs one run). Other runs
-  only say (`this run`) whether they agree with the full verdict. *Not run*: no seed has all arms of the claim.
+- Only full runs give a verdict, and only if just the seeds are recorded that the experiment declares. With fewer seeds
+  it is *interim* (a claim about an exact count needs one run). Other runs only say (`this run`) whether they agree with
+  the full verdict. *Not run*: no seed has all arms of the claim.
+- `firmness` is the share of 10,000 redraws of the seeds that give the same verdict. `nearest other outcome` says how
+  far the mean is from another verdict.
+- `differs in` names all that the compared arms differ in. For pairs of runs with traces, `kd record` and the audit
+  compare it with what the training loop did. Other pairs are *not traced*: for them, it is what should differ.
 - A verdict marked *analogue* is about other data, or another teacher, than the source's."""
 
 
@@ -217,12 +225,14 @@ def write_tables(
     """
     about = experiment.profile(profile)
     arms = arms_table(experiment.arms, reported, records, synthetic)
+    declared = about.seeds if about.judged else None
     claims = claims_table(
-        reported, records, judged_bands, judged=about.judged, synthetic=synthetic, analogue=label != profile
+        reported, records, judged_bands, declared=declared, synthetic=synthetic, analogue=label != profile
     )
     ingredients = ingredients_table(reported, records)
-    choices = [_choice(choice, chosen(choice, measured(records))) for choice in reported.choices]
-    heading = header(records, profile, about.reduced, synthetic)
+    numbers = of_declared(measured(records), declared)
+    choices = [_choice(choice, chosen(choice, numbers)) for choice in reported.choices]
+    heading = header(records, profile, about.reduced, synthetic) + _traces(*traced_pairs(reported, records))
     text = page(
         experiment,
         reported,
@@ -241,64 +251,3 @@ def write_tables(
             atomic_write(folder / f"{label}-{name}.csv", content.encode())
     atomic_write(folder / f"{label}.md", text.encode())
     return text
-
-
-# ---- README's table
-
-
-def summary_line(name: str, reported: Reported, records: Sequence[Record]) -> dict[str, str]:
-    """Return a replication's row: the primary claim and mode with the worst verdict of `records`, the judged runs.
-
-    If no arms of a primary claim have runs, the row says that the replication has not been run in full.
-    """
-    primary = [claim for claim in reported.claims.values() if claim.primary]
-    numbers = with_choices(reported.choices, measured(records))
-    judged = [(judge(claim, mode, numbers), claim, mode) for claim in primary for mode in claim.modes]
-    if not any(verdict.n for verdict, _, _ in judged):
-        return _row(name, reported, primary[0], "") | {"verdict": "not yet run in full"}
-    worst = headline(verdict for verdict, _, _ in judged)
-    claim, mode = next((claim, mode) for verdict, claim, mode in judged if verdict is worst)
-    cells = found(claim, scale(reported, claim.metric), *on_claims_scale(claim, worst))
-    interval = "" if cells["95%"] == NONE else f" ({cells['95%']})"
-    measurement = f"{cells['measured']}{interval}, n = {worst.n}"
-    return _row(name, reported, claim, f", {mode}") | {"measured": measurement, "verdict": str(worst.outcome)}
-
-
-def _row(name: str, reported: Reported, claim: Claim, mode: str) -> dict[str, str]:
-    shown = scale(reported, claim.metric)
-    return {
-        "replication": escaped(name),
-        "claim": f"{escaped(claim.name)}{mode}: {escaped(claim.statement)}",
-        "unit": unit(claim, shown),
-        "reported": aim(claim, shown),
-        "measured": NONE,
-        "verdict": "",
-    }
-
-
-def summary_table(lines: Sequence[Mapping[str, str]]) -> str:
-    """Return the Markdown of all replications' rows."""
-    import pandas as pd
-
-    return table(pd.DataFrame(lines))
-
-
-def replace_table(text: str, content: str, mark: str = "table") -> str:
-    """Return `text` with `content` between the lines <!-- mark:begin --> and <!-- mark:end -->.
-
-    KDError unless the text has one of each, in this order.
-    """
-    begin, end = f"<!-- {mark}:begin -->", f"<!-- {mark}:end -->"
-    before, _, rest = text.partition(begin)
-    _, _, after = rest.partition(end)
-    if text.count(begin) != 1 or text.count(end) != 1 or end in before:
-        raise KDError(
-            f"expected one line {begin} and one line {end} after it, found {text.count(begin)} and "
-            f"{text.count(end)}; put them around the place of the table"
-        )
-    return f"{before}{begin}\n{content}\n{end}{after}"
-
-
-def section(page: str, name: str) -> str:
-    """Return the table in a section of a replication's Markdown page."""
-    return page.partition(f"## {name}\n\n")[2].partition("\n\n")[0]

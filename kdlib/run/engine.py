@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from kdlib.errors import KDError
-from kdlib.files import sha256
+from kdlib.files import canonical_json, sha256
 from kdlib.run import reuse
 from kdlib.run.environment import environment
 from kdlib.run.experiment import Compute, Experiment, Run, load_experiment
@@ -50,6 +50,8 @@ class Summary:
     finished: dict[str, FinishedRun] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     blocked: dict[str, str] = field(default_factory=dict)
+    stored: set[str] = field(default_factory=set, compare=False)  # runs that the store had before
+    told: set[str] = field(default_factory=set, compare=False)  # notices about them
 
 
 Group = list[Job]  # jobs that are trained in one loop; most groups have one
@@ -67,27 +69,22 @@ def execute(
 ) -> Summary:
     """Make sure that every job has a finished run: take it from the store, or train it.
 
-    A failed run blocks its descendants, and the runs in a group with one of them. With `workers` > 1 runs are trained
+    A stored run is refused if a parent is no longer the one that it was trained with; it then counts as failed. A
+    failed run blocks its descendants, and the runs in a group with one of them. With `workers` > 1 runs are trained
     in that many spawned processes of `compute.threads` threads each; both ways give the same bytes. If one run of a
     group is missing, the whole group is trained. Returns the outcome of each job; `report` is told of each event.
     """
     summary = Summary()
     groups: dict[str, Group] = {}
-    told: set[str] = set()
+    wanted = {job.description.id for job in jobs}
     for job in jobs:
         groups.setdefault(job.group or job.description.id, []).append(job)
         if (run := store.find(job.description, _notices(job, report))) is not None:
-            if problem := reuse.other_parent(run, job, summary.finished):
-                summary.failed[run.id] = problem
-                report(Event("failed", job, problem))
-                continue
-            summary.finished[run.id] = run
-            for text in (reuse.other_source(run, job), reuse.other_machine(run, compute.device)):
-                if text and text not in told:  # one line, however many runs it is about
-                    told.add(text)
-                    report(Event("notice", job, text))
-            report(Event("reused", job))
-    todo = [group for group in groups.values() if any(job.description.id not in summary.finished for job in group)]
+            summary.stored.add(run.id)
+            # A stored run waits for a parent that is still to be trained: it may become another than the run had.
+            if all(parent not in wanted - summary.finished.keys() for parent, _ in job.parents.values()):
+                _accept(run, job, compute, report, summary)
+    todo = [group for group in groups.values() if _missing(group, summary)]
     if workers > 1 and len(todo) > 1:
         _in_processes(todo, store, compute, folders, workers, report, summary)
         return summary
@@ -96,7 +93,7 @@ def execute(
         group = _ready(todo, summary)[0]
         todo.remove(group)
         error = _train_safely(group, store, compute, folders, report)
-        _settle(group, error, store, summary, report)
+        _settle(group, error, store, compute, summary, report)
     return summary
 
 
@@ -145,7 +142,7 @@ def _in_processes(
                             "a training process was ended from outside (out of memory?); everything finished is "
                             "stored: run the same command again, with --workers 1 if memory is short"
                         ) from None
-                    _settle(group, error, store, summary, report)
+                    _settle(group, error, store, compute, summary, report)
         finally:
             # On Ctrl-C the workers are ended at once: their last epoch's checkpoint is on disk.
             for process in list((getattr(pool, "_processes", None) or {}).values()):
@@ -198,18 +195,35 @@ def _blocked(group: Group, summary: Summary, report: Report) -> bool:
 
 
 def _missing(group: Group, summary: Summary) -> Group:
-    return [job for job in group if job.description.id not in summary.finished]
+    settled = summary.finished.keys() | summary.failed.keys()
+    return [job for job in group if job.description.id not in settled]
 
 
-def _settle(group: Group, error: str, store: Store, summary: Summary, report: Report) -> None:
+def _accept(run: FinishedRun, job: Job, compute: Compute, report: Report, summary: Summary) -> None:
+    """Count a run in the store as finished and give the notices about it, or refuse it for another parent."""
+    if problem := reuse.other_parent(run, job, summary.finished):
+        summary.failed[run.id] = problem
+        report(Event("failed", job, problem))
+        return
+    summary.finished[run.id] = run
+    for text in (reuse.other_source(run, job), reuse.other_machine(run, compute.device)):
+        if text and text not in summary.told:  # one line, however many runs it is about
+            summary.told.add(text)
+            report(Event("notice", job, text))
+    if run.id in summary.stored:
+        report(Event("reused", job))
+    else:
+        report(Event("finished", job, numbers={"seconds": run.environment["seconds"]}))
+
+
+def _settle(group: Group, error: str, store: Store, compute: Compute, summary: Summary, report: Report) -> None:
     for job in _missing(group, summary):
         run = store.find(job.description)  # a group may have failed after some of its runs were saved
         if run is None:
             summary.failed[job.description.id] = error or "the saved run failed verification immediately"
             report(Event("failed", job, summary.failed[job.description.id]))
         else:
-            summary.finished[run.id] = run
-            report(Event("finished", job, numbers={"seconds": run.environment["seconds"]}))
+            _accept(run, job, compute, report, summary)
 
 
 def _train_safely(group: Group, store: Store, compute: Compute, folders: Mapping[str, Path], report: Report) -> str:
@@ -257,11 +271,18 @@ def _train(
     report: Report,
 ) -> None:
     work = _work_folder(group, store)
-    # Named by the source files: a run that other code began starts again, so that no run is the work of two codes.
-    checkpoint = work / f"checkpoint-{made_by['source']}.safetensors"
-    clock = Clock(work / f"seconds-{made_by['source']}.txt")
+    parents = [{role: (store.resolve(run), snapshot) for role, (run, snapshot) in job.parents.items()} for job in group]
+    bound = [{role: parent.digests() for role, (parent, _) in roles.items()} for roles in parents]
+    # Named by source files and parents: a run that was begun with others starts again, so that no run is of both.
+    begun_with = sha256(canonical_json([made_by["source"], bound]).encode())[:ID_LENGTH]
+    origin = begun_with if any(bound) else made_by["source"]
+    checkpoint = work / f"checkpoint-{origin}.safetensors"
+    clock = Clock(work / f"seconds-{origin}.txt")
     if not checkpoint.exists() and list(work.glob("checkpoint-*.safetensors")):
-        text = f"{work} holds a checkpoint of other source files than these; this run starts from its first epoch"
+        text = (
+            f"{work} holds a checkpoint of other source files than these, or of another parent; this run starts from "
+            "its first epoch"
+        )
         report(Event("notice", group[0], text))
 
     def on_epoch(progress: Progress) -> None:
@@ -273,15 +294,14 @@ def _train(
                 progress.notice = ""
 
     runs = []
-    for job in group:
-        parents = {role: (store.resolve(run), snapshot) for role, (run, snapshot) in job.parents.items()}
+    for job, roles in zip(group, parents, strict=True):
         data, device = experiment.load_data(job.config, folders), torch.device(compute.device)
-        runs.append(Run(job.config, job.description.seed, data, device, job.label, parents, checkpoint, on_epoch))
+        runs.append(Run(job.config, job.description.seed, data, device, job.label, roles, checkpoint, on_epoch))
     arm = experiment.arm(group[0].arms[0])
     results = arm.results(runs)
     traces = _traces(runs)
     about = {**made_by, "seconds": round(clock.seconds / len(runs), 2), "threads": torch.get_num_threads()}
-    for job, run, result, trace in zip(group, runs, results, traces, strict=True):
+    for job, result, trace, digests in zip(group, results, traces, bound, strict=True):
         if lost := {experiment.arm(name).snapshot for name in job.arms} - result.metrics.keys():
             found = ", ".join(result.metrics)
             raise KDError(
@@ -289,8 +309,7 @@ def _train(
                 "function keep that snapshot, or correct the configuration so that it is reached"
             )
         if job in missing:
-            bound = {role: parent.digests() for role, (parent, _) in run.parents.items()}
-            store.save(job.description, result, about, trace, bound)
+            store.save(job.description, result, about, trace, digests)
     shutil.rmtree(work, ignore_errors=True)
 
 

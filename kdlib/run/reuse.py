@@ -22,11 +22,12 @@ def other_parent(run: FinishedRun, job: Job, finished: Mapping[str, FinishedRun]
         parent, bound = finished.get(parent_id), run.parents.get(role)
         if parent is None or not bound:
             continue
-        for name, found in parent.digests().items():
-            if bound.get(name, found) != found:
+        for name in ("weights", "soft_targets"):
+            expected, found = bound.get(name, "none"), parent.digests().get(name, "none")
+            if expected != found:
                 return (
                     f"run {run.id}: expected its {role}, run {parent_id}, with {name.replace('_', ' ')} of SHA-256 "
-                    f"{bound[name]}, as it was trained with; found {found} in this store. Delete {run.folder} to train "
+                    f"{expected}, as it was trained with; found {found} in this store. Delete {run.folder} to train "
                     f"it again with this parent, or put its own parent in place of {parent.folder}"
                 )
     return ""
@@ -49,12 +50,9 @@ def other_source(run: FinishedRun, job: Job) -> str:
 
 def other_machine(run: FinishedRun, device: str) -> str:
     """Return a notice if a run was made on another processor or with other versions; else ""."""
-    here = {"device": device_name(device), "versions": versions()}
-    texts = [
-        f"{name} {run.environment[name]}, here {now}"
-        for name, now in here.items()
-        if run.environment.get(name, now) != now
-    ]
+    made_by = {**run.environment, **run.environment.get("versions", {})}
+    here = {"device": device_name(device), **versions()}
+    texts = [f"{name} {made_by[name]}, here {now}" for name, now in here.items() if made_by.get(name, now) != now]
     if not texts:
         return ""
     return f"reused runs were made elsewhere: {'; '.join(texts)}. Other processors and versions round differently"

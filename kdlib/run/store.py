@@ -35,6 +35,8 @@ from kdlib.files import (
 )
 
 ID_LENGTH = 16
+MANIFEST = "manifest.json"
+WEIGHTS = "weights.safetensors"
 SOFT_TARGETS = "soft_targets.safetensors"
 PLAIN_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 
@@ -96,7 +98,7 @@ class FinishedRun:
 
     def weights(self, snapshot: str) -> dict[str, Tensor]:
         """Return the state dict of a snapshot; KDError if the run was pruned."""
-        path = self.folder / "weights.safetensors"
+        path = self.folder / WEIGHTS
         if not path.exists():
             raise KDError(
                 f"run {self.id}: its weights were pruned; delete {self.folder} and run again to get them back"
@@ -210,7 +212,7 @@ class Store:
                 for snapshot, state in result.weights.items()
                 for name, value in state.items()
             }
-            save_tensors(temporary / "weights.safetensors", flat)
+            save_tensors(temporary / WEIGHTS, flat)
             if result.soft_targets:
                 halves = {f"{part}/logits": _half(part, value) for part, value in result.soft_targets.items()}
                 save_tensors(temporary / SOFT_TARGETS, halves)
@@ -220,7 +222,7 @@ class Store:
                 "metrics": result.metrics,
                 "history": result.history,
                 "environment": {**environment, "stored_bytes": size},
-                "weights_sha256": sha256((temporary / "weights.safetensors").read_bytes()),
+                "weights_sha256": sha256((temporary / WEIGHTS).read_bytes()),
                 "trace": trace or {},
                 "parents": parents or {},
             }
@@ -280,10 +282,10 @@ def read_run(folder: Path, *, check: bool = True) -> FinishedRun:
 
     `check=False` skips the hashes (for lists); the description must still give the folder's name.
     """
-    manifest = _read_json(folder / "manifest.json")
+    manifest = _read_json(folder / MANIFEST)
     if "run.json" not in manifest or not all(PLAIN_NAME.fullmatch(name) for name in manifest):
         raise DamagedFile(
-            f"{folder / 'manifest.json'}: expected plain file names, run.json among them, found {list(manifest)}"
+            f"{folder / MANIFEST}: expected plain file names, run.json among them, found {list(manifest)}"
         )
     for name, expected in manifest.items() if check else ():
         try:
@@ -309,6 +311,11 @@ def read_run(folder: Path, *, check: bool = True) -> FinishedRun:
         raise DamagedFile(f"{folder / 'run.json'}: expected a run's record, found other keys ({error})") from error
     if not _has_types(run):
         raise DamagedFile(f"{folder / 'run.json'}: expected a run's record, found values of other types")
+    if manifest.get(WEIGHTS, run.weights_sha256) != run.weights_sha256:
+        raise DamagedFile(
+            f"{folder / WEIGHTS}: expected the weights of run {run.id}, SHA-256 {run.weights_sha256[:64]}, found "
+            f"{str(manifest[WEIGHTS])[:64]!r} in its manifest"
+        )
     if run.id != folder.name:
         raise DamagedFile(
             f"{folder}: its description belongs to run {run.id}; the record was altered or the folder renamed"
@@ -339,22 +346,22 @@ def _has_types(run: FinishedRun) -> bool:
 
 def prune(run: FinishedRun) -> int:
     """Delete a run's weights, keep their SHA-256 and its soft targets; return the number of bytes freed."""
-    path = run.folder / "weights.safetensors"
+    path = run.folder / WEIGHTS
     if not path.exists():
         return 0
     size = path.stat().st_size
-    # Manifest first: if the process is killed before the unlink, an extra file is harmless.
-    write_manifest(run.folder, without=path.name)
+    # Manifest first: if the process is killed before the unlink, an extra file is harmless. It keeps the digests that
+    # the run was saved with: a file that was altered, or put there by someone else, does not become the run's.
+    kept = {name: digest for name, digest in run.files.items() if name != WEIGHTS}
+    atomic_write(run.folder / MANIFEST, _json_file(kept))
     path.unlink()
     return size
 
 
-def write_manifest(folder: Path, without: str = "") -> None:
+def write_manifest(folder: Path) -> None:
     """Write `manifest.json`: the SHA-256 of every other file of the folder."""
-    names = sorted(
-        p.name for p in folder.iterdir() if p.name not in ("manifest.json", without) and not p.name.startswith(".")
-    )
-    atomic_write(folder / "manifest.json", _json_file({name: sha256((folder / name).read_bytes()) for name in names}))
+    names = sorted(p.name for p in folder.iterdir() if p.name != MANIFEST and not p.name.startswith("."))
+    atomic_write(folder / MANIFEST, _json_file({name: sha256((folder / name).read_bytes()) for name in names}))
 
 
 def _json_file(value: Any) -> bytes:

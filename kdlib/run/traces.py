@@ -60,8 +60,8 @@ def differences(
 ) -> list[str]:
     """Return in which words of the vocabulary two traces differ; `epochs`: those of the snapshots that are compared.
 
-    Only what both have done is compared: the epochs up to the shorter length. Rows that follow from other data, for
-    example, are not named again.
+    Only what both have done is compared: the epochs up to the shorter length. A change of state counts in any epoch,
+    since a training without one has none. Rows that follow from other data, for example, are not named again.
     """
     both = min(epochs)
     found = {
@@ -75,11 +75,11 @@ def differences(
         "steps": _steps(one, epochs[0]) != _steps(other, epochs[1]),
         "learning rate": _differ(one, other, "rates", both),
         "optimizer": _optimizer(one) != _optimizer(other),
-        "optimizer state": _changed(one, both) != _changed(other, both),
+        "optimizer state": _changed(one, epochs[0]) != _changed(other, epochs[1]),
         "dropout": _differ(one, other, "layers", both),
         "soft targets": one["data"].get("soft") != other["data"].get("soft") or _differ(one, other, "targets", both),
         "precision": other_precision,
-        "loss": not math.isclose(one["first_loss"], other["first_loss"], rel_tol=SAME_LOSS),
+        "loss": not _same_loss(one["first_loss"], other["first_loss"]),
     }
     # What follows from another difference is not named again.
     if found["network"]:
@@ -101,6 +101,12 @@ def _differ(one: Mapping[str, Any], other: Mapping[str, Any], name: str, epochs:
     # Each digest is over all epochs up to its own, so the last common one tells.
     first, second = one["epochs"][name][:epochs], other["epochs"][name][:epochs]
     return bool(first != second)
+
+
+def _same_loss(one: float | None, other: float | None) -> bool:
+    if one is None or other is None:  # no epoch was trained
+        return one is other
+    return math.isclose(one, other, rel_tol=SAME_LOSS)
 
 
 def _steps(trace: Mapping[str, Any], epochs: int) -> int:

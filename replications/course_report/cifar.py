@@ -364,7 +364,8 @@ def split(
             f"share: expected one above 0 and up to 1 with pictures of all {CLASSES} classes, found {config.share} "
             f"with {count} pictures and none of class {absent}; take a larger share"
         )
-    digest = f"{whole.digest}, first {count}"
+    # All pictures keep the digest that the teacher's examples have, so a trace shows that their data are the same.
+    digest = whole.digest if count == len(whole.labels) else f"{whole.digest}, first {count}"
     if soft is not None:
         whole.check(soft)
         soft = replace(soft, logits=soft.logits[:count], data_digest=digest)

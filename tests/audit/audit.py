@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kdlib.run.experiment import Experiment, load_experiment, replications
-from tests.audit import again, provenance, records, tables
+from tests.audit import again, provenance, records, tables, traces
 from tests.audit.claims import read_claims
 from tests.audit.faults import Fault, Faults, in_file
 from tests.audit.records import Record
@@ -39,11 +39,17 @@ def derived(root: Path, names: Sequence[str], checked: Tell = lambda file: None)
         found, faults = records.read(root / file)
         yield from in_file(file, faults)
         yield from in_file(file, records.check(experiment, found))
+        yield from in_file(file, _traces(root, experiment, found))
         yield from in_file(f"replications/{name}", _tables(root, experiment, found, checked))
         checked(file)
     for path in sorted(root.glob("results/*/")):
         if path.name not in replications(root):
             yield Fault("", "a folder of the same name in replications/", "none", f"results/{path.name}")
+
+
+def _traces(root: Path, experiment: Experiment, found: Sequence[Record]) -> Faults:
+    yield from traces.check_traces(experiment, found)
+    yield from traces.check_pairs(read_claims(root / "replications" / experiment.name / "claims.toml"), found)
 
 
 def _tables(root: Path, experiment: Experiment, found: Sequence[Record], checked: Tell) -> Faults:
@@ -56,7 +62,7 @@ def _tables(root: Path, experiment: Experiment, found: Sequence[Record], checked
         label = _label(experiment, group[0], profile)
         for part, rows in {
             "arms": tables.arm_rows(experiment, source, group),
-            "claims": tables.claim_rows(source, group, full, profile == judged),
+            "claims": tables.claim_rows(experiment, source, group, full, profile == judged),
             "ingredients": tables.ingredient_rows(source, group),
         }.items():
             file = f"results/{experiment.name}/{label}-{part}.csv"

@@ -6,6 +6,7 @@ import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,12 @@ class Value:
 
 @dataclass(frozen=True)
 class Mode:
-    """The arms of a claim in one mode, and what they are compared with: rivals or expected numbers."""
+    """The arms of a claim in one mode, what they are compared with (rivals or numbers), and all they differ in."""
 
     arms: tuple[str, ...]
     rivals: tuple[str, ...] = ()
     expected: tuple[float, ...] = ()
+    differs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,13 @@ class Claim:
     def lower(self) -> bool:
         """Whether less is better."""
         return bool(self.keys.get("lower_is_better", False))
+
+    def pairs(self, mode: str) -> list[tuple[str, str]]:
+        """Return the arms that are compared with each other: of a trend neighbours, and arms and what they gain on."""
+        arms, rivals = self.modes[mode].arms, self.modes[mode].rivals
+        if self.kind == "trend":
+            return [*pairwise(arms), *zip(arms, rivals, strict=False)]
+        return [(arms[0], rival) for rival in rivals]
 
     @property
     def origin(self) -> float | None:
@@ -125,5 +134,8 @@ def _claim(keys: Keys, values: Sequence[Value]) -> Claim:
 def _mode(kind: str, keys: Keys) -> Mode:
     if kind == "exact":
         return Mode(tuple(keys["expected"]), expected=tuple(map(float, keys["expected"].values())))
-    arms, rivals = keys["along" if kind == "trend" else "arm"], keys.get("over", ())
-    return Mode(*((names,) if isinstance(names, str) else tuple(names) for names in (arms, rivals)))
+    arms, rivals = (
+        (names,) if isinstance(names, str) else tuple(names)
+        for names in (keys["along" if kind == "trend" else "arm"], keys.get("over", ()))
+    )
+    return Mode(arms, rivals, differs=tuple(keys["differs"]) if rivals or kind == "trend" else ())

@@ -28,13 +28,15 @@ HALF = 1e-4  # nats; rounding logits to float16 changes a mean entropy by less
 def check(root: Path, names: Sequence[str], history: History) -> Faults:
     """Give every fault of commits, weights and the logits of teachers."""
     files = {f"results/{name}/runs.jsonl": read(root / f"results/{name}/runs.jsonl")[0] for name in names}
-    known: dict[str, Record] = {}
+    known: dict[str, Any] = {}
     for path in sorted(root.glob("replications/*/*/*/run.json")):
         file = path.parent.relative_to(root).as_posix()
         yield from in_file(file, _check_pruned(path.parent, files, known, history))
     for file, records in files.items():
         yield from in_file(file, check_source(records, history))
         yield from in_file(file, check_weights(records, known))
+    for file, records in files.items():
+        yield from in_file(file, check_parents(records, known))
 
 
 # ---- commits
@@ -91,10 +93,10 @@ def check_source(records: Sequence[Record], history: History) -> Faults:
 # ---- weights
 
 
-def check_weights(records: Sequence[Record], known: dict[str, Record]) -> Faults:
+def check_weights(records: Sequence[Record], known: dict[str, Any]) -> Faults:
     """A run is the same wherever it is recorded, and two runs with equal weights are the same training.
 
-    `known` are the records seen before, by run and by weights_sha256.
+    `known` are the records seen before, by run and by weights_sha256, and the digests of soft targets by run.
     """
     for record in records:
         first = known.setdefault(record["run"], record)
@@ -105,8 +107,24 @@ def check_weights(records: Sequence[Record], known: dict[str, Record]) -> Faults
             yield from compare(place, _training(twin), _training(record))
 
 
+def check_parents(records: Sequence[Record], known: dict[str, Any]) -> Faults:
+    """A run was taught by its parents as they are recorded; all children of a parent had the same soft targets."""
+    for record in (record for record in records if record.get("trace")):
+        place, found = f"run {record['run']}, parents", record.get("parents", {})
+        described = {role: parent.partition("/")[0] for role, parent in record["description"]["parents"].items()}
+        yield from compare(f"{place}: roles", sorted(described), sorted(found))
+        for role, run in described.items():
+            if run in known:
+                yield from compare(f"{place}, {role}: weights", known[run]["weights_sha256"], found[role]["weights"])
+            soft = found[role].get("soft_targets", "")
+            yield from compare(f"{place}, {role}: soft targets", known.setdefault(f"{run}, soft targets", soft), soft)
+
+
 def _lasting(record: Record) -> dict[str, Any]:
-    return {key: record[key] for key in ("description", "metrics", "history", "weights_sha256", "environment")}
+    return {
+        key: record.get(key, {})
+        for key in ("description", "metrics", "history", "weights_sha256", "environment", "trace", "parents")
+    }
 
 
 def _training(record: Record) -> dict[str, Any]:
@@ -118,7 +136,7 @@ def _training(record: Record) -> dict[str, Any]:
 
 
 def _check_pruned(
-    folder: Path, files: Mapping[str, Sequence[Record]], known: dict[str, Record], history: History
+    folder: Path, files: Mapping[str, Sequence[Record]], known: dict[str, Any], history: History
 ) -> Faults:
     """Give every fault of a pruned run, and of the records in `files` that stand in for it."""
     run = {**json.loads((folder / "run.json").read_text("utf-8")), "run": folder.name}
@@ -129,6 +147,7 @@ def _check_pruned(
     yield from compare("the SHA-256 of its description", identity(run["description"]), folder.name)
     yield from check_source([run], history)
     yield from check_weights([run], known)
+    known[f"{folder.name}, soft targets"] = sums["soft_targets.safetensors"]
     yield from _of_logits(folder, run, rounded=True)
     for file, records in files.items():
         for record in records:

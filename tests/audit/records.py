@@ -22,7 +22,11 @@ from tests.audit.statistics import f1_of
 Record = Mapping[str, Any]
 Cell = tuple[str, str, int]  # data digest, profile, seed
 Groups = dict[tuple[str, str], list[Mapping[str, Any]]]  # the records of each table, by data digest and profile
-KEYS = ["arms", "data_name", "description", "environment", "history", "metrics", "profile", "run", "seed"]
+KEYS = {
+    *("arms", "data_name", "description", "environment", "history", "metrics", "profile", "run", "seed"),
+    "weights_sha256",
+}
+NEWER = ("parents", "trace")  # keys that the records of earlier runs lack
 DESCRIBED = ["config", "data", "parents", "protocol", "recipe", "seed"]
 ROUNDING = 1e-15  # of a mean of a few shares, however it is summed
 
@@ -44,9 +48,8 @@ def read(path: Path) -> tuple[list[Record], list[Fault]]:
     for number, line in enumerate(path.read_text("utf-8").splitlines() if path.exists() else (), 1):
         try:
             record = json.loads(line)
-            if (sorted(record), sorted(record["description"])) != ([*KEYS, "weights_sha256"], DESCRIBED) or canonical(
-                record
-            ) != line:
+            present = {key for key in record if key not in NEWER or not record[key]}
+            if (present, sorted(record["description"])) != (KEYS, DESCRIBED) or canonical(record) != line:
                 raise ValueError("other keys or another spelling (spaces, order of keys, a key twice)")
             records.append(record)
         except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from tests.audit.claims import Claim, Mode, margin
-from tests.audit.statistics import LEAST, Sample, constant, holm, kendall, sample, t
+from tests.audit.statistics import LEAST, NAN, Sample, constant, holm, kendall, sample, t
 
 Series = Mapping[str, Mapping[int, float]]  # arm -> seed -> value
 
@@ -36,9 +38,27 @@ def verdict(claim: Claim, mode: Mode, series: Series) -> tuple[str, Sample]:
         found = sample([-value for value in values] if claim.lower else values)
     else:
         found = sample(differences(series, mode.arms[0], mode.rivals[0], claim.lower))
+    return of_sample(found, claim), found
+
+
+def of_sample(found: Sample, claim: Claim) -> str:
+    """Return the outcome of a claim of one difference, or one value, for each seed."""
     if claim.kind in ("effect", "value"):
-        return _sized(found, claim), found
-    return _bounded(found, claim) if claim.kind in ("comparable", "non-inferior") else _directed(found), found
+        return _sized(found, claim)
+    return _bounded(found, claim) if claim.kind in ("comparable", "non-inferior") else _directed(found)
+
+
+def firmness(claim: Claim, found: Sample, outcome: str) -> float:
+    """Return the share of 10,000 redraws of the seeds with the same outcome; nan where the audit has no recipe for it.
+
+    A redraw has n normal differences with the sample's mean and standard deviation; NumPy's default generator with seed
+    0 draws them, so that the share can be compared to the last digit.
+    """
+    if claim.kind in ("exact", "best", "trend") or found.n < LEAST or found.std == 0 or outcome.startswith("interim"):
+        return NAN
+    normals = np.random.default_rng(0).standard_normal((10_000, found.n, 1))[:, :, 0]
+    redraws = found.mean + found.std * normals
+    return sum(of_sample(sample(row), claim) == outcome for row in redraws.tolist()) / len(redraws)
 
 
 def differences(series: Series, arm: str, rival: str, lower: bool = False) -> list[float]:

@@ -7,7 +7,7 @@ import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,8 +15,16 @@ from kdlib.run.experiment import Experiment
 from tests.audit.claims import Claim, Source, value_of
 from tests.audit.faults import Faults, compare
 from tests.audit.records import Groups, Record
-from tests.audit.rule import differences, verdict
+from tests.audit.rule import TOO_FEW, differences, firmness, verdict
 from tests.audit.statistics import LEAST, NAN, Sample, half_width, prediction, sample
+
+
+class Verdict(NamedTuple):
+    """An outcome, and what it is judged by."""
+
+    outcome: str
+    judged_by: Sample
+
 
 Rows = dict[str, dict[str, Any]]  # by name and column; nan and "" are empty cells
 NAMED = {"arms": ["arm"], "claims": ["claim", "mode"], "ingredients": ["ingredient"]}  # the cells that name a row
@@ -36,22 +44,31 @@ def series(records: Sequence[Record], metric: str, least: int = 1) -> dict[str, 
     return {arm: dict(sorted(seeds.items())) for arm, seeds in found.items() if len(seeds) >= least}
 
 
-def verdicts(source: Source, records: Sequence[Record], least: int = 1) -> dict[tuple[str, str], tuple[str, Sample]]:
-    """Return the verdict on each claim in each mode; with `least`, only if all arms have so many seeds."""
+def verdicts(source: Source, records: Sequence[Record], declared: int | None) -> dict[tuple[str, str], Verdict]:
+    """Return the verdict on each claim in each mode, by the declared seeds only if a number is given."""
+    if declared is not None:
+        records = [record for record in records if record["seed"] < declared]
     found = {}
     for name, claim in source.claims.items():
-        measured = series(records, claim.metric, least)
-        taken = {new: choice(keys["by"], keys["among"], records, least) for new, keys in source.chosen.items()}
+        measured = series(records, claim.metric)
+        taken = {new: choice(keys["by"], keys["among"], records) for new, keys in source.chosen.items()}
         measured |= {new: measured[arm] for new, arm in taken.items() if arm in measured}
         for key, mode in claim.modes.items():
-            if least == 1 or measured.keys() >= {*mode.arms, *mode.rivals}:
-                found[name, key] = verdict(claim, mode, measured)
+            outcome, judged_by = verdict(claim, mode, measured)
+            if declared is not None and claim.kind != "exact" and judged_by.n < declared:
+                outcome = f"interim, {judged_by.n} of {declared} seeds, no verdict"
+            found[name, key] = Verdict(outcome, judged_by)
     return found
 
 
-def choice(metric: str, among: Sequence[str], records: Sequence[Record], least: int = 1) -> str:
+def given(found: Mapping[tuple[str, str], Verdict]) -> dict[tuple[str, str], Verdict]:
+    """Return the verdicts proper, without those that are interim or of too few seeds."""
+    return {key: one for key, one in found.items() if one.outcome != TOO_FEW and not one.outcome.startswith("interim")}
+
+
+def choice(metric: str, among: Sequence[str], records: Sequence[Record]) -> str:
     """Return the arm with the highest mean of a metric, if all arms have it for the same seeds; else nothing."""
-    found = series(records, metric, least)
+    found = series(records, metric)
     if len({tuple(found.get(arm, {})) for arm in among}) > 1 or among[0] not in found:
         return ""
     # Sums that only differ in their last digits are equal: the first arm is meant then.
@@ -101,21 +118,27 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else NAN
 
 
-def claim_rows(source: Source, records: Sequence[Record], judged: Sequence[Record], is_judged: bool) -> Rows:
+def claim_rows(
+    experiment: Experiment, source: Source, records: Sequence[Record], judged: Sequence[Record], is_judged: bool
+) -> Rows:
     """Return a row for each claim and mode; the verdicts of the `judged` runs are shown next to those of others."""
-    before, rows = verdicts(source, judged, LEAST), {}
-    for (name, mode), (outcome, found) in verdicts(source, records).items():
+    declared = experiment.profiles[experiment.judged].seeds
+    before, rows = given(verdicts(source, judged, declared)), {}
+    for (name, mode), (outcome, found) in verdicts(source, records, declared if is_judged else None).items():
         claim = source.claims[name]
         measured, low, high = _on_scale(claim, found)
         rows[f"{name}, {mode}"] = {
+            "differs": _differs(claim.modes[mode].differs) if claim.pairs(mode) else "",
             "reported": float(claim.keys["reported"]) if claim.kind in ("effect", "value") else NAN,
             "measured": measured,
             "low": low,
             "high": high,
             "n": found.n,
             "verdict": outcome if is_judged else "",
-            "recorded": before.get((name, mode), ("", None))[0],
+            "recorded": before[name, mode].outcome if (name, mode) in before else "",
         }
+        if is_judged:
+            rows[f"{name}, {mode}"]["firmness"] = firmness(claim, found, outcome)
     return rows
 
 
@@ -126,8 +149,13 @@ def ingredient_rows(source: Source, records: Sequence[Record]) -> Rows:
     for part in source.ingredients:
         values = differences(found, part["arm"], part["over"])
         row = dict(zip(("difference", "low", "high"), _interval(values), strict=True))
-        rows[part["label"]] = {"arm": part["arm"], "over": part["over"], "metric": metric, **row, "n": len(values)}
+        named = {"arm": part["arm"], "over": part["over"], "differs": _differs(part["differs"])}
+        rows[part["label"]] = {**named, "metric": metric, **row, "n": len(values)}
     return rows
+
+
+def _differs(words: Sequence[str]) -> str:
+    return ", ".join(words) if words else "nothing"
 
 
 def _on_scale(claim: Claim, found: Sample) -> tuple[float, float, float]:
@@ -150,8 +178,9 @@ def band_tables(experiment: Experiment, source: Source, records: Sequence[Record
             commits = {record["environment"]["commit"][:12] for record in records if arm in record["arms"]}
             tables["bands"][f"{arm}.{metric}"] = {**_band(seeds), "commit": ", ".join(sorted(commits))}
     if records[0]["profile"] == experiment.judged:
-        for (claim, mode), (outcome, _) in verdicts(source, records, LEAST).items():
-            tables["verdicts"].setdefault(claim, {})[mode] = outcome
+        declared = experiment.profiles[experiment.judged].seeds
+        for (claim, mode), one in given(verdicts(source, records, declared)).items():
+            tables["verdicts"].setdefault(claim, {})[mode] = one.outcome
         for value in source.values:
             for arm, seeds in series(records, value.metric, LEAST).items():
                 if arm in value.arms:

@@ -30,7 +30,7 @@ from kdlib.report import pages
 from kdlib.run.environment import source_digest
 from kdlib.run.experiment import load_experiment, replications
 from kdlib.run.records import read_records
-from tests.audit import __main__, again, audit, claims, faults, provenance, records, rule, statistics
+from tests.audit import __main__, again, audit, claims, faults, provenance, records, rule, statistics, traces
 
 ROOT = Path(__file__).parents[2]
 NAMES = replications(ROOT)
@@ -195,8 +195,18 @@ def of_records(name: str, lines: list[dict[str, Any]], history: provenance.Histo
             records.check(load_experiment(name), lines),
             provenance.check_source(lines, history),
             provenance.check_weights(lines, {}),
+            *of_traces(name, lines),
         )
         for fault in faults.in_file(name, part)
+    ]
+
+
+def of_traces(name: str, lines: list[dict[str, Any]]) -> list[faults.Faults]:
+    source = claims.read_claims(ROOT / f"replications/{name}/claims.toml")
+    return [
+        traces.check_traces(load_experiment(name), lines),
+        traces.check_pairs(source, lines),
+        provenance.check_parents(lines, {line["run"]: line for line in lines}),
     ]
 
 
@@ -214,6 +224,8 @@ def other(value: Any) -> Any:
     """A value that is nearly the same."""
     if value is None or isinstance(value, bool | dict):
         return not value
+    if isinstance(value, list):
+        return [*value, 2]
     if isinstance(value, str):
         return value[:-1] + ("0" if value[-1:] != "0" else "1")
     return value * 1.0001 if isinstance(value, float) and value else value + 1
@@ -224,6 +236,9 @@ UNBOUND = {
     *(f"environment.versions.{key}" for key in ("kdlib", "numba", "numpy", "python", "torch")),
     *("weights_sha256", "history.training_loss", "history.validation_loss", "history.validation_macro_f1"),
     *("history.test_macro_f1", "metrics.entropy", "metrics.teacher_kl"),
+    # Another teacher, or none, gives other ones; of a digest of the data only the beginning is compared.
+    *("trace.first_loss", "trace.data.soft.sha256", "trace.epochs.targets", "trace.data.digest"),
+    "trace.optimizer.groups.tensors",  # how many tensors have these hyper-parameters
 }
 
 
@@ -342,6 +357,150 @@ def test_an_edited_experiment_is_found(made, monkeypatch):
     edited = replace(profiles["full"], config=replace(profiles["full"].config, batch=32))
     monkeypatch.setitem(profiles, "full", edited)
     assert any("config, batch: expected 32, found 64" in line for line in found(made, "ecg"))
+
+
+# ---- traces
+
+NETWORKS = {"teacher": "0" * 16, "student": "1" * 16}
+
+
+def traced(root: Path) -> list[dict[str, Any]]:
+    """The quick records of ecg with made-up traces, in which arms differ in what `claims.toml` names."""
+    lines = [line for line in read(root, "ecg") if line["profile"] == "quick"]
+    for line in lines:
+        arm, described = next(iter(line["arms"])), line["description"]
+        mixed, taught = arm in ("distilled", "sham", "baseline_mixup"), bool(described["parents"])
+        teacher = described["parents"].get("teacher", "/").partition("/")[0]
+        kept = hashlib.sha256(teacher.encode()).hexdigest()
+        epochs = {key: ["2" * 16] * len(line["history"]) for key in traces.EPOCHS}
+        epochs |= {"layers": traces._layers(line), "rows": [str(int(mixed)) * 16] * len(line["history"])}
+        soft = {"run": teacher, "part": "final.train" + traces.SHAM * (arm == "sham"), "sha256": f"{arm} {kept}"}
+        line["trace"] = {
+            "network": NETWORKS["teacher" if arm == "released_teacher" else "student"],
+            "start": "3" * 64,
+            "optimizer": {"class": "Adam", "groups": [{"eps": 1e-7, "tensors": 8}]},
+            "data": {
+                "digest": f"{described['data']}/train",
+                "view": "plain",
+                "size": 64,
+                "soft": soft if taught else None,
+            },
+            "mixed": mixed,
+            "first_loss": 1.5 + mixed + taught,
+            "steps": 1369 * len(line["history"]),
+            "epochs": epochs,
+            "changed": [],
+        }
+        weights = {other["run"]: other["weights_sha256"] for other in lines}
+        line["parents"] = {"teacher": {"weights": weights[teacher], "soft_targets": kept}} if taught else {}
+    return lines
+
+
+def faults_of(lines: list[dict[str, Any]]) -> list[str]:
+    return [str(fault) for part in of_traces("ecg", lines) for fault in faults.in_file("ecg", part)]
+
+
+def test_traces_that_fit_have_no_fault_and_are_read(root):
+    lines = traced(root)
+    assert faults_of(lines) == []
+    path = root / "results/ecg/runs.jsonl"
+    path.write_text("".join(records.canonical({k: v for k, v in line.items() if v != {}}) + "\n" for line in lines))
+    assert records.read(path) == ([{k: v for k, v in line.items() if v != {}} for line in lines], [])
+    path.write_text(records.canonical({**lines[0], "trace": {}}) + "\n")  # a record without a trace lacks the key
+    assert len(records.read(path)[1]) == 1
+
+
+def of_trace(*keys: str, value: Any):
+    """Change a value of a distilled student's trace."""
+
+    def act(lines):
+        inner = next(line for line in lines if "distilled" in line["arms"])
+        for key in ("trace", *keys[:-1]):
+            inner = inner[key]
+        inner[keys[-1]] = value
+
+    return act
+
+
+def sham_of_another_seed(lines):
+    first, second = [line["trace"]["data"]["soft"] for line in lines if "sham" in line["arms"]][:2]
+    second |= {"run": first["run"], "sha256": first["sha256"]}
+
+
+OTHER = ["4" * 16] * 12
+TAMPERED_TRACES = {
+    of_trace("network", value="5" * 16): "differ in: expected soft targets, found network, soft targets",
+    of_trace("start", value="5" * 64): "found initial weights, soft targets",
+    of_trace("optimizer", "class", value="SGD"): "found optimizer, soft targets",
+    of_trace("optimizer", "groups", value=[{"eps": 1e-8}]): "found optimizer, soft targets",
+    of_trace("data", "digest", value="another/train"): "trace: data: expected those of",
+    of_trace("data", "view", value="flip"): "found soft targets, view",
+    of_trace("data", "size", value=32): "found batch size, soft targets",
+    of_trace(
+        "data", "soft", "part", value="at_released_stop.train"
+    ): "soft targets: expected final.train, found at_rel",
+    of_trace("data", "soft", "part", value="final.train, permuted within classes"): "expected final.train, found final",
+    of_trace("data", "soft", "run", value="0" * 16): "expected of a parent.train, found final.train",
+    of_trace("data", "soft", value=None): "seed 0: differ in: expected soft targets, found loss",
+    of_trace("steps", value=5): "steps and changed: expected whole numbers that fit 12 epochs",
+    of_trace("steps", value=24): "found soft targets, steps",
+    of_trace("changed", value=[7]): "found optimizer state, soft targets",
+    of_trace("changed", value=[13]): "steps and changed: expected whole numbers that fit 12 epochs",
+    of_trace("mixed", value=False): "found mixing, soft targets",
+    of_trace("first_loss", value=math.inf): "mixed and first_loss: expected a flag and a number",
+    of_trace("epochs", "rows", value=OTHER): "found rows, soft targets",
+    of_trace("epochs", "rates", value=OTHER): "found learning rate, soft targets",
+    of_trace("epochs", "sizes", value=OTHER): "found batch size, soft targets",
+    of_trace("epochs", "labels", value=OTHER): "found mixing, soft targets",
+    of_trace("epochs", "layers", value=OTHER): "trace, dropout seeds, 0: expected",
+    of_trace("epochs", "rows", value=OTHER[1:]): "trace, epochs, rows: expected",
+    of_trace("epochs", "rows", value=["rows"] * 12): "trace, epochs, rows, 0: expected 0000000000000000, found rows",
+    of_trace("note", value="hello"): "trace, note: expected nothing",
+    sham_of_another_seed: "seed of the sham's permutation: expected 0, found 1",
+    (lambda lines: lines[-1].update(parents={})): "parents: roles: expected ['teacher'], found []",
+    (lambda lines: lines[-1]["parents"]["teacher"].update(weights="0" * 64)): "teacher: weights: expected",
+    (lambda lines: lines[-1]["parents"]["teacher"].update(soft_targets="0" * 64)): "teacher: soft targets: expected",
+}
+
+
+@pytest.mark.parametrize("act", TAMPERED_TRACES)
+def test_tampering_with_traces_is_named(made, act):
+    lines = traced(made)
+    act(lines)
+    named = faults_of(lines)
+    assert any(TAMPERED_TRACES[act] in line for line in named), named[:9]
+
+
+ROWS = {"trace.epochs.rows", "trace.epochs.labels"}  # no arm of this profile shares the baseline's rows
+
+
+@pytest.mark.parametrize(
+    ("arm", "also"), [("distilled", set()), ("sham", set()), ("baseline_mixup", set()), ("baseline", ROWS)]
+)
+def test_every_value_of_a_trace_is_bound_by_the_compared_traces(made, arm, also):
+    lines = traced(made)
+    line = next(line for line in lines if arm in line["arms"])
+    unbound = set()
+    for key in ("trace", "parents"):
+        for path in leaves(line[key]):
+            right = json.dumps(line[key])
+            inner = line[key]
+            for step in path[:-1]:
+                inner = inner[step]
+            if path:
+                inner[path[-1]] = other(inner[path[-1]])
+            if not faults_of(lines):
+                unbound.add(".".join(step for step in (key, *path) if isinstance(step, str)))
+            line[key] = json.loads(right)
+    assert unbound - {"parents"} <= UNBOUND | also
+
+
+def test_a_difference_that_is_named_and_not_there_is_found(made):
+    lines = traced(made)
+    for line in lines:
+        line["trace"]["mixed"] = False
+    (fault, *_) = faults_of(lines)
+    assert "in some run, a difference in: expected mixing, rows, soft targets, found rows, soft targets" in fault
 
 
 # ---- origins
@@ -530,8 +689,8 @@ KINDS = {
 COMPARED = {
     "value": 'arm = "a"',
     "threshold": 'arm = "a"',
-    "best": 'arm = "a", over = ["b", "c"]',
-    "trend": 'along = ["a", "b", "c"]',
+    "best": 'arm = "a", over = ["b", "c"], differs = []',
+    "trend": 'along = ["a", "b", "c"], differs = []',
     "exact": "expected = { a = 0.5, b = 0.5 }",
 }
 TOML = """
@@ -556,7 +715,7 @@ def test_both_derivations_of_the_rule_agree(kind, lower, tmp_path):
     if lower and kind not in ("comparable", "trend", "exact"):
         keys = keys.replace("reported = 0.6", "reported = 0.4") + "\nlower_is_better = true"
     path, rng, outcomes = tmp_path / "claims.toml", np.random.default_rng(11), set()
-    path.write_text(TOML.format(keys=keys, compared=COMPARED.get(kind, 'arm = "a", over = "b"')))
+    path.write_text(TOML.format(keys=keys, compared=COMPARED.get(kind, 'arm = "a", over = "b", differs = []')))
     theirs, ours = reading.load_claims(path, "abc").claims["C1"], claims.read_claims(path).claims["C1"]
     for _ in range(60):
         n, noise = int(rng.integers(0, 9)), rng.choice([0, 0.01, 0.05, 0.3])
@@ -566,7 +725,7 @@ def test_both_derivations_of_the_rule_agree(kind, lower, tmp_path):
             for arm, offset in zip("abc", (*shift, 0), strict=True)
         }
         metrics = {arm: {seed: {"loss": value} for seed, value in seeds.items()} for arm, seeds in series.items()}
-        expected = judging.judge(theirs, "controlled", metrics)
+        expected = judging.judge(theirs, "controlled", metrics, declared=None)
         outcome, found = rule.verdict(ours, ours.modes["controlled"], series)
         assert (outcome, found.n) == (str(expected.outcome), expected.n)
         bounds = (expected.mean, expected.low, expected.high)

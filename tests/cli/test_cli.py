@@ -204,8 +204,8 @@ def test_more_seeds_are_compared_by_those_that_are_recorded(monkeypatch):
         more.append(replace(record, seed=record.seed + 20, metrics=moved))
     session = full_session_of_mnist(monkeypatch, 40)
     reported = reported_of(session.experiment)
-    now = outcomes(reported, measured([*records, *more]))
-    assert now["C1"]["controlled"] != outcomes(reported, measured(records))["C1"]["controlled"]
+    now = outcomes(reported, measured([*records, *more]), 40)
+    assert now["C1"]["controlled"] != outcomes(reported, measured(records), 20)["C1"]["controlled"]
     assert departures(session, [*records, *more]) == ([], [])
 
 

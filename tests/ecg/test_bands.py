@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from kdlib.judge.bands import misses, read_bands
+from kdlib.judge.bands import read_bands
+from kdlib.judge.departures import misses
 from kdlib.run.records import grouped, measured, read_records
 from replications.ecg import experiment as ecg
 

@@ -49,7 +49,7 @@ reported = 0.02
 decimals = 2
 
 [claims.C1.modes]
-"controlled" = { arm = "best_one", over = "baseline" }
+"controlled" = { arm = "best_one", over = "baseline", differs = [] }
 
 [claims.C2]
 kind = "direction"
@@ -58,7 +58,7 @@ statement = "The first of them beats the baseline."
 place = "Table 1"
 
 [claims.C2.modes]
-"controlled" = { arm = "a", over = "baseline" }
+"controlled" = { arm = "a", over = "baseline", differs = [] }
 """
 CHOICE = Choice("best_one", "validation_accuracy", ("a", "b", "c"))
 
@@ -188,12 +188,12 @@ def test_the_chosen_arm_is_judged_under_its_own_name(tmp_path):
     found = with_choices(reported.choices, metrics)
     assert metrics == kept
     assert found == {**kept, "best_one": kept["b"]}
-    verdict = judge(reported.claims["C1"], "controlled", found)
+    verdict = judge(reported.claims["C1"], "controlled", found, declared=6)
     differences = [0.03 + 0.002 * seed for seed in range(6)]
     assert (verdict.mean, verdict.n) == (pytest.approx(np.mean(differences)), 6)
-    assert outcomes(reported, metrics)["C1"] == {"controlled": verdict.outcome}
+    assert outcomes(reported, metrics, 6)["C1"] == {"controlled": verdict.outcome}
     del metrics["c"]
-    found = outcomes(reported, metrics)
+    found = outcomes(reported, metrics, 6)
     assert found["C1"] == {}
     assert found["C2"].keys() == {"controlled"}
 
@@ -413,7 +413,7 @@ PAGES = {  # held by making them again
 }
 NUMBERS = {  # held by independent code
     "another arm's difference": (
-        text("results/choosy/full-claims.csv", r"(C1,.*,controlled,0.02),[^,]*", r"\1,0.07"),
+        text("results/choosy/full-claims.csv", r"(C1,.*,controlled,nothing,0.02),[^,]*", r"\1,0.07"),
         "results/choosy/full-claims.csv, row C1, controlled, column measured: expected 0.0259",
     ),
     "the verdict in the table": (

@@ -14,13 +14,12 @@ from kdlib.judge.bands import (
     Bands,
     band_of,
     bands_of,
-    changes,
     inside_ranges,
-    misses,
     read_bands,
     write_bands,
 )
-from kdlib.judge.claims import AS_DESCRIBED, AS_RELEASED, CONTROLLED, reported_range
+from kdlib.judge.claims import AS_DESCRIBED, AS_RELEASED, CONTROLLED, pairs, reported_range
+from kdlib.judge.departures import changes, misses
 from kdlib.judge.judging import judge, outcomes
 from kdlib.judge.reading import load_claims
 from kdlib.judge.schema import SchemaError
@@ -74,8 +73,8 @@ reported = 0.11
 decimals = 2
 
 [claims.C1.modes]
-"as described" = { arm = "distilled", over = "baseline" }
-"controlled" = { arm = "t4", over = "baseline" }
+"as described" = { differs = ["rows", "soft targets"], arm = "distilled", over = "baseline" }
+"controlled" = { differs = ["loss"], arm = "t4", over = "baseline" }
 
 [claims.C2]
 kind = "KIND"
@@ -95,11 +94,14 @@ KINDS = {
     "trend": ("", '{ along = ["t2", "t4", "t8"] }'),
     "exact": ("", "{ expected = { teacher = 0.5, t2 = 0.25 } }"),
 }
+COMPARING = ("effect", "direction", "non-inferior", "comparable", "best", "trend")  # arms with each other
 
 
 def _text(kind="direction", more=None, mode=None):
     keys, arms = KINDS[kind]
     keys, arms = keys if more is None else more, arms if mode is None else mode
+    if kind in COMPARING and "differs" not in arms:
+        arms = arms.replace("{ ", "{ differs = [], ", 1)
     claim = GOOD.replace("KIND", kind.split(" ")[0])
     return f'{claim}{keys}\n\n[claims.C2.modes]\n"controlled" = {arms}\n'
 
@@ -144,13 +146,14 @@ def test_a_file_is_read_whole(tmp_path):
     assert (claim.kind, claim.primary, claim.ours, claim.reported) == ("effect", True, False, 0.11)
     assert set(claim.modes) == {AS_DESCRIBED, CONTROLLED}
     assert (claim.modes[CONTROLLED].arms, claim.modes[CONTROLLED].rivals) == (("t4",), ("baseline",))
+    assert claim.modes[AS_DESCRIBED].differs == ("rows", "soft targets")
     assert claim.std is None  # the baseline's is not reported
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_can_be_written_and_judged(tmp_path, kind):
     claim = _load(tmp_path, _text(kind)).claims["C2"]
-    found = judge(claim, CONTROLLED, {})
+    found = judge(claim, CONTROLLED, {}, declared=None)
     assert (found.outcome, found.n) == (Outcome.TOO_FEW_SEEDS, 0)
 
 
@@ -215,7 +218,12 @@ def test_a_value_is_a_finite_share(tmp_path, wrong):
         ('place = "Section 2"\n', "", "claims.C2.place", "one line"),
         ('"as described" =', '"as desribed" =', "claims.C1.modes", "did you mean as described?"),
         ('"as described" =', '"sham" =', "claims.C1.modes.sham", "only the keys"),
-        ('{ arm = "distilled", over = "baseline" }', '"distilled"', "'as described'", "a table"),
+        (
+            '{ differs = ["rows", "soft targets"], arm = "distilled", over = "baseline" }',
+            "1",
+            "'as described'",
+            "a table",
+        ),
         ('over = "baseline" }\n"con', 'over = "x" }\n"con', "described'.over", "an arm of this experiment"),
         ('arm = "distilled", over = "baseline"', 'arm = 1, over = "t2"', ".arm", "an arm of this experiment"),
         ('arm = "distilled", over', 'arm = "baseline", over', "'as described'.over", "different arms"),
@@ -265,8 +273,47 @@ def test_a_mistake_in_a_kind_of_claim(tmp_path, kind, more, mode, key, expected)
 
 
 def test_a_claim_needs_a_mode(tmp_path):
-    text = _text().replace('"controlled" = { arm = "distilled", over = "sham" }\n', "")
+    text = _text().replace('"controlled" = { differs = [], arm = "distilled", over = "sham" }\n', "")
     _refused(tmp_path, text, "claims.C2.modes", "at least one of as described", "[claims.C2.modes]")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        ("", "a list of all that the arms differ in, in the words network, initial weights, data,"),
+        ('differs = "rows", ', "a list"),
+        ('differs = ["rows", "teacher"], ', "in the words network, initial weights, data,"),
+        ("differs = [1], ", "in the words network"),
+        ('differs = [["rows"]], ', "in the words network"),
+        ('differs = ["rows", "rows"], ', "words that are all different"),
+    ],
+)
+def test_compared_arms_differ_in_words_of_the_list(tmp_path, wrong, expected):
+    for kind in (kind for kind in KINDS if kind in COMPARING):
+        text = _text(kind).replace("{ differs = [], ", f"{{ {wrong}")
+        _refused(tmp_path, text, "claims.C2.modes.controlled.differs", expected)
+    part = '\n[ingredients.part]\nlabel = "a part"\narm = "t2"\nover = "t4"\n' + wrong.replace(", ", "\n")
+    if "," not in wrong[:-2]:
+        _refused(tmp_path, _text() + part, "ingredients.part.differs", expected)
+
+
+def test_arms_that_are_compared_with_numbers_do_not_differ(tmp_path):
+    for kind in ("value", "direction by threshold", "exact"):
+        text = _text(kind, mode=KINDS[kind][1].replace("{ ", '{ differs = ["rows"], ', 1))
+        _refused(tmp_path, text, "claims.C2.modes.controlled.differs", "only the keys")
+
+
+def test_the_pairs_of_a_claim(tmp_path):
+    compared = {kind: pairs(_load(tmp_path, _text(kind)).claims["C2"], CONTROLLED) for kind in KINDS}
+    assert compared["best"] == [("t4", "t2"), ("t4", "t8")]
+    assert compared["trend"] == [("t2", "t4"), ("t4", "t8")]
+    assert compared["effect"] == [("t4", "t2")]
+    assert [kind for kind in KINDS if not compared[kind]] == ["value", "direction by threshold", "exact"]
+    gain = _text("trend", mode='{ along = ["t2", "t4", "t8"], over = ["sham", "baseline", "sham"] }')
+    assert pairs(_load(tmp_path, gain).claims["C2"], CONTROLLED) == [
+        *[("t2", "t4"), ("t4", "t8")],
+        *[("t2", "sham"), ("t4", "baseline"), ("t8", "sham")],
+    ]
 
 
 def test_the_line_is_that_of_the_key_or_else_of_its_table(tmp_path):
@@ -366,7 +413,7 @@ def _metrics(metric, **arms):
 
 
 def _judged(tmp_path, kind, metrics, more=None, mode=None):
-    return judge(_load(tmp_path, _text(kind, more, mode)).claims["C2"], CONTROLLED, metrics)
+    return judge(_load(tmp_path, _text(kind, more, mode)).claims["C2"], CONTROLLED, metrics, declared=None)
 
 
 def test_only_seeds_that_both_arms_have_are_paired(tmp_path):
@@ -374,13 +421,13 @@ def test_only_seeds_that_both_arms_have_are_paired(tmp_path):
         "distilled": {seed: {"accuracy": 0.8 + 0.01 * seed} for seed in (0, 1, 2, 3, 4, 5, 9)},
         "baseline": {seed: {"accuracy": 0.7 + 0.011 * seed} for seed in (5, 4, 3, 2, 1, 7)},
     }
-    found = judge(_load(tmp_path, _text()).claims["C1"], AS_DESCRIBED, metrics)
+    found = judge(_load(tmp_path, _text()).claims["C1"], AS_DESCRIBED, metrics, declared=None)
     differences = np.array([0.1 - 0.001 * seed for seed in (1, 2, 3, 4, 5)])
     low, high = stats.ttest_1samp(differences, 0).confidence_interval()
     assert (found.n, found.outcome) == (5, Outcome.REPLICATED)
     assert (found.mean, found.low, found.high) == pytest.approx((differences.mean(), low, high))
     del metrics["baseline"][3]
-    found = judge(_load(tmp_path, _text()).claims["C1"], AS_DESCRIBED, metrics)
+    found = judge(_load(tmp_path, _text()).claims["C1"], AS_DESCRIBED, metrics, declared=None)
     assert (found.n, found.outcome) == (4, Outcome.TOO_FEW_SEEDS)
 
 
@@ -462,9 +509,9 @@ def test_a_difference_is_rounded_twice_as_much_as_a_value(tmp_path):
 def test_analogue_is_marked(tmp_path):
     metrics = _metrics("accuracy", distilled=0.8 + NOISE, sham=[0.7] * 5)
     claim = _load(tmp_path, _text(more="analogue = true")).claims["C2"]
-    assert judge(claim, CONTROLLED, metrics).analogue
+    assert judge(claim, CONTROLLED, metrics, declared=None).analogue
     claim = _load(tmp_path, _text()).claims["C2"]
-    assert judge(claim, CONTROLLED, metrics, analogue=True).analogue
+    assert judge(claim, CONTROLLED, metrics, declared=5, analogue=True).analogue
 
 
 @pytest.mark.parametrize("wrong", [{}, {"accuracy": math.nan}, {"accuracy": math.inf}])
@@ -477,7 +524,7 @@ def test_a_run_without_a_finite_metric_is_named(tmp_path, wrong):
 
 def test_a_mode_the_claim_lacks_is_refused(tmp_path):
     with pytest.raises(KDError, match="expected a mode of controlled, found 'as released'"):
-        judge(_load(tmp_path, _text()).claims["C2"], AS_RELEASED, {})
+        judge(_load(tmp_path, _text()).claims["C2"], AS_RELEASED, {}, declared=None)
 
 
 @pytest.mark.parametrize(
@@ -505,11 +552,12 @@ def test_the_ecg_claims():
         (CONTROLLED, ("distilled", "baseline_mixup")),
     ):
         assert (c1.modes[mode].arms + c1.modes[mode].rivals) == arms
+    assert c1.modes[CONTROLLED].differs == ("soft targets",)
     same = _metrics("macro_f1", released_teacher=0.82 + NOISE, released_distilled=[0.78] * 5)
-    assert judge(reported.claims["C2"], AS_RELEASED, same).outcome == Outcome.REPLICATED
+    assert judge(reported.claims["C2"], AS_RELEASED, same, declared=None).outcome == Outcome.REPLICATED
     counts = {"teacher": 17221, "baseline": 3909, "distilled": 3909}
     metrics = {arm: {0: {"parameters": float(count)}} for arm, count in counts.items()}
-    assert judge(reported.claims["C3"], AS_DESCRIBED, metrics).outcome == Outcome.REPLICATED
+    assert judge(reported.claims["C3"], AS_DESCRIBED, metrics, declared=6).outcome == Outcome.REPLICATED
     assert set(inside_ranges(reported, metrics).values()) == {True}
     assert reported.value("released_baseline", "macro_f1").value == 0.67
 
@@ -552,7 +600,7 @@ def test_a_miss_names_arm_seed_band_observed_and_commit():
 def test_an_arm_with_fewer_than_five_seeds_has_no_band_and_no_verdict(tmp_path):
     reported = _load(tmp_path, _text())
     metrics = _metrics("accuracy", baseline=0.64 - NOISE, distilled=0.75 + NOISE, sham=0.6 - NOISE, t2=[0.7] * 4)
-    found = bands_of(metrics, ["accuracy"], dict.fromkeys(metrics, "abc123"), reported)
+    found = bands_of(metrics, ["accuracy"], dict.fromkeys(metrics, "abc123"), reported, 5)
     assert set(found.bands) == {"baseline.accuracy", "distilled.accuracy", "sham.accuracy"}
     assert found.verdicts == {
         "C1": {AS_DESCRIBED: Outcome.REPLICATED},  # its other mode compares an arm without runs
@@ -623,25 +671,25 @@ def _of_c1(distilled, baseline=0.64, **rest):
 
 def test_a_changed_verdict_is_a_sentence(tmp_path):
     reported, before = _load(tmp_path, _text()), _of_c1(0.75, t4=0.75 + NOISE)
-    known = bands_of(before, ["accuracy"], dict.fromkeys(before, "abc123"), reported)
+    known = bands_of(before, ["accuracy"], dict.fromkeys(before, "abc123"), reported, 5)
     assert known.verdicts["C1"] == dict.fromkeys((AS_DESCRIBED, CONTROLLED), Outcome.REPLICATED)
     assert known.inside == {"baseline.accuracy": True, "distilled.accuracy": True}
-    assert changes(known, reported, before) == []
-    assert changes(known, reported, {}) == []  # what was not run has not changed
-    found = changes(known, reported, _of_c1(0.64, 0.62, t4=0.73 + NOISE))
+    assert changes(known, reported, before, 5) == []
+    assert changes(known, reported, {}, 5) == []  # what was not run has not changed
+    found = changes(known, reported, _of_c1(0.64, 0.62, t4=0.73 + NOISE), 5)
     assert found == [
         "C1, as described: recorded replicated, now much smaller than reported",
         "baseline.accuracy: recorded inside its reported range, now outside",
         "distilled.accuracy: recorded inside its reported range, now outside",
     ]
-    again = bands_of(_of_c1(0.64, 0.62), ["accuracy"], dict.fromkeys(before, "abc123"), reported)
-    assert "baseline.accuracy: recorded outside its reported range, now inside" in changes(again, reported, before)
+    again = bands_of(_of_c1(0.64, 0.62), ["accuracy"], dict.fromkeys(before, "abc123"), reported, 5)
+    assert "baseline.accuracy: recorded outside its reported range, now inside" in changes(again, reported, before, 5)
 
 
 def test_only_the_arms_and_seeds_with_a_band_are_compared(tmp_path):
     reported, before = _load(tmp_path, _text()), _of_c1(0.75)
-    known = bands_of(before, ["accuracy"], dict.fromkeys(before, "abc123"), reported)
+    known = bands_of(before, ["accuracy"], dict.fromkeys(before, "abc123"), reported, 5)
     more = {arm: {**seeds, **{seed + 5: {"accuracy": 0.5} for seed in seeds}} for arm, seeds in before.items()}
     more["t4"] = {seed: {"accuracy": 0.1} for seed in range(10)}
-    assert outcomes(reported, more)["C1"] != known.verdicts["C1"]
-    assert changes(known, reported, more) == []
+    assert outcomes(reported, more, 10)["C1"] != known.verdicts["C1"]
+    assert changes(known, reported, more, 10) == []

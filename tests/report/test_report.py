@@ -21,7 +21,7 @@ from kdlib.judge.bands import Bands
 from kdlib.judge.claims import AS_DESCRIBED, Trend
 from kdlib.judge.reading import load_claims
 from kdlib.judge.verdicts import Outcome
-from kdlib.report import frames, markdown, pages, tables
+from kdlib.report import frames, markdown, pages, readme, tables
 from kdlib.run.experiment import Arm, Experiment, Profile, load_experiment
 from kdlib.run.records import Record, measured, merged, read_records, record_of, write_records
 from kdlib.run.store import Description, FinishedRun
@@ -63,7 +63,7 @@ reported = 0.11
 decimals = 2
 
 [claims.C1.modes]
-"as described" = { arm = "student", over = "alone" }
+"as described" = { arm = "student", over = "alone", differs = ["rows", "soft targets"] }
 
 [claims.C2]
 kind = "exact"
@@ -94,7 +94,7 @@ lower_is_better = true
 statement = "The student is surer than the sham."
 
 [claims.S1.modes]
-"controlled" = { arm = "student", over = "sham" }
+"controlled" = { arm = "student", over = "sham", differs = [] }
 """
 
 
@@ -354,7 +354,7 @@ def test_every_claim_has_its_unit(reported):
     assert markdown.unit(replace(s1, metric="teacher_kl"), share) == "nats of KL"
     trend = Trend(name="C9", metric="accuracy", statement="It rises.", place="", modes={})
     assert markdown.unit(trend, percent) == "Kendall's tau"
-    shown = markdown.claims_shown(frames.claims_table(reported, five(), None, judged=True), reported, True, False)
+    shown = markdown.claims_shown(frames.claims_table(reported, five(), None, declared=5), reported, True, False)
     assert dict(zip(shown["claim"], shown["unit"], strict=True)) == {
         "C1 (primary)": "macro F1",
         "C2": "parameters",
@@ -368,7 +368,9 @@ def test_every_claim_has_its_unit(reported):
 
 def claims(reported, records, full=None, synthetic=False):
     judged = {record.profile for record in records} == {"full"}
-    return frames.claims_table(reported, records, full, judged=judged, synthetic=synthetic).set_index("claim")
+    return frames.claims_table(reported, records, full, declared=5 if judged else None, synthetic=synthetic).set_index(
+        "claim"
+    )
 
 
 def test_full_runs_get_verdicts(reported):
@@ -396,13 +398,13 @@ def test_other_profiles_only_say_whether_they_agree(reported, seeds):
     records = [r for r in five("quick") if r.seed < seeds]
     frame = claims(reported, records)
     assert set(frame["verdict"]) == set(frame["detail"]) == {""}
-    assert set(frame["says"]) == {"no full record yet"}
+    assert set(frame["says"]) == {"no full verdict yet"}
     for recorded, expected in ((Outcome.SMALLER, "agrees"), (Outcome.NOT_REPLICATED, "disagrees")):
         full = Bands(verdicts={"C1": {AS_DESCRIBED: recorded}})
         row = claims(reported, records, full).loc["C1"]
         assert (row["recorded"], row["verdict"]) == (recorded, "")
         assert row["says"] == (expected if seeds == 5 else "too few seeds")
-    frame = frames.claims_table(reported, records, full, judged=False)
+    frame = frames.claims_table(reported, records, full, declared=None)
     text = markdown.table(markdown.claims_shown(frame, reported, judged=False, synthetic=False))
     assert "| not replicated " in text
     assert "replicated" not in text.replace("not replicated", "")
@@ -410,7 +412,7 @@ def test_other_profiles_only_say_whether_they_agree(reported, seeds):
 
 def test_synthetic_data_get_no_verdict(reported):
     full = Bands(verdicts={"C1": {AS_DESCRIBED: Outcome.REPLICATED}})
-    frame = frames.claims_table(reported, five(), full, judged=True, synthetic=True)
+    frame = frames.claims_table(reported, five(), full, declared=5, synthetic=True)
     assert set(frame["verdict"]) == set(frame["says"]) == set(frame["recorded"]) == {""}
     shown = markdown.claims_shown(frame, reported, True, True)
     assert set(shown["verdict"]) == {"none: synthetic data"}
@@ -419,8 +421,8 @@ def test_synthetic_data_get_no_verdict(reported):
 @pytest.mark.parametrize(
     ("here", "recorded", "expected"),
     [
-        (Outcome.REPLICATED, None, "no full record yet"),
-        (Outcome.REPLICATED, Outcome.TOO_FEW_SEEDS, "no full record yet"),
+        (Outcome.REPLICATED, None, "no full verdict yet"),
+        (Outcome.REPLICATED, Outcome.TOO_FEW_SEEDS, "no full verdict yet"),
         (Outcome.TOO_FEW_SEEDS, Outcome.REPLICATED, "too few seeds"),
         (Outcome.TOO_FEW_SEEDS, Outcome.INCONCLUSIVE, "too few seeds"),
         (Outcome.INCONCLUSIVE, Outcome.REPLICATED, "too few seeds"),
@@ -439,7 +441,7 @@ def test_what_reduced_runs_say(here, recorded, expected):
 
 @given(st.sampled_from(Outcome))
 def test_every_outcome_but_too_few_seeds_agrees_with_itself(outcome):
-    expected = "no full record yet" if outcome is Outcome.TOO_FEW_SEEDS else "agrees"
+    expected = "no full verdict yet" if outcome in (Outcome.TOO_FEW_SEEDS, Outcome.INTERIM) else "agrees"
     assert frames.says(outcome, outcome) == expected
 
 
@@ -568,7 +570,7 @@ def test_tables_of_next_to_nothing(reported, tmp_path, records):
 
 
 def test_the_summary_takes_the_worst_primary_verdict(reported):
-    line = tables.summary_line("beats", reported, five())
+    line = readme.summary_line("beats", reported, five(), 5)
     differences = np.subtract(F1["student"], F1["alone"])
     low, high = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
     assert line["replication"] == "beats"
@@ -578,7 +580,7 @@ def test_the_summary_takes_the_worst_primary_verdict(reported):
     assert line["verdict"] == "replicated"
     further = replace(reported.claims["C1"], name="C4", reported=0.5)
     both = replace(reported, claims=reported.claims | {"C4": further})
-    worst = tables.summary_line("beats", both, five())
+    worst = readme.summary_line("beats", both, five(), 5)
     assert worst["claim"].startswith("C4")
     assert worst["verdict"] == "much smaller than reported"
 
@@ -587,9 +589,9 @@ def test_the_summary_before_any_full_run(reported):
     others = [record for record in five() if "student" not in record.arms]
     assert others  # full runs, but of no arm that the claim is about
     for records in ([], others):
-        line = tables.summary_line("beats", reported, records)
+        line = readme.summary_line("beats", reported, records, 5)
         assert (line["measured"], line["verdict"]) == ("—", "not yet run in full")
-    assert tables.summary_table([line]).splitlines()[0].startswith("| replication")
+    assert readme.summary_table([line]).splitlines()[0].startswith("| replication")
 
 
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
@@ -597,9 +599,9 @@ BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
 
 def test_the_table_is_put_between_its_marks():
     text = f"a\n{BEGIN}\nold\n{END}\nb\n"
-    once = tables.replace_table(text, "new")
+    once = readme.replace_table(text, "new")
     assert once == f"a\n{BEGIN}\nnew\n{END}\nb\n"
-    assert tables.replace_table(once, "new") == once
+    assert readme.replace_table(once, "new") == once
     for wrong in (
         "a",
         BEGIN,
@@ -608,7 +610,7 @@ def test_the_table_is_put_between_its_marks():
         text + END,
     ):
         with pytest.raises(KDError, match="put them around the place of the table"):
-            tables.replace_table(wrong, "new")
+            readme.replace_table(wrong, "new")
 
 
 OF_A_REPOSITORY = """
@@ -727,6 +729,7 @@ PARTS = """
 label = "the teacher & nothing else"
 arm = "student"
 over = "alone"
+differs = ["soft targets"]
 """
 
 
@@ -754,6 +757,25 @@ def test_the_ingredients_are_in_a_csv_file_to_the_last_bit(tmp_path):
     assert f"{np.mean(differences):+.3f}" in text.partition(tables.MADE_OF)[2]
 
 
+def test_tables_name_what_arms_differ_in_and_pages_how_many_pairs_are_traced(tmp_path):
+    (tmp_path / "claims.toml").write_text(CLAIMS + PARTS)
+    reported = load_claims(tmp_path / "claims.toml", [arm.name for arm in ARMS])
+    text = tables.write_tables(tmp_path, "full", EXPERIMENT, reported, five(), profile="full")
+    named = [row["differs"] for row in csv.DictReader((tmp_path / "full-claims.csv").read_text().splitlines())]
+    assert named == ["rows, soft targets", "", "", "nothing"]  # arms that are compared with numbers have no pair
+    (row,) = csv.DictReader((tmp_path / "full-ingredients.csv").read_text().splitlines())
+    assert row["differs"] == "soft targets"
+    claims = text.partition("## Claims")[2].partition("##")[0].splitlines()
+    column = [line.split("|")[4].strip() for line in claims if line.startswith("|")]
+    assert column == ["differs in", column[1], "rows, soft targets", "—", "—", "nothing"]
+    assert "\n- traces: 0 of 5 compared pairs of runs are traced (the others: not traced)\n" in text
+    traced = [replace(record, trace={"steps": 1}) for record in five()]
+    text = tables.write_tables(tmp_path, "full", EXPERIMENT, reported, traced, profile="full")
+    assert "\n- traces: 5 of 5 compared pairs of runs are traced\n" in text
+    alone = [record for record in traced if "student" not in record.arms]
+    assert "- traces:" not in tables.write_tables(tmp_path, "full", EXPERIMENT, reported, alone, profile="full")
+
+
 def test_an_ingredient_whose_arm_is_not_recorded_stays_without_numbers(tmp_path):
     path = tmp_path / "claims.toml"
     path.write_text(CLAIMS + PARTS)
@@ -763,6 +785,7 @@ def test_an_ingredient_whose_arm_is_not_recorded_stays_without_numbers(tmp_path)
         "ingredient": r"the teacher \& nothing else",
         "arm": "student",
         "over": "alone",
+        "differs in": "soft targets",
         "difference (macro F1)": "—",
         "95%": "—",
     }
@@ -774,7 +797,7 @@ def test_an_ingredient_whose_arm_is_not_recorded_stays_without_numbers(tmp_path)
     [
         ('over = "alone"', 'over = "student"', "another arm than student"),
         ('over = "alone"', 'over = "nobody"', "an arm of this experiment"),
-        ('over = "alone"', 'over = "alone"\nverdict = "replicated"', "only the keys arm, label, over"),
+        ('over = "alone"', 'over = "alone"\nverdict = "replicated"', "only the keys arm, differs, label, over"),
         ('"the teacher & nothing else"', '"<b>"', "without markup"),
     ],
 )

@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 
 from kdlib.errors import KDError
+from kdlib.judge import kinds
 from kdlib.judge.bands import read_bands, write_bands
 from kdlib.report import check, record, replicate
+from kdlib.report.markdown import claims_shown
+from kdlib.report.pages import reported_of
 from kdlib.run import Store, costs, failures, load_experiment, measured, prepare, records_of, train
 from kdlib.run.records import read_records
 from kdlib.run.session import left_of_profile
@@ -40,7 +43,7 @@ statement = "Distillation helps."
 place = "p. 1"
 
 [claims.C1.modes]
-controlled = { arm = "distilled", over = "baseline" }
+controlled = { arm = "distilled", over = "baseline", differs = ["soft targets", "loss"] }
 """
 
 
@@ -81,7 +84,15 @@ def test_a_notebook_gets_frames_of_arms_and_claims(root, store, capfd, tmp_path)
     assert (claim["claim"], claim["mode"], claim["n"]) == ("C1", "controlled", 5)
     gains = [numbers["distilled"][seed]["accuracy"] - numbers["baseline"][seed]["accuracy"] for seed in range(5)]
     assert claim["measured"] == pytest.approx(np.mean(gains))
-    assert claim["verdict"]
+    judged = kinds.direction(gains)
+    margin, beyond = judged.margin
+    assert claim["verdict"] == str(judged.outcome)
+    assert (claim["firmness"], claim["margin"]) == pytest.approx((judged.firmness, margin))
+    assert 0 < claim["firmness"] <= 1
+    assert claim["next_outcome"] == str(beyond)
+    (shown,) = claims_shown(found.claims, reported_of(session.experiment), True, False).to_dict("records")
+    assert shown["firmness"] == f"{judged.firmness:.0%}"
+    assert shown["nearest other outcome"] == f"{margin:.3f} away: {beyond}"
     assert capfd.readouterr() == ("", "")
     assert not list((tmp_path / "here").iterdir())  # and nothing is written but runs
 
@@ -91,6 +102,9 @@ def test_other_arms_seeds_and_profiles(root, store, toy, monkeypatch):
     assert list(found.arms["arm"]) == ["baseline"]
     assert [run.seed for run in found.records] == [3]
     assert list(found.claims["n"]) == [0]
+    (claim,) = replicate(prepare("toy", seeds=(0, 1), store=store, workers=1)).claims.to_dict("records")
+    assert claim["verdict"] == "interim, 2 of 5 seeds, no verdict"
+    assert np.isnan(claim["firmness"])
     profiles = load_experiment("toy").profiles
     changed(monkeypatch, "toy", profiles={**profiles, "quick": replace(profiles["quick"], synthetic=True)})
     assert set(replicate(prepare("toy", store=store, workers=1)).claims["verdict"]) == {""}
@@ -157,12 +171,14 @@ def test_record_then_check_and_replicate_against_the_bands(root, store, toy, mon
     ]
     whole = prepare("toy", store=store, workers=1)
     assert (replicate(whole).problems, replicate(whole).notes) == ([], [])
-    moved = {name: replace(band, low=2.0, high=3.0) for name, band in known.bands.items()}
+    moved = {name: replace(band, low=0.0, high=0.01) for name, band in known.bands.items()}
     changed_inside = {name: not inside for name, inside in known.inside.items()}
     write_bands(path, {key: replace(known, bands=moved, inside=changed_inside)})
     problems = replicate(whole).problems
-    assert len(problems) == 16
-    assert "accuracy is " in problems[0]
+    # The toy's teacher and baseline are equal: 5 numbers of both, 5 of the distilled arm, their count, and the range.
+    assert len(problems) == 12
+    assert problems[0].startswith("baseline, teacher, seed 0: accuracy is ")
+    assert problems[-2] == "bands missed: 2 of 2; chance misses more than 1 in fewer than 1 of 200 sessions"
     assert problems[-1].startswith("distilled.accuracy: recorded ")
     assert len(check(alone).problems) == 1
     assert list(replicate(whole).claims["recorded"]) == [str(known.verdicts["C1"]["controlled"])]
@@ -182,7 +198,7 @@ def test_a_check_compares_the_check_arms_and_not_what_they_need(root, store, toy
     record(prepare("toy", store=store, workers=1), tmp_path / "results")
     path = root / "replications" / "toy" / "bands.toml"
     ((key, known),) = read_bands(path).items()
-    moved = {"teacher.accuracy": replace(known.bands["teacher.accuracy"], low=2.0, high=3.0)}
+    moved = {"teacher.accuracy": replace(known.bands["teacher.accuracy"], low=0.0, high=0.01)}
     write_bands(path, {key: replace(known, bands={**known.bands, **moved})})
     changed(monkeypatch, "toy", check=("distilled",))
     found = check(prepare("toy", arms=("distilled",), seeds=(0,), store=store, workers=1))

@@ -1,0 +1,101 @@
+"""The README's table of all replications, and the places of tables in READMEs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from kdlib.errors import KDError
+from kdlib.judge.claims import Claim, Reported
+from kdlib.judge.intervals import t_interval
+from kdlib.judge.judging import Metrics, judge, of_declared, with_choices
+from kdlib.judge.verdicts import all_equal, headline
+from kdlib.report.frames import on_claims_scale
+from kdlib.report.markdown import NONE, aim, escaped, found, percent, scale, table, unit
+from kdlib.run.records import Record, measured
+
+__all__ = ["replace_table", "section", "summary_line", "summary_table"]
+
+
+def summary_line(name: str, reported: Reported, records: Sequence[Record], declared: int) -> dict[str, str]:
+    """Return a replication's row: the primary claim and mode with the worst verdict of `records`, the judged runs.
+
+    `declared` is the number of seeds that a verdict needs. If no arms of a primary claim have runs, the row says that
+    the replication has not been run in full.
+    """
+    primary = [claim for claim in reported.claims.values() if claim.primary]
+    numbers = with_choices(reported.choices, of_declared(measured(records), declared))
+    judged = [
+        (judge(claim, mode, numbers, declared=declared), claim, mode) for claim in primary for mode in claim.modes
+    ]
+    if not any(verdict.n for verdict, _, _ in judged):
+        return _row(name, reported, primary[0], "") | {"verdict": "not yet run in full"}
+    worst = headline(verdict for verdict, _, _ in judged)
+    claim, mode = next((claim, mode) for verdict, claim, mode in judged if verdict is worst)
+    cells = found(claim, scale(reported, claim.metric), *on_claims_scale(claim, worst))
+    interval = "" if cells["95%"] == NONE else f" ({cells['95%']})"
+    measurement = f"{cells['measured']}{interval}, n = {worst.n}"
+    about = {
+        "measured": measurement,
+        "of it transfer": _transfer(reported, numbers),
+        "verdict": str(worst),
+        "firmness": percent(worst.firmness),
+    }
+    return _row(name, reported, claim, f", {mode}") | about
+
+
+def _row(name: str, reported: Reported, claim: Claim, mode: str) -> dict[str, str]:
+    shown = scale(reported, claim.metric)
+    return {
+        "replication": escaped(name),
+        "claim": f"{escaped(claim.name)}{mode}: {escaped(claim.statement)}",
+        "unit": unit(claim, shown),
+        "reported": aim(claim, shown),
+        "measured": NONE,
+        "of it transfer": NONE,
+        "verdict": "",
+        "firmness": NONE,
+    }
+
+
+def _transfer(reported: Reported, numbers: Metrics) -> str:
+    """What of the gain is transfer proper: a taught student over the sham, with the 95% interval."""
+    part, metric = reported.part("transfer"), reported.primary.metric
+    if part is None:
+        return NONE
+    first, second = numbers.get(part.arm, {}), numbers.get(part.rival, {})
+    differences = [first[seed][metric] - second[seed][metric] for seed in sorted(first.keys() & second.keys())]
+    if not differences:
+        return NONE
+    shown, mean = scale(reported, metric), sum(differences) / len(differences)
+    if all_equal(differences):
+        return shown.show(mean, "+")
+    bounds = t_interval(differences)
+    return f"{shown.show(mean, '+')} ({shown.between(bounds.low, bounds.high, '+')})"
+
+
+def summary_table(lines: Sequence[Mapping[str, str]]) -> str:
+    """Return the Markdown of all replications' rows."""
+    import pandas as pd
+
+    return table(pd.DataFrame(lines))
+
+
+def replace_table(text: str, content: str, mark: str = "table") -> str:
+    """Return `text` with `content` between the lines <!-- mark:begin --> and <!-- mark:end -->.
+
+    KDError unless the text has one of each, in this order.
+    """
+    begin, end = f"<!-- {mark}:begin -->", f"<!-- {mark}:end -->"
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    if text.count(begin) != 1 or text.count(end) != 1 or end in before:
+        raise KDError(
+            f"expected one line {begin} and one line {end} after it, found {text.count(begin)} and "
+            f"{text.count(end)}; put them around the place of the table"
+        )
+    return f"{before}{begin}\n{content}\n{end}{after}"
+
+
+def section(page: str, name: str) -> str:
+    """Return the table in a section of a replication's Markdown page."""
+    return page.partition(f"## {name}\n\n")[2].partition("\n\n")[0]

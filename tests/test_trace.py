@@ -1,0 +1,584 @@
+"""The trace of a training against digests of what a hand-written loop does, and what it must not depend on."""
+
+import hashlib
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from kdlib.augment import flip_and_shift, mixup, unmixed
+from kdlib.batches import Batches, Examples
+from kdlib.files import load_tensors, save_tensors
+from kdlib.losses import cross_entropy, soft_target_kl
+from kdlib.replicas import Replicas, beside
+from kdlib.run.experiment import Run
+from kdlib.run.store import Description, Result, Store
+from kdlib.seeds import generator
+from kdlib.targets import SoftTargets, mix_logits
+from kdlib.training import Progress, epochs, hard_targets, predict_logits
+from tests.made_runs import Killed
+
+N, K, SIZE, SEED, EPOCHS = 22, 3, 8, 4, 4  # steps of 8, 8 and 6 rows
+SIZES = [8, 8, 6]
+INPUTS = torch.randn(N, 5, generator=generator(0, "inputs"))
+EXAMPLES = Examples(INPUTS, INPUTS[:, :K].argmax(1), "data")
+SOFT = SoftTargets(torch.randn(N, K, generator=generator(0, "soft")), "teacher", "data", part="final.train")
+
+
+class Network(nn.Module):
+    """A dense layer, batch norm, and dropout that accepts its random numbers as Replicas require."""
+
+    draws = 16
+
+    def __init__(self, seed=SEED, rate=0.4):
+        super().__init__()
+        self.rate = rate
+        self.hidden, self.norm, self.output = nn.Linear(5, 16), nn.BatchNorm1d(16), nn.Linear(16, K)
+        with torch.no_grad():
+            for number, parameter in enumerate(self.parameters()):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator(seed, "weights", number)))
+
+    def forward(self, x, uniform=None):
+        h = self.norm(self.hidden(x)).relu()
+        if self.training:
+            uniform = torch.rand(len(x), self.draws) if uniform is None else uniform
+            h = h * (uniform >= self.rate) / (1 - self.rate)
+        return self.output(h)
+
+
+def adam(model):
+    return torch.optim.Adam(model.parameters(), lr=0.01)
+
+
+def soft_targets(outputs, batch):
+    return soft_target_kl(outputs, batch.soft, 2.0)
+
+
+def trained(
+    batches, objective=hard_targets, model=None, make=adam, body=lambda progress: None, path=None, count=EPOCHS, **rest
+):
+    """The training after `count` epochs; `body` is called after each."""
+    model = model or Network()
+    progress = Progress(model, make(model), checkpoint=path)
+    for _ in epochs(progress, batches, objective, count=count, **{"seed": SEED, **rest}):
+        body(progress)
+    return progress
+
+
+def trace_of(*arguments, **rest):
+    (trace,) = trained(*arguments, **rest).traces
+    return trace
+
+
+# ---- the same by hand
+
+
+def sha256(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+def chain(contents):
+    """Each digest is over the one before and the bytes of its epoch."""
+    digests = [""]
+    for content in contents:
+        digests.append(sha256(digests[-1].encode() + content)[:16])
+    return digests[1:]
+
+
+def seed_of(seed, name, epoch):
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}/{epoch}".encode()).digest()[:8], "big") >> 1
+
+
+def order(epoch, seed=SEED):
+    return torch.randperm(N, generator=torch.Generator().manual_seed(seed_of(seed, "order", epoch))).numpy()
+
+
+def digest_by_hand(tensors):
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].numpy()
+        digest.update(f"{name}|{tensors[name].dtype}|{value.shape}|".encode() + value.tobytes())
+    return digest.hexdigest()
+
+
+ORDERS = [order(epoch) for epoch in range(1, EPOCHS + 1)]
+
+
+# ---- what a trace says
+
+
+def test_a_trace_is_that_of_the_loop_written_by_hand():
+    model = Network()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    trace = trace_of(Batches(EXAMPLES, SIZE, SEED, SOFT), soft_targets, model, rate=lambda epoch: 0.01 / epoch)
+    labels, logits = EXAMPLES.labels.numpy(), SOFT.logits.numpy()
+    shapes = [
+        ("hidden.weight", "torch.float32", (16, 5)),
+        ("hidden.bias", "torch.float32", (16,)),
+        ("norm.weight", "torch.float32", (16,)),
+        ("norm.bias", "torch.float32", (16,)),
+        ("norm.running_mean", "torch.float32", (16,)),
+        ("norm.running_var", "torch.float32", (16,)),
+        ("norm.num_batches_tracked", "torch.int64", ()),
+        ("output.weight", "torch.float32", (3, 16)),
+        ("output.bias", "torch.float32", (3,)),
+    ]
+    assert trace.pop("optimizer")["class"] == "Adam"
+    assert trace.pop("first_loss") > 0
+    assert trace == {
+        "network": sha256(repr(shapes).encode())[:16],
+        "start": digest_by_hand(state),
+        "data": {
+            "digest": "data",
+            "view": "plain",
+            "size": 8,
+            "soft": {"run": "teacher", "part": "final.train", "sha256": digest_by_hand({"logits": SOFT.logits})},
+        },
+        "mixed": False,
+        "steps": 12,
+        "epochs": {
+            "rows": chain(rows.tobytes() for rows in ORDERS),
+            "labels": chain(labels[rows].tobytes() for rows in ORDERS),
+            "targets": chain(logits[rows].tobytes() for rows in ORDERS),
+            "sizes": chain([repr(SIZES).encode()] * EPOCHS),
+            "rates": chain(repr([(0, [0.01 / epoch])]).encode() for epoch in range(1, EPOCHS + 1)),
+            "layers": chain(str(seed_of(SEED, "layers", epoch)).encode() for epoch in range(1, EPOCHS + 1)),
+        },
+        "changed": [],
+    }
+
+
+def test_without_a_teacher_there_are_no_targets():
+    trace = trace_of(Batches(EXAMPLES, SIZE, SEED))
+    assert trace["data"]["soft"] is None
+    assert trace["epochs"]["targets"] == chain([b""] * EPOCHS)
+
+
+def test_batches_of_another_making_are_traced_by_what_is_in_them():
+    """A function that only wraps Batches has no `about`."""
+    inner = Batches(EXAMPLES, SIZE, SEED, SOFT)
+    plain, wrapped = trace_of(inner, soft_targets), trace_of(lambda epoch: inner(epoch), soft_targets)
+    assert wrapped == {**plain, "data": {}}
+
+
+def test_numbers_that_numpy_does_not_know():
+    logits = SOFT.logits.bfloat16()
+    trace = trace_of(Batches(EXAMPLES, SIZE, SEED, replace(SOFT, logits=logits)), soft_targets)
+    as_bytes = logits.view(torch.uint8).view(N, K * 2).numpy()
+    assert trace["epochs"]["targets"] == chain(as_bytes[rows].tobytes() for rows in ORDERS)
+
+
+def two_groups(model):
+    output = [*model.output.parameters()]
+    others = [p for name, p in model.named_parameters() if "output" not in name]
+    return torch.optim.SGD(
+        [{"params": others, "lr": 0.02}, {"params": output, "weight_decay": 0.5}], lr=0.1, momentum=0.9, nesterov=True
+    )
+
+
+def rates_of(*each):
+    """Digests of epochs with these rates: (step, rates of all groups) where they change."""
+    return chain(repr(list(rates)).encode() for rates in each)
+
+
+def changed_on_the_way(progress):
+    """Batches that halve the rate of the second group before the third step of every epoch."""
+
+    def batches(epoch):
+        for step, batch in enumerate(Batches(EXAMPLES, SIZE, SEED)(epoch)):
+            if step == 2:
+                progress.optimizer.param_groups[1]["lr"] /= 2
+            yield batch
+
+    return batches
+
+
+def test_rates_of_all_groups_by_step():
+    batches = Batches(EXAMPLES, SIZE, SEED)
+    own = trace_of(batches, make=two_groups)
+    assert own["epochs"]["rates"] == rates_of(*[[(0, [0.02, 0.1])]] * EPOCHS)
+    given = trace_of(batches, make=two_groups, rate=lambda epoch: epoch / 100)
+    assert given["epochs"]["rates"] == rates_of(*([(0, [e / 100, e / 100])] for e in (1, 2, 3, 4)))
+
+    def body(progress):
+        progress.optimizer.param_groups[0]["lr"] = 0.5 / progress.epoch
+
+    scheduled = trace_of(batches, make=two_groups, body=body)
+    assert scheduled["epochs"]["rates"] == rates_of(*([(0, [rate, 0.1])] for rate in (0.02, 0.5, 0.25, 0.5 / 3)))
+
+
+def test_a_rate_that_changes_within_an_epoch():
+    model = Network()
+    progress = Progress(model, two_groups(model))
+    list(epochs(progress, changed_on_the_way(progress), hard_targets, count=2, seed=SEED))
+    (trace,) = progress.traces
+    expected = rates_of([(0, [0.02, 0.1]), (2, [0.02, 0.05])], [(0, [0.02, 0.05]), (2, [0.02, 0.025])])
+    assert trace["epochs"]["rates"] == expected
+
+
+def test_the_optimizers_class_and_hyper_parameters():
+    found = trace_of(Batches(EXAMPLES, SIZE, SEED), make=two_groups)["optimizer"]
+    assert found["class"] == "SGD"
+    first, second = found["groups"]
+    known = {"momentum": 0.9, "nesterov": True, "dampening": 0, "maximize": False}
+    assert first.items() >= (known | {"weight_decay": 0, "tensors": 4}).items()
+    assert second.items() >= (known | {"weight_decay": 0.5, "tensors": 2}).items()
+    assert not {"lr", "params"} & {*first, *second}
+    found = trace_of(Batches(EXAMPLES, SIZE, SEED))["optimizer"]
+    assert found["groups"][0].items() >= {"betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0}.items()
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_a_hyper_parameter_that_changes_is_part_of_the_rates_from_that_step_on():
+    def body(progress):
+        progress.optimizer.param_groups[0]["momentum"] = 0.9 if progress.epoch != 2 else 0.5
+
+    batches = Batches(EXAMPLES, SIZE, SEED)
+    plain, other = trace_of(batches, make=two_groups), trace_of(batches, make=two_groups, body=body)
+    first, second = plain["optimizer"]["groups"]
+    expected = {"class": "SGD", "groups": [{**first, "momentum": 0.5}, second]}
+    usual = [(0, [0.02, 0.1])]
+    assert other["epochs"]["rates"] == rates_of(usual, usual, [(0, [0.02, 0.1], expected)], usual)
+    assert other == plain | {"epochs": plain["epochs"] | {"rates": other["epochs"]["rates"]}}
+
+
+def test_another_optimizer_is_part_of_the_rates():
+    def body(progress):
+        if progress.epoch == 2:
+            progress.optimizer = torch.optim.SGD(progress.model.parameters(), lr=0.5)
+
+    trace = trace_of(Batches(EXAMPLES, SIZE, SEED), body=body)
+    sgd = trace_of(Batches(EXAMPLES, SIZE, SEED), make=lambda m: torch.optim.SGD(m.parameters(), lr=0.5))["optimizer"]
+    assert trace["epochs"]["rates"] == rates_of(*[[(0, [0.01])]] * 2, *[[(0, [0.5], sgd)]] * 2)
+    assert trace["changed"] == [3]  # its state is empty
+
+
+def test_the_first_loss_is_that_before_any_step():
+    model = nn.Linear(5, K)
+    weight, bias = (value.detach().double().numpy().copy() for value in (model.weight, model.bias))
+    trace = trace_of(Batches(EXAMPLES, SIZE, SEED), model=model)
+    rows = ORDERS[0][:SIZE]
+    logits = INPUTS.double().numpy()[rows] @ weight.T + bias
+    loss = np.log(np.exp(logits).sum(1)) - logits[np.arange(SIZE), EXAMPLES.labels.numpy()[rows]]
+    assert trace["first_loss"] == pytest.approx(loss.mean(), rel=1e-6)
+
+
+def mixed(epoch):
+    draws = generator(SEED, "mix", epoch)
+    return mixup(torch.randperm(N, generator=draws), 0.7, draws)
+
+
+def test_mixed_rows():
+    """Labels and soft targets are digested as they were used; the rows are those of the first partners."""
+    trace = trace_of(Batches(EXAMPLES, SIZE, SEED, SOFT, mixed, K), soft_targets)
+    assert trace["mixed"] is True
+    one_hot, rows, labels, targets = np.eye(K, dtype=np.float32)[EXAMPLES.labels.numpy()], [], [], []
+    for epoch, taken in enumerate(ORDERS, 1):
+        mix = mixed(epoch)
+        first, second, weight = (value.numpy()[taken] for value in (mix.first, mix.second, mix.weight))
+        rows.append(first.tobytes())
+        a, b, w = one_hot[first], one_hot[second], weight[:, None]
+        labels.append(np.where(w < 0.5, b + w * (a - b), a - (a - b) * (1 - w)).tobytes())
+        soft = mix_logits(SOFT.logits[first], SOFT.logits[second], torch.from_numpy(weight))
+        targets.append(soft.numpy().tobytes())
+    assert trace["epochs"]["rows"] == chain(rows)
+    assert trace["epochs"]["labels"] == chain(labels)
+    assert trace["epochs"]["targets"] == chain(targets)
+
+
+def test_a_draw_without_mixing_is_not_mixed():
+    rows = torch.arange(N).flip(0)
+    trace = trace_of(Batches(EXAMPLES, SIZE, SEED, None, lambda epoch: unmixed(rows), K))
+    assert trace["mixed"] is False
+    assert trace["epochs"]["rows"] == chain(rows.numpy()[taken].tobytes() for taken in ORDERS)
+
+
+def test_mixed_in_a_later_epoch_only():
+    trace = trace_of(Batches(EXAMPLES, SIZE, SEED, None, lambda e: mixed(e) if e == 3 else unmixed(torch.arange(N)), K))
+    assert trace["mixed"] is True
+
+
+def test_the_view_names_the_augmentation():
+    pictures = Examples(torch.rand(N, 1, 4, 4), EXAMPLES.labels, "pictures")
+
+    def augment(epoch):
+        draws = generator(SEED, "augment", epoch)
+        return lambda inputs: flip_and_shift(inputs, 1, draws)
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, K))
+    augmented = Batches(pictures, SIZE, SEED, augment=augment, view="flip+shift")
+    assert trace_of(augmented, model=model)["data"]["view"] == "flip+shift"
+    seen_augmented = replace(pictures, view="flipped once")
+    assert trace_of(Batches(seen_augmented, SIZE, SEED), model=model)["data"]["view"] == "flipped once"
+
+
+def test_soft_targets_of_a_run_and_of_its_sham(tmp_path):
+    logits = {"final.train": SOFT.logits, "early.train": -SOFT.logits}
+    result = Result({"final": {}}, [], {"final": {"w": torch.zeros(1)}}, logits)
+    teacher = Store(tmp_path).save(Description("train_teacher", 1, {}, 0, "data"), result, {})
+    examples = replace(EXAMPLES, digest="data/train")
+
+    def soft(snapshot):
+        run = Run(None, SEED, None, torch.device("cpu"), "", {"teacher": (teacher, snapshot)})
+        return run.soft_targets("teacher", "train", examples)
+
+    def origin(targets):
+        return trace_of(Batches(examples, SIZE, SEED, targets), soft_targets)["data"]["soft"]
+
+    def expected(snapshot, values):
+        return {"run": teacher.id, "part": snapshot, "sha256": digest_by_hand({"logits": values})}
+
+    kept = SOFT.logits.half().float()
+    assert origin(soft("final")) == expected("final.train", kept)
+    assert origin(soft("early")) == expected("early.train", -kept)
+    sham = soft("final").permuted_within_classes(examples.labels, generator(SEED, "sham"))
+    assert not torch.equal(sham.logits, kept)
+    assert origin(sham) == expected("final.train, permuted within classes", sham.logits)
+
+
+# ---- what it does not depend on
+
+
+def altered_after(epoch):
+    def body(progress):
+        if progress.epoch == epoch:
+            with torch.no_grad():
+                next(iter(progress.model.parameters())).mul_(1.5)
+
+    return body
+
+
+SEEDS = (7, 1, 4)
+
+
+def stacked(seeds=SEEDS):
+    return Replicas([Network(seed) for seed in seeds])
+
+
+def stack_batches():
+    return beside([Batches(EXAMPLES, SIZE, seed, SOFT) for seed in SEEDS])
+
+
+def each_soft_targets(outputs, batch):
+    return torch.vmap(soft_target_kl, in_dims=(0, 0, None))(outputs, batch.soft, 2.0)
+
+
+TRAININGS = {
+    "alone": lambda **rest: trained(
+        Batches(EXAMPLES, SIZE, SEED, SOFT, mixed, K), soft_targets, rate=lambda epoch: 0.01 / epoch, **rest
+    ),
+    "two groups": lambda **rest: trained(Batches(EXAMPLES, SIZE, SEED), make=two_groups, **rest),
+    "side by side": lambda **rest: trained(stack_batches(), each_soft_targets, stacked(), **{"seed": SEEDS, **rest}),
+}
+
+
+@pytest.mark.parametrize("train", TRAININGS.values(), ids=TRAININGS)
+def test_a_run_killed_after_every_epoch_has_the_trace_of_an_unbroken_one(tmp_path, train, monkeypatch):
+    """The body also alters a weight, which the next life of the process must notice too."""
+    unbroken, deaths = train(body=altered_after(2)), 0
+    saved = Progress.save
+
+    def save_and_die(progress):
+        saved(progress)
+        raise Killed
+
+    while deaths < 2 * EPOCHS:
+        monkeypatch.setattr(Progress, "save", save_and_die)
+        try:
+            resumed = train(body=altered_after(2), path=tmp_path / "c")
+            break
+        except Killed:
+            deaths += 1
+    assert deaths == EPOCHS
+    assert resumed.traces == unbroken.traces
+    assert resumed.history == unbroken.history
+    assert [trace["changed"] for trace in unbroken.traces] == [[3]] * len(unbroken.traces)
+    assert json.loads(json.dumps(unbroken.traces)) == unbroken.traces
+
+
+@pytest.mark.parametrize("seeds", [SEEDS, (7,)], ids=["three", "one"])
+def test_members_of_a_stack_have_the_trace_of_students_trained_alone(seeds):
+    """They differ in soft targets, mixing and examples too."""
+    members = []
+    for number, seed in enumerate(seeds):
+        examples = replace(EXAMPLES, inputs=INPUTS + number, digest=f"data {number}")
+        targets = SoftTargets(SOFT.logits - number, f"teacher {number}", f"data {number}")
+        mix = mixed if number != 1 else lambda epoch: unmixed(torch.arange(N))
+        members.append(Batches(examples, SIZE, seed, targets, mix, K))
+    together = trained(beside(members), each_soft_targets, stacked(seeds), seed=seeds)
+    for seed, batches, trace in zip(seeds, members, together.traces, strict=True):
+        alone = trace_of(batches, soft_targets, Network(seed), seed=seed)
+        assert trace["first_loss"] == pytest.approx(alone["first_loss"], rel=1e-5)
+        assert trace == alone | {"first_loss": trace["first_loss"]}
+    assert len({json.dumps(trace) for trace in together.traces}) == len(seeds)
+    assert [trace["mixed"] for trace in together.traces] == [True, False, True][: len(seeds)]
+
+
+def test_a_stack_notices_that_one_member_was_altered():
+    def body(progress):
+        if progress.epoch == 1:
+            with torch.no_grad():
+                next(iter(progress.model.parameters()))[1].mul_(1.5)
+
+    together = trained(stack_batches(), each_soft_targets, stacked(), seed=SEEDS, body=body)
+    assert [trace["changed"] for trace in together.traces] == [[2]] * 3  # the state of a stack is one
+
+
+class NoTracer:
+    def __init__(self, progress):
+        self.traces, self.state = [], ""
+
+    def watch(self, batches):
+        return batches
+
+    def begin(self, *_):
+        pass
+
+    epoch_begins = epoch_ends = begin
+
+
+@pytest.mark.parametrize("train", TRAININGS.values(), ids=TRAININGS)
+def test_tracing_does_not_move_a_result(train, monkeypatch):
+    torch.manual_seed(0)
+    traced, drawn = train(), torch.rand(3)
+    monkeypatch.setattr("kdlib.training.Tracer", NoTracer)
+    torch.manual_seed(0)
+    plain, drawn_without = train(), torch.rand(3)
+    assert traced.history == plain.history
+    for name, value in plain.model.state_dict().items():
+        assert torch.equal(traced.model.state_dict()[name], value), name
+    assert torch.equal(drawn, drawn_without)
+    assert plain.traces == []
+
+
+# ---- changes from outside the loop
+
+
+def clear(progress):
+    progress.optimizer.state.clear()
+
+
+def replace_by_a_new_one(progress):
+    progress.optimizer = adam(progress.model)
+
+
+def restore(progress):
+    progress.restore("first")
+
+
+@torch.no_grad()
+def multiply(progress):
+    for parameter in progress.model.parameters():
+        parameter.mul_(0.5)
+
+
+@torch.no_grad()
+def alter_a_buffer(progress):
+    progress.model.norm.running_var[3] += 1e-3
+
+
+@torch.no_grad()
+def alter_an_entry_of_the_state(progress):
+    progress.optimizer.state[progress.model.output.bias]["exp_avg"][1] += 1e-6
+
+
+def forget_a_step(progress):
+    progress.optimizer.state[progress.model.output.bias]["step"] -= 1
+
+
+CHANGES = [clear, replace_by_a_new_one, restore, multiply, alter_a_buffer, alter_an_entry_of_the_state, forget_a_step]
+
+
+def changing(change, epoch=2):
+    def body(progress):
+        if progress.epoch == 1:
+            progress.keep("first")
+        if progress.epoch == epoch:
+            change(progress)
+
+    return body
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_change_from_outside_is_seen_before_the_next_epoch(change):
+    batches = Batches(EXAMPLES, SIZE, SEED)
+    trace, plain = trace_of(batches, body=changing(change)), trace_of(batches)
+    assert trace == plain | {"changed": [3]}
+    assert trace_of(batches, body=changing(change, 3))["changed"] == [4]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_change_is_seen_if_the_process_died_after_it(change, tmp_path, monkeypatch):
+    batches, saved = Batches(EXAMPLES, SIZE, SEED), Progress.save
+
+    def save_and_die(progress):
+        saved(progress)
+        if progress.epoch == 2:
+            raise Killed
+
+    monkeypatch.setattr(Progress, "save", save_and_die)
+    with pytest.raises(Killed):
+        trained(batches, body=changing(change), path=tmp_path / "c")
+    assert trace_of(batches, body=changing(change), path=tmp_path / "c")["changed"] == [3]
+
+
+def test_a_change_between_two_lives_is_seen(tmp_path):
+    """A checkpoint that was edited, with a digest that fits, or that someone put there."""
+    batches = Batches(EXAMPLES, SIZE, SEED)
+    trained(batches, path=tmp_path / "c", count=2)
+    tensors, notes = load_tensors(tmp_path / "c")
+    tensors["optimizer/0/exp_avg"][0, 0] += 1e-6
+    save_tensors(tmp_path / "c", tensors, notes)
+    assert trace_of(batches, path=tmp_path / "c")["changed"] == [3]
+
+
+def test_what_only_looks_is_no_change():
+    def body(progress):
+        progress.record(deviation=float(predict_logits(progress.model, INPUTS).std()))
+        progress.keep(f"epoch {progress.epoch}")
+        progress.restore(f"epoch {progress.epoch}")
+
+    assert trace_of(Batches(EXAMPLES, SIZE, SEED), body=body)["changed"] == []
+
+
+def test_an_epoch_that_broke_off_is_in_the_trace_once():
+    """If the caller goes on nevertheless, the steps of the broken epoch are a change from outside."""
+    calls = []
+
+    def fails_once(outputs, batch):
+        calls.append(batch)
+        if len(calls) == 5:
+            raise ZeroDivisionError
+        return cross_entropy(outputs, batch.labels)
+
+    model, batches = Network(), Batches(EXAMPLES, SIZE, SEED)
+    progress = Progress(model, adam(model))
+    with pytest.raises(ZeroDivisionError):
+        list(epochs(progress, batches, fails_once, count=EPOCHS, seed=SEED))
+    list(epochs(progress, batches, fails_once, count=EPOCHS, seed=SEED))
+    (trace,) = progress.traces
+    assert trace == trace_of(batches) | {"changed": [2]}
+
+
+def test_a_checkpoint_without_a_trace_is_set_aside(tmp_path):
+    """As an older kdlib wrote it."""
+    path, batches = tmp_path / "c.safetensors", Batches(EXAMPLES, SIZE, SEED)
+    trained(batches, path=path, count=2)
+    tensors, notes = load_tensors(path)
+    save_tensors(path, tensors, {key: notes[key] for key in ("history", "optimizer")})
+    old = path.read_bytes()
+    resumed = trained(batches, path=path)
+    assert "expected a trace of the training, found none" in resumed.notice
+    assert "Set aside as c.safetensors.damaged; this run starts from its first epoch" in resumed.notice
+    assert path.with_name("c.safetensors.damaged").read_bytes() == old
+    assert resumed.traces == trained(batches).traces
+    assert math.isfinite(resumed.history[-1]["training_loss"])
+
+
+def test_a_training_of_no_epochs_has_a_start_only():
+    trace, longer = (trace_of(Batches(EXAMPLES, SIZE, SEED), count=count) for count in (0, 1))
+    assert trace == longer | {"steps": 0, "first_loss": None, "epochs": {name: [] for name in longer["epochs"]}}
