@@ -84,16 +84,16 @@ def bands_of(
     With `reported`, for runs of the judged profile, also the verdicts on claims whose arms have all `declared` seeds,
     and the places in the reported ranges.
     """
-    metrics = {arm: seeds for arm, seeds in metrics.items() if len(seeds) >= MIN_SEEDS}
+    enough = {arm: seeds for arm, seeds in metrics.items() if len(seeds) >= MIN_SEEDS}
     found = {}
-    for arm, seeds in metrics.items():
+    for arm, seeds in enough.items():
         for name in banded:
             values = {seed: measured[name] for seed, measured in seeds.items() if name in measured}
             if values:
                 found[f"{arm}.{name}"] = band_of(values, commits[arm])
     if reported is None:
         return Bands(found)
-    return Bands(found, outcomes(reported, metrics, declared), inside_ranges(reported, metrics))
+    return Bands(found, outcomes(reported, metrics, declared), inside_ranges(reported, enough))
 
 
 def inside_ranges(reported: Reported, metrics: Metrics) -> dict[str, bool]:

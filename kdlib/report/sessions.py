@@ -22,9 +22,9 @@ from kdlib.errors import KDError
 from kdlib.files import locked
 from kdlib.judge.bands import bands_of, read_bands, write_bands
 from kdlib.judge.departures import SESSION_LEVEL, changes, compared
-from kdlib.judge.verdicts import MIN_SEEDS
 from kdlib.report.frames import arms_table, claims_table
 from kdlib.report.pages import reported_of, write_pages
+from kdlib.report.pairs import pair_faults
 from kdlib.run.engine import Report
 from kdlib.run.experiment import Experiment
 from kdlib.run.plan import Job
@@ -161,7 +161,8 @@ def record(session: Session, results: Path, reporter: Reporter = silent) -> tupl
     """Run a session, then write its records, bands and tables below `results`; return problems and pages.
 
     Recorded runs of other seeds and arms are kept. KDError, before anything is trained, for more seeds of the judged
-    profile than it declares, and for runs of another protocol next to the recorded ones.
+    profile than it declares, and for runs of another protocol next to the recorded ones. KDError, before anything is
+    written, for compared arms that differ in what `claims.toml` does not name, or do not differ in what it names.
     """
     experiment, folder = session.experiment, results / session.experiment.name
     path = folder / "runs.jsonl"
@@ -172,6 +173,8 @@ def record(session: Session, results: Path, reporter: Reporter = silent) -> tupl
     # Two sessions may record seeds of one replication at the same time.
     with locked(folder / ".lock", "see that results/ can be written to"):
         records = merged(read_records(path), new)
+        if faults := pair_faults(experiment, reported_of(experiment), records):
+            raise KDError("\n".join(["nothing is recorded: compared arms are not as claims.toml says", *faults]))
         write_records(path, records, [arm.name for arm in experiment.arms])
         update_bands(experiment, [r for r in records if r.profile == session.profile_name])
         pages = write_pages(experiment, records, folder, committed=records, synthetic=False)
@@ -206,14 +209,12 @@ def refuse_other_protocols(session: Session, jobs: Sequence[Job], records: Seque
 
 
 def update_bands(experiment: Experiment, records: Sequence[Record]) -> None:
-    """Write the bands, and of judged runs the verdicts, of all arms with enough seeds."""
+    """Write the bands of all arms with enough seeds, and of judged runs the verdicts on complete claims."""
     path = experiment.folder / "bands.toml"
     bands = dict(read_bands(path))
     reported = reported_of(experiment)
     for (digest, profile), group in grouped(records).items():
         metrics = measured(group)
-        if not any(len(seeds) >= MIN_SEEDS for seeds in metrics.values()):
-            continue
         commits = {
             arm: ", ".join(sorted({str(r.environment["commit"])[:12] for r in group if arm in r.arms}))
             for arm in metrics

@@ -15,7 +15,7 @@ from kdlib.run.experiment import Experiment
 from tests.audit.claims import Claim, Source, value_of
 from tests.audit.faults import Faults, compare
 from tests.audit.records import Groups, Record
-from tests.audit.rule import TOO_FEW, differences, firmness, verdict
+from tests.audit.rule import TOO_FEW, columns, differences, firmness, margin, verdict
 from tests.audit.statistics import LEAST, NAN, Sample, half_width, prediction, sample
 
 
@@ -24,6 +24,7 @@ class Verdict(NamedTuple):
 
     outcome: str
     judged_by: Sample
+    columns: list[list[float]]  # the numbers themselves, a list for each rival; none without a verdict
 
 
 Rows = dict[str, dict[str, Any]]  # by name and column; nan and "" are empty cells
@@ -57,7 +58,8 @@ def verdicts(source: Source, records: Sequence[Record], declared: int | None) ->
             outcome, judged_by = verdict(claim, mode, measured)
             if declared is not None and claim.kind != "exact" and judged_by.n < declared:
                 outcome = f"interim, {judged_by.n} of {declared} seeds, no verdict"
-            found[name, key] = Verdict(outcome, judged_by)
+            firm = claim.kind != "exact" and not outcome.startswith("interim")
+            found[name, key] = Verdict(outcome, judged_by, columns(claim, mode, measured) if firm else [[]])
     return found
 
 
@@ -124,7 +126,7 @@ def claim_rows(
     """Return a row for each claim and mode; the verdicts of the `judged` runs are shown next to those of others."""
     declared = experiment.profiles[experiment.judged].seeds
     before, rows = given(verdicts(source, judged, declared)), {}
-    for (name, mode), (outcome, found) in verdicts(source, records, declared if is_judged else None).items():
+    for (name, mode), (outcome, found, numbers) in verdicts(source, records, declared if is_judged else None).items():
         claim = source.claims[name]
         measured, low, high = _on_scale(claim, found)
         rows[f"{name}, {mode}"] = {
@@ -138,7 +140,8 @@ def claim_rows(
             "recorded": before[name, mode].outcome if (name, mode) in before else "",
         }
         if is_judged:
-            rows[f"{name}, {mode}"]["firmness"] = firmness(claim, found, outcome)
+            far, beyond = margin(claim, numbers)
+            rows[f"{name}, {mode}"] |= {"firmness": firmness(claim, numbers), "margin": far, "next_outcome": beyond}
     return rows
 
 

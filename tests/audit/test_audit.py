@@ -732,3 +732,21 @@ def test_both_derivations_of_the_rule_agree(kind, lower, tmp_path):
         assert (found.mean, found.low, found.high) == pytest.approx(bounds, nan_ok=True)
         outcomes.add(outcome)
     assert len(outcomes) >= 2
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "exact"])
+def test_both_derivations_of_firmness_and_margin_agree(kind, tmp_path):
+    path, rng = tmp_path / "claims.toml", np.random.default_rng(2)
+    path.write_text(TOML.format(keys=KINDS[kind], compared=COMPARED.get(kind, 'arm = "a", over = "b", differs = []')))
+    theirs, ours = reading.load_claims(path, "abc").claims["C1"], claims.read_claims(path).claims["C1"]
+    for offset in (-0.05, 0.02, 0.1):
+        series = {
+            arm: {seed: float(0.5 + shift + 0.05 * rng.standard_normal()) for seed in range(6)}
+            for arm, shift in zip("abc", (offset, 0, offset / 2), strict=True)
+        }
+        metrics = {arm: {seed: {"loss": value} for seed, value in seeds.items()} for arm, seeds in series.items()}
+        expected = judging.judge(theirs, "controlled", metrics, declared=6)
+        found = rule.columns(ours, ours.modes["controlled"], series)
+        assert rule.firmness(ours, found) == expected.firmness
+        margin, beyond = expected.margin
+        assert rule.margin(ours, found) == (margin, str(beyond))

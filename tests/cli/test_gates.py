@@ -30,7 +30,7 @@ metric = "accuracy"
 statement = "Distillation helps."
 place = "p. 1"
 [claims.C1.modes]
-controlled = { arm = "distilled", over = "baseline", differs = ["soft targets", "loss"] }
+controlled = { arm = "distilled", over = "baseline", differs = ["soft targets"] }
 """
 
 

@@ -109,6 +109,12 @@ def test_bands_have_verdicts_on_complete_claims_only():
     assert changes(complete, reported(HELPS), moved, 8) == []  # nothing is judged yet
 
 
+def test_bands_have_exact_verdicts_of_one_run():
+    claim = Exact(**ABOUT, modes={CONTROLLED: Comparison(("student",), expected=(0.5,))})
+    found = bands_of({"student": {0: {"accuracy": 0.5}}}, ["accuracy"], {"student": "abc123"}, reported(claim), 20)
+    assert (found.bands, found.verdicts) == ({}, {"C1": {CONTROLLED: Outcome.REPLICATED}})
+
+
 def test_an_arm_is_chosen_by_the_declared_seeds():
     first, rest = (metrics(seeds, a=a, b=0.1, alone=0.0) for seeds, a in ((range(5), 0.2), (range(5, 10), -0.4)))
     all_ten = {arm: first[arm] | rest[arm] for arm in first}

@@ -43,7 +43,7 @@ statement = "Distillation helps."
 place = "p. 1"
 
 [claims.C1.modes]
-controlled = { arm = "distilled", over = "baseline", differs = ["soft targets", "loss"] }
+controlled = { arm = "distilled", over = "baseline", differs = ["soft targets"] }
 """
 
 
@@ -266,3 +266,15 @@ def test_a_fresh_process_needs_no_command_line_and_prints_nothing(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     answer = json.loads((tmp_path / "answer.json").read_text())
     assert answer == {"arms": ["baseline"], "claims": ["C1"], "command line": []}
+
+
+@pytest.mark.parametrize("named", ["", '"steps", "soft targets"'])
+def test_arms_that_differ_in_something_else_are_not_recorded(root, store, tmp_path, named):
+    path = root / "replications" / "toy" / "claims.toml"
+    path.write_text(CLAIMS.replace('"soft targets"', named))
+    session, results = prepare("toy", seeds=(0, 1), store=store, workers=1), tmp_path / "results"
+    with pytest.raises(KDError, match="nothing is recorded: compared arms are not as") as error:
+        record(session, results)
+    assert ("C1, controlled: expected distilled and baseline, seed 1, to differ" in str(error.value)) == (not named)
+    assert ("C1, controlled: expected a difference in steps, found none" in str(error.value)) == bool(named)
+    assert [file.name for file in (results / "toy").iterdir()] == [".lock"]
