@@ -167,6 +167,10 @@ def _check_augmentation(augment: object, view: str, mix: object) -> None:
             f"expected augment and view together, found {given} without {absent}; "
             'pass both, for example augment=..., view="flip+shift"'
         )
+    if augment is not None and view == "plain":
+        raise KDError(
+            "view: expected a name that says what augment does, found 'plain'; write view=\"flip+shift\", say"
+        )
     if augment is not None and mix is not None:
         # Mixed rows would be augmented as one: both partners flipped and shifted the same way.
         raise KDError("expected a mix or an augmentation, found both; leave one of them out")

@@ -3,7 +3,7 @@
 The loop writes it, not the experiment, so two runs that are said to differ in one thing can be compared by what they
 did. A resumed run has the same trace as one without interruption; a member of a stack has that of one trained alone.
 
-    network       digest of the names, types and shapes of weights and buffers
+    network       digest of the layers, with the rates of dropout, and of names, types and shapes of weights and buffers
     start         SHA-256 of the initial weights and buffers
     optimizer     its class, and the hyper-parameters of its groups without learning rates
     data          digest and view of the examples, batch size, and where the soft targets came from
@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdlib.batches import Batch
 from kdlib.files import canonical_json, sha256, tensor_digest
@@ -56,9 +56,10 @@ class Tracer:
         for state, member in zip(states, members if len(members) == len(states) else [None] * len(states), strict=True):
             about = getattr(member, "about", None)
             shapes = [(name, str(value.dtype), tuple(value.shape)) for name, value in state.items()]
+            layers = [(name, type(layer).__name__, getattr(layer, "p", None)) for name, layer in self._layers()]
             self.traces.append(
                 {
-                    "network": sha256(repr(shapes).encode())[:DIGITS],
+                    "network": sha256(repr([shapes, layers]).encode())[:DIGITS],
                     "start": tensor_digest(state),
                     "optimizer": _description(self.progress.optimizer),
                     "data": about() if about else {},
@@ -127,6 +128,10 @@ class Tracer:
         if isinstance(model, Replicas):
             return [model.member(number).state_dict() for number in range(len(model))]
         return [model.state_dict()]
+
+    def _layers(self) -> list[tuple[str, nn.Module]]:
+        model = self.progress.model
+        return list((model.member(0) if isinstance(model, Replicas) else model).named_modules())
 
     def _state(self) -> str:
         tensors = {f"model/{name}": value for name, value in self.progress.model.state_dict().items()}

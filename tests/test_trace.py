@@ -127,10 +127,16 @@ def test_a_trace_is_that_of_the_loop_written_by_hand():
         ("output.weight", "torch.float32", (3, 16)),
         ("output.bias", "torch.float32", (3,)),
     ]
+    layers = [
+        ("", "Network", None),
+        ("hidden", "Linear", None),
+        ("norm", "BatchNorm1d", None),
+        ("output", "Linear", None),
+    ]
     assert trace.pop("optimizer")["class"] == "Adam"
     assert trace.pop("first_loss") > 0
     assert trace == {
-        "network": sha256(repr(shapes).encode())[:16],
+        "network": sha256(repr([shapes, layers]).encode())[:16],
         "start": digest_by_hand(state),
         "data": {
             "digest": "data",

@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     )
     for page in pages:
         print("\n" + unescaped(page))
-    print(f"Written to {folder / 'local'}")
+    print(f"Written to {folder / 'local'}" if pages else "Nothing was written: no run has finished.")
     for note in found.notes:
         print(note)
     left, whole = left_of_profile(session)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,20 +70,34 @@ class Replication:
         """One row for each claim and mode."""
         session = self.session
         known = read_bands(session.experiment.folder / "bands.toml")
-        data = self.records[0].data if self.records else ""
+        # The judged profile may train on more data, with another digest: its bands are those of its own data.
+        judged = session.experiment.profile(session.experiment.judged) if session.experiment.judged else session.profile
+        config = replace(
+            judged.config, **{f: getattr(session.profile.config, f) for f in session.experiment.data_fields}
+        )
+        data = session.experiment.load_data(config, session.folders).digest
         return claims_table(
             reported_of(session.experiment),
             self.records,
             known.get((data, session.experiment.judged)),
             declared=session.profile.seeds if session.profile.judged else None,
             synthetic=session.synthetic,
+            analogue=self.label != session.profile_name,
         )
+
+    @property
+    def label(self) -> str:
+        """The name of the session's tables: the profile, and what chooses other data than its own."""
+        session = self.session
+        return session.experiment.label(session.profile_name, asdict(session.profile.config))
 
 
 def replicate(session: Session, reporter: Reporter = silent) -> Replication:
     """Train what the store lacks and compare every metric with its band, and every verdict with the recorded one."""
     records, problems = _trained(session, reporter)
     departed, notes = departures(session, records)
+    if session.unavailable:
+        notes.insert(0, f"The runs use synthetic data, because the real data are not available: {session.unavailable}")
     return Replication(session, records, [*problems, *departed], notes)
 
 
@@ -131,6 +145,7 @@ def check(session: Session, reporter: Reporter = silent, checks: int = 1) -> Rep
     k-th part of the sessions that one check alone may. Problems say why the session fails, also if there was nothing to
     compare. Notes have the warnings and count the numbers.
     """
+    _refuse_synthetic(session, "check")
     with tempfile.TemporaryDirectory(prefix="kd-check-") as store:
         session = replace(session, store=Store(Path(store)))
         records, problems = _trained(session, reporter)
@@ -164,6 +179,7 @@ def record(session: Session, results: Path, reporter: Reporter = silent) -> tupl
     profile than it declares, and for runs of another protocol next to the recorded ones. KDError, before anything is
     written, for compared arms that differ in what `claims.toml` does not name, or do not differ in what it names.
     """
+    _refuse_synthetic(session, "record")
     experiment, folder = session.experiment, results / session.experiment.name
     path = folder / "runs.jsonl"
     recorded = read_records(path)
@@ -176,9 +192,16 @@ def record(session: Session, results: Path, reporter: Reporter = silent) -> tupl
         if faults := pair_faults(experiment, reported_of(experiment), records):
             raise KDError("\n".join(["nothing is recorded: compared arms are not as claims.toml says", *faults]))
         write_records(path, records, [arm.name for arm in experiment.arms])
+        records = read_records(path)  # in the order of the file, so that tables do not depend on that of recording
         update_bands(experiment, [r for r in records if r.profile == session.profile_name])
         pages = write_pages(experiment, records, folder, committed=records, synthetic=False)
     return problems, pages
+
+
+def _refuse_synthetic(session: Session, what: str) -> None:
+    if session.synthetic:
+        why = session.unavailable or "the profile is synthetic by design"
+        raise KDError(f"{what} {session.experiment.name}: expected real data, found synthetic ones: {why}")
 
 
 def refuse_undeclared_seeds(session: Session, records: Sequence[Record]) -> None:

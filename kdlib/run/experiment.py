@@ -123,7 +123,9 @@ class Experiment:
     `digest` and `name`. `data_fields` names the configuration fields that choose other data (`--set FIELD=VALUE`);
     each choice has separate tables. `check` names the arms that `kd check` trains, `banded` the metrics with bands.
 
-    `load_data` reads the data once for all configurations that agree in the fields it has looked at.
+    `load_data` gets an object with the fields of the configuration as attributes, no instance of its class. It is
+    called once for all configurations that agree in the fields it has looked at. All runs share what it returns, so
+    training functions must not change the data.
     """
 
     source: str
@@ -258,6 +260,10 @@ def _check_profiles(experiment: Experiment) -> None:
 
 def _check_fields(experiment: Experiment, profile: str, config: Any) -> None:
     known = {field.name for field in fields(config)}
+    if taken := sorted({"device", "threads", "replicas"} & known):  # a run's description has its own
+        raise KDError(
+            f"profile {profile}: expected other names for the configuration's {', '.join(taken)}; rename them"
+        )
     for arm in experiment.arms:
         if unknown := sorted({*arm.change, *(arm.mapped or ())} - known):
             raise KDError(f"arm '{arm.name}': expected fields of the configuration, found {', '.join(unknown)}")

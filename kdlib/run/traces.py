@@ -14,7 +14,7 @@ from kdlib.run.records import Record
 __all__ = ["VOCABULARY", "arms_differ", "differences"]
 
 VOCABULARY: Mapping[str, str] = {
-    "network": "names, types or shapes of weights and buffers",
+    "network": "layers, rates of dropout, or names, types or shapes of weights and buffers",
     "initial weights": "the weights and buffers before the first step",
     "data": "the examples",
     "view": "the augmentation of the inputs",
@@ -74,7 +74,7 @@ def differences(
         "batch size": one["data"].get("size") != other["data"].get("size") or _differ(one, other, "sizes", both),
         "steps": _steps(one, epochs[0]) != _steps(other, epochs[1]),
         "learning rate": _differ(one, other, "rates", both),
-        "optimizer": _optimizer(one) != _optimizer(other),
+        "optimizer": one["optimizer"] != other["optimizer"],
         "optimizer state": _changed(one, epochs[0]) != _changed(other, epochs[1]),
         "dropout": _differ(one, other, "layers", both),
         "soft targets": one["data"].get("soft") != other["data"].get("soft") or _differ(one, other, "targets", both),
@@ -84,6 +84,7 @@ def differences(
     # What follows from another difference is not named again.
     if found["network"]:
         found["initial weights"] = False
+        found["optimizer"] = _optimizer(one) != _optimizer(other)
     if found["data"]:
         found["rows"] = False
     if found["data"] or found["rows"]:
@@ -114,6 +115,7 @@ def _steps(trace: Mapping[str, Any], epochs: int) -> int:
 
 
 def _optimizer(trace: Mapping[str, Any]) -> Any:
+    """The optimizer without the number of weights, which follows from the network."""
     about = trace["optimizer"]
     groups = [{name: value for name, value in group.items() if name != "tensors"} for group in about["groups"]]
     return about["class"], groups

@@ -130,7 +130,7 @@ def test_records_are_read_and_written_under_one_lock(kd, root, monkeypatch):
 
     monkeypatch.setattr("kdlib.report.sessions.read_records", look)
     assert kd("record", "toy", "--seed", "0", "--arms", "teacher")[0] == 0
-    assert held == [False, True]  # read once before the training, and once before writing
+    assert held == [False, True, True]  # read before the training, before writing, and as written
 
 
 def test_a_number_far_outside_its_band(kd, root):

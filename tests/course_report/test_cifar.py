@@ -682,3 +682,19 @@ def test_the_recorded_teacher_is_the_one_that_its_profile_trains():
         assert logits.shape == (count, 10)
         assert logits.isfinite().all()
     assert experiment.profile("quick").config.recorded_teacher == course_cifar.RECORDED_TEACHER
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("method", ["student", "distilled", "distilled_sham", "smoothed", "virtual_teacher"])
+def test_every_method_trains_in_the_configured_precision(method, precision, monkeypatch):
+    models = []
+
+    def epochs(progress, *_, **__):
+        models.append(progress.model)
+        return iter(())
+
+    monkeypatch.setattr(course_cifar, "epochs", epochs)
+    monkeypatch.setattr(course_cifar, "result", lambda *_: None)
+    run, _ = taught(replace(TINY, precision=precision))
+    getattr(course_cifar, f"train_{method}")([run])
+    assert [model.in_bfloat16 for model in models] == [precision == "bfloat16"]

@@ -127,6 +127,36 @@ def test_the_kept_epoch_is_the_one_with_the_lowest_validation_loss():
     assert all(torch.equal(value, again.weights["final"][name]) for name, value in result.weights["final"].items())
 
 
+@pytest.mark.parametrize("train", [ecg.train_distilled, ecg.train_sham])
+def test_a_taught_student_too_keeps_the_epoch_with_its_lowest_validation_loss(train):
+    change = {"epochs": 8, "learning_rate": 0.2}
+    result = train(taught(replace(TINY, **change))[0])
+    losses = [entry["validation_loss"] for entry in result.history]
+    best = losses.index(min(losses)) + 1
+    assert best < 8  # else the last epoch is the best
+    assert result.metrics["final"]["best_epoch"] == best
+    again = train(taught(replace(TINY, **change | {"epochs": best}))[0])
+    assert all(torch.equal(value, again.weights["final"][name]) for name, value in result.weights["final"].items())
+
+
+def test_the_sham_permutes_both_parts_within_the_classes_and_otherwise_for_each_seed(monkeypatch):
+    seen = []
+    monkeypatch.setattr(ecg, "train", lambda run, model, objective, soft: seen.append(soft))
+    run, kept = taught(TINY)
+    for seed in (0, 1):
+        ecg.train_sham(replace(run, seed=seed))
+    for part in ("train", "validation"):
+        labels, logits = getattr(run.data, part).labels, kept[f"final.{part}"]
+        sources = []
+        for soft in seen:
+            source = torch.tensor([(logits == row).all(1).nonzero().item() for row in soft[part].logits])
+            assert sorted(source.tolist()) == list(range(len(labels)))
+            assert torch.equal(labels[source], labels)
+            sources.append(source)
+        assert (sources[0] != torch.arange(len(labels))).any()
+        assert not torch.equal(*sources)
+
+
 def test_mixup_draws_classes_equally_and_renews_every_second_epoch():
     run = run_of(replace(TINY, draws="mixup"))
     plans = ecg.draws(run)
@@ -330,8 +360,9 @@ def test_mixup_reaches_the_loss_in_inputs_and_labels():
 
 def test_kept_targets_are_the_teachers_logits_row_by_row(monkeypatch):
     monkeypatch.setattr(ecg, "refuse_at_chance", lambda *_: None)  # so short a training is no better
-    run = run_of(replace(TINY, epochs=1))
+    run = run_of(replace(TINY, epochs=6, learning_rate=2e-2))
     result = ecg.train_teacher(run)
+    assert result.metrics["final"]["best_epoch"] < 6  # else the selected weights are the last ones
     model = ecg.teacher_network()
     model.load_state_dict(result.weights["final"])
     for part in ("train", "validation", "test"):

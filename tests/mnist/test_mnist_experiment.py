@@ -21,6 +21,7 @@ from kdlib.run.plan import plan
 from kdlib.run.store import Store
 from kdlib.seeds import generator
 from kdlib.training import evaluating, train_step
+from replications.course_report import sham_targets
 from replications.mnist import experiment as mnist
 from tests import made_runs
 from tests.made_runs import batches_of
@@ -308,6 +309,8 @@ def test_the_sham_gives_every_picture_the_targets_of_another_of_its_class(monkey
     assert sorted(source) == list(range(48))
     assert torch.equal(labels[source], seen.labels)
     assert (torch.tensor(source) != seen.indices).float().mean() > 0.5  # classes of 4 or 5: one in five stays by chance
+    targets = [sham_targets(replace(run, seed=seed)).logits for seed in (0, 1)]
+    assert not torch.equal(*targets)  # each seed has its own permutation
 
 
 @pytest.mark.parametrize("change", [{"alpha": 2.0}, {"temperature": 0.0}], ids=str)

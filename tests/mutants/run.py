@@ -21,6 +21,12 @@ Each of these bugs has been published with result tables:
 14 the teacher in training mode while it makes targets
 15 the baseline trained with another batch size or number of steps than the distilled arm
 
+These are of the same kind: a pair that is said to differ in one thing differs in another, and nobody is told.
+
+16 two arms that are compared differ in more than they are said to: batch size, learning rate, order, weights, ...
+17 the trace of a run, or what binds it to its parents, is wrong, so that a difference of kind 16 or 18 is not seen
+18 soft targets, or a sham, of another snapshot, part, seed or teacher, or only half of it
+
 A mutant is a file NN-name.patch in this folder: a line "Bug:", a line "Tests:" with the tests that must fail, and a
 unified diff of one source file. The patch is applied to a temporary copy of the tree, and its tests run there; if they
 pass, all tests run. A mutant is killed by a failed test. An import error, a misspelt name or a patch that no longer
@@ -33,6 +39,7 @@ import argparse
 import os
 import re
 import shutil
+import string
 import subprocess
 import sys
 import tempfile
@@ -44,7 +51,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-BUGS = range(1, 16)
+BUGS = range(1, 19)
 # Compiled code (__pycache__, with numba's kernels) is copied, so that no mutant has to compile it again.
 LEFT_OUT = shutil.ignore_patterns(
     ".git", ".nox", ".venv", ".kd", ".hypothesis", ".*_cache", ".benchmarks", "*.egg-info", "local"
@@ -70,7 +77,7 @@ class Mutant:
 
     def answers_to(self, wanted: str) -> bool:
         label = self.name.partition("-")[0].lstrip("0")  # "9b"
-        return wanted.lstrip("0") in (label, label.rstrip("abcdefgh"), self.name)
+        return wanted.lstrip("0") in (label, label.rstrip(string.ascii_lowercase), self.name)
 
 
 @dataclass(frozen=True)

@@ -782,6 +782,7 @@ def test_an_ingredient_whose_arm_is_not_recorded_stays_without_numbers(tmp_path)
     reported = load_claims(path, [arm.name for arm in ARMS])
     shown = markdown.ingredients_shown(frames.ingredients_table(reported, [record("student", 0)]), reported)
     expected = {
+        "part": "—",
         "ingredient": r"the teacher \& nothing else",
         "arm": "student",
         "over": "alone",
@@ -806,3 +807,20 @@ def test_an_ingredient_that_breaks_the_schema_is_refused(tmp_path, old, new, sai
     path.write_text(CLAIMS + PARTS.replace(old, new))
     with pytest.raises(KDError, match=said):
         load_claims(path, [arm.name for arm in ARMS])
+
+
+@pytest.mark.parametrize("text", ["a@b `x` *y* _z_ https://www.a.b [l](m) a|b 1_000 \\ <q> #1", "a_b _c_ ~d~ $e$"])
+def test_a_terminal_shows_the_text_without_its_escapes(text):
+    assert markdown.unescaped(markdown.escaped(text)) == text
+
+
+def test_the_readme_shows_the_transfer_next_to_the_gain(tmp_path):
+    path = tmp_path / "claims.toml"
+    path.write_text(CLAIMS + PARTS.replace("label =", 'role = "transfer"\nlabel =', 1))
+    reported = load_claims(path, [arm.name for arm in ARMS])
+    part = reported.part("transfer")
+    assert part is not None
+    assert reported.part("softness") is None
+    runs = [record(arm, seed) for arm in (part.arm, part.rival) for seed in range(5)]
+    row = readme.summary_line("toy", reported, runs, 5)
+    assert row["of it transfer"].startswith(("+", "-"))

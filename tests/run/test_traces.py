@@ -29,8 +29,9 @@ def soft(run="teacher", data="data", factor=1.0):
     return SoftTargets(factor * LOGITS, run, data, part="final.train")
 
 
-def network(seed, width=8):
-    model = nn.Sequential(nn.Linear(4, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(0.3), nn.Linear(width, K))
+def network(seed, width=8, activation=nn.ReLU, dropout=0.3):
+    layers = nn.Linear(4, width), nn.BatchNorm1d(width), activation(), nn.Dropout(dropout), nn.Linear(width, K)
+    model = nn.Sequential(*layers)
     with torch.no_grad():
         for number, parameter in enumerate(model.parameters()):
             parameter.copy_(torch.randn(parameter.shape, generator=generator(seed, "weights", number)))
@@ -66,11 +67,11 @@ def noise(scale):
 
 
 def trained(
-    seed=0, order=0, layers=0, width=8, examples=EXAMPLES, size=SIZE, soft=None, objective=hard_targets, make=adam,
+    seed=0, order=0, layers=0, model=None, examples=EXAMPLES, size=SIZE, soft=None, objective=hard_targets, make=adam,
     rate=None, count=EPOCHS, body=lambda progress: None, **batches,
 ):  # fmt: skip
     """The trace of a training; every argument changes one thing."""
-    model = network(seed, width)
+    model = network(seed, **(model or {}))
     progress = Progress(model, make(model))
     made = Batches(examples, size, order, soft, **batches)
     for _ in epochs(progress, made, objective, count=count, seed=layers, rate=rate):
@@ -112,7 +113,14 @@ PAIRS = {
     "nothing": ({}, {}, []),
     "nothing, taught": (TAUGHT, TAUGHT, []),
     "nothing, mixed": ({"mix": mixed(), "classes": K}, {"mix": mixed(), "classes": K}, []),
-    "another width": ({}, {"width": 9}, ["network"]),
+    "another width": ({}, {"model": {"width": 9}}, ["network"]),
+    "another depth": (
+        {},
+        {"model": {"activation": lambda: nn.Sequential(nn.ReLU(), nn.Linear(8, 8))}},
+        ["network"],
+    ),
+    "another activation": ({}, {"model": {"activation": nn.Tanh}}, ["network"]),
+    "another rate of dropout": ({}, {"model": {"dropout": 0.2}}, ["network"]),
     "other initial weights": ({}, {"seed": 1}, ["initial weights"]),
     "other data": ({}, {"examples": OTHER_DATA}, ["data"]),
     "other data of another length": ({}, {"examples": FEWER}, ["data"]),
@@ -135,6 +143,7 @@ PAIRS = {
     "another schedule": ({}, {"rate": lambda epoch: 0.01 if epoch < 3 else 0.001}, ["learning rate"]),
     "a rate that the body changes": ({}, {"body": slower}, ["learning rate"]),
     "another class of optimizer": ({}, {"make": lambda m: torch.optim.AdamW(m.parameters(), 0.01)}, ["optimizer"]),
+    "frozen layers": ({}, {"make": lambda model: adam(model[4])}, ["optimizer"]),
     "another eps": ({}, {"make": lambda model: adam(model, eps=1e-7)}, ["optimizer"]),
     "a reset": ({}, {"body": reset}, ["optimizer state"]),
     "shrunk weights": ({}, {"body": shrink}, ["optimizer state"]),

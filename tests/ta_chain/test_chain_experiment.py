@@ -244,6 +244,8 @@ def test_a_run_of_several_rounds_is_after_its_first_the_run_of_one():
     assert [several.metrics[name]["epochs"] for name in several.metrics] == [1, 2, 3]
     assert all(torch.equal(value, several.weights["round_1"][name]) for name, value in one.weights["final"].items())
     assert one.metrics["final"] == several.metrics["round_1"]
+    twice = chain.train_distilled(taught(replace(TINY, epochs=2 * TINY.epochs)))
+    assert all(torch.equal(value, several.weights["round_2"][name]) for name, value in twice.weights["final"].items())
 
 
 def keras_stops(accuracies, patience):
@@ -266,6 +268,11 @@ def test_early_stopping_is_kerass(seed, extra):
     stops = next(n for n in range(1, 99) if n >= chain.last_epoch(accuracies.tolist()[:n], config))
     expected = keras_stops(accuracies, 5)
     assert stops == (60 if expected is None else expected) + extra
+
+
+def test_of_several_best_epochs_early_stopping_counts_from_the_first():
+    accuracies, config = [0.1, 0.3, 0.2, 0.3, 0.3, 0.3, 0.3, 0.3], replace(chain.PAPER, epochs=8, patience=3)
+    assert chain.last_epoch(accuracies, config) == keras_stops(accuracies, 3) == 5
 
 
 def test_released_runs_stop_early_on_the_test_accuracy_and_others_never_look_at_it():
@@ -324,3 +331,18 @@ def test_sizes_and_optimizers_that_do_not_exist_say_what_does():
         chain.Network(3)
     with pytest.raises(chain.KDError, match="sgd or adam"):
         chain.train_scratch(run_of(replace(TINY, optimizer="lion")))
+
+
+def test_taught_networks_have_the_layers_and_the_dropout_of_untaught_ones(monkeypatch):
+    found = []
+
+    def epochs(progress, *_, **__):
+        found.append([(type(layer).__name__, getattr(layer, "p", None)) for layer in progress.model.modules()])
+        return iter(())
+
+    monkeypatch.setattr(chain, "epochs", epochs)
+    monkeypatch.setattr(chain, "result", lambda *_: None)
+    for train in (chain.train_scratch, chain.train_distilled, chain.train_sham):
+        train(taught(replace(TINY, size=8)))
+    assert ("Dropout", 0.4) in found[0]
+    assert found[0] == found[1] == found[2]
