@@ -18,7 +18,8 @@ __all__ = ["main", "run_experiment"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
-    0: good. 1: a run failed, a number is outside its band, or a verdict changed. 2: a mistake the user can correct.
+    0: good. 1: a run failed, numbers are outside their bands by more than chance, or a verdict changed. 2: a mistake
+    that the user can correct.
     """
     options = _parsed(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):  # not every terminal has the dashes of the tables

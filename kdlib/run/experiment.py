@@ -55,8 +55,9 @@ class Arm:
 class Profile:
     """How much of the protocol is run: configuration, number of seeds, arms (none named: all), and what is reduced.
 
-    Runs of the `judged` profile get verdicts; runs of the others are compared with them. `in_readme`: the top README
-    shows this profile's table of arms. `synthetic`: the runs use made-up data on purpose.
+    Runs of the `judged` profile get verdicts once all its seeds are recorded; their number is declared here before the
+    first full run. Runs of the other profiles are compared with these verdicts. `in_readme`: the top README shows this
+    profile's table of arms. `synthetic`: the runs use made-up data on purpose.
     """
 
     config: Any
