@@ -3,7 +3,7 @@
     members = [Student() for _ in seeds]
     model = Replicas(members)
     progress = Progress(model, torch.optim.Adam(model.parameters()))
-    for epoch in epochs(progress, beside([batches of each member]), objective, count=50, seed=seeds): ...
+    for epoch in epochs(progress, side_by_side([batches of each member]), objective, count=50, seed=seeds): ...
     model.member(3)  # the fourth student, equal to one trained alone up to rounding
 
 One step for all students launches as many kernels as one student's step: `torch.vmap` turns R convolutions into one
@@ -29,7 +29,7 @@ from torch.func import functional_call
 from kdlib.batches import Batch
 from kdlib.errors import KDError
 
-__all__ = ["Replicas", "beside", "of_replica"]
+__all__ = ["Replicas", "side_by_side", "of_replica"]
 
 
 class Replicas(nn.Module):
@@ -107,7 +107,7 @@ def of_replica(stacked: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
     return {name.replace("/", "."): value[number].clone() for name, value in stacked.items()}
 
 
-def beside(members: Sequence[Callable[[int], Iterable[Batch]]]) -> Callable[[int], Iterator[Batch]]:
+def side_by_side(members: Sequence[Callable[[int], Iterable[Batch]]]) -> Callable[[int], Iterator[Batch]]:
     """Return a function from the epoch to the members' batches, stacked to (R, B, ...).
 
     KDError if the members' batches differ in size, or if only some have soft targets.

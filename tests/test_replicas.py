@@ -13,7 +13,7 @@ from kdlib.batches import Batch, Batches, Examples
 from kdlib.errors import KDError
 from kdlib.losses import cross_entropy, hard_and_soft
 from kdlib.networks import he_uniform_, keras_adam
-from kdlib.replicas import Replicas, beside, of_replica
+from kdlib.replicas import Replicas, of_replica, side_by_side
 from kdlib.seeds import derive_seed, generator
 from kdlib.targets import SoftTargets
 from kdlib.training import NonFiniteLoss, Progress, epochs, predict_logits, train_step
@@ -62,7 +62,7 @@ def group(seeds=SEEDS, checkpoint=None):
 
 
 def batches_of(seeds=SEEDS):
-    return beside([Batches(examples_of(), SIZE, seed) for seed in seeds])
+    return side_by_side([Batches(examples_of(), SIZE, seed) for seed in seeds])
 
 
 def close(found, expected, tolerance):
@@ -105,7 +105,7 @@ def test_replicas_end_where_single_runs_do(rates):
     list(
         epochs(
             progress,
-            beside(batches),
+            side_by_side(batches),
             lambda outputs, batch: torch.vmap(hard_and_soft)(outputs, batch.soft, batch.labels, 1 - a, a, t),
             count=1,
             seed=SEEDS,
@@ -195,7 +195,7 @@ def test_dropout_of_replicas_is_torchs_on_average():
     list(
         epochs(
             Progress(model, keras_adam(model.parameters(), 0.01)),
-            beside([batches(seed) for seed in seeds]),
+            side_by_side([batches(seed) for seed in seeds]),
             each_hard,
             count=8,
             seed=seeds,
@@ -352,7 +352,7 @@ def test_batches_beside_each_other_have_each_members_own_order_and_soft_targets(
         Batches(examples, SIZE, seed, SoftTargets(rows, "teacher", examples.digest))
         for examples, seed, rows in zip(every, SEEDS, logits, strict=True)
     ]
-    batches = list(beside(members)(2))
+    batches = list(side_by_side(members)(2))
     assert [batch.inputs.shape for batch in batches] == [(3, 8, 5), (3, 8, 5), (3, 6, 5)]
     for r, seed in enumerate(SEEDS):
         order = torch.randperm(N, generator=torch.Generator().manual_seed(derive_seed(seed, "order", 2)))
@@ -364,4 +364,4 @@ def test_batches_beside_each_other_have_each_members_own_order_and_soft_targets(
 def test_batches_without_soft_targets_have_none_and_other_lengths_are_refused():
     assert next(batches_of()(1)).soft is None
     with pytest.raises(KDError, match="batches of one size"):
-        list(beside([Batches(examples_of(0, count), SIZE, 0) for count in (16, 24)])(1))
+        list(side_by_side([Batches(examples_of(0, count), SIZE, 0) for count in (16, 24)])(1))

@@ -14,7 +14,7 @@ from kdlib.augment import flip_and_shift, mixup, unmixed
 from kdlib.batches import Batches, Examples
 from kdlib.files import load_tensors, save_tensors
 from kdlib.losses import cross_entropy, soft_target_kl
-from kdlib.replicas import Replicas, beside
+from kdlib.replicas import Replicas, side_by_side
 from kdlib.run.experiment import Run
 from kdlib.run.store import Description, Result, Store
 from kdlib.seeds import generator
@@ -366,7 +366,7 @@ def stacked(seeds=SEEDS):
 
 
 def stack_batches():
-    return beside([Batches(EXAMPLES, SIZE, seed, SOFT) for seed in SEEDS])
+    return side_by_side([Batches(EXAMPLES, SIZE, seed, SOFT) for seed in SEEDS])
 
 
 def each_soft_targets(outputs, batch):
@@ -415,7 +415,7 @@ def test_members_of_a_stack_have_the_trace_of_students_trained_alone(seeds):
         targets = SoftTargets(SOFT.logits - number, f"teacher {number}", f"data {number}")
         mix = mixed if number != 1 else lambda epoch: unmixed(torch.arange(N))
         members.append(Batches(examples, SIZE, seed, targets, mix, K))
-    together = trained(beside(members), each_soft_targets, stacked(seeds), seed=seeds)
+    together = trained(side_by_side(members), each_soft_targets, stacked(seeds), seed=seeds)
     for seed, batches, trace in zip(seeds, members, together.traces, strict=True):
         alone = trace_of(batches, soft_targets, Network(seed), seed=seed)
         assert trace["first_loss"] == pytest.approx(alone["first_loss"], rel=1e-5)

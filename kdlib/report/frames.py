@@ -9,8 +9,8 @@ import numpy as np
 
 from kdlib.judge import intervals
 from kdlib.judge.bands import Bands
-from kdlib.judge.claims import Claim, Effect, Exact, Reported, Value, fixed_rival, pairs, reported_range
-from kdlib.judge.judging import judge, of_declared, with_choices
+from kdlib.judge.claims import Claim, Effect, Exact, Ingredient, Reported, Value, fixed_rival, pairs, reported_range
+from kdlib.judge.judging import Metrics, judge, of_declared, with_choices
 from kdlib.judge.verdicts import Outcome, Verdict, all_equal
 from kdlib.report.markdown import mark
 from kdlib.run.experiment import Arm
@@ -19,7 +19,15 @@ from kdlib.run.records import Record, measured
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["arms_table", "claims_table", "ingredients_table", "metrics_of", "on_claims_scale", "says"]
+__all__ = [
+    "arms_table",
+    "claims_table",
+    "ingredients_table",
+    "metrics_of",
+    "on_claims_scale",
+    "part_differences",
+    "says",
+]
 
 NAN = float("nan")
 
@@ -174,8 +182,7 @@ def ingredients_table(reported: Reported, records: Sequence[Record]) -> pd.DataF
     numbers, metric = measured(records), reported.primary.metric
     rows = []
     for part in reported.ingredients:
-        first, second = numbers.get(part.arm, {}), numbers.get(part.rival, {})
-        found = [first[seed][metric] - second[seed][metric] for seed in sorted(first.keys() & second.keys())]
+        found = part_differences(part, numbers, metric)
         low, high = intervals.t_interval(found)[:2] if not all_equal(found) else (NAN, NAN)
         rows.append(
             {
@@ -192,6 +199,12 @@ def ingredients_table(reported: Reported, records: Sequence[Record]) -> pd.DataF
             }
         )
     return pd.DataFrame(rows)
+
+
+def part_differences(part: Ingredient, numbers: Metrics, metric: str) -> list[float]:
+    """Return the differences of an ingredient's two arms, one for each seed that both have."""
+    first, second = numbers.get(part.arm, {}), numbers.get(part.rival, {})
+    return [first[seed][metric] - second[seed][metric] for seed in sorted(first.keys() & second.keys())]
 
 
 def _named(differs: Sequence[str]) -> str:

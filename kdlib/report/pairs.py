@@ -51,7 +51,7 @@ def _faults_of(row: _Row, runs: Runs) -> Iterator[str]:
         if unnamed := [word for word in words if word not in row.differs]:
             yield (
                 f"{row.name}: expected {arm} and {rival}, seed {seed}, to differ in {_listed(row.differs)} only, found "
-                f"a difference in {_listed(unnamed)}; train them alike, or name it in `differs`"
+                f"a difference in {_listed(unnamed)}; train them in the same way, or name the difference in `differs`"
             )
     if traced == set(row.pairs) and (vain := [word for word in DIFFERENCES if word in set(row.differs) - seen]):
         yield (

@@ -9,7 +9,7 @@ from kdlib.judge.claims import Claim, Reported
 from kdlib.judge.intervals import t_interval
 from kdlib.judge.judging import Metrics, judge, of_declared, with_choices
 from kdlib.judge.verdicts import all_equal, headline
-from kdlib.report.frames import on_claims_scale
+from kdlib.report.frames import on_claims_scale, part_differences
 from kdlib.report.markdown import NONE, aim, escaped, found, percent, scale, table, unit
 from kdlib.run.records import Record, measured
 
@@ -62,8 +62,7 @@ def _transfer(reported: Reported, numbers: Metrics) -> str:
     part, metric = reported.part("transfer"), reported.primary.metric
     if part is None:
         return NONE
-    first, second = numbers.get(part.arm, {}), numbers.get(part.rival, {})
-    differences = [first[seed][metric] - second[seed][metric] for seed in sorted(first.keys() & second.keys())]
+    differences = part_differences(part, numbers, metric)
     if not differences:
         return NONE
     shown, mean = scale(reported, metric), sum(differences) / len(differences)

@@ -21,7 +21,7 @@ from kdlib.data.pictures import Pictures
 from kdlib.errors import KDError
 from kdlib.files import array_digest
 from kdlib.losses import hard_and_soft
-from kdlib.metrics import accuracy, agreement, confusion_matrix, mean_entropy, mean_kl, refuse_at_chance
+from kdlib.metrics import accuracy, classification_metrics, refuse_at_chance
 from kdlib.run.experiment import Run
 from kdlib.targets import SoftTargets
 from kdlib.training import Objective
@@ -97,15 +97,8 @@ def sham_targets(run: Run) -> SoftTargets:
 def measure(run: Run, logits: Tensor) -> dict[str, Any]:
     """Return the metrics of logits (N, K) of the test pictures, compared with the teacher's logits if there is one."""
     test: Examples = run.data.test
-    found: dict[str, Any] = {
-        "accuracy": accuracy(logits, test.labels),
-        "entropy": mean_entropy(logits),
-        "confusion": confusion_matrix(logits.argmax(1), test.labels, CLASSES),
-    }
-    if run.parents:
-        teacher = run.soft_targets("teacher", "test", test).logits
-        found |= {"agreement": agreement(teacher, logits), "teacher_kl": mean_kl(teacher, logits)}
-    return found
+    teacher = run.soft_targets("teacher", "test", test).logits if run.parents else None
+    return classification_metrics(logits, test.labels, CLASSES, teacher)
 
 
 # ---- pictures

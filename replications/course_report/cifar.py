@@ -28,7 +28,7 @@ from kdlib.errors import KDError
 from kdlib.losses import cross_entropy, hard_and_soft, label_smoothing
 from kdlib.metrics import accuracy
 from kdlib.networks import he_uniform_, keras_adam, keras_batch_norm, keras_glorot_, parameter_count
-from kdlib.replicas import Replicas, beside, of_replica
+from kdlib.replicas import Replicas, of_replica, side_by_side
 from kdlib.run.experiment import Run
 from kdlib.run.store import Result, read_run
 from kdlib.targets import SoftTargets, virtual_teacher
@@ -337,7 +337,7 @@ def train(runs: Sequence[Run], objective: Objective, soft: Sequence[SoftTargets 
     progress = runs[0].progress(model, keras_adam(model.parameters(), config.learning_rate))
     for _ in epochs(
         progress,
-        batches[0] if alone else beside(batches),
+        batches[0] if alone else side_by_side(batches),
         objective,
         count=config.epochs,
         seed=[run.seed for run in runs],

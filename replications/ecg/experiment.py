@@ -30,7 +30,7 @@ from kdlib.data import mitdb, synthetic
 from kdlib.errors import KDError
 from kdlib.files import array_digest
 from kdlib.losses import kl_plus_mae
-from kdlib.metrics import accuracy, agreement, confusion_matrix, macro_f1, mean_entropy, mean_kl, refuse_at_chance
+from kdlib.metrics import classification_metrics, macro_f1, refuse_at_chance
 from kdlib.networks import keras_adam, keras_glorot_, parameter_count
 from kdlib.run.experiment import Arm, Experiment, Profile, Run
 from kdlib.run.store import Result
@@ -253,18 +253,13 @@ def measure(run: Run, model: Network, snapshot: str, progress: Progress) -> dict
     logits = predict_logits(model, test.inputs)
     found: dict[str, Any] = {
         "macro_f1": f1(logits, test.labels),
-        "accuracy": accuracy(logits, test.labels),
-        "confusion": confusion_matrix(logits.argmax(1), test.labels, CLASSES),
-        "entropy": mean_entropy(logits),
         "parameters": parameter_count(model),
         "epochs": until,
         "best_epoch": losses.index(min(losses)) + 1,
         "validation_macro_f1": progress.history[losses.index(min(losses))]["validation_macro_f1"],
     }
-    if run.parents:
-        teacher = run.soft_targets("teacher", "test", test).logits
-        found |= {"agreement": agreement(teacher, logits), "teacher_kl": mean_kl(teacher, logits)}
-    return found
+    teacher = run.soft_targets("teacher", "test", test).logits if run.parents else None
+    return found | classification_metrics(logits, test.labels, CLASSES, teacher)
 
 
 def load_data(config: Config, folders: Mapping[str, Path]) -> Data:

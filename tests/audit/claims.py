@@ -123,9 +123,9 @@ def _claim(keys: Keys, values: Sequence[Value]) -> Claim:
     kind, metric = keys["kind"], keys["metric"]
     modes = {name: _mode(kind, mode) for name, mode in keys["modes"].items()}
     for mode in modes.values() if kind in ("effect", "value") else ():
-        beside = [value_of(values, arm, metric) for arm in (*mode.arms, *mode.rivals)]
-        known = [(value.std, value.runs) for value in beside if value and value.std is not None and value.runs]
-        if len(known) == len(beside):  # the first mode all of whose arms have a spread
+        reported = [value_of(values, arm, metric) for arm in (*mode.arms, *mode.rivals)]
+        known = [(value.std, value.runs) for value in reported if value and value.std is not None and value.runs]
+        if len(known) == len(reported):  # the first mode all of whose arms have a spread
             std = math.sqrt(sum(spread**2 for spread, _ in known))
             return Claim(kind, metric, keys, modes, std, min(runs for _, runs in known))
     return Claim(kind, metric, keys, modes)

@@ -113,8 +113,8 @@ def test_a_group_has_at_most_so_many_and_one_that_is_left_over_is_trained_alone(
     assert [len(group) for group in groups_of(jobs)] == sizes
     for job in jobs:
         size = sum(other.group == job.group for other in jobs) if job.group else 1
-        beside = {"replicas": size} if size > 1 else {}
-        assert job.description.id == identity("train_student", job.description.seed, **beside)
+        side_by_side = {"replicas": size} if size > 1 else {}
+        assert job.description.id == identity("train_student", job.description.seed, **side_by_side)
 
 
 def test_a_group_is_of_runs_that_stand_together_in_the_plan():
@@ -126,9 +126,9 @@ def test_a_group_is_of_runs_that_stand_together_in_the_plan():
 def test_nothing_but_the_number_of_replicas_and_the_parents_differs_in_a_description():
     below = Arm("below", (), train_other, {"teacher": "again"})
     arms = TEACHER, grouped("student", "teacher"), grouped("again", "student"), below
-    plain, beside = planned(*arms, seeds=(0, 1)), planned(*arms, seeds=(0, 1), replicas=2)
+    plain, side_by_side = planned(*arms, seeds=(0, 1)), planned(*arms, seeds=(0, 1), replicas=2)
     ids = {}  # of the plain runs' counterparts
-    for alone, job in zip(plain, beside, strict=True):
+    for alone, job in zip(plain, side_by_side, strict=True):
         ids[alone.description.id] = job.description.id
         assert (job.arms, job.config) == (alone.arms, alone.config)
         together = job.arms[0] in ("student", "again")
@@ -140,7 +140,7 @@ def test_nothing_but_the_number_of_replicas_and_the_parents_differs_in_a_descrip
             config={**alone.description.config, **({"replicas": 2} if together else {})},
             parents={role: f"{run}/{snapshot}" for role, (run, snapshot) in parents.items()},
         )
-    assert groups_of(beside) == [["again 0", "again 1"], ["student 0", "student 1"]]
+    assert groups_of(side_by_side) == [["again 0", "again 1"], ["student 0", "student 1"]]
 
 
 def test_a_plan_without_replicas_has_the_ids_it_always_had():
@@ -216,7 +216,7 @@ STUDENTS = """
 from dataclasses import replace
 
 from kdlib.losses import hard_and_soft
-from kdlib.replicas import Replicas, beside, of_replica
+from kdlib.replicas import Replicas, side_by_side, of_replica
 
 
 @dataclass(frozen=True)
@@ -248,7 +248,7 @@ def train_pupil(runs):
         raise {"refused": KDError, "crashed": ZeroDivisionError}[runs[0].config.note](f"no, {runs[0].label}")
     soft = [run.soft_targets("teacher", "train", run.data.train) for run in runs]
     model = Replicas([Student(run.generator("weights")) for run in runs])
-    batches = beside([Batches(run.data.train, SIZE, run.seed, s) for run, s in zip(runs, soft)])
+    batches = side_by_side([Batches(run.data.train, SIZE, run.seed, s) for run, s in zip(runs, soft)])
     progress = runs[0].progress(model, torch.optim.Adam(model.parameters(), 0.01))
     alpha = torch.tensor([run.config.alpha for run in runs])
     mapped = torch.vmap(lambda outputs, soft, labels, a: hard_and_soft(outputs, soft, labels, 1 - a, a, 2.0))
@@ -430,9 +430,9 @@ def test_a_group_shares_its_seconds(experiment, store, monkeypatch):
 
 def test_members_are_as_students_trained_alone(experiment, store):
     """The numbers are the same up to rounding; because of it the ids differ."""
-    beside, alone = (jobs_of(experiment, "pupil", "surer", seeds=(0, 1), replicas=n) for n in (4, 1))
-    first, second = run(beside, store)[0], run(alone, store)[0]
-    for job, single in zip(beside, alone, strict=True):
+    side_by_side, alone = (jobs_of(experiment, "pupil", "surer", seeds=(0, 1), replicas=n) for n in (4, 1))
+    first, second = run(side_by_side, store)[0], run(alone, store)[0]
+    for job, single in zip(side_by_side, alone, strict=True):
         one, other = first.finished[job.description.id], second.finished[single.description.id]
         assert (one.id == other.id) == (not job.group)
         for name, value in one.weights("final").items():

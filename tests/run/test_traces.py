@@ -11,7 +11,7 @@ from kdlib.augment import balanced_draw, mixup, unmixed
 from kdlib.batches import Batches, Examples
 from kdlib.judge.claims import DIFFERENCES
 from kdlib.losses import hard_and_soft
-from kdlib.replicas import Replicas, beside
+from kdlib.replicas import Replicas, side_by_side
 from kdlib.run.records import Record, record_of
 from kdlib.run.store import Description, Result, Store
 from kdlib.run.traces import VOCABULARY, arms_differ, differences
@@ -249,7 +249,7 @@ def test_a_member_of_a_stack_and_a_student_trained_alone_do_not_differ():
     def objective(outputs, batch):
         return each(outputs, batch.soft, batch.labels, 0.5, 0.5, 4.0)
 
-    list(epochs(together, beside(batches), objective, count=EPOCHS, seed=(0, 1)))
+    list(epochs(together, side_by_side(batches), objective, count=EPOCHS, seed=(0, 1)))
     for number, seed in enumerate((0, 1)):
         alone = Progress(models[number], adam(models[number]))
         list(epochs(alone, batches[number], distillation(4.0), count=EPOCHS, seed=seed))
