@@ -190,7 +190,7 @@ def test_a_difference_that_is_not_named_is_a_fault():
     (fault,) = faults(claims, *pair, record("a", 1, size=32, **right), record("b", 1))
     assert fault == (
         "C1, controlled: expected a and b, seed 1, to differ in soft targets only, found a difference in batch size; "
-        "train them alike, or name it in `differs`"
+        "train them in the same way, or name the difference in `differs`"
     )
     # Other tables are other pairs, and a run without a trace is not compared.
     assert faults(claims, *pair, record("a", 1, "full", size=32)) == []
