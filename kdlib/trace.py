@@ -8,6 +8,8 @@ did. A resumed run has the same trace as one without interruption; a member of a
     optimizer     its class, and the hyper-parameters of its groups without learning rates
     data          digest and view of the examples, batch size, and where the soft targets came from
     first_loss    the loss of the first batch, before any step
+    probe         the objective of fixed outputs, labels and soft targets, so that two objectives can be compared
+                  whatever else differs; null without soft targets, or if the objective needs more than these
     steps         number of optimizer steps
     mixed         whether labels were mixed
     epochs        digests after each epoch, each over all epochs so far: `rows` (row numbers in order), `labels`,
@@ -28,6 +30,7 @@ from torch import Tensor, nn
 from kdlib.batches import Batch
 from kdlib.files import canonical_json, sha256, tensor_digest
 from kdlib.replicas import Replicas
+from kdlib.seeds import generator
 
 if TYPE_CHECKING:
     from kdlib.training import Progress
@@ -36,6 +39,9 @@ __all__ = ["Tracer"]
 
 ROLLING = ("rows", "labels", "sizes", "rates", "targets", "layers")
 DIGITS = 16  # of the digests after each epoch
+PROBED = 4  # rows
+
+Objective = Callable[[Tensor, Batch], Tensor]
 
 
 class Tracer:
@@ -65,6 +71,7 @@ class Tracer:
                     "data": about() if about else {},
                     "mixed": False,
                     "first_loss": None,
+                    "probe": None,
                     "steps": 0,
                     "epochs": {name: [] for name in ROLLING},
                     "changed": [],
@@ -78,8 +85,8 @@ class Tracer:
             for trace in self.traces:
                 trace["changed"].append(epoch)
 
-    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Pass on an epoch's batches, and note rows, labels, soft targets and learning rates on the way."""
+    def watch(self, batches: Iterable[Batch], objective: Objective) -> Iterator[Batch]:
+        """Pass on an epoch's batches, and note rows, labels, soft targets, objective and learning rates on the way."""
         self.seen, self.rates = {"rows": [], "labels": [], "targets": []}, []
         before: Any = None
         for step, batch in enumerate(batches):
@@ -92,6 +99,9 @@ class Tracer:
             if batch.soft is not None:
                 self.seen["targets"].append(batch.soft)
             yield batch
+            if step == 0 and batch.soft is not None and not self.traces[0]["steps"]:
+                for trace, value in zip(self.traces, _probe(objective, batch, len(self.traces)), strict=True):
+                    trace["probe"] = value
 
     def epoch_ends(self, first_loss: Tensor) -> None:
         """Write down what an epoch did; after the first one, also the loss of its first batch."""
@@ -150,6 +160,29 @@ def _roll(trace: dict[str, Any], name: str, content: bytes) -> None:
 def _bytes(values: Tensor) -> bytes:
     values = values.detach().contiguous().reshape(-1)
     return values.view(torch.uint8).numpy().tobytes()  # as bytes: NumPy has no bfloat16
+
+
+def _probe(objective: Objective, batch: Batch, students: int) -> list[float] | list[None]:
+    """The objective of fixed outputs, labels and soft targets, for each student; the random state stays as it was."""
+    assert batch.soft is not None
+    draws, rows, axis = generator(0, "probe"), min(PROBED, batch.soft.shape[-2]), batch.indices.ndim - 1
+    shape = (*batch.soft.shape[:-2], rows, batch.soft.shape[-1])
+    outputs, soft = (torch.randn(shape[-2:], generator=draws).to(batch.soft).expand(shape) for _ in range(2))
+    labels = torch.arange(rows, device=batch.soft.device) % shape[-1]
+    if batch.labels.is_floating_point():  # mixed rows have distributions
+        labels = torch.nn.functional.one_hot(labels, shape[-1]).to(batch.labels)
+    part = Batch(
+        batch.inputs.narrow(axis, 0, rows),
+        labels.expand(*batch.labels.shape[:axis], *labels.shape),
+        batch.indices.narrow(axis, 0, rows),
+        soft,
+    )
+    devices = [batch.soft.device] if batch.soft.is_cuda else []
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            return objective(outputs, part).view(students).tolist()
+    except Exception:  # an objective of features, for example, which needs more outputs than logits
+        return [None] * students
 
 
 def _is_mixed(labels: Tensor) -> bool:

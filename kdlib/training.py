@@ -185,7 +185,8 @@ def epochs(
         tracer.epoch_begins(epoch, _seed_layers(progress.model, [seed] if isinstance(seed, int) else seed, epoch))
         progress.model.train()
         losses = [
-            train_step(progress.model, progress.optimizer, objective, batch) for batch in tracer.watch(batches(epoch))
+            train_step(progress.model, progress.optimizer, objective, batch)
+            for batch in tracer.watch(batches(epoch), objective)
         ]
         progress.history.append(_mean_losses(losses, epoch, progress.label))
         tracer.epoch_ends(losses[0])

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from kdlib.augment import flip_and_shift, mixup, unmixed
-from kdlib.batches import Batches, Examples
+from kdlib.batches import Batch, Batches, Examples
 from kdlib.files import load_tensors, save_tensors
 from kdlib.losses import cross_entropy, soft_target_kl
 from kdlib.replicas import Replicas, side_by_side
@@ -135,6 +135,10 @@ def test_a_trace_is_that_of_the_loop_written_by_hand():
     ]
     assert trace.pop("optimizer")["class"] == "Adam"
     assert trace.pop("first_loss") > 0
+    draws = generator(0, "probe")
+    outputs, soft = torch.randn(4, 3, generator=draws), torch.randn(4, 3, generator=draws)
+    probed = soft_targets(outputs, Batch(EXAMPLES.inputs[:4], torch.arange(4) % 3, torch.arange(4), soft))
+    assert trace.pop("probe") == pytest.approx(float(probed))
     assert trace == {
         "network": sha256(repr([shapes, layers]).encode())[:16],
         "start": digest_by_hand(state),
@@ -158,9 +162,44 @@ def test_a_trace_is_that_of_the_loop_written_by_hand():
     }
 
 
+def test_the_probe_leaves_the_training_as_it_is():
+    def noisy(outputs, batch):
+        return soft_targets(outputs + 0.1 * torch.rand(outputs.shape), batch)
+
+    def ends(tracer):
+        model = Network()
+        progress = Progress(model, adam(model))
+        if not tracer:
+            progress.tracer = NoTracer(progress)
+        list(epochs(progress, Batches(EXAMPLES, SIZE, SEED, SOFT), noisy, count=EPOCHS, seed=SEED))
+        return model.state_dict()
+
+    with_trace, without = ends(True), ends(False)
+    assert all(torch.equal(value, without[name]) for name, value in with_trace.items())
+
+
+def test_an_objective_that_needs_more_than_logits_is_not_probed():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = Network()
+
+        def forward(self, inputs):
+            return self.layers(inputs), inputs
+
+    def objective(outputs, batch):
+        logits, features = outputs
+        return soft_targets(logits, batch) + 0 * features.mean()
+
+    trace = trace_of(Batches(EXAMPLES, SIZE, SEED, SOFT), objective, Both())
+    assert trace["probe"] is None
+    assert trace["steps"] == EPOCHS * len(SIZES)
+
+
 def test_without_a_teacher_there_are_no_targets():
     trace = trace_of(Batches(EXAMPLES, SIZE, SEED))
     assert trace["data"]["soft"] is None
+    assert trace["probe"] is None
     assert trace["epochs"]["targets"] == chain([b""] * EPOCHS)
 
 
@@ -438,7 +477,7 @@ class NoTracer:
     def __init__(self, progress):
         self.traces, self.state = [], ""
 
-    def watch(self, batches):
+    def watch(self, batches, objective):
         return batches
 
     def begin(self, *_):

@@ -28,7 +28,7 @@ VOCABULARY: Mapping[str, str] = {
     "dropout": "the seeds of dropout",
     "soft targets": "the teacher's logits, or that there are any",
     "precision": "the precision of training steps, as configured",
-    "loss": "the loss of the first batch, if nothing else can have changed it",
+    "loss": "the objective of the same outputs and targets; without a teacher in both, that of the first batch",
 }
 SAME_LOSS = 1e-4  # relative: processors round differently
 _MOVES_LOSS = (
@@ -95,6 +95,8 @@ def differences(
         found["batch size"] = False
     if any(found[word] for word in _MOVES_LOSS):
         found["loss"] = False
+    if one["probe"] is not None and other["probe"] is not None and not _same_loss(one["probe"], other["probe"]):
+        found["loss"] = True
     return [word for word in VOCABULARY if found[word]]
 
 

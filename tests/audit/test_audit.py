@@ -238,6 +238,7 @@ UNBOUND = {
     *("history.test_macro_f1", "metrics.entropy", "metrics.teacher_kl"),
     # Another teacher, or none, gives other ones; of a digest of the data only the beginning is compared.
     *("trace.first_loss", "trace.data.soft.sha256", "trace.epochs.targets", "trace.data.digest"),
+    "trace.probe",  # is compared to four digits
     "trace.optimizer.groups.tensors",  # how many tensors have these hyper-parameters
 }
 
@@ -389,6 +390,7 @@ def traced(root: Path) -> list[dict[str, Any]]:
             },
             "mixed": mixed,
             "first_loss": 1.5 + mixed + taught,
+            "probe": 0.7 if taught else None,
             "steps": 1369 * len(line["history"]),
             "epochs": epochs,
             "changed": [],

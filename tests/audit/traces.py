@@ -36,7 +36,8 @@ def check_traces(experiment: Experiment, records: Sequence[Record]) -> Faults:
 
 def _shape(place: str, trace: Record, epochs: int) -> Faults:
     shape = {
-        **{"start": "0" * 64, "network": "0" * 16, "mixed": "", "first_loss": "", "steps": "", "changed": ""},
+        **{"start": "0" * 64, "network": "0" * 16},
+        **dict.fromkeys(("mixed", "first_loss", "probe", "steps", "changed"), ""),
         **{"data": ["digest", "size", "soft", "view"], "optimizer": ["class", "groups"]},
         "epochs": {key: ["0" * 16] * epochs for key in EPOCHS},
     }
@@ -131,9 +132,10 @@ def differences(one: Done, other: Done) -> set[str]:
     found |= rolled
     if "network" in found:
         found -= {"initial weights"}
-    losses = [each.trace["first_loss"] for each in (one, other)]
-    if not found & _MOVE_LOSS and not math.isclose(*losses, rel_tol=1e-4):
-        found |= {"loss"}
+    first, probe = ([each.trace[key] for each in (one, other)] for key in ("first_loss", "probe"))
+    for losses in [probe] if found & _MOVE_LOSS else [first, probe]:
+        if None not in losses and not math.isclose(*losses, rel_tol=1e-4):
+            found |= {"loss"}
     return found
 
 

@@ -158,6 +158,11 @@ PAIRS = {
         ["soft targets"],
     ),
     "another temperature": (TAUGHT, TAUGHT | {"objective": distillation(2.0)}, ["loss"]),
+    "another teacher and temperature": (
+        TAUGHT,
+        TAUGHT | {"soft": soft("other", factor=2), "objective": distillation(2.0)},
+        ["soft targets", "loss"],
+    ),
     "everything": (
         TAUGHT,
         {
