@@ -118,8 +118,7 @@ class Batches:
 
         Raises KDError if `mix(epoch)` does not have as many rows as there are examples.
         """
-        count, device = len(self.examples.inputs), self.examples.inputs.device
-        order = torch.randperm(count, generator=generator(self.seed, "order", epoch)).to(device)
+        count, order = len(self.examples.inputs), self.order(epoch)
         mix = None if self.mix is None else self.mix(epoch)
         if mix is not None and len(mix.first) != count:
             raise KDError(f"expected a mix of {count} rows, one per example, found {len(mix.first)}")
@@ -127,6 +126,11 @@ class Batches:
         for rows in torch.split(order, self.size * STEPS_PER_GATHER):
             batches = self._split(self._plain(rows) if mix is None else self._mixed(mix[rows]))
             yield from batches if augment is None else _augmented(batches, augment)
+
+    def order(self, epoch: int) -> Tensor:
+        """Return the row numbers (N,) of an epoch in their order, on the examples' device."""
+        order = torch.randperm(len(self.examples.inputs), generator=generator(self.seed, "order", epoch))
+        return order.to(self.examples.inputs.device)
 
     def about(self) -> dict[str, Any]:
         """Return what the batches are made of, for the trace: data, view, size, and the origin of the soft targets."""

@@ -20,16 +20,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import zip_longest
+from contextlib import nullcontext
+from itertools import repeat, zip_longest
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from kdlib.batches import Batch
+from kdlib.batches import STEPS_PER_GATHER, Batch, Batches
 from kdlib.errors import KDError
+from kdlib.products import ConvolutionsAsProducts
 
-__all__ = ["Replicas", "side_by_side", "of_replica"]
+__all__ = ["CONVOLUTIONS", "Replicas", "of_replica", "side_by_side"]
+
+CONVOLUTIONS = ("grouped", "products")
 
 
 class Replicas(nn.Module):
@@ -38,19 +43,25 @@ class Replicas(nn.Module):
     A member whose layers draw random numbers must accept them from outside: its attribute `draws` is the number of
     uniform numbers that one example needs, and its `forward` takes them as a second argument, (B, draws).
 
+    `convolutions`: "grouped" makes one convolution of R groups of the members' convolutions, "products" makes R matrix
+    products. They differ in rounding and in speed, by device and number of channels.
+
     Raises KDError unless there is at least one member and all have the same names and shapes of parameters and buffers.
     """
 
-    def __init__(self, members: Sequence[nn.Module]) -> None:
+    def __init__(self, members: Sequence[nn.Module], convolutions: str = "grouped") -> None:
         super().__init__()
         shapes = [{name: value.shape for name, value in member.state_dict().items()} for member in members]
         if not members or any(shape != shapes[0] for shape in shapes):
             found = f"{len(members)} of different shapes" if members else "none"
             raise KDError(f"expected networks of one architecture, found {found}; train the others in a separate group")
+        if convolutions not in CONVOLUTIONS:
+            raise KDError(f"convolutions: expected {' or '.join(CONVOLUTIONS)}, found {convolutions!r}")
+        self._as_products = convolutions == "products"
         # In a list, so that torch does not register it: only its architecture is used, never its weights.
         self._template = [copy.deepcopy(members[0])]
         self._draws = int(getattr(members[0], "draws", 0))
-        self._generators: list[torch.Generator] = []
+        self.generators: list[torch.Generator] = []  # of the members' dropout
         self._names: dict[str, str] = {}
         for kind, register in (("named_parameters", self._stack), ("named_buffers", self._stack_buffer)):
             for parts in zip(*(getattr(member, kind)() for member in members), strict=True):
@@ -73,7 +84,10 @@ class Replicas(nn.Module):
         if len(seeds) != len(self):
             raise KDError(f"expected {len(self)} seeds, one for each replica, found {len(seeds)}")
         device = next(iter(self.parameters())).device
-        self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        if [generator.device for generator in self.generators] != [device] * len(self):
+            self.generators = [torch.Generator(device) for _ in seeds]
+        for generator, seed in zip(self.generators, seeds, strict=True):  # the same ones: a CUDA graph knows them
+            generator.manual_seed(seed)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return outputs (R, B, K) of inputs (R, B, ...); KDError if the members' dropout has no seeds."""
@@ -82,15 +96,16 @@ class Replicas(nn.Module):
         state = {name: getattr(self, stacked) for name, stacked in self._names.items()}
         arguments: tuple[Tensor, ...] = (inputs,)
         if self.training and self._draws:
-            if not self._generators:
+            if not self.generators:
                 raise KDError(
                     f"expected {len(self)} seeds for the replicas' dropout, found none; call seed_layers first"
                 )
             shape = (inputs.shape[1], self._draws)
-            arguments += (torch.stack([torch.rand(shape, generator=g, device=g.device) for g in self._generators]),)
-        outputs: Tensor = torch.vmap(lambda state, arguments: functional_call(template, state, arguments))(
-            state, arguments
-        )
+            arguments += (torch.stack([torch.rand(shape, generator=g, device=g.device) for g in self.generators]),)
+        with ConvolutionsAsProducts() if self._as_products else nullcontext():
+            outputs: Tensor = torch.vmap(lambda state, arguments: functional_call(template, state, arguments))(
+                state, arguments
+            )
         return outputs
 
     def member(self, number: int) -> nn.Module:
@@ -112,21 +127,57 @@ def side_by_side(members: Sequence[Callable[[int], Iterable[Batch]]]) -> Callabl
 
     KDError if the members' batches differ in size, or if only some have soft targets.
     """
+    plain = _plain_batches_of_one_data_set(members)
 
     def batches(epoch: int) -> Iterator[Batch]:
-        for parts in zip_longest(*(member(epoch) for member in members)):
-            if None in parts or len({(part.inputs.shape, part.soft is None) for part in parts}) > 1:
-                raise KDError(
-                    "expected batches of one size, all with soft targets or all without, found a mixture; "
-                    "train the replicas that differ in this in separate groups"
-                )
-            inputs, labels, indices = (
-                [getattr(part, name) for part in parts] for name in ("inputs", "labels", "indices")
-            )
-            soft = [part.soft for part in parts if part.soft is not None]
-            yield Batch(
-                torch.stack(inputs), torch.stack(labels), torch.stack(indices), torch.stack(soft) if soft else None
-            )
+        yield from _stacked(members, epoch) if plain is None else _gathered(plain, epoch)
 
     batches.members = members  # type: ignore[attr-defined]  # the trace asks each of them what it is made of
     return batches
+
+
+def _stacked(members: Sequence[Callable[[int], Iterable[Batch]]], epoch: int) -> Iterator[Batch]:
+    for parts in zip_longest(*(member(epoch) for member in members)):
+        if None in parts or len({(part.inputs.shape, part.soft is None) for part in parts}) > 1:
+            raise KDError(
+                "expected batches of one size, all with soft targets or all without, found a mixture; "
+                "train the replicas that differ in this in separate groups"
+            )
+        inputs, labels, indices = ([getattr(part, name) for part in parts] for name in ("inputs", "labels", "indices"))
+        soft = [part.soft for part in parts if part.soft is not None]
+        yield Batch(torch.stack(inputs), torch.stack(labels), torch.stack(indices), torch.stack(soft) if soft else None)
+
+
+def _plain_batches_of_one_data_set(members: Sequence[Any]) -> list[Batches] | None:
+    """The members if all have the same examples, size and kind of targets, as they are; otherwise None."""
+    first = members[0]
+    if not all(type(member) is Batches and member.mix is None and member.augment is None for member in members):
+        return None
+    kinds = {
+        (member.examples.inputs.data_ptr(), member.examples.labels.data_ptr(), len(member.examples.labels), member.size)
+        for member in members
+    }
+    with_targets = {member.soft is None for member in members}
+    return [*members] if len(kinds) == len(with_targets) == 1 and first.size <= len(first.examples.labels) else None
+
+
+def _gathered(members: Sequence[Batches], epoch: int) -> Iterator[Batch]:
+    """The same batches as stacked ones, gathered for many steps and all members by one index."""
+    examples, size = members[0].examples, members[0].size
+    orders = torch.stack([member.order(epoch) for member in members])
+    soft = (
+        None if members[0].soft is None else torch.stack([member.soft for member in members if member.soft is not None])
+    )
+    for many in torch.split(orders, size * STEPS_PER_GATHER, dim=1):
+        full = many.shape[1] // size * size
+        for part in (many[:, :full], many[:, full:]):
+            if part.shape[1] == 0:
+                continue
+            rows = part.reshape(len(members), -1, min(size, part.shape[1])).transpose(0, 1)  # (steps, R, B)
+            inputs, labels = (
+                values.index_select(0, rows.flatten()).view(*rows.shape, *values.shape[1:])
+                for values in (examples.inputs, examples.labels)
+            )
+            member = torch.arange(len(members), device=rows.device).view(1, -1, 1)
+            targets = repeat(None) if soft is None else soft[member, rows]
+            yield from map(Batch, inputs, labels, rows, targets)

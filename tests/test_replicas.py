@@ -365,3 +365,32 @@ def test_batches_without_soft_targets_have_none_and_other_lengths_are_refused():
     assert next(batches_of()(1)).soft is None
     with pytest.raises(KDError, match="batches of one size"):
         list(side_by_side([Batches(examples_of(0, count), SIZE, 0) for count in (16, 24)])(1))
+
+
+# ---- batches of one data set are gathered by one index
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("count", [21, 24, 700])
+def test_gathered_batches_are_the_stacked_ones(soft, count):
+    examples = examples_of(count=count)
+    targets = [
+        SoftTargets(torch.randn(count, K, generator=generator(seed, "soft")), str(seed), examples.digest)
+        for seed in SEEDS
+    ]
+    members = [Batches(examples, SIZE, seed, one if soft else None) for seed, one in zip(SEEDS, targets, strict=True)]
+    gathered = list(side_by_side(members)(2))
+    stacked = list(side_by_side([member.__call__ for member in members])(2))  # plain functions are asked one by one
+    assert len(gathered) == len(stacked) == math.ceil(count / SIZE)
+    for one, other in zip(gathered, stacked, strict=True):
+        for name in ("inputs", "labels", "indices"):
+            assert torch.equal(getattr(one, name), getattr(other, name))
+        assert one.inputs.is_contiguous()
+        assert torch.equal(one.soft, other.soft) if soft else one.soft is other.soft is None
+
+
+def test_members_of_other_data_are_not_gathered_from_the_first():
+    members = [Batches(examples_of(seed), SIZE, 0) for seed in range(2)]
+    for batch in side_by_side(members)(1):
+        assert torch.equal(batch.indices[0], batch.indices[1])
+        assert not torch.equal(batch.inputs[0], batch.inputs[1])

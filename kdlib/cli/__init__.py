@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     from kdlib import __version__
     from kdlib.cli import commands as kd
     from kdlib.cli import data, runs
+    from kdlib.cli.gpu_check import gpu_check
     from kdlib.cli.new import new
     from kdlib.run.experiment import DEFAULT
 
@@ -142,6 +143,9 @@ def _parser() -> argparse.ArgumentParser:
         store,
     )
     explain.add_argument("run")
+
+    look = command("gpu-check", gpu_check, "Say whether a device computes right, and how fast students are on it.")
+    look.add_argument("--device", default="cuda", help="cuda (default), cuda:N or cpu")
 
     held = command("data", data.data, "List, fetch, verify or locate data sets.")
     held.add_argument("action", choices=("list", "fetch", "verify", "where"))

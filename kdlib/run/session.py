@@ -20,7 +20,18 @@ from kdlib.run.plan import Job, plan
 from kdlib.run.records import Record, record_of
 from kdlib.run.store import Store
 
-__all__ = ["Cost", "Session", "Watcher", "costs", "failures", "left_of_profile", "prepare", "records_of", "train"]
+__all__ = [
+    "Cost",
+    "Session",
+    "Watcher",
+    "costs",
+    "device_of",
+    "failures",
+    "left_of_profile",
+    "prepare",
+    "records_of",
+    "train",
+]
 
 
 class Watcher(Protocol):
@@ -91,7 +102,7 @@ def prepare(
     wanted = tuple(arms) or experiment.arms_of(chosen)
     for arm in wanted:
         experiment.arm(arm)
-    compute = Compute(_device(device), threads)
+    compute = Compute(device_of(device), threads)
     if workers is None:
         alone = compute.device != "cpu" or chosen.synthetic
         workers = 1 if alone else max(1, _cores() // threads)
@@ -137,7 +148,8 @@ def _typed(name: str, text: str, usual: Any) -> Any:
         raise KDError(f"--set {name}={text}: expected {expected}, such as {usual}, found {text!r}") from error
 
 
-def _device(name: str) -> str:
+def device_of(name: str) -> str:
+    """Return the device of that name; KDError if this machine has none."""
     if name == "cpu":
         return name
     if not re.fullmatch(r"cuda(:\d+)?", name):

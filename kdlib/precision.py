@@ -1,0 +1,45 @@
+"""What float32 means on a CUDA device, where torch computes convolutions in TF32 unless it is told otherwise.
+
+TF32 keeps 10 of the 23 bits of a float32's fraction. A run that says "float32" must not be computed in it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from kdlib.errors import KDError
+
+__all__ = ["PRECISIONS", "arithmetic", "set_precision"]
+
+PRECISIONS = ("float32", "tf32", "bfloat16")
+
+
+def set_precision(precision: str) -> None:
+    """Let CUDA devices compute float32 products and convolutions as a configuration's `precision` says.
+
+    "float32" is IEEE arithmetic, "tf32" is TF32. With "bfloat16" a network casts to bfloat16 itself, by autocast; what
+    it leaves in float32 is computed in IEEE arithmetic. Of several algorithms of one convolution, one that repeats to
+    the last bit is taken. All this holds for the process. Nothing changes on a CPU. KDError for another precision.
+    """
+    if precision not in PRECISIONS:
+        raise KDError(f"precision: expected {', '.join(PRECISIONS)}, found {precision!r}; correct the configuration")
+    for backend in _backends().values():
+        backend.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+
+
+def arithmetic() -> dict[str, str]:
+    """Return how a CUDA device computes float32 products, convolutions and recurrent layers: "ieee" or "tf32"."""
+    return {name: str(backend.fp32_precision) for name, backend in _backends().items()}
+
+
+def _backends() -> dict[str, Any]:
+    # One by one: a setting for all of torch.backends does not reach the last two.
+    return {
+        "products": torch.backends.cuda.matmul,
+        "convolutions": torch.backends.cudnn.conv,  # type: ignore[attr-defined]  # torch's hints lack it
+        "recurrent layers": torch.backends.cudnn.rnn,
+    }

@@ -1,0 +1,155 @@
+"""A recorded step against the same steps made one by one; on a CPU, a repeated call stands in for a CUDA graph."""
+
+import pytest
+import torch
+from torch import nn
+
+from kdlib.batches import Batches, Examples
+from kdlib.captured import WARM_UP, CapturedStep
+from kdlib.losses import cross_entropy, hard_and_soft
+from kdlib.networks import keras_adam
+from kdlib.replicas import Replicas, side_by_side
+from kdlib.seeds import generator
+from kdlib.targets import SoftTargets
+from kdlib.training import train_step
+
+N, K, SIZE, EPOCHS = 22, 3, 4, 5  # five full batches and one of two rows
+INPUTS = torch.randn(N, 5, generator=generator(0, "inputs"))
+EXAMPLES = Examples(INPUTS, INPUTS[:, :K].argmax(1), "data")
+SOFT = SoftTargets(torch.randn(N, K, generator=generator(0, "soft")), "teacher", "data")
+
+
+class Repeats:
+    """Records a call as a CUDA graph does: recording it makes no step, and a replay writes to the same loss."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self, step):
+        self.count += 1
+        loss = torch.full((), torch.nan)
+
+        def replay():
+            result = step()
+            loss.resize_(result.shape).copy_(result)
+
+        return replay, loss
+
+
+def network(seed=0):
+    model = nn.Sequential(nn.Linear(5, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, K))
+    with torch.no_grad():
+        for number, weight in enumerate(model.parameters()):
+            weight.copy_(torch.randn(weight.shape, generator=generator(seed, "weights", number)))
+    return model
+
+
+def hard(outputs, batch):
+    return cross_entropy(outputs, batch.labels)
+
+
+def taught(outputs, batch):
+    return hard_and_soft(outputs, batch.soft, batch.labels, 0.4, 0.6, 4.0)
+
+
+def trained(objective, soft=None, recorded=True, rate=lambda epoch: 0.01, optimizer=keras_adam):
+    model = network()
+    made = optimizer(model.parameters(), lr=0.01)
+
+    def step(batch):
+        return train_step(model, made, objective, batch)
+
+    capture = Repeats()
+    step = CapturedStep(step, model, made, capture) if recorded else step
+    torch.manual_seed(0)
+    losses = []
+    for epoch in range(1, EPOCHS + 1):
+        made.param_groups[0]["lr"] = rate(epoch)
+        losses += [step(batch).item() for batch in Batches(EXAMPLES, SIZE, 0, soft)(epoch)]
+    return model.state_dict(), losses, capture.count
+
+
+@pytest.mark.parametrize(("objective", "soft"), [(hard, None), (taught, SOFT)])
+def test_the_same_weights_and_losses(objective, soft):
+    weights, losses, graphs = trained(objective, soft)
+    expected, losses_one_by_one, _ = trained(objective, soft, recorded=False)
+    assert losses == losses_one_by_one
+    assert all(torch.equal(weights[name], value) for name, value in expected.items())
+    assert graphs == 2  # of the full batches and, in the fourth epoch, of the short one
+
+
+def test_another_learning_rate_is_used():
+    def rate(epoch):
+        return 0.01 if epoch < 3 else 0.001
+
+    _, losses, graphs = trained(hard, rate=rate)
+    assert losses == trained(hard, recorded=False, rate=rate)[1]
+    assert losses != trained(hard)[1]
+    assert graphs == 2  # of the full batches, once for each rate
+
+
+def test_a_loss_is_not_overwritten_by_the_next_step():
+    model = network()
+    made = torch.optim.SGD(model.parameters(), lr=0.1)
+    step = CapturedStep(lambda batch: train_step(model, made, hard, batch), model, made, Repeats())
+    batches = [batch for epoch in (1, 2) for batch in Batches(EXAMPLES, SIZE, 0)(epoch) if len(batch.labels) == SIZE]
+    losses = [step(batch) for batch in batches]
+    assert len({float(loss) for loss in losses}) == len(losses) > WARM_UP + 2
+
+
+def test_students_side_by_side():
+    def losses(recorded):
+        model = Replicas([network(seed)[:3] for seed in range(3)])
+        made = keras_adam(model.parameters())
+
+        def step(batch):
+            return train_step(model, made, lambda outputs, batch: outputs.square().mean((1, 2)), batch)
+
+        step = CapturedStep(step, model, made, Repeats()) if recorded else step
+        batches = side_by_side([Batches(EXAMPLES, SIZE, seed) for seed in range(3)])
+        return torch.stack([step(batch) for epoch in (1, 2) for batch in batches(epoch)])
+
+    assert torch.equal(losses(True), losses(False))
+
+
+def test_a_step_that_cannot_be_recorded_is_made_one_by_one():
+    def refuses(step):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore about it")
+
+    model = network()
+    made = torch.optim.SGD(model.parameters(), lr=0.1)
+    calls = []
+
+    def one(batch):
+        calls.append(batch)
+        return train_step(model, made, hard, batch)
+
+    step = CapturedStep(one, model, made, refuses)
+    batches = list(Batches(EXAMPLES, SIZE, 0)(1))
+    for batch in batches:
+        step(batch)
+    assert step.notice == (
+        "the training step could not be recorded as a CUDA graph (operation not permitted when stream is capturing)"
+    )
+    assert len(calls) == len(batches)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_cuda_graph_does_what_single_launches_do():
+    def ends(recorded):
+        torch.manual_seed(0)
+        model = network().cuda()
+        made = keras_adam(model.parameters())
+
+        def step(batch):
+            return train_step(model, made, hard, batch)
+
+        step = CapturedStep(step, model, made) if recorded else step
+        batches = Batches(EXAMPLES.to(torch.device("cuda")), SIZE, 0)
+        losses = [step(batch) for epoch in range(1, EPOCHS + 1) for batch in batches(epoch)]
+        assert not getattr(step, "notice", "")
+        return torch.stack(losses), model.state_dict()
+
+    (losses, weights), (expected, weights_one_by_one) = ends(True), ends(False)
+    assert torch.equal(losses, expected)
+    assert all(torch.equal(weights[name], value) for name, value in weights_one_by_one.items())
