@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,13 @@ Step = Callable[[Batch], Tensor]
 Capture = Callable[[Callable[[], Tensor]], tuple[Callable[[], object], Tensor]]
 
 
+class Trained(Protocol):
+    """What a step changes: a `kdlib.training.Progress`, for example."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+
+
 @dataclass
 class _Graph:
     """A graph that is replayed on a batch of its own, and the loss that it writes."""
@@ -37,20 +44,20 @@ class _Graph:
 class CapturedStep:
     """A step of the optimizer, `step(batch) -> loss`, that is recorded as a CUDA graph and replayed.
 
-    `step` is the step itself. Each shape of batch gets a graph after a few steps, so a short last batch of an epoch is
-    at first launched one by one. Another learning rate, or any other change of the optimizer's settings, makes the
-    graphs anew. If a step cannot be recorded, for example because it waits for a number on the CPU, all steps are
-    launched one by one and `notice` says why.
+    `step` is the step itself, and `trained` has the model and the optimizer that it changes. Each shape of batch gets a
+    graph after a few steps, so a short last batch of an epoch is at first launched one by one. Another learning rate,
+    or any other change of the optimizer's settings, makes the graphs anew; so does `refresh()` if the optimizer or its
+    state was replaced. If a step cannot be recorded, for example because it waits for a number on the CPU, all steps
+    are launched one by one and `notice` says why.
     """
 
-    def __init__(
-        self, step: Step, model: nn.Module, optimizer: torch.optim.Optimizer, capture: Capture | None = None
-    ) -> None:
-        self.step, self.model, self.optimizer = step, model, optimizer
+    def __init__(self, step: Step, trained: Trained, capture: Capture | None = None) -> None:
+        self.step, self.trained = step, trained
         self.capture = capture or self._recorded
         self.settings: Any = None
         self.seen: dict[Any, int] = {}
         self.graphs: dict[Any, _Graph] = {}
+        self.places: list[int] = []  # of the tensors that the graphs read and write
         self.notice = ""
         self.stream: Any = None
 
@@ -58,7 +65,8 @@ class CapturedStep:
         """Make one step and return its loss, on the device."""
         if self.notice:
             return self.step(batch)
-        settings = [{name: value for name, value in g.items() if name != "params"} for g in self.optimizer.param_groups]
+        groups = self.trained.optimizer.param_groups
+        settings = [{name: value for name, value in group.items() if name != "params"} for group in groups]
         if settings != self.settings:
             self.settings, self.seen, self.graphs = settings, {}, {}
         shape = tuple(None if part is None else (part.shape, part.dtype) for part in _parts(batch))
@@ -73,6 +81,16 @@ class CapturedStep:
         graph.replay()
         return graph.loss.clone()
 
+    def refresh(self) -> None:
+        """Forget the graphs if a tensor that they write has been replaced by another."""
+        if self.graphs and self.places != self._places():
+            self.seen, self.graphs = {}, {}
+
+    def _places(self) -> list[int]:
+        states = [value for state in self.trained.optimizer.state.values() for value in state.values()]
+        tensors = [*self.trained.model.state_dict().values(), *(value for value in states if isinstance(value, Tensor))]
+        return [tensor.data_ptr() for tensor in tensors]
+
     def _record(self, shape: Any, batch: Batch) -> bool:
         """Record a graph of a copy of the batch; return whether that was possible. No step is made."""
         own = Batch(*(None if part is None else part.clone() for part in _parts(batch)))  # type: ignore[arg-type]
@@ -81,7 +99,7 @@ class CapturedStep:
         except RuntimeError as error:
             self.notice = f"the training step could not be recorded as a CUDA graph ({str(error).splitlines()[0]})"
             return False
-        self.graphs[shape] = _Graph(own, replay, loss)
+        self.graphs[shape], self.places = _Graph(own, replay, loss), self._places()
         return True
 
     def _eager(self, batch: Batch) -> Tensor:
@@ -97,9 +115,10 @@ class CapturedStep:
 
     def _recorded(self, step: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
         graph = torch.cuda.CUDAGraph()
-        for generator in self.model.generators if isinstance(self.model, Replicas) else ():
+        model = self.trained.model
+        for generator in model.generators if isinstance(model, Replicas) else ():
             graph.register_generator_state(generator)
-        self.optimizer.zero_grad(set_to_none=True)  # the gradients then lie in the graph's own memory
+        self.trained.optimizer.zero_grad(set_to_none=True)  # the gradients then lie in the graph's own memory
         with torch.cuda.graph(graph, stream=self.stream):
             loss = step()
         return graph.replay, loss

@@ -1,5 +1,7 @@
 """A recorded step against the same steps made one by one; on a CPU, a repeated call stands in for a CUDA graph."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -60,7 +62,7 @@ def trained(objective, soft=None, recorded=True, rate=lambda epoch: 0.01, optimi
         return train_step(model, made, objective, batch)
 
     capture = Repeats()
-    step = CapturedStep(step, model, made, capture) if recorded else step
+    step = CapturedStep(step, SimpleNamespace(model=model, optimizer=made), capture) if recorded else step
     torch.manual_seed(0)
     losses = []
     for epoch in range(1, EPOCHS + 1):
@@ -88,10 +90,42 @@ def test_another_learning_rate_is_used():
     assert graphs == 2  # of the full batches, once for each rate
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_state_that_is_replaced_is_used(replaced):
+    """After its third epoch the optimizer starts again, in the old tensors or in new ones."""
+
+    def end(recorded):
+        model = network()
+        made = keras_adam(model.parameters(), lr=0.01)
+        capture = Repeats()
+        trained = SimpleNamespace(model=model, optimizer=made)
+
+        def step(batch):
+            return train_step(model, trained.optimizer, hard, batch)
+
+        step = CapturedStep(step, trained, capture) if recorded else step
+        torch.manual_seed(0)
+        for epoch in range(1, EPOCHS + 1):
+            if epoch == 4 and replaced:
+                trained.optimizer = keras_adam(model.parameters(), lr=0.01)
+            if recorded:
+                step.refresh()
+            for batch in Batches(EXAMPLES, 11, 0)(epoch):
+                step(batch)
+        return model.state_dict(), capture.count
+
+    weights, graphs = end(True)
+    expected, _ = end(False)
+    assert all(torch.equal(weights[name], value) for name, value in expected.items())
+    assert graphs == (2 if replaced else 1)
+
+
 def test_a_loss_is_not_overwritten_by_the_next_step():
     model = network()
     made = torch.optim.SGD(model.parameters(), lr=0.1)
-    step = CapturedStep(lambda batch: train_step(model, made, hard, batch), model, made, Repeats())
+    step = CapturedStep(
+        lambda batch: train_step(model, made, hard, batch), SimpleNamespace(model=model, optimizer=made), Repeats()
+    )
     batches = [batch for epoch in (1, 2) for batch in Batches(EXAMPLES, SIZE, 0)(epoch) if len(batch.labels) == SIZE]
     losses = [step(batch) for batch in batches]
     assert len({float(loss) for loss in losses}) == len(losses) > WARM_UP + 2
@@ -105,7 +139,7 @@ def test_students_side_by_side():
         def step(batch):
             return train_step(model, made, lambda outputs, batch: outputs.square().mean((1, 2)), batch)
 
-        step = CapturedStep(step, model, made, Repeats()) if recorded else step
+        step = CapturedStep(step, SimpleNamespace(model=model, optimizer=made), Repeats()) if recorded else step
         batches = side_by_side([Batches(EXAMPLES, SIZE, seed) for seed in range(3)])
         return torch.stack([step(batch) for epoch in (1, 2) for batch in batches(epoch)])
 
@@ -124,7 +158,7 @@ def test_a_step_that_cannot_be_recorded_is_made_one_by_one():
         calls.append(batch)
         return train_step(model, made, hard, batch)
 
-    step = CapturedStep(one, model, made, refuses)
+    step = CapturedStep(one, SimpleNamespace(model=model, optimizer=made), refuses)
     batches = list(Batches(EXAMPLES, SIZE, 0)(1))
     for batch in batches:
         step(batch)
@@ -144,7 +178,7 @@ def test_a_cuda_graph_does_what_single_launches_do():
         def step(batch):
             return train_step(model, made, hard, batch)
 
-        step = CapturedStep(step, model, made) if recorded else step
+        step = CapturedStep(step, SimpleNamespace(model=model, optimizer=made)) if recorded else step
         batches = Batches(EXAMPLES.to(torch.device("cuda")), SIZE, 0)
         losses = [step(batch) for epoch in range(1, EPOCHS + 1) for batch in batches(epoch)]
         assert not getattr(step, "notice", "")

@@ -16,7 +16,7 @@ from kdlib.losses import hard_and_soft
 from kdlib.networks import he_uniform_, keras_adam
 from kdlib.replicas import CONVOLUTIONS, Replicas
 from kdlib.seeds import generator
-from kdlib.training import train_step
+from kdlib.training import Progress, train_step
 
 CLASSES, BATCH = 10, 32
 STEPS, EPOCHS, CELLS = 1563, 50, 25  # of the report's grid: steps an epoch, epochs, pairs of alpha and T
@@ -84,12 +84,12 @@ def distillation(outputs: Tensor, batch: Batch) -> Tensor:
 
 def step_of(model: nn.Module, graph: bool) -> Callable[[Batch], Tensor]:
     """Return the training step, launched one by one or recorded as a CUDA graph."""
-    optimizer = keras_adam(model.parameters())
+    progress = Progress(model, keras_adam(model.parameters()))
 
     def step(batch: Batch) -> Tensor:
-        return train_step(model, optimizer, distillation, batch)
+        return train_step(model, progress.optimizer, distillation, batch)
 
-    return CapturedStep(step, model, optimizer) if graph else step
+    return CapturedStep(step, progress) if graph else step
 
 
 # ---- how fast
