@@ -232,7 +232,7 @@ TOO_WIDE = "its bands are too wide for a whole check: more quick seeds of its ch
     "name",
     [
         pytest.param(name, marks=pytest.mark.xfail(reason=TOO_WIDE, strict=True))
-        if name in ("mnist", "ta_chain")
+        if name == "ta_chain"
         else name
         for name in NAMES
     ],
