@@ -50,7 +50,7 @@ class Replicas(nn.Module):
         # In a list, so that torch does not register it: only its architecture is used, never its weights.
         self._template = [copy.deepcopy(members[0])]
         self._draws = int(getattr(members[0], "draws", 0))
-        self._generators: list[torch.Generator] = []
+        self.generators: list[torch.Generator] = []  # of the members' dropout, for the current epoch
         self._names: dict[str, str] = {}
         for kind, register in (("named_parameters", self._stack), ("named_buffers", self._stack_buffer)):
             for parts in zip(*(getattr(member, kind)() for member in members), strict=True):
@@ -73,7 +73,7 @@ class Replicas(nn.Module):
         if len(seeds) != len(self):
             raise KDError(f"expected {len(self)} seeds, one for each replica, found {len(seeds)}")
         device = next(iter(self.parameters())).device
-        self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return outputs (R, B, K) of inputs (R, B, ...); KDError if the members' dropout has no seeds."""
@@ -82,12 +82,12 @@ class Replicas(nn.Module):
         state = {name: getattr(self, stacked) for name, stacked in self._names.items()}
         arguments: tuple[Tensor, ...] = (inputs,)
         if self.training and self._draws:
-            if not self._generators:
+            if not self.generators:
                 raise KDError(
                     f"expected {len(self)} seeds for the replicas' dropout, found none; call seed_layers first"
                 )
             shape = (inputs.shape[1], self._draws)
-            arguments += (torch.stack([torch.rand(shape, generator=g, device=g.device) for g in self._generators]),)
+            arguments += (torch.stack([torch.rand(shape, generator=g, device=g.device) for g in self.generators]),)
         outputs: Tensor = torch.vmap(lambda state, arguments: functional_call(template, state, arguments))(
             state, arguments
         )
