@@ -200,7 +200,7 @@ def test_who_waits_for_another_session_says_so_and_takes_over_its_run(toy, store
         events.append("what code this is")
         return environment(*of)
 
-    monkeypatch.setattr("kdlib.run.engine.environment", look)
+    monkeypatch.setattr("kdlib.run.group.environment", look)
     with store.lock(jobs[0].description.id):
         session = threading.Thread(
             target=execute, args=(jobs, store), kwargs=dict(compute=CPU, folders={}, report=report)
