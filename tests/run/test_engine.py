@@ -53,7 +53,7 @@ def test_what_an_arm_needs_is_pulled_in_parents_first(toy):
     assert [arm.name for arm in wanted_arms(toy, ["grandchild"])] == ["teacher", "assistant", "grandchild"]
     jobs = jobs_of(toy, "grandchild", "baseline", seeds=(3, 1))
     assert [(job.arms, job.description.seed) for job in jobs] == [
-        ((name,), seed) for seed in (3, 1) for name in ("teacher", "baseline", "assistant", "grandchild")
+        ((name,), seed) for seed in (3, 1) for name in ("teacher", "assistant", "grandchild", "baseline")
     ]
     seen = set()
     for job in jobs:
