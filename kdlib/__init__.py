@@ -1,53 +1,25 @@
 """kdlib: knowledge distillation, training that resumes, and a fixed rule for judging replications."""
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
 
-from kdlib.augment import Mix, balanced_draw, mixup, unmixed
-from kdlib.batches import Batch, Batches, Examples
-from kdlib.errors import KDError
-from kdlib.losses import (
-    binary_distillation,
-    cross_entropy,
-    hard_and_soft,
-    kl_plus_mae,
-    label_smoothing,
-    logit_matching,
-    soft_target_kl,
-)
-from kdlib.seeds import derive_seed, generator
-from kdlib.targets import SoftTargets, mean_of_distributions, mix_logits, smoothed_labels, virtual_teacher
-from kdlib.training import Progress, epochs, hard_targets, predict_logits
-
-__all__ = [
-    "Batch",
-    "Batches",
-    "Examples",
-    "KDError",
-    "Mix",
-    "Progress",
-    "SoftTargets",
-    "balanced_draw",
-    "binary_distillation",
-    "cross_entropy",
-    "derive_seed",
-    "epochs",
-    "generator",
-    "hard_and_soft",
-    "hard_targets",
-    "kl_plus_mae",
-    "label_smoothing",
-    "logit_matching",
-    "mean_of_distributions",
-    "mix_logits",
-    "mixup",
-    "predict_logits",
-    "smoothed_labels",
-    "soft_target_kl",
-    "unmixed",
-    "virtual_teacher",
-]
+if TYPE_CHECKING:
+    from kdlib.api import *  # noqa: F403 - the same names, for type checkers
 
 try:
     __version__ = version("kdlib")
 except PackageNotFoundError:  # run from a checkout that is not installed
     __version__ = "0+unknown"
+
+
+def __getattr__(name: str) -> Any:
+    # At the first use only: torch takes seconds to import, and the command line must handle Ctrl-C before that.
+    api = import_module("kdlib.api")
+    if name == "__all__" or name in api.__all__:
+        return getattr(api, name)
+    raise AttributeError(f"module 'kdlib' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *import_module("kdlib.api").__all__])

@@ -33,7 +33,7 @@ from kdlib.replicas import Replicas
 from kdlib.seeds import generator
 
 if TYPE_CHECKING:
-    from kdlib.training import Progress
+    from kdlib.progress import Progress
 
 __all__ = ["Tracer"]
 
@@ -50,7 +50,7 @@ class Tracer:
     def __init__(self, progress: Progress) -> None:
         self.progress = progress  # not its optimizer: an experiment may put another in its place
         self.traces: list[dict[str, Any]] = []
-        self.state = ""  # SHA-256 of weights, buffers and optimizer state after the last epoch
+        self.state = ""  # SHA-256 of weights, buffers and optimizer state after the last epoch or checkpoint
         self.seeds: Sequence[int] = []
         self.seen: dict[str, list[Tensor]] = {}
         self.rates: list[tuple[Any, ...]] = []
@@ -85,8 +85,8 @@ class Tracer:
             for trace in self.traces:
                 trace["changed"].append(epoch)
 
-    def watch(self, batches: Iterable[Batch], objective: Objective) -> Iterator[Batch]:
-        """Pass on an epoch's batches, and note rows, labels, soft targets, objective and learning rates on the way."""
+    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Pass on an epoch's batches, and note rows, labels, soft targets and learning rates on the way."""
         self.seen, self.rates = {"rows": [], "labels": [], "targets": []}, []
         before: Any = None
         for step, batch in enumerate(batches):
@@ -99,13 +99,22 @@ class Tracer:
             if batch.soft is not None:
                 self.seen["targets"].append(batch.soft)
             yield batch
-            if step == 0 and batch.soft is not None and not self.traces[0]["steps"]:
-                for trace, value in zip(self.traces, _probe(objective, batch, len(self.traces)), strict=True):
-                    trace["probe"] = value
+
+    def step_ends(self, batch: Batch, objective: Objective) -> None:
+        """After the very first step, note the objective of fixed outputs."""
+        first = len(self.seen["rows"]) == 1 and not self.traces[0]["steps"]
+        if first and batch.soft is not None:
+            for trace, value in zip(self.traces, _probe(objective, batch, len(self.traces)), strict=True):
+                trace["probe"] = value
+
+    def note_state(self) -> None:
+        """Note weights, buffers and optimizer state as they are now, so that a later change is seen."""
+        self.state = self._state()
 
     def epoch_ends(self, first_loss: Tensor) -> None:
         """Write down what an epoch did; after the first one, also the loss of its first batch."""
-        self.state, sizes = self._state(), [part.shape[-1] for part in self.seen["rows"]]
+        self.note_state()
+        sizes = [part.shape[-1] for part in self.seen["rows"]]
         seen = {name: self._by_student(parts) for name, parts in self.seen.items()}
         losses = first_loss.view(-1).tolist()
         for number, (trace, loss, seed) in enumerate(zip(self.traces, losses, self.seeds, strict=True)):

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from kdlib.cli.stopping import INTERRUPTED, STOPPED, Stopped, Stopping
 from kdlib.errors import KDError
 
 __all__ = ["main", "run_experiment"]
@@ -19,9 +20,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
     0: good. 1: a run failed, numbers are outside their bands by more than chance, or a verdict changed. 2: a mistake
-    that the user can correct.
+    that the user can correct. 3: the time is up, or SIGTERM or SIGUSR1 has come. 130: Ctrl-C. After 3 and 130, the last
+    line is the command that continues a `run` or `record`.
     """
-    options = _parsed(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    with Stopping(lambda status: f"\nStopped.{how_to_go_on(given)}\n") as stopping:
+        options = _parsed(given)
+        stopping.ready = True
+        try:
+            return _status(options, given)
+        except KeyboardInterrupt as stop:
+            signalled = isinstance(stop, Stopped)
+            print(f"\nStopped.{how_to_go_on(given)}", file=sys.stdout if signalled else sys.stderr, flush=True)
+            return STOPPED if signalled else INTERRUPTED
+
+
+def _status(options: argparse.Namespace, given: Sequence[str]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # not every terminal has the dashes of the tables
         sys.stdout.reconfigure(errors="backslashreplace")
     here = str(Path.cwd())
@@ -29,13 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.path.insert(0, here)
     try:
         status: int = options.command(options)
+        if status == STOPPED:
+            print("Stopped." + how_to_go_on(given), flush=True)
         return status
     except KDError as error:
         print(f"kd: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("\nStopped." + how_to_go_on(sys.argv[1:] if arguments is None else arguments), file=sys.stderr)
-        return 130
     except BrokenPipeError:  # `kd runs list | head`: as a process that SIGPIPE ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -47,14 +60,18 @@ def run_experiment(module: str) -> None:
 
 
 def how_to_go_on(arguments: Sequence[str]) -> str:
-    """Return what a stopped `run` or `record` has saved and which command continues it; nothing for other commands."""
-    if arguments[0] not in ("run", "record"):
+    """Return what a stopped `run` or `record` has saved and which command continues it; nothing for other commands.
+
+    The last line is the command alone, as it runs in this environment.
+    """
+    if not arguments or arguments[0] not in ("run", "record"):
         return ""
-    commands = [shlex.join(["kd", *arguments])]
-    if arguments[0] == "run" and not arguments[1].startswith("-"):
+    lines = [" Every finished run is saved, and every other run up to its last checkpoint. To continue:"]
+    if arguments[0] == "run" and len(arguments) > 1 and not arguments[1].startswith("-"):
         rest = ["--", *arguments[2:]] if arguments[2:] else []
-        commands.append(shlex.join(["nox", "-s", f"replicate_{arguments[1]}", *rest]))
-    return " Every finished run and every finished epoch is saved. To continue:\n  " + "\n  or: ".join(commands)
+        lines += [shlex.join(["nox", "-s", f"replicate_{arguments[1]}", *rest]), "or, without nox:"]
+    kd = ["kd"] if Path(sys.argv[0]).stem == "kd" else [sys.executable, "-m", "kdlib"]
+    return "\n".join([*lines, shlex.join([*kd, *arguments])])
 
 
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -86,8 +103,10 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(command=function)
         return added
 
-    common, store = _common(), _store()
-    one = command("run", kd.run, "Run a replication: train what the store lacks, judge, write tables.", common, store)
+    common, store, limits = _common(), _store(), _limits()
+    one = command(
+        "run", kd.run, "Run a replication: train what the store lacks, judge, write tables.", common, store, limits
+    )
     one.add_argument("name", help="the replication's folder name")
     one.add_argument("--profile", default=DEFAULT, help="smoke, quick (default) or full")
     seeds = one.add_mutually_exclusive_group()
@@ -99,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_names,
         action="extend",
         default=[],
-        help="comma-separated arms; what they need is run too",
+        help="comma-separated arms, in the order in which they are begun; what they need is run too",
     )
     one.add_argument(
         "--require-real", action="store_true", help="stop with status 2 if the real data are not available"
@@ -120,6 +139,7 @@ def _parser() -> argparse.ArgumentParser:
         "Run (5 seeds or more, unless told otherwise) and write runs.jsonl, bands.toml and the committed tables.",
         common,
         store,
+        limits,
     )
     record.add_argument("name")
     record.add_argument("--profile", default=DEFAULT)
@@ -162,6 +182,23 @@ def _store() -> argparse.ArgumentParser:
     return options
 
 
+def _limits() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument(
+        "--minutes",
+        type=_minutes,
+        metavar="M",
+        help="stop training after so many minutes, at checkpoints, with status 3; the last line continues",
+    )
+    options.add_argument(
+        "--order",
+        choices=("seeds", "arms"),
+        default="seeds",
+        help="begin all arms of a seed before the next seed (default), or all seeds of an arm before the next arm",
+    )
+    return options
+
+
 def _common() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument("--data", type=Path, metavar="DIR", help="folder that holds the data sets' folders")
@@ -196,6 +233,16 @@ def _positive(text: str) -> int:
 
 def _natural(text: str) -> int:
     return _number(text, 0)
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if not 0 < minutes < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number of minutes above 0, found {text}")
+    return minutes
 
 
 def _number(text: str, least: int) -> int:

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from kdlib.cli.live import Downloading, reporter
+from kdlib.cli.stopping import STOPPED
 from kdlib.errors import KDError
 from kdlib.judge.verdicts import MIN_SEEDS
 from kdlib.report import sessions
 from kdlib.report.markdown import unescaped
 from kdlib.report.pages import update_readmes, write_pages
+from kdlib.run.costs import Cost, costs
 from kdlib.run.experiment import DEFAULT, load_experiment, replications
 from kdlib.run.records import read_records
-from kdlib.run.session import Cost, Session, costs, left_of_profile, prepare
+from kdlib.run.session import Session, left_of_profile, prepare
 
 ROOT = Path()
 
@@ -31,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     committed = read_records(folder / "runs.jsonl")
     if options.dry_run:
         return _tell_costs(session, *costs(session, session.jobs(), committed))
-    found = sessions.replicate(session, reporter)
+    found = sessions.replicate(session, reporter, committed)
     pages = write_pages(
         session.experiment, found.records, folder / "local", committed=committed, synthetic=session.synthetic
     )
@@ -41,14 +43,14 @@ def run(options: argparse.Namespace) -> int:
     for note in found.notes:
         print(note)
     left, whole = left_of_profile(session)
-    if left:
+    if left and not found.left:
         print(
             f"{left} of the {whole} runs of profile {session.profile_name} are left. To go on: "
             f"nox -s replicate_{name} -- --profile {session.profile_name} (and your other options)"
         )
     if session.unavailable:
         _tell_of_stand_in(session)
-    return _tell(found.problems)
+    return _tell(found.problems, found.left)
 
 
 def _prepared(options: argparse.Namespace, name: str, profile: str, **rest: Any) -> Session:
@@ -63,7 +65,7 @@ def _prepared(options: argparse.Namespace, name: str, profile: str, **rest: Any)
         workers=options.workers,
         replicas=options.replicas,
         downloads=Downloading,
-        **({"arms": options.arms, "store": options.store} if "arms" in options else {}),
+        **{name: value for name, value in vars(options).items() if name in ("arms", "store", "order", "minutes")},
         **rest,
     )
     if session.unavailable:
@@ -130,10 +132,10 @@ def record(options: argparse.Namespace) -> int:
     # Bands of a reduced profile need more seeds than a session of it trains.
     seeds = _seeds(options) or range(profile.seeds if profile.judged else max(MIN_SEEDS, profile.seeds))
     session = _prepared(options, options.name, options.profile, seeds=seeds, require_real=True)
-    problems, pages = sessions.record(session, ROOT / "results", reporter)
-    for page in pages:
-        print(unescaped(page))
-    return _tell(problems)
+    found = sessions.record(session, ROOT / "results", reporter)
+    for line in [*map(unescaped, found.pages), *found.notes]:
+        print(line)
+    return _tell(found.problems, found.left)
 
 
 def tables(options: argparse.Namespace) -> int:
@@ -179,8 +181,11 @@ def show_list(options: argparse.Namespace) -> int:
     return 0
 
 
-def _tell(problems: Sequence[str]) -> int:
-    """Print what fails a session; return the exit status."""
+def _tell(problems: Sequence[str], left: int = 0) -> int:
+    """Print what fails a session, and how many runs the end of its time has left; return the exit status."""
     for problem in problems:
-        print(f"FAILED  {problem}", file=sys.stderr)
+        print(f"FAILED  {problem}", file=sys.stderr, flush=True)
+    if left:
+        print(f"The time is up: {left} run{'s are' if left > 1 else ' is'} not finished.")
+        return STOPPED
     return 1 if problems else 0

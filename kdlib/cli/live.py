@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from kdlib.run.engine import Event
+from kdlib.run.events import Event
 from kdlib.run.plan import Job
 
 SHOWN = ("training_loss", "validation_loss", "validation_macro_f1", "validation_accuracy")
+SETTLED = ("finished", "reused", "failed", "blocked")
 
 
 @contextmanager
@@ -68,7 +69,7 @@ class Plain:
 
     def __call__(self, event: Event) -> None:
         """Print one event."""
-        if event.kind in ("finished", "reused", "failed", "blocked"):
+        if event.kind in SETTLED:
             self.settled += 1
         text = {"epoch": _epoch, "finished": _finished}.get(event.kind, lambda e: f"{e.kind} {e.text}".rstrip())(event)
         print(f"[{self.settled}/{self.total}] {event.job.label}: {text}", flush=True)
@@ -91,8 +92,8 @@ class Bars:
             self.tasks[run] = self.bars.add_task(event.job.label, total=None, numbers="")
         elif event.kind == "epoch":
             self.bars.update(self.tasks[run], completed=event.epoch, total=event.count, numbers=_numbers(event))
-        elif event.kind in ("finished", "reused", "failed", "blocked"):
-            self.bars.advance(self.whole)
+        elif event.kind in (*SETTLED, "stopped"):
+            self.bars.advance(self.whole, event.kind in SETTLED)
             if run in self.tasks:
                 self.bars.remove_task(self.tasks.pop(run))
         if event.text:

@@ -25,17 +25,18 @@ from kdlib.judge.departures import SESSION_LEVEL, changes, compared
 from kdlib.report.frames import arms_table, claims_table
 from kdlib.report.pages import reported_of, write_pages
 from kdlib.report.pairs import pair_faults
-from kdlib.run.engine import Report
+from kdlib.run.engine import Summary
+from kdlib.run.events import Report
 from kdlib.run.experiment import Experiment
 from kdlib.run.plan import Job
 from kdlib.run.records import Record, grouped, measured, merged, read_records, write_records
-from kdlib.run.session import Session, failures, records_of, train
+from kdlib.run.session import Session, complete, failures, records_of, train
 from kdlib.run.store import Store
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Replication", "check", "record", "replicate"]
+__all__ = ["Recording", "Replication", "check", "record", "replicate"]
 
 Reporter = Callable[[Sequence[Job]], AbstractContextManager[Report]]  # shows how a session goes on
 
@@ -51,13 +52,15 @@ class Replication:
     """The outcome of a session: records of its runs, problems that fail it, and notes.
 
     A problem is a failed run, a number far outside its band, more missed bands than chance allows, or a verdict that is
-    not the recorded one. One number outside its band is a warning, among the notes.
+    not the recorded one. One number outside its band is a warning, among the notes. `left` runs are not finished,
+    because the session's time is up.
     """
 
     session: Session
     records: list[Record]
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    left: int = 0
 
     @property
     def arms(self) -> pd.DataFrame:
@@ -92,20 +95,31 @@ class Replication:
         return session.experiment.label(session.profile_name, asdict(session.profile.config))
 
 
-def replicate(session: Session, reporter: Reporter = silent) -> Replication:
-    """Train what the store lacks and compare every metric with its band, and every verdict with the recorded one."""
-    records, problems = _trained(session, reporter)
-    departed, notes = departures(session, records)
+def replicate(session: Session, reporter: Reporter = silent, past: Sequence[Record] = ()) -> Replication:
+    """Train what the store lacks and compare every metric with its band, and every verdict with the recorded one.
+
+    If the time is up before the end, verdicts on seeds that are not complete are not compared. The recorded runs in
+    `past` say how long an epoch takes.
+    """
+    jobs, summary = _trained(session, reporter, past)
+    records, problems = records_of(session, jobs, summary), failures(jobs, summary)
+    incomplete = _incomplete(jobs, summary)
+    whole = replace(session, seeds=tuple(seed for seed in session.seeds if seed not in incomplete))
+    departed, notes = departures(whole, records)
     if session.unavailable:
         notes.insert(0, f"The runs use synthetic data, because the real data are not available: {session.unavailable}")
-    return Replication(session, records, [*problems, *departed], notes)
+    return Replication(session, records, [*problems, *departed], notes, len(summary.left))
 
 
-def _trained(session: Session, reporter: Reporter) -> tuple[list[Record], list[str]]:
+def _trained(session: Session, reporter: Reporter, past: Sequence[Record] = ()) -> tuple[list[Job], Summary]:
     jobs = session.jobs()
     with reporter(jobs) as report:
-        summary = train(session, jobs, report)
-    return records_of(session, jobs, summary), failures(jobs, summary)
+        return jobs, train(session, jobs, report, past)
+
+
+def _incomplete(jobs: Sequence[Job], summary: Summary) -> list[int]:
+    """The seeds of which a run is left, because the time is up."""
+    return sorted({job.description.seed for job in jobs if job.description.id in summary.left})
 
 
 def departures(session: Session, records: Sequence[Record]) -> tuple[list[str], list[str]]:
@@ -148,7 +162,8 @@ def check(session: Session, reporter: Reporter = silent, checks: int = 1) -> Rep
     _refuse_synthetic(session, "check")
     with tempfile.TemporaryDirectory(prefix="kd-check-") as store:
         session = replace(session, store=Store(Path(store)))
-        records, problems = _trained(session, reporter)
+        jobs, summary = _trained(session, reporter)
+        records, problems = records_of(session, jobs, summary), failures(jobs, summary)
     experiment = session.experiment
     notes = []
     bands = read_bands(experiment.folder / "bands.toml")
@@ -172,8 +187,21 @@ def check(session: Session, reporter: Reporter = silent, checks: int = 1) -> Rep
 # ---- record
 
 
-def record(session: Session, results: Path, reporter: Reporter = silent) -> tuple[list[str], list[str]]:
-    """Run a session, then write its records, bands and tables below `results`; return problems and pages.
+@dataclass(frozen=True)
+class Recording:
+    """The outcome of `record`: failed runs, the pages written, what was not recorded, and how many runs are left."""
+
+    problems: list[str]
+    pages: list[str]
+    notes: list[str] = field(default_factory=list)
+    left: int = 0
+
+
+def record(session: Session, results: Path, reporter: Reporter = silent) -> Recording:
+    """Run a session, then write its records, bands and tables below `results`.
+
+    If the time is up before the end, only seeds with all arms of the session are recorded; the others stay in the
+    store.
 
     Recorded runs of other seeds and arms are kept. KDError, before anything is trained, for more seeds of the judged
     profile than it declares, and for runs of another protocol next to the recorded ones. KDError, before anything is
@@ -185,7 +213,15 @@ def record(session: Session, results: Path, reporter: Reporter = silent) -> tupl
     recorded = read_records(path)
     refuse_undeclared_seeds(session, recorded)
     refuse_other_protocols(session, session.jobs(), recorded)
-    new, problems = _trained(session, reporter)
+    jobs, summary = _trained(session, reporter, recorded)
+    problems, notes = failures(jobs, summary), []
+    if summary.left:
+        incomplete, jobs = _incomplete(jobs, summary), _recordable(session, jobs, summary, recorded)
+        some = f"seed{'s' * (len(incomplete) > 1)} {', '.join(map(str, incomplete))}"
+        notes.append(f"Not recorded, because not all of their runs are finished: {some}.")
+    new = records_of(session, jobs, summary)
+    if summary.left and not new:
+        return Recording(problems, [], ["Nothing is recorded: no seed is complete."], len(summary.left))
     # Two sessions may record seeds of one replication at the same time.
     with locked(folder / ".lock", "see that results/ can be written to"):
         records = merged(read_records(path), new)
@@ -195,7 +231,17 @@ def record(session: Session, results: Path, reporter: Reporter = silent) -> tupl
         records = read_records(path)  # in the order of the file, so that tables do not depend on that of recording
         update_bands(experiment, [r for r in records if r.profile == session.profile_name])
         pages = write_pages(experiment, records, folder, committed=records, synthetic=False)
-    return problems, pages
+    return Recording(problems, pages, notes, len(summary.left))
+
+
+def _recordable(session: Session, jobs: Sequence[Job], summary: Summary, recorded: Sequence[Record]) -> list[Job]:
+    """The jobs of complete seeds; none, if that would leave runs of another protocol next to them."""
+    whole = complete(jobs, summary)
+    try:
+        refuse_other_protocols(session, whole, recorded)
+    except KDError:
+        return []
+    return whole
 
 
 def _refuse_synthetic(session: Session, what: str) -> None:

@@ -8,9 +8,10 @@ summary = train(session, jobs)
 records = records_of(session, jobs, summary)
 """
 
+from kdlib.run.costs import costs
 from kdlib.run.experiment import Arm, Compute, Experiment, Profile, Run, load_experiment, replications
 from kdlib.run.records import Record, measured, read_records
-from kdlib.run.session import Session, costs, failures, prepare, records_of, train
+from kdlib.run.session import Session, failures, prepare, records_of, train
 from kdlib.run.store import FinishedRun, Result, Store
 
 __all__ = [

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from kdlib.batches import Examples
 from kdlib.errors import KDError
+from kdlib.progress import Progress
 from kdlib.run.store import Description, FinishedRun, Result
 from kdlib.seeds import generator
 from kdlib.targets import SoftTargets
-from kdlib.training import Progress
 
 __all__ = ["DEFAULT", "Arm", "Compute", "Experiment", "Profile", "Run", "load_experiment", "replications"]
 
@@ -89,6 +89,7 @@ class Run:
     parents: Mapping[str, tuple[FinishedRun, str]]
     checkpoint: Path | None = None
     on_epoch: Callable[[Progress], None] | None = None
+    on_step: Callable[[Progress], None] | None = None
     trainings: list[Progress] = field(default_factory=list)  # which the run has begun; copies of the run share the list
 
     def generator(self, name: str, epoch: int = 0) -> torch.Generator:
@@ -97,7 +98,14 @@ class Run:
 
     def progress(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
         """Return a new training, or the interrupted one that the checkpoint holds."""
-        made = Progress(model, optimizer, checkpoint=self.checkpoint, label=self.label, on_epoch=self.on_epoch)
+        made = Progress(
+            model,
+            optimizer,
+            checkpoint=self.checkpoint,
+            label=self.label,
+            on_epoch=self.on_epoch,
+            on_step=self.on_step,
+        )
         self.trainings.append(made)
         return made
 

@@ -7,11 +7,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from kdlib.errors import KDError
 from kdlib.files import canonical_json
 from kdlib.run.experiment import Arm, Compute, Experiment, Profile
 from kdlib.run.store import Description
 
-__all__ = ["Job", "plan", "wanted_arms"]
+__all__ = ["ORDERS", "Job", "grouped", "plan", "wanted_arms"]
+
+ORDERS = ("seeds", "arms")  # what is outermost in the order of work
 
 
 @dataclass(frozen=True)
@@ -54,18 +57,74 @@ def plan(
     compute: Compute,
     folders: Mapping[str, Path],
     replicas: int = 1,
+    order: str = "seeds",
 ) -> list[Job]:
-    """Return the runs of the named arms, seed by seed, parents before children; snapshots of one run share a job.
+    """Return the runs of the named arms, in the order in which they are begun; snapshots of one run share a job.
+
+    The arms are in the order of `names`, each directly after the arms that it needs. `order` "seeds" gives all arms of
+    the first seed, then those of the next one; "arms" gives all seeds of the first arm, then those of the next one.
 
     With `replicas` > 1, runs that differ only in their seed and in their arm's `mapped` fields are trained in groups of
-    at most `replicas`.
+    at most `replicas`. A group is at the place of its first run, directly after all parents of its runs. The order
+    changes no run's id and no group. KDError for another `order`.
     """
+    if order not in ORDERS:
+        raise KDError(f"order: expected {' or '.join(ORDERS)}, found {order!r}; choose one of them")
     names = list(names)
     jobs = _jobs(experiment, profile, names, seeds, compute, folders, {})
-    if replicas == 1:
-        return jobs
-    groups = _groups(experiment, jobs, replicas)
-    return _jobs(experiment, profile, names, seeds, compute, folders, groups)
+    if replicas > 1:
+        groups = _groups(experiment, jobs, replicas)
+        jobs = _jobs(experiment, profile, names, seeds, compute, folders, groups)
+    return _in_order(jobs, _ranks(experiment, names), seeds, order)
+
+
+def _ranks(experiment: Experiment, names: Sequence[str]) -> dict[str, int]:
+    """The place of each arm: those of `names` in their order, each after the arms that it needs."""
+    ranks: dict[str, int] = {}
+
+    def add(name: str) -> None:
+        for parent in experiment.arm(name).needs.values():
+            add(parent)
+        ranks.setdefault(name, len(ranks))
+
+    for name in names:
+        add(name)
+    return ranks
+
+
+def _in_order(jobs: Sequence[Job], ranks: Mapping[str, int], seeds: Sequence[int], order: str) -> list[Job]:
+    """The jobs in the order in which they are begun; those of a group stay together, in their own order."""
+    groups = grouped(jobs)
+    place = {job.description.id: job.group or job.description.id for job in jobs}
+    placed: dict[str, Job] = {}
+
+    def key(group: str) -> tuple[int, int]:
+        def of(job: Job) -> tuple[int, int]:
+            seed = job.description.seed
+            # The run of an arm with a fixed seed is needed from the first seed on, whatever its own is.
+            pair = seeds.index(seed) if seed in seeds else 0, min(ranks[name] for name in job.arms)
+            return pair if order == "seeds" else pair[::-1]
+
+        return min(map(of, groups[group]))
+
+    def add(group: str) -> None:
+        for job in groups[group]:
+            for parent, _ in job.parents.values():
+                if parent not in placed:
+                    add(place[parent])
+        placed.update({job.description.id: job for job in groups[group]})
+
+    for group in sorted(groups, key=key):
+        add(group)
+    return list(placed.values())
+
+
+def grouped(jobs: Sequence[Job]) -> dict[str, list[Job]]:
+    """Return the jobs that are trained in one loop, by the name of their group or the id of their only run."""
+    groups: dict[str, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(job.group or job.description.id, []).append(job)
+    return groups
 
 
 def _jobs(

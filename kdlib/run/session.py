@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -14,24 +15,15 @@ import torch
 
 from kdlib.data import DataUnavailable, fetch
 from kdlib.errors import KDError
-from kdlib.run.engine import Report, Summary, execute
+from kdlib.run.engine import Summary, execute
+from kdlib.run.events import Report
 from kdlib.run.experiment import DEFAULT, Compute, Experiment, Profile, load_experiment
+from kdlib.run.limit import Limit
 from kdlib.run.plan import Job, plan
 from kdlib.run.records import Record, record_of
 from kdlib.run.store import Store
 
-__all__ = [
-    "Cost",
-    "Session",
-    "Watcher",
-    "costs",
-    "device_of",
-    "failures",
-    "left_of_profile",
-    "prepare",
-    "records_of",
-    "train",
-]
+__all__ = ["Session", "Watcher", "complete", "device_of", "failures", "left_of_profile", "prepare", "records_of", "train"]
 
 
 class Watcher(Protocol):
@@ -49,6 +41,8 @@ class Session:
     """What is run: a replication's arms for some seeds, on some data, somewhere.
 
     `unavailable` says why synthetic data stand in for the real ones; it is empty if they do not, or do so by design.
+    `order` says what is outermost in the order of work, seeds or arms. `deadline` is the value of `time.monotonic()`
+    at which the session has to stop.
     """
 
     experiment: Experiment
@@ -62,6 +56,8 @@ class Session:
     store: Store
     replicas: int
     unavailable: str = ""
+    order: str = "seeds"
+    deadline: float = math.inf
 
     @property
     def synthetic(self) -> bool:
@@ -69,8 +65,9 @@ class Session:
         return self.profile.synthetic or (bool(self.experiment.data) and not self.folders)
 
     def jobs(self) -> list[Job]:
-        """Return the runs that the arms need, parents before children."""
-        return plan(self.experiment, self.profile, self.arms, self.seeds, self.compute, self.folders, self.replicas)
+        """Return the runs that the arms need, in the order in which they are begun: parents before children."""
+        what = self.experiment, self.profile, self.arms, self.seeds
+        return plan(*what, self.compute, self.folders, self.replicas, self.order)
 
 
 def prepare(
@@ -86,6 +83,8 @@ def prepare(
     threads: int = 1,
     workers: int | None = None,
     replicas: int = 1,
+    order: str = "seeds",
+    minutes: float | None = None,
     require_real: bool = False,
     downloads: Callable[[str], Watcher] | None = None,
 ) -> Session:
@@ -93,10 +92,13 @@ def prepare(
 
     `arms`, `seeds`: those of the profile if none are given. `settings`: other values of the fields that choose the
     data. `data`: a folder that holds the data sets' folders. `workers`: training processes side by side; on a CPU as
-    many as fit. `downloads(data set)` returns an object that is told how a download goes on. Without the real data the
+    many as fit. `order`: "seeds" trains all arms of a seed before the next seed, "arms" all seeds of an arm before the
+    next arm; the arms are in the order of `arms`. `minutes`: the session stops at checkpoints, so many minutes after
+    this call. `downloads(data set)` returns an object that is told how a download goes on. Without the real data the
     session uses synthetic ones, or, with `require_real`, DataUnavailable is raised. KDError says what is wrong and what
     to do.
     """
+    deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
     experiment = load_experiment(name)
     chosen = _with_settings(experiment, experiment.profile(profile), settings or {})
     wanted = tuple(arms) or experiment.arms_of(chosen)
@@ -119,6 +121,8 @@ def prepare(
         Store(store),
         replicas,
         unavailable,
+        order,
+        deadline,
     )
 
 
@@ -197,8 +201,19 @@ def _folder(name: str, data: Path | None, downloads: Callable[[str], Watcher] | 
     return fetch.find(name, data, watcher, watcher.waits)
 
 
-def train(session: Session, jobs: Sequence[Job], report: Report = lambda event: None) -> Summary:
-    """Train every run that the store lacks; `report` is told of each event."""
+def train(
+    session: Session, jobs: Sequence[Job], report: Report = lambda event: None, past: Sequence[Record] = ()
+) -> Summary:
+    """Train every run that the store lacks; `report` is told of each event.
+
+    From the recorded runs in `past`, a session with a deadline knows which runs can still be begun.
+    """
+    known = {
+        arm: record.environment["seconds"] / len(record.history)
+        for record in past
+        if record.profile == session.profile_name and record.history and "seconds" in record.environment
+        for arm in record.arms
+    }
     return execute(
         jobs,
         session.store,
@@ -206,18 +221,30 @@ def train(session: Session, jobs: Sequence[Job], report: Report = lambda event: 
         folders=session.folders,
         workers=session.workers,
         report=report,
+        limit=Limit(session.deadline, known),
     )
 
 
 def records_of(session: Session, jobs: Sequence[Job], summary: Summary) -> list[Record]:
-    """Return the records of the finished runs."""
+    """Return the records of the finished runs by seed, in the order of the experiment's arms."""
+    places = {arm.name: place for place, arm in enumerate(session.experiment.arms)}
     records = []
-    for job in jobs:
+    for job in sorted(jobs, key=lambda job: (job.description.seed, places[job.arms[0]])):
         if found := summary.finished.get(job.description.id):
             arms = {name: session.experiment.arm(name).snapshot for name in job.arms}
             name = session.experiment.load_data(job.config, session.folders).name
             records.append(record_of(found, session.profile_name, arms, name))
     return records
+
+
+def complete(jobs: Sequence[Job], summary: Summary) -> list[Job]:
+    """Return the jobs of the seeds of which nothing is left, and the jobs that they need."""
+    begun = {job.description.seed for job in jobs if job.description.id in summary.left}
+    wanted: set[str] = set()
+    for job in reversed(jobs):  # children before parents
+        if job.description.seed not in begun or job.description.id in wanted:
+            wanted |= {job.description.id, *(parent for parent, _ in job.parents.values())}
+    return [job for job in jobs if job.description.id in wanted]
 
 
 def failures(jobs: Sequence[Job], summary: Summary) -> list[str]:
@@ -238,29 +265,3 @@ def left_of_profile(session: Session) -> tuple[int, int]:
     whole = replace(session, arms=experiment.arms_of(profile), seeds=tuple(range(profile.seeds)))
     jobs = whole.jobs()
     return sum(not session.store.has(job.description) for job in jobs), len(jobs)
-
-
-@dataclass(frozen=True)
-class Cost:
-    """A planned run and what it will cost, from a recorded run of the same arm; None: nothing is recorded yet."""
-
-    job: Job
-    stored: bool
-    seconds: float | None
-    stored_bytes: float | None
-
-
-def costs(session: Session, jobs: Sequence[Job], past: Sequence[Record]) -> tuple[list[Cost], float]:
-    """Return the cost of each run, and the seconds that the session will take at least with its workers."""
-    known = {arm: r.environment for r in past if r.profile == session.profile_name for arm in r.arms}
-    found = []
-    until: dict[str, float] = {}  # seconds of a run and of the runs it waits for
-    for job in jobs:
-        about = known.get(job.arms[0], {})
-        stored = session.store.has(job.description)
-        cost = Cost(job, stored, about.get("seconds"), about.get("stored_bytes"))
-        found.append(cost)
-        seconds = 0.0 if stored else cost.seconds or 0.0
-        until[job.description.id] = seconds + max((until[run] for run, _ in job.parents.values()), default=0.0)
-    total = sum(cost.seconds or 0.0 for cost in found if not cost.stored)
-    return found, max(total / session.workers, *until.values(), 0.0)

@@ -18,7 +18,7 @@ from kdlib.judge.judging import outcomes
 from kdlib.report.pages import reported_of
 from kdlib.report.sessions import departures
 from kdlib.run import prepare
-from kdlib.run.engine import Event
+from kdlib.run.events import Event
 from kdlib.run.plan import Job
 from kdlib.run.records import measured, read_records
 from kdlib.run.store import Description

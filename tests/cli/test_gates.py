@@ -236,7 +236,7 @@ def test_a_band_names_the_commits_of_its_arms_runs(kd, root):
     for arm, commit in (("teacher", "a" * 40), ("baseline", "b" * 40)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
-                "kdlib.run.engine.environment", lambda *of, commit=commit: {**environment(*of), "commit": commit}
+                "kdlib.run.group.environment", lambda *of, commit=commit: {**environment(*of), "commit": commit}
             )
             assert kd("record", "toy", "--seeds", "5", "--arms", arm)[0] == 0
     (recorded,) = read_bands(root / "replications" / "toy" / "bands.toml").values()

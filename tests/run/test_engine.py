@@ -53,7 +53,7 @@ def test_what_an_arm_needs_is_pulled_in_parents_first(toy):
     assert [arm.name for arm in wanted_arms(toy, ["grandchild"])] == ["teacher", "assistant", "grandchild"]
     jobs = jobs_of(toy, "grandchild", "baseline", seeds=(3, 1))
     assert [(job.arms, job.description.seed) for job in jobs] == [
-        ((name,), seed) for seed in (3, 1) for name in ("teacher", "baseline", "assistant", "grandchild")
+        ((name,), seed) for seed in (3, 1) for name in ("teacher", "assistant", "grandchild", "baseline")
     ]
     seen = set()
     for job in jobs:
@@ -200,7 +200,7 @@ def test_who_waits_for_another_session_says_so_and_takes_over_its_run(toy, store
         events.append("what code this is")
         return environment(*of)
 
-    monkeypatch.setattr("kdlib.run.engine.environment", look)
+    monkeypatch.setattr("kdlib.run.group.environment", look)
     with store.lock(jobs[0].description.id):
         session = threading.Thread(
             target=execute, args=(jobs, store), kwargs=dict(compute=CPU, folders={}, report=report)

@@ -51,7 +51,7 @@ def grouped(name, teacher="", train=train_student, **change):
 TEACHER = Arm("teacher", (), train_teacher)
 
 
-def planned(*arms, seeds=(0,), replicas=1, data=lambda config: "d"):
+def planned(*arms, seeds=(0,), replicas=1, data=lambda config: "d", names=(), order="seeds"):
     profile = Profile(Config(), 1)
     experiment = Experiment(
         source="made-up",
@@ -63,7 +63,7 @@ def planned(*arms, seeds=(0,), replicas=1, data=lambda config: "d"):
         check=(),
         banded=(),
     )
-    return plan(experiment, profile, [arm.name for arm in arms], seeds, CPU, {}, replicas)
+    return plan(experiment, profile, names or [arm.name for arm in arms], seeds, CPU, {}, replicas, order)
 
 
 def groups_of(jobs):
@@ -73,6 +73,13 @@ def groups_of(jobs):
         if job.group:
             found.setdefault(job.group, []).append(f"{job.arms[0]} {job.description.seed}")
     return sorted(map(sorted, found.values()))
+
+
+def counterparts(first, second):
+    """Pairs of jobs that serve the same arms with the same seed; a group moves its runs in the order of work."""
+    assert len(first) == len(second)
+    of = {(job.arms, job.description.seed): job for job in second}
+    return [(job, of[job.arms, job.description.seed]) for job in first]
 
 
 def identity(recipe, seed, parents=None, **config):
@@ -128,7 +135,7 @@ def test_nothing_but_the_number_of_replicas_and_the_parents_differs_in_a_descrip
     arms = TEACHER, grouped("student", "teacher"), grouped("again", "student"), below
     plain, side_by_side = planned(*arms, seeds=(0, 1)), planned(*arms, seeds=(0, 1), replicas=2)
     ids = {}  # of the plain runs' counterparts
-    for alone, job in zip(plain, side_by_side, strict=True):
+    for alone, job in counterparts(plain, side_by_side):
         ids[alone.description.id] = job.description.id
         assert (job.arms, job.config) == (alone.arms, alone.config)
         together = job.arms[0] in ("student", "again")
@@ -423,7 +430,7 @@ def test_a_group_holds_the_locks_of_all_its_runs_taken_in_one_order(experiment, 
 def test_a_group_shares_its_seconds(experiment, store, monkeypatch):
     run(jobs_of(experiment, "teacher", seeds=(0, 1)), store)
     jobs = jobs_of(experiment, "pupil", seeds=(0, 1))
-    monkeypatch.setattr("kdlib.run.engine.time", SimpleNamespace(monotonic=iter([0.0, *[6.0] * 99]).__next__))
+    monkeypatch.setattr("kdlib.run.group.time", SimpleNamespace(monotonic=iter([0.0, *[6.0] * 99]).__next__))
     summary, _ = run(jobs, store)
     assert [summary.finished[job.description.id].environment["seconds"] for job in pupils_of(jobs)] == [3.0, 3.0]
 
@@ -432,7 +439,7 @@ def test_members_are_as_students_trained_alone(experiment, store):
     """The numbers are the same up to rounding; because of it the ids differ."""
     side_by_side, alone = (jobs_of(experiment, "pupil", "surer", seeds=(0, 1), replicas=n) for n in (4, 1))
     first, second = run(side_by_side, store)[0], run(alone, store)[0]
-    for job, single in zip(side_by_side, alone, strict=True):
+    for job, single in counterparts(side_by_side, alone):
         one, other = first.finished[job.description.id], second.finished[single.description.id]
         assert (one.id == other.id) == (not job.group)
         for name, value in one.weights("final").items():

@@ -1,0 +1,195 @@
+"""One group of runs, trained in this process: locks, checkpoints, and what becomes of them in the store."""
+
+from __future__ import annotations
+
+import shutil
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from kdlib.errors import KDError
+from kdlib.files import canonical_json, sha256
+from kdlib.progress import CHECKPOINT_SECONDS, Progress
+from kdlib.run.environment import environment
+from kdlib.run.events import Event, Report
+from kdlib.run.experiment import Compute, Experiment, Run, load_experiment
+from kdlib.run.limit import OutOfTime
+from kdlib.run.plan import Job
+from kdlib.run.store import ID_LENGTH, Store
+
+__all__ = ["Group", "Outcome", "Setting", "notices", "train_group"]
+
+Group = list[Job]  # jobs that are trained in one loop; most groups have one
+
+
+class Outcome(NamedTuple):
+    """How the training of a group ended: neither error nor stop means that its runs are in the store."""
+
+    error: str = ""
+    stopped: bool = False  # at a checkpoint, because the time is up
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where groups are trained: store, device and threads, folders of the data, and the deadline (monotonic)."""
+
+    store: Store
+    compute: Compute
+    folders: Mapping[str, Path]
+    deadline: float
+
+
+def notices(job: Job, report: Report) -> Callable[[str], None]:
+    """Return a function that reports a text as a notice about the job."""
+    return lambda text: report(Event("notice", job, text))
+
+
+def train_group(group: Group, setting: Setting, report: Report) -> Outcome:
+    """Train what the store lacks of a group. The traceback of an unexpected error goes to its work folder."""
+    store = setting.store
+    try:
+        experiment = load_experiment(group[0].experiment)
+        # Of the code that this process has imported: the files may be edited while it waits for a lock, or trains.
+        made_by = environment(experiment.folder, setting.compute.device)
+        with ExitStack() as locks:
+            for job in sorted(group, key=lambda job: job.description.id):
+                waits = partial(notices(job, report), "another session is training this run; this one waits for it")
+                locks.enter_context(store.lock(job.description.id, waits))
+            missing = [job for job in group if store.find(job.description, notices(job, report)) is None]
+            if missing:
+                for job in missing:
+                    report(Event("started", job))
+                _train(experiment, made_by, group, missing, setting, report)
+        return Outcome()
+    except OutOfTime:
+        return Outcome(stopped=True)
+    except KDError as error:
+        return Outcome(str(error))
+    except Exception as error:
+        log = _work_folder(group, store) / "error.txt"
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
+        except OSError as problem:  # a full disk may be what went wrong in the first place
+            return Outcome(f"{type(error).__name__}: {error} (its traceback could not be written: {problem})")
+        return Outcome(f"{type(error).__name__}: {error} (traceback in {log})")
+
+
+def _work_folder(group: Group, store: Store) -> Path:
+    """The work folder of the whole group, since another group may begin with the same run."""
+    ids = [job.description.id for job in group]
+    return store.work_folder(ids[0] if len(ids) == 1 else sha256("".join(ids).encode())[:ID_LENGTH])
+
+
+def _train(
+    experiment: Experiment,
+    made_by: Mapping[str, Any],
+    group: Group,
+    missing: Group,
+    setting: Setting,
+    report: Report,
+) -> None:
+    store, work = setting.store, _work_folder(group, setting.store)
+    parents = [{role: (store.resolve(run), snapshot) for role, (run, snapshot) in job.parents.items()} for job in group]
+    bound = [{role: parent.digests() for role, (parent, _) in roles.items()} for roles in parents]
+    # Named by source files and parents: a run that was begun with others starts again, so that no run is of both.
+    begun_with = sha256(canonical_json([made_by["source"], bound]).encode())[:ID_LENGTH]
+    origin = begun_with if any(bound) else made_by["source"]
+    checkpoint = work / f"checkpoint-{origin}.safetensors"
+    clock = Clock(work / f"seconds-{origin}.txt")
+    if not checkpoint.exists() and list(work.glob("checkpoint-*.safetensors")):
+        text = (
+            f"{work} holds a checkpoint of other source files than these, or of another parent; this run starts from "
+            "its first epoch"
+        )
+        report(Event("notice", group[0], text))
+
+    def on_step(progress: Progress) -> None:
+        late = time.monotonic() >= setting.deadline
+        if late or progress.due:
+            progress.save()
+            clock.save()
+        if late:
+            raise OutOfTime
+
+    def on_epoch(progress: Progress) -> None:
+        clock.epoch_ends()
+        for number, job in enumerate(group):
+            if job in missing:
+                numbers = {name.removesuffix(f"/{number}"): value for name, value in progress.history[-1].items()}
+                report(Event("epoch", job, progress.notice, progress.epoch, progress.count, numbers))
+                progress.notice = ""
+        if progress.epoch < progress.count and not clock.allows_an_epoch(setting.deadline):
+            raise OutOfTime
+
+    runs = []
+    for job, roles in zip(group, parents, strict=True):
+        data, device = experiment.load_data(job.config, setting.folders), torch.device(setting.compute.device)
+        seed, label = job.description.seed, job.label
+        runs.append(Run(job.config, seed, data, device, label, roles, checkpoint, on_epoch, on_step))
+    arm = experiment.arm(group[0].arms[0])
+    results = arm.results(runs)
+    traces = _traces(runs)
+    about = {**made_by, "seconds": round(clock.seconds / len(runs), 2), "threads": torch.get_num_threads()}
+    for job, result, trace, digests in zip(group, results, traces, bound, strict=True):
+        if lost := {experiment.arm(name).snapshot for name in job.arms} - result.metrics.keys():
+            found = ", ".join(result.metrics)
+            raise KDError(
+                f"{job.label}: expected metrics of {', '.join(sorted(lost))}, found those of {found}; let the training "
+                "function keep that snapshot, or correct the configuration so that it is reached"
+            )
+        if job in missing:
+            store.save(job.description, result, about, trace, digests)
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def _traces(runs: Sequence[Run]) -> Sequence[Mapping[str, Any]]:
+    """The trace of each run; empty for runs that trained nothing, as a recorded teacher."""
+    traces = [trace for run in runs for training in run.trainings for trace in training.traces]
+    if not traces:
+        return [{}] * len(runs)
+    if len(traces) != len(runs):
+        raise KDError(
+            f"{runs[0].label}: expected one training loop for each run, found {len(traces)} for {len(runs)}; "
+            "give further networks separate arms"
+        )
+    return traces
+
+
+class Clock:
+    """Training seconds, summed over interrupted sessions."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.began = path, time.monotonic()
+        self.last, self.epoch_seconds = self.began, 0.0  # end of the last epoch, and its length
+        try:
+            self.before = float(path.read_text())
+        except (OSError, ValueError):  # the first session, or a damaged file: it costs a number in a table, no result
+            self.before = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Training seconds so far."""
+        return self.before + time.monotonic() - self.began
+
+    def epoch_ends(self) -> None:
+        """Save the seconds, and note the length of the epoch with its evaluation and checkpoint."""
+        now = time.monotonic()
+        self.last, self.epoch_seconds = now, now - self.last
+        self.save()
+
+    def allows_an_epoch(self, deadline: float) -> bool:
+        """Return whether another epoch ends in time; a long one is begun, as it can stop within."""
+        return self.last + (self.epoch_seconds if self.epoch_seconds < CHECKPOINT_SECONDS else 0.0) < deadline
+
+    def save(self) -> None:
+        """Save the seconds for a later session, if the disk allows it."""
+        with suppress(OSError):
+            self.path.write_text(f"{self.seconds:.2f}\n")

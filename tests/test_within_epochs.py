@@ -1,0 +1,264 @@
+"""Checkpoints within an epoch: a training killed after any step ends in the bytes of one that was not interrupted."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from kdlib import training
+from kdlib.augment import flip_and_shift
+from kdlib.batches import Batches, Examples
+from kdlib.losses import cross_entropy, soft_target_kl
+from kdlib.progress import CHECKPOINT_SECONDS, Progress
+from kdlib.replicas import Replicas, side_by_side
+from kdlib.seeds import generator
+from kdlib.targets import SoftTargets
+from tests.made_runs import Killed
+
+N, K, SIZE, SEED, EPOCHS, STEPS = 22, 3, 6, 4, 2, 4
+INPUTS = torch.randn(N, 5, generator=generator(0, "inputs"))
+EXAMPLES = Examples(INPUTS, INPUTS[:, :K].argmax(1), "data")
+PICTURES = Examples(torch.randn(N, 3, 4, 4, generator=generator(0, "pictures")), EXAMPLES.labels, "pictures")
+SOFT = SoftTargets(torch.randn(N, K, generator=generator(0, "soft")), "teacher", "data")
+
+
+class Network(nn.Module):
+    """Batch norm, and dropout that accepts random numbers as Replicas require. It remembers its last output."""
+
+    draws = 16
+
+    def __init__(self, seed=SEED):
+        super().__init__()
+        self.hidden, self.norm, self.output = nn.Linear(5, 16), nn.BatchNorm1d(16), nn.Linear(16, K)
+        with torch.no_grad():
+            for number, parameter in enumerate(self.parameters()):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator(seed, "weights", number)))
+
+    def forward(self, x, uniform=None):
+        h = self.norm(self.hidden(x)).relu()
+        if self.training:
+            uniform = torch.rand(len(x), self.draws) if uniform is None else uniform
+            h = h * (uniform >= 0.4) / 0.6
+        self.last = self.output(h)
+        return self.last
+
+
+def adam(model):
+    return torch.optim.Adam(model.parameters(), lr=0.01)
+
+
+def alone():
+    model = Network()
+
+    def objective(outputs, batch):  # as one that adds a penalty on what the network computed last
+        return soft_target_kl(outputs, batch.soft, 2.0) + model.last.square().mean()
+
+    return model, adam(model), Batches(EXAMPLES, SIZE, SEED, SOFT), objective, SEED
+
+
+def rates_by_step():
+    model, optimizer, batches, objective, seed = alone()
+
+    def stepwise(epoch):
+        for step, batch in enumerate(batches(epoch)):
+            optimizer.param_groups[0]["lr"] = 0.02 / (epoch + step)
+            yield batch
+
+    stepwise.about = batches.about
+    return model, optimizer, stepwise, objective, seed
+
+
+def augmented():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Dropout(0.3), nn.Linear(32, K))
+    with torch.no_grad():
+        for number, parameter in enumerate(model.parameters()):
+            parameter.copy_(torch.randn(parameter.shape, generator=generator(SEED, "weights", number)))
+    model.to(memory_format=torch.channels_last)
+
+    def augment(epoch):
+        draws = generator(SEED, "views", epoch)
+        return lambda pictures: flip_and_shift(pictures, 1, draws)
+
+    batches = Batches(PICTURES, SIZE, SEED, augment=augment, view="flip+shift")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9, fused=True)
+    return model, optimizer, batches, training.hard_targets, SEED
+
+
+def replicas():
+    seeds = (7, 1, 4)
+    model = Replicas([Network(seed) for seed in seeds])
+    each = torch.vmap(cross_entropy)
+    batches = side_by_side([Batches(EXAMPLES, SIZE, seed, SOFT) for seed in seeds])
+    return model, adam(model), batches, lambda outputs, batch: each(outputs, batch.labels), seeds
+
+
+KINDS = [alone, rates_by_step, augmented, replicas]
+
+
+def trained(kind, path):
+    """The training after all epochs; its body draws random numbers, keeps weights and alters one."""
+    model, optimizer, batches, objective, seed = kind()
+    progress = Progress(model, optimizer, checkpoint=path)
+    for epoch in training.epochs(progress, batches, objective, count=EPOCHS, seed=seed):
+        torch.rand(5)
+        progress.keep(f"epoch {epoch}")
+        if epoch == 1:
+            with torch.no_grad():
+                next(iter(model.parameters())).mul_(1.5)
+    return progress
+
+
+def as_unbroken(kind, path, tmp_path):
+    """Goes on from a checkpoint and compares all that is kept with a training of its own."""
+    resumed, unbroken = trained(kind, path), trained(kind, tmp_path / "unbroken")
+    assert resumed.traces == unbroken.traces
+    assert [trace["changed"] for trace in resumed.traces] == [[2]] * len(resumed.traces)
+    assert resumed.history == unbroken.history
+    assert path.read_bytes() == (tmp_path / "unbroken").read_bytes()
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still; a test moves it."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("kdlib.progress.time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+def before_each_step(monkeypatch, act):
+    step = training.train_step
+
+    def acted(*arguments):
+        act()
+        return step(*arguments)
+
+    monkeypatch.setattr(training, "train_step", acted)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_after_every_step(kind, tmp_path, monkeypatch, clock):
+    """Every life of the process makes one step, or ends one epoch, and dies."""
+    saved, path, deaths = Progress.save, tmp_path / "c", 0
+
+    def save_and_die(progress):
+        saved(progress)
+        raise Killed
+
+    def later():
+        clock.now += CHECKPOINT_SECONDS
+
+    with monkeypatch.context() as patch:
+        before_each_step(patch, later)
+        patch.setattr(Progress, "save", save_and_die)
+        while True:
+            try:
+                trained(kind, path)
+                break
+            except Killed:
+                deaths += 1
+                assert deaths <= EPOCHS * (STEPS + 1)
+    assert deaths == EPOCHS * (STEPS + 1)
+    as_unbroken(kind, path, tmp_path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("last", range(1, EPOCHS * STEPS + 1))
+def test_killed_before_any_step(kind, last, tmp_path, monkeypatch, clock):
+    """A step takes so long that every third one is followed by a checkpoint: the others are made again."""
+    path, steps = tmp_path / "c", []
+
+    def count():
+        steps.append(len(steps) + 1)
+        clock.now += CHECKPOINT_SECONDS / 3 + 1
+        if len(steps) == last:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        before_each_step(patch, count)
+        with pytest.raises(Killed):
+            trained(kind, path)
+    begun = (last - 1) % STEPS  # steps of the epoch before the kill
+    with monkeypatch.context() as patch:
+        before_each_step(patch, lambda: steps.append(0))
+        trained(kind, path)
+    assert len(steps) == EPOCHS * STEPS + 1 + (begun if begun < 3 else 0)
+    as_unbroken(kind, path, tmp_path)
+
+
+def test_no_checkpoint_within_an_epoch_before_its_time(tmp_path, monkeypatch, clock):
+    """An epoch's end begins a new count."""
+    seconds, at = CHECKPOINT_SECONDS / STEPS, []
+    save = Progress.save
+    monkeypatch.setattr(
+        Progress, "save", lambda progress: (at.append((clock.now, len(progress.losses))), save(progress))
+    )
+
+    def later():
+        clock.now += seconds
+
+    before_each_step(monkeypatch, later)
+    seconds -= 0.1
+    trained(alone, tmp_path / "short")
+    assert [steps for _, steps in at] == [0] * EPOCHS
+    at.clear()
+    seconds += 0.2
+    trained(alone, tmp_path / "long")
+    assert [steps for _, steps in at] == [STEPS, 0] * EPOCHS
+
+
+def test_a_hook_decides_about_checkpoints_within_an_epoch(tmp_path, clock):
+    clock.now, seen = 1e9, []
+    model, optimizer, batches, objective, seed = alone()
+    progress = Progress(
+        model, optimizer, checkpoint=tmp_path / "c", on_step=lambda p: seen.append((p.due, len(p.losses)))
+    )
+    clock.now += CHECKPOINT_SECONDS
+    list(training.epochs(progress, batches, objective, count=1, seed=seed))
+    assert seen == [(True, step) for step in range(1, STEPS + 1)]
+
+
+def test_an_epoch_that_broke_off_in_this_process_begins_again(tmp_path, clock):
+    """The steps from the checkpoint are skipped once; a caller that goes on after an error makes all steps."""
+    path, calls = tmp_path / "c", []
+    model, optimizer, batches, objective, seed = augmented()  # without soft targets: no probe calls the objective
+    progress = Progress(model, optimizer, checkpoint=path, on_step=Progress.save)
+
+    def fails(outputs, batch):
+        calls.append(len(batch.labels))
+        if len(calls) in (3, 4):
+            raise Killed
+        return objective(outputs, batch)
+
+    def go_on(progress):
+        list(training.epochs(progress, batches, fails, count=1, seed=seed))
+
+    with pytest.raises(Killed):
+        go_on(progress)
+    progress = Progress(model, optimizer, checkpoint=path)
+    with pytest.raises(Killed):
+        go_on(progress)
+    assert len(calls) == 4  # two steps and a failure, then the third step again
+    go_on(progress)
+    assert len(calls) == 4 + STEPS
+
+
+def test_a_loss_that_is_not_finite_is_named_by_its_step_after_a_resume(tmp_path, clock):
+    path = tmp_path / "c"
+    model, optimizer, batches, objective, seed = alone()
+
+    def bad_third(outputs, batch):
+        return objective(outputs, batch) * (float("nan") if len(progress.losses) == 2 else 1)
+
+    def die(progress):
+        progress.save()
+        if len(progress.losses) == 3:
+            raise Killed
+
+    progress = Progress(model, optimizer, checkpoint=path, on_step=die)
+    with pytest.raises(Killed):
+        list(training.epochs(progress, batches, bad_third, count=1, seed=seed))
+    model, optimizer, batches, objective, seed = alone()
+    progress = Progress(model, optimizer, checkpoint=path)
+    with pytest.raises(training.NonFiniteLoss, match=f"at epoch 1, step 3 of {STEPS}"):
+        list(training.epochs(progress, batches, objective, count=1, seed=seed))
