@@ -30,6 +30,7 @@ class Trained(Protocol):
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    notice: str
 
 
 @dataclass
@@ -48,7 +49,7 @@ class CapturedStep:
     graph after a few steps, so a short last batch of an epoch is at first launched one by one. Another learning rate,
     or any other change of the optimizer's settings, makes the graphs anew; so does `refresh()` if the optimizer or its
     state was replaced. If a step cannot be recorded, for example because it waits for a number on the CPU, all steps
-    are launched one by one and `notice` says why.
+    are launched one by one and `trained.notice` says why.
     """
 
     def __init__(self, step: Step, trained: Trained, capture: Capture | None = None) -> None:
@@ -58,12 +59,12 @@ class CapturedStep:
         self.seen: dict[Any, int] = {}
         self.graphs: dict[Any, _Graph] = {}
         self.places: list[int] = []  # of the tensors that the graphs read and write
-        self.notice = ""
+        self.failed = False
         self.stream: Any = None
 
     def __call__(self, batch: Batch) -> Tensor:
         """Make one step and return its loss, on the device."""
-        if self.notice:
+        if self.failed:
             return self.step(batch)
         groups = self.trained.optimizer.param_groups
         settings = [{name: value for name, value in group.items() if name != "params"} for group in groups]
@@ -97,7 +98,9 @@ class CapturedStep:
         try:
             replay, loss = self.capture(lambda: self.step(own))
         except RuntimeError as error:
-            self.notice = f"the training step could not be recorded as a CUDA graph ({str(error).splitlines()[0]})"
+            why = str(error).partition("\n")[0]
+            self.trained.notice = f"the training step could not be recorded as a CUDA graph ({why})"
+            self.failed = True
             return False
         self.graphs[shape], self.places = _Graph(own, replay, loss), self._places()
         return True

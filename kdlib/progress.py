@@ -38,7 +38,7 @@ class Progress:
 
     A checkpoint is written after each epoch, and within an epoch when the last one is CHECKPOINT_SECONDS old.
     `on_epoch` is called after each epoch's checkpoint. `on_step` is called after each step, and then decides about
-    checkpoints within an epoch.
+    checkpoints within an epoch. `graphs`: on a CUDA device, the loop replays recorded steps (`kdlib.captured`).
     """
 
     def __init__(
@@ -50,9 +50,10 @@ class Progress:
         label: str = "",
         on_epoch: Callable[[Progress], None] | None = None,
         on_step: Callable[[Progress], None] | None = None,
+        graphs: bool = True,
     ) -> None:
         self.model, self.optimizer, self.checkpoint, self.label = model, optimizer, checkpoint, label
-        self.on_epoch, self.on_step = on_epoch, on_step
+        self.on_epoch, self.on_step, self.graphs = on_epoch, on_step, graphs
         self.history: list[dict[str, float]] = []
         self.losses: list[Tensor] = []  # of the steps of the current epoch; empty between epochs
         # Losses and states of dropout's generators, from a checkpoint within an epoch, until that epoch begins.

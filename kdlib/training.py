@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlib.batches import Batch
+from kdlib.captured import CapturedStep
 from kdlib.losses import cross_entropy
 from kdlib.progress import NonFiniteLoss, Progress
 from kdlib.replicas import Replicas
@@ -71,6 +72,7 @@ def epochs(
     tracer = progress.tracer
     if not tracer.traces:
         tracer.begin(batches)
+    make_step = _step(progress, objective)
     for epoch in range(progress.epoch + 1, count + 1):
         if rate is not None:
             for group in progress.optimizer.param_groups:
@@ -78,9 +80,11 @@ def epochs(
         tracer.epoch_begins(epoch, _seed_layers(progress.model, [seed] if isinstance(seed, int) else seed, epoch))
         progress.model.train()
         done = progress.epoch_begins()
+        if isinstance(make_step, CapturedStep):
+            make_step.refresh()
         for step, batch in enumerate(tracer.watch(batches(epoch)), 1):
             if step > done:
-                loss = train_step(progress.model, progress.optimizer, objective, batch)
+                loss = make_step(batch)
                 tracer.step_ends(batch, objective)
                 progress.step_ends(loss)
             elif step == done:
@@ -92,6 +96,16 @@ def epochs(
         progress.save()
         if progress.on_epoch is not None:
             progress.on_epoch(progress)
+
+
+def _step(progress: Progress, objective: Objective) -> Callable[[Batch], Tensor]:
+    """The step as a function of the batch; on a CUDA device it is recorded once and replayed."""
+
+    def step(batch: Batch) -> Tensor:
+        return train_step(progress.model, progress.optimizer, objective, batch)
+
+    on_cuda = next(progress.model.parameters()).is_cuda
+    return CapturedStep(step, progress) if on_cuda and progress.graphs else step
 
 
 def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, objective: Objective, batch: Batch) -> Tensor:

@@ -62,7 +62,7 @@ def trained(objective, soft=None, recorded=True, rate=lambda epoch: 0.01, optimi
         return train_step(model, made, objective, batch)
 
     capture = Repeats()
-    step = CapturedStep(step, SimpleNamespace(model=model, optimizer=made), capture) if recorded else step
+    step = CapturedStep(step, SimpleNamespace(model=model, optimizer=made, notice=""), capture) if recorded else step
     torch.manual_seed(0)
     losses = []
     for epoch in range(1, EPOCHS + 1):
@@ -98,7 +98,7 @@ def test_a_state_that_is_replaced_is_used(replaced):
         model = network()
         made = keras_adam(model.parameters(), lr=0.01)
         capture = Repeats()
-        trained = SimpleNamespace(model=model, optimizer=made)
+        trained = SimpleNamespace(model=model, optimizer=made, notice="")
 
         def step(batch):
             return train_step(model, trained.optimizer, hard, batch)
@@ -124,7 +124,9 @@ def test_a_loss_is_not_overwritten_by_the_next_step():
     model = network()
     made = torch.optim.SGD(model.parameters(), lr=0.1)
     step = CapturedStep(
-        lambda batch: train_step(model, made, hard, batch), SimpleNamespace(model=model, optimizer=made), Repeats()
+        lambda batch: train_step(model, made, hard, batch),
+        SimpleNamespace(model=model, optimizer=made, notice=""),
+        Repeats(),
     )
     batches = [batch for epoch in (1, 2) for batch in Batches(EXAMPLES, SIZE, 0)(epoch) if len(batch.labels) == SIZE]
     losses = [step(batch) for batch in batches]
@@ -139,7 +141,9 @@ def test_students_side_by_side():
         def step(batch):
             return train_step(model, made, lambda outputs, batch: outputs.square().mean((1, 2)), batch)
 
-        step = CapturedStep(step, SimpleNamespace(model=model, optimizer=made), Repeats()) if recorded else step
+        step = (
+            CapturedStep(step, SimpleNamespace(model=model, optimizer=made, notice=""), Repeats()) if recorded else step
+        )
         batches = side_by_side([Batches(EXAMPLES, SIZE, seed) for seed in range(3)])
         return torch.stack([step(batch) for epoch in (1, 2) for batch in batches(epoch)])
 
@@ -158,11 +162,11 @@ def test_a_step_that_cannot_be_recorded_is_made_one_by_one():
         calls.append(batch)
         return train_step(model, made, hard, batch)
 
-    step = CapturedStep(one, SimpleNamespace(model=model, optimizer=made), refuses)
+    step = CapturedStep(one, SimpleNamespace(model=model, optimizer=made, notice=""), refuses)
     batches = list(Batches(EXAMPLES, SIZE, 0)(1))
     for batch in batches:
         step(batch)
-    assert step.notice == (
+    assert step.trained.notice == (
         "the training step could not be recorded as a CUDA graph (operation not permitted when stream is capturing)"
     )
     assert len(calls) == len(batches)
@@ -178,10 +182,10 @@ def test_a_cuda_graph_does_what_single_launches_do():
         def step(batch):
             return train_step(model, made, hard, batch)
 
-        step = CapturedStep(step, SimpleNamespace(model=model, optimizer=made)) if recorded else step
+        step = CapturedStep(step, SimpleNamespace(model=model, optimizer=made, notice="")) if recorded else step
         batches = Batches(EXAMPLES.to(torch.device("cuda")), SIZE, 0)
         losses = [step(batch) for epoch in range(1, EPOCHS + 1) for batch in batches(epoch)]
-        assert not getattr(step, "notice", "")
+        assert not getattr(step, "failed", False)
         return torch.stack(losses), model.state_dict()
 
     (losses, weights), (expected, weights_one_by_one) = ends(True), ends(False)

@@ -224,6 +224,19 @@ def _common() -> argparse.ArgumentParser:
         help="train up to N students of one kind side by side, for a GPU (default: 1); the number "
         "is part of a run's identity",
     )
+    options.add_argument(
+        "--convolutions",
+        default="grouped",
+        metavar="WAY",
+        help="of students side by side: grouped (default) or products (kd gpu-check measures both); part of "
+        "a run's identity",
+    )
+    options.add_argument(
+        "--no-graphs",
+        dest="graphs",
+        action="store_false",
+        help="on a CUDA device, launch each operation of a step by itself instead of replaying recorded steps",
+    )
     return options
 
 

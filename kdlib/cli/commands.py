@@ -64,6 +64,8 @@ def _prepared(options: argparse.Namespace, name: str, profile: str, **rest: Any)
         threads=options.threads,
         workers=options.workers,
         replicas=options.replicas,
+        convolutions=options.convolutions,
+        graphs=options.graphs,
         downloads=Downloading,
         **{name: value for name, value in vars(options).items() if name in ("arms", "store", "order", "minutes")},
         **rest,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from kdlib.batches import Batches, Examples
+from kdlib.captured import CapturedStep
 from kdlib.cli.gpu_speed import BATCH, CLASSES, batch_of, distillation, speeds, step_of, students
 from kdlib.errors import KDError
 from kdlib.networks import keras_adam
@@ -137,7 +138,7 @@ def captured(device: torch.device) -> Iterator[Answer]:
             batch = batch_of(count, device)
             for _ in range(12):
                 step(batch)
-            notice = getattr(step, "notice", "")
+            notice = step.trained.notice if isinstance(step, CapturedStep) else ""
             ends.append([value.double() for value in model.parameters()])
         worst = max(float((one - other).abs().max()) for one, other in zip(*ends, strict=True))
         text = notice or f"weights differ by {worst:.1e} at most from steps launched one by one"

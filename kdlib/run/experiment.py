@@ -71,10 +71,16 @@ class Profile:
 
 @dataclass(frozen=True)
 class Compute:
-    """Where a run trains. Threads and kind of device change the rounding, so they are part of a run's description."""
+    """Where a run trains, and how.
+
+    Threads, kind of device and the way of convolutions of students side by side (`kdlib.replicas.CONVOLUTIONS`) change
+    the rounding, so they are part of a run's description. `graphs`: a CUDA device replays recorded steps.
+    """
 
     device: str = "cpu"
     threads: int = 1
+    convolutions: str = "grouped"
+    graphs: bool = True
 
 
 @dataclass
@@ -90,6 +96,7 @@ class Run:
     checkpoint: Path | None = None
     on_epoch: Callable[[Progress], None] | None = None
     on_step: Callable[[Progress], None] | None = None
+    compute: Compute = field(default_factory=Compute)
     trainings: list[Progress] = field(default_factory=list)  # which the run has begun; copies of the run share the list
 
     def generator(self, name: str, epoch: int = 0) -> torch.Generator:
@@ -105,6 +112,7 @@ class Run:
             label=self.label,
             on_epoch=self.on_epoch,
             on_step=self.on_step,
+            graphs=self.compute.graphs,
         )
         self.trainings.append(made)
         return made
@@ -188,7 +196,7 @@ class Experiment:
     ) -> Description:
         """Return the description of an arm's run. The folder's name is not part of it, so copies share their runs."""
         kind = compute.device.partition(":")[0]  # cuda:0 and cuda:1 share their runs
-        settings = {**asdict(config), **asdict(compute), "device": kind}
+        settings = {**asdict(config), "device": kind, "threads": compute.threads}
         return Description(f"{self.source}/{arm.train.__name__}", self.protocol, settings, seed, data, parents)
 
     def label(self, profile: str, config: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ import torch
 
 from kdlib.errors import KDError
 from kdlib.files import canonical_json, sha256
+from kdlib.precision import arithmetic, set_precision
 from kdlib.progress import CHECKPOINT_SECONDS, Progress
 from kdlib.run.environment import environment
 from kdlib.run.events import Event, Report
@@ -133,8 +134,11 @@ def _train(
     for job, roles in zip(group, parents, strict=True):
         data, device = experiment.load_data(job.config, setting.folders), torch.device(setting.compute.device)
         seed, label = job.description.seed, job.label
-        runs.append(Run(job.config, seed, data, device, label, roles, checkpoint, on_epoch, on_step))
+        runs.append(Run(job.config, seed, data, device, label, roles, checkpoint, on_epoch, on_step, setting.compute))
     arm = experiment.arm(group[0].arms[0])
+    if device.type == "cuda":  # on a CPU, float32 is float32
+        set_precision(getattr(group[0].config, "precision", "float32"))
+        made_by = {**made_by, "float32": arithmetic()}
     results = arm.results(runs)
     traces = _traces(runs)
     about = {**made_by, "seconds": round(clock.seconds / len(runs), 2), "threads": torch.get_num_threads()}

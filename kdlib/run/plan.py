@@ -148,7 +148,9 @@ def _jobs(
             alone = experiment.describe(arm, config, own_seed, data, compute, parents_alone)
             group, size = groups.get(alone.id, ("", 1))
             # Rounding may depend on how many are trained side by side, never on which: so the number is enough.
-            side_by_side = {"replicas": size} if size > 1 else {}
+            side_by_side: dict[str, Any] = {"replicas": size} if size > 1 else {}
+            if size > 1 and compute.convolutions != Compute.convolutions:
+                side_by_side["convolutions"] = compute.convolutions
             description = replace(
                 alone,
                 config={**alone.config, **side_by_side},

@@ -15,6 +15,7 @@ import torch
 
 from kdlib.data import DataUnavailable, fetch
 from kdlib.errors import KDError
+from kdlib.replicas import CONVOLUTIONS
 from kdlib.run.engine import Summary, execute
 from kdlib.run.events import Report
 from kdlib.run.experiment import DEFAULT, Compute, Experiment, Profile, load_experiment
@@ -23,7 +24,17 @@ from kdlib.run.plan import Job, plan
 from kdlib.run.records import Record, record_of
 from kdlib.run.store import Store
 
-__all__ = ["Session", "Watcher", "complete", "device_of", "failures", "left_of_profile", "prepare", "records_of", "train"]
+__all__ = [
+    "Session",
+    "Watcher",
+    "complete",
+    "device_of",
+    "failures",
+    "left_of_profile",
+    "prepare",
+    "records_of",
+    "train",
+]
 
 
 class Watcher(Protocol):
@@ -83,6 +94,8 @@ def prepare(
     threads: int = 1,
     workers: int | None = None,
     replicas: int = 1,
+    convolutions: str = "grouped",
+    graphs: bool = True,
     order: str = "seeds",
     minutes: float | None = None,
     require_real: bool = False,
@@ -92,11 +105,12 @@ def prepare(
 
     `arms`, `seeds`: those of the profile if none are given. `settings`: other values of the fields that choose the
     data. `data`: a folder that holds the data sets' folders. `workers`: training processes side by side; on a CPU as
-    many as fit. `order`: "seeds" trains all arms of a seed before the next seed, "arms" all seeds of an arm before the
-    next arm; the arms are in the order of `arms`. `minutes`: the session stops at checkpoints, so many minutes after
-    this call. `downloads(data set)` returns an object that is told how a download goes on. Without the real data the
-    session uses synthetic ones, or, with `require_real`, DataUnavailable is raised. KDError says what is wrong and what
-    to do.
+    many as fit. `replicas`, `convolutions`: students side by side, and how their convolutions are computed. `graphs`: a
+    CUDA device replays recorded steps. `order`: "seeds" trains all arms of a seed before the next seed, "arms" all
+    seeds of an arm before the next arm; the arms are in the order of `arms`. `minutes`: the session stops at
+    checkpoints, so many minutes after this call. `downloads(data set)` returns an object that is told how a download
+    goes on. Without the real data the session uses synthetic ones, or, with `require_real`, DataUnavailable is raised.
+    KDError says what is wrong and what to do.
     """
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
     experiment = load_experiment(name)
@@ -104,7 +118,9 @@ def prepare(
     wanted = tuple(arms) or experiment.arms_of(chosen)
     for arm in wanted:
         experiment.arm(arm)
-    compute = Compute(device_of(device), threads)
+    if convolutions not in CONVOLUTIONS:
+        raise KDError(f"--convolutions {convolutions}: expected {' or '.join(CONVOLUTIONS)}")
+    compute = Compute(device_of(device), threads, convolutions, graphs)
     if workers is None:
         alone = compute.device != "cpu" or chosen.synthetic
         workers = 1 if alone else max(1, _cores() // threads)

@@ -331,7 +331,7 @@ def train(runs: Sequence[Run], objective: Objective, soft: Sequence[SoftTargets 
     ]
     # A single student is not stacked, so its bytes are those of a plain training loop.
     alone = len(runs) == 1
-    model: nn.Module = students[0] if alone else Replicas(students)
+    model: nn.Module = students[0] if alone else Replicas(students, runs[0].compute.convolutions)
     if alone:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's hints lack it
     progress = runs[0].progress(model, keras_adam(model.parameters(), config.learning_rate))
