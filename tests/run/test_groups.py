@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from kdlib import cli
 from kdlib.run.engine import execute
@@ -51,7 +52,7 @@ def grouped(name, teacher="", train=train_student, **change):
 TEACHER = Arm("teacher", (), train_teacher)
 
 
-def planned(*arms, seeds=(0,), replicas=1, data=lambda config: "d", names=(), order="seeds"):
+def planned(*arms, seeds=(0,), replicas=1, data=lambda config: "d", names=(), order="seeds", compute=CPU):
     profile = Profile(Config(), 1)
     experiment = Experiment(
         source="made-up",
@@ -63,7 +64,7 @@ def planned(*arms, seeds=(0,), replicas=1, data=lambda config: "d", names=(), or
         check=(),
         banded=(),
     )
-    return plan(experiment, profile, names or [arm.name for arm in arms], seeds, CPU, {}, replicas, order)
+    return plan(experiment, profile, names or [arm.name for arm in arms], seeds, compute, {}, replicas, order)
 
 
 def groups_of(jobs):
@@ -159,6 +160,19 @@ def test_a_plan_without_replicas_has_the_ids_it_always_had():
     ]
     assert planned(TEACHER, grouped("student", "teacher", alpha=0.1), seeds=(3,), replicas=1) == jobs
     assert not any(job.group for job in jobs)
+
+
+def test_the_way_of_convolutions_is_part_of_a_run_that_is_trained_side_by_side():
+    arms = TEACHER, grouped("student", "teacher")
+    ways = [
+        planned(*arms, seeds=(0, 1), replicas=2, compute=Compute(convolutions=way)) for way in ("grouped", "products")
+    ]
+    for usual, other in zip(*ways, strict=True):
+        extra = {"convolutions": "products"} if other.group else {}
+        assert other.description.config == {**usual.description.config, **extra}
+    assert sum(bool(job.group) for job in ways[1]) == 2
+    # How steps are launched changes no number.
+    assert planned(*arms, compute=Compute(graphs=False)) == planned(*arms)
 
 
 def test_students_of_one_teacher_and_of_another_are_grouped():
@@ -670,3 +684,33 @@ def test_a_session_plans_as_many_replicas_as_are_asked_for(experiment, root, cap
         assert printed == [
             job.description.id for job in jobs_of(experiment, "pupil", seeds=range(3), replicas=replicas)
         ]
+
+
+def test_a_group_is_trained_in_the_way_that_is_asked_for(experiment, store, monkeypatch):
+    found, results = [], Arm.results
+
+    def watched(arm, runs):
+        found.extend(run.compute for run in runs)
+        return results(arm, runs)
+
+    monkeypatch.setattr(Arm, "results", watched)
+    compute = Compute(convolutions="products", graphs=False)
+    jobs = jobs_of(experiment, "pupil", seeds=range(2), replicas=2)
+    assert not execute(jobs, store, compute=compute, folders={}).failed
+    assert found == [compute] * 4  # two teachers and a group of two
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_float32_means_on_a_cuda_device_is_set_and_on_record(experiment, store, monkeypatch, device):
+    set_to = []
+    monkeypatch.setattr("kdlib.run.environment.device_name", lambda device: "a card")
+    monkeypatch.setattr("kdlib.run.group.set_precision", set_to.append)
+    monkeypatch.setattr("kdlib.run.group.arithmetic", lambda: {"convolutions": "ieee"})
+    results, cpu = Arm.results, torch.device("cpu")  # where these tests can train
+    monkeypatch.setattr(Arm, "results", lambda arm, runs: results(arm, [replace(run, device=cpu) for run in runs]))
+    compute = Compute(device=device)
+    jobs = plan(experiment, experiment.profile("quick"), ["teacher"], [0], compute, {})
+    summary = execute(jobs, store, compute=compute, folders={})
+    (run,) = summary.finished.values()
+    assert set_to == (["float32"] if device == "cuda" else [])
+    assert run.environment.get("float32") == ({"convolutions": "ieee"} if device == "cuda" else None)
