@@ -703,7 +703,8 @@ def test_a_group_is_trained_in_the_way_that_is_asked_for(experiment, store, monk
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_what_float32_means_on_a_cuda_device_is_set_and_on_record(experiment, store, monkeypatch, device):
     set_to = []
-    monkeypatch.setattr("kdlib.run.environment.device_name", lambda device: "a card")
+    for place in ("environment", "reuse"):
+        monkeypatch.setattr(f"kdlib.run.{place}.device_name", lambda device: "a card")
     monkeypatch.setattr("kdlib.run.group.set_precision", set_to.append)
     monkeypatch.setattr("kdlib.run.group.arithmetic", lambda: {"convolutions": "ieee"})
     results, cpu = Arm.results, torch.device("cpu")  # where these tests can train
