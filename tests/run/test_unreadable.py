@@ -38,13 +38,14 @@ store, checkpoint, big = (Path(name) for name in sys.argv[1:])
 description = Description("source/train_teacher", 1, {"epochs": 3}, 0, "data")
 run = Store(store).find(description)
 model = torch.nn.Linear(1, 1)
+optimizer = torch.optim.SGD(model.parameters())
 looks = {
     "find": lambda: Store(store).find(description),
     "has": lambda: Store(store).has(description),
     "read_run": lambda: read_run(run.folder),
     "weights": lambda: run.weights("final"),
     "soft targets": lambda: run.soft_targets("final.train"),
-    "checkpoint": lambda: Progress(model, torch.optim.SGD(model.parameters()), checkpoint=checkpoint),
+    "checkpoint": lambda: Progress(model, optimizer, checkpoint=checkpoint),
 }
 
 def told(limit, value, looks):
@@ -170,7 +171,7 @@ def holds(path):
 def test_a_damaged_run_that_another_session_has_locked_stays_where_it_is(store, run):
     (run.folder / "weights.safetensors").write_bytes(b"")
     code = (
-        "import fcntl, sys; fcntl.flock(open(sys.argv[1], 'a'), fcntl.LOCK_EX); print(flush=True); sys.stdin.readline()"
+        "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.flock(file, fcntl.LOCK_EX); print(flush=True); input()"
     )
     lock = store.folder / "locks" / f"{run.id}.lock"
     holder = subprocess.Popen(
