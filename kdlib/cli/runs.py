@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from kdlib.errors import KDError
-from kdlib.files import DamagedFile
+from kdlib.files import DamagedFile, read_file
 from kdlib.run.environment import source_digest
 from kdlib.run.experiment import load_experiment, replications
 from kdlib.run.store import FinishedRun, Store, prune, read_run
@@ -58,7 +57,9 @@ def _main_numbers(run: FinishedRun) -> str:
 def _show(store: Store, ids: list[str]) -> int:
     for run_id in ids:
         read_run(store.run_folder(run_id), check=False)  # DamagedFile says what is wrong with it
-        print((store.run_folder(run_id) / "run.json").read_text(), end="")
+        text = read_file(store.run_folder(run_id) / "run.json").decode()
+        for line in text.rstrip("\n").split("\n"):
+            _say(line)
     return 0
 
 
@@ -83,7 +84,8 @@ def _verify(store: Store, ids: list[str]) -> int:
 
 def _prune(store: Store, ids: list[str]) -> int:
     for run_id in ids:
-        print(f"{run_id}: {prune(store.resolve(run_id)) / 1e6:.2f} MB of weights dropped")
+        with store.lock(run_id, lambda: print("another session uses this run; this one waits for it", flush=True)):
+            print(f"{run_id}: {prune(store.resolve(run_id)) / 1e6:.2f} MB of weights dropped")
     return 0
 
 
@@ -115,7 +117,6 @@ def _folder(options: argparse.Namespace) -> Path:
 
 def _tell(what: str, outcome: Outcome) -> int:
     """Print the refused runs and a last line that counts; return the exit status."""
-    sys.stdout.flush()
     for text in outcome.refused:
         _say(f"refused: {text}")
     runs, begun = (
@@ -132,17 +133,17 @@ def explain(options: argparse.Namespace) -> int:
     store = _store(options.store)
     run = store.resolve(options.run)
     about = run.description
-    print(f"run {run.id}: {about.recipe}, protocol {about.protocol}, seed {about.seed}, data {about.data}")
-    print("configuration: " + ", ".join(f"{key}={value}" for key, value in about.config.items()))
+    _say(f"run {run.id}: {about.recipe}, protocol {about.protocol}, seed {about.seed}, data {about.data}")
+    _say("configuration: " + ", ".join(f"{key}={value}" for key, value in about.config.items()))
     for role, parent in about.parents.items():
         parent_id = parent.partition("/")[0]
         known = store.run_folder(parent_id).exists()
-        print(f"{role}: run {parent}" + ("" if known else " (not in this store)"))
+        _say(f"{role}: run {parent}" + ("" if known else " (not in this store)"))
     environment = run.environment
     states = {True: "clean tree", False: "with uncommitted edits", None: "state of the tree not known"}
     clean = states[environment.get("clean")]
     versions = ", ".join(f"{name} {number}" for name, number in environment.get("versions", {}).items())
-    print(
+    _say(
         f"made by commit {environment.get('commit', 'unknown')} ({clean}) on "
         f"{environment.get('device', 'an unknown device')}, {environment.get('threads', '?')} threads, "
         f"in {environment.get('seconds', float('nan')):.0f} s, with {versions}"
@@ -152,17 +153,17 @@ def explain(options: argparse.Namespace) -> int:
         for name in replications(Path())
         if source_digest(load_experiment(name).folder) == environment.get("source")
     ]
-    print(
+    _say(
         "source files: "
         + (f"as they are now in {', '.join(same)}" if same else "edited since, or another replication's")
     )
     weights = "kept" if (run.folder / "weights.safetensors").exists() else "pruned"
-    print(f"weights: {weights}, SHA-256 {run.weights_sha256}")
+    _say(f"weights: {weights}, SHA-256 {run.weights_sha256}")
     for snapshot, metrics in run.metrics.items():
         numbers = (
             f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}"
             for key, value in metrics.items()
             if isinstance(value, int | float)
         )
-        print(f"{snapshot}: " + ", ".join(numbers))
+        _say(f"{snapshot}: " + ", ".join(numbers))
     return 0
