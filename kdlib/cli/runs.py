@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from kdlib.errors import KDError
-from kdlib.files import DamagedFile, read_file
+from kdlib.files import DamagedFile, not_read, read_file
 from kdlib.run.environment import source_digest
 from kdlib.run.experiment import load_experiment, replications
 from kdlib.run.store import FinishedRun, Store, prune, read_run
@@ -27,7 +27,11 @@ def runs(options: argparse.Namespace) -> int:
 
 
 def _store(folder: Path) -> Store:
-    if not folder.is_dir():
+    try:
+        found = folder.is_dir()
+    except OSError as error:
+        raise not_read(folder, error) from error
+    if not found:
         raise KDError(f"--store {folder}: expected a store of runs, found no such folder; `kd run` makes one")
     return Store(folder)
 

@@ -35,6 +35,8 @@ def _refusing() -> Iterator[None]:
         yield
     except KDError as error:
         raise Refused(str(error)) from error
+    except OSError as error:  # names its file
+        raise Refused(f"cannot be read ({error}); mend this, then run the same command again") from error
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from kdlib.errors import KDError
-from kdlib.files import canonical_json
+from kdlib.files import canonical_json, not_read
 from kdlib.run.copying import Refused, checkpoints, copy_begun, copy_finished, read_contents
 from kdlib.run.experiment import Arm, Experiment, load_experiment, replications
 from kdlib.run.finished import Description
@@ -57,17 +57,26 @@ def import_runs(folder: Path, store: Store) -> Outcome:
     KDError if the folder is not one of runs, or if the store cannot be written.
     """
     _check_apart(folder, store.folder)
-    for name in ("runs", "work"):
-        if (folder / name).is_symlink():
-            raise KDError(f"{folder / name}: expected a folder of runs, found a link; links are not followed, copy it")
-    if not (folder / "runs").is_dir() and not (folder / "work").is_dir():
+    _check_exported(folder)
+    _check_writable(store.folder)
+    source = Store(folder)
+    return _copy(source, store, source.ids(), source.begun(), lambda about: True, False)
+
+
+def _check_exported(folder: Path) -> None:
+    parts = [folder / "runs", folder / "work"]
+    try:
+        links = [part for part in parts if part.is_symlink()]
+        found = [part for part in parts if part.is_dir()]
+    except OSError as error:
+        raise not_read(folder, error) from error
+    if links:
+        raise KDError(f"{links[0]}: expected a folder of runs, found a link; links are not followed, copy it")
+    if not found:
         raise KDError(
             f"{folder}: expected a folder that `kd runs export` made, with runs/ or work/ in it, found neither; name "
             "that folder"
         )
-    _check_writable(store.folder)
-    source = Store(folder)
-    return _copy(source, store, source.ids(), source.begun(), lambda about: True, False)
 
 
 def _check_apart(one: Path, other: Path) -> None:

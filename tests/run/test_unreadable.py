@@ -6,6 +6,7 @@ The limits are real ones of the operating system, set in a process of their own.
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from kdlib.cli import main
 from kdlib.errors import KDError
 from kdlib.files import DamagedFile, load_tensors, locked, read_file, save_tensors, set_aside
 from kdlib.run.store import Description, Result, Store
+from kdlib.run.transfer import import_runs
 
 ROOT = Path(__file__).parents[2]
 DESCRIPTION = Description("source/train_teacher", 1, {"epochs": 3}, 0, "data")
@@ -24,6 +26,16 @@ RESULT = Result(
     {"final": {"w": torch.ones(2)}},
     {"final.train": torch.ones(2)},
 )
+
+
+def _may_read_everything():
+    with tempfile.NamedTemporaryFile() as file:
+        os.chmod(file.name, 0)
+        return os.access(file.name, os.R_OK)
+
+
+bound_by_permissions = pytest.mark.skipif(_may_read_everything(), reason="root may read everything")
+
 LIMITED = """
 import os, resource, sys
 from pathlib import Path
@@ -224,10 +236,11 @@ def test_lists_leave_out_foreign_files_and_name_what_cannot_be_read(store, run, 
     assert "4 runs, 2 damaged" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
-def test_a_run_without_permission_hides_no_other(store, run, capsys):
-    (run.folder / "run.json").chmod(0)
+@bound_by_permissions
+@pytest.mark.parametrize("closed", ["run.json", "."])
+def test_a_run_without_permission_hides_no_other(store, run, capsys, tmp_path, closed):
     other = store.save(Description("source/train_teacher", 1, {"epochs": 3}, 1, "data"), RESULT, {})
+    (run.folder / closed).chmod(0)
     with pytest.raises(KDError, match="Permission denied") as raised:
         store.find(DESCRIPTION)
     assert not isinstance(raised.value, DamagedFile)
@@ -235,3 +248,27 @@ def test_a_run_without_permission_hides_no_other(store, run, capsys):
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert "accuracy" in lines[other.id]
     assert "cannot be read (Permission denied)" in lines[run.id]
+    outcome = import_runs(store.folder, Store(tmp_path / "target"))
+    assert (outcome.runs, len(outcome.refused)) == (1, 1)
+    assert "cannot be read (Permission denied)" in outcome.refused[0]
+    (run.folder / closed).chmod(0o755)
+    assert store.find(DESCRIPTION) == run
+
+
+@bound_by_permissions
+@pytest.mark.parametrize("closed", [".", "runs"])
+def test_folders_without_permission_say_what_to_do(store, run, tmp_path, capsys, closed):
+    place = store.folder / closed
+    for mode in (0o000, 0o444):
+        place.chmod(mode)
+        for action in (["import", str(store.folder)], ["list", "--store", str(store.folder)]):
+            rest = ["--store", str(tmp_path / "target")] if action[0] == "import" else []
+            status = main(["runs", *action, *rest])
+            printed = capsys.readouterr()
+            assert status in (0, 1, 2)
+            assert "Permission denied" in printed.out + printed.err
+            assert status or action[0] == "list"
+    place.chmod(0o755)
+    (tmp_path / "closed").mkdir(mode=0o500)
+    assert main(["runs", "export", str(tmp_path / "closed"), "--store", str(store.folder)]) == 2
+    assert "change its permissions or name another folder" in capsys.readouterr().err
