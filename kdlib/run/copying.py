@@ -50,6 +50,9 @@ def _held(target: Store, run_id: str) -> Iterator[Path]:
         )
 
     incoming = target.work_folder(run_id) / "incoming"
+    for place in (incoming.parent, incoming):  # what is written and deleted here stays in the target
+        if place.is_symlink():
+            raise Refused(f"{place}: expected a folder, found a link; links are not followed, delete it")
     with target.lock(run_id, busy):
         shutil.rmtree(incoming, ignore_errors=True)  # left by a killed process
         try:

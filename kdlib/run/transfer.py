@@ -39,7 +39,7 @@ def export_runs(
 
     `prefixes`: only runs whose ids begin so. `profile`: only finished runs with the configuration of an arm in that
     profile, and all begun runs, which do not say their profile. `pruned`: without the weights of finished runs.
-    KDError if nothing has such an id or profile, or if the folder cannot be written.
+    KDError if no id begins so, if no replication has that profile, or if the folder cannot be written.
     """
     _check_apart(store.folder, folder)
     ids, begun = _chosen(store.ids(), prefixes), _chosen(store.begun(), prefixes)

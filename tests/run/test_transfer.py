@@ -376,6 +376,20 @@ def test_foreign_files_links_and_pipes_are_ignored_or_refused(store, target, tmp
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("place", [BEGUN, f"{BEGUN}/incoming"])
+def test_a_link_in_the_target_is_not_followed(store, target, tmp_path, place):
+    outside = tmp_path / "outside"
+    (outside / "incoming").mkdir(parents=True)
+    (outside / "incoming" / "file").write_text("x")
+    link = target.folder / "work" / place
+    link.parent.mkdir(parents=True)
+    link.symlink_to(outside)
+    outcome = export_runs(store, target.folder)
+    assert (outcome.runs, outcome.begun, len(outcome.refused)) == (2, 0, 1)
+    assert "expected a folder, found a link" in outcome.refused[0]
+    assert tree(outside) == {"incoming/file": b"x"}
+
+
 @pytest.mark.parametrize("name", ["runs", "work"])
 def test_links_in_place_of_the_folders_are_not_followed(store, target, tmp_path, name):
     (tmp_path / "given").mkdir()
