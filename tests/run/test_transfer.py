@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -308,6 +309,23 @@ def test_a_run_begun_on_one_machine_goes_on_on_another(server, tmp_path):
     assert log.read_text().splitlines() == [f"distilled, seed 0, epoch {epoch}" for epoch in range(2, EPOCHS + 1)]
     server.run(tmp_path / "unbroken", "teacher", "distilled")
     assert contents(there.folder) == contents(tmp_path / "unbroken")
+
+
+def test_runs_are_copied_into_a_store_in_use(server, tmp_path):
+    """By several imports while two sessions train the same runs: whoever is first, the runs are the same."""
+    server.run(tmp_path / "unbroken", "teacher", "distilled", "baseline")
+    store, log = Store(tmp_path / "store"), tmp_path / "log"
+    arms = ("teacher", "distilled", "baseline")
+    sessions = [server.start(store.folder, arms, TOY_LOG=str(log), TOY_SLEEP="0.02") for _ in range(2)]
+    while not log.exists():
+        time.sleep(0.01)
+    outcomes = [import_runs(tmp_path / "unbroken", store) for _ in range(3)]
+    for outcome in outcomes:  # refused: those in training, which depends on the machine
+        assert outcome.runs + outcome.there + len(outcome.refused) == 3
+    assert all(len(wait()["finished"]) == 3 for wait in sessions)
+    assert contents(store.folder) == contents(tmp_path / "unbroken")
+    assert not (store.folder / "damaged").exists()
+    assert import_runs(tmp_path / "unbroken", store) == Outcome(0, 0, 3)
 
 
 def test_a_run_in_training_is_left_alone(store, target, capsys):
