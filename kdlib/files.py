@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,12 +28,13 @@ from kdlib.errors import KDError
 def locked(path: Path, remedy: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold a kernel lock on a file. A second process that wants the lock calls `on_wait`, then blocks.
 
-    The operating system releases the lock of a killed process. Raises KDError, which ends with `remedy`, if the lock
-    file cannot be written.
+    A caller that does not want to wait raises an exception in `on_wait`. The operating system releases the lock of a
+    killed process. Raises KDError, which ends with `remedy`, if the lock file cannot be written.
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(path)
+    # One lock object for each path: a thread that holds the lock may take it again without waiting for itself.
+    lock = FileLock(path.absolute(), is_singleton=True)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -52,15 +54,59 @@ class DamagedFile(KDError):
     """A stored file is missing, cut, altered, or not the file that its name says."""
 
 
-def not_read(path: Path, error: OSError) -> KDError:
+def not_read(path: Path, error: BaseException) -> KDError:
     """Return the error to raise for a file that cannot be read: DamagedFile if there is no file, otherwise KDError.
 
-    In the other cases the file may be intact, so it is not reported as damaged.
+    In the other cases (too many open files, no memory, no permission) the file may be intact, so it is not reported as
+    damaged.
     """
-    why = error.strerror or error
+    why = getattr(error, "strerror", None) or str(error) or "out of memory"
     if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
         return DamagedFile(f"{path}: expected a file, found none ({why})")
+    if isinstance(error, OSError) and error.errno in (errno.ELOOP, errno.ENXIO):  # links that end nowhere, sockets
+        return DamagedFile(f"{path}: expected a file, found a link or a special file ({why})")
     return KDError(f"{path}: cannot be read ({why}). Nothing was changed: mend this, then run the same command again.")
+
+
+def is_there(path: Path) -> bool:
+    """Return whether there is a file, folder or link; KDError if that cannot be told."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise not_read(path, error) from error
+    return True
+
+
+def read_file(path: Path, *, follow: bool = True) -> bytes:
+    """Return the bytes of a regular file; without `follow`, not those of a link's target.
+
+    Raises DamagedFile if there is no such file, KDError if it cannot be read just now. A pipe does not block.
+    """
+    extra = getattr(os, "O_NONBLOCK", 0) | (0 if follow else getattr(os, "O_NOFOLLOW", 0))
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | extra)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise IsADirectoryError(errno.EISDIR, "not a regular file")
+            return file.read()
+    except (OSError, MemoryError) as error:
+        raise not_read(path, error) from error
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file to `<name>.damaged`, or with a number if that name is taken; return the new path."""
+    target, number = path.with_name(f"{path.name}.damaged"), 1
+    while is_there(target):
+        number += 1
+        target = path.with_name(f"{path.name}.damaged-{number}")
+    try:
+        path.rename(target)
+    except OSError as error:
+        raise KDError(
+            f"{path}: damaged, and cannot be renamed to {target.name} ({error.strerror}); remove it by hand"
+        ) from error
+    return target
 
 
 def sha256(content: bytes) -> str:
@@ -161,21 +207,28 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Any = None) -
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     """Read a file of `save_tensors` and return (tensors, notes).
 
-    Raises DamagedFile if the file is missing or cut, or if a byte of a tensor or a note is not as it was written.
+    Raises DamagedFile if the file is missing or cut, or if a byte of a tensor or a note is not as it was written;
+    KDError if it cannot be read just now.
     """
+    # Python opens the file: safetensors reports every failure to open one as a missing file.
+    return tensors_of(read_file(path), path)
+
+
+def tensors_of(content: bytes, path: Path) -> tuple[dict[str, Tensor], Any]:
+    """Return (tensors, notes) of the bytes of a file of `save_tensors`; errors, as in `load_tensors`, name `path`."""
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            header = read_json((file.metadata() or {})["kdlib"])
-            expected, notes = header["digest"], header["notes"]
-            # Cloned: Windows does not replace a file while a tensor still uses its memory map.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a mapping
+        header = read_json(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        about = read_json(header["__metadata__"]["kdlib"])
+        expected, notes = about["digest"], about["notes"]
+        # Cloned: the tensors that safetensors returns are not aligned in memory.
+        tensors = {name: value.clone() for name, value in sorted(safetensors.torch.load(content).items())}
         found = _digest(tensors, notes)
-    except OSError as error:  # for a folder, safetensors reports "no such device"
-        raise not_read(path, IsADirectoryError(errno.EISDIR, "a folder") if path.is_dir() else error) from error
-    except (ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError) as error:
         raise DamagedFile(
             f"{path}: expected a safetensors file of kdlib, found unreadable content ({error})"
         ) from error
+    except (MemoryError, RuntimeError) as error:  # torch reports that memory is short as a RuntimeError
+        raise not_read(path, error) from error
     if found != expected:
         raise DamagedFile(f"{path}: expected content with SHA-256 {str(expected)[:64]}, found {found}")
     return tensors, notes

@@ -153,9 +153,23 @@ def _parser() -> argparse.ArgumentParser:
     command("list", kd.show_list, "List the replications, their profiles and arms.")
     command("new", new, "Write the folder of a new replication, from a template that runs.").add_argument("name")
 
-    listing = command("runs", runs.runs, "List, show, verify or prune stored runs.", store)
-    listing.add_argument("action", choices=("list", "show", "verify", "prune"))
-    listing.add_argument("names", nargs="*", metavar="run", help="beginnings of run ids")
+    listing = command(
+        "runs", runs.runs, "List, show, verify or prune stored runs, or export them to a folder and import them.", store
+    )
+    listing.add_argument("action", choices=("list", "show", "verify", "prune", "export", "import"))
+    listing.add_argument(
+        "names", nargs="*", metavar="run", help="beginnings of run ids; of export and import: the one folder"
+    )
+    listing.add_argument(
+        "--runs",
+        type=_names,
+        action="extend",
+        default=[],
+        metavar="RUN,...",
+        help="export: only runs with these beginnings of their ids",
+    )
+    listing.add_argument("--profile", default="", help="export: only finished runs of this profile, and all begun runs")
+    listing.add_argument("--pruned", action="store_true", help="export: leave out the weights of finished runs")
     explain = command(
         "explain",
         runs.explain,
@@ -267,5 +281,5 @@ def _number(text: str, least: int) -> int:
 def _names(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     if not names:  # an unset shell variable must not mean all arms
-        raise argparse.ArgumentTypeError("expected names of arms, separated by commas, found none")
+        raise argparse.ArgumentTypeError("expected names, separated by commas, found none")
     return names

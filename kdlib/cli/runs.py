@@ -1,4 +1,4 @@
-"""`kd runs` and `kd explain` show the store."""
+"""`kd runs` and `kd explain` show the store, and take runs from one machine to another."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ import argparse
 from pathlib import Path
 
 from kdlib.errors import KDError
-from kdlib.files import DamagedFile
+from kdlib.files import DamagedFile, not_read, read_file
 from kdlib.run.environment import source_digest
 from kdlib.run.experiment import load_experiment, replications
 from kdlib.run.store import FinishedRun, Store, prune, read_run
+from kdlib.run.transfer import Outcome, export_runs, import_runs
 
 
 def runs(options: argparse.Namespace) -> int:
-    """`kd runs list | show | verify | prune [RUN ...]`."""
+    """`kd runs list | show | verify | prune [RUN ...]` and `kd runs export | import DIR`."""
+    if options.action != "export" and (options.runs or options.profile or options.pruned):
+        raise KDError(f"kd runs {options.action}: expected --runs, --profile and --pruned for `kd runs export` only")
+    if options.action in ("export", "import"):
+        return {"export": _export, "import": _import}[options.action](options)
     if not options.names and options.action in ("show", "prune"):
         raise KDError(f"kd runs {options.action}: expected the beginning of a run's id, found none; see `kd runs list`")
     store = _store(options.store)
@@ -22,53 +27,109 @@ def runs(options: argparse.Namespace) -> int:
 
 
 def _store(folder: Path) -> Store:
-    if not folder.is_dir():
+    try:
+        found = folder.is_dir()
+    except OSError as error:
+        raise not_read(folder, error) from error
+    if not found:
         raise KDError(f"--store {folder}: expected a store of runs, found no such folder; `kd run` makes one")
     return Store(folder)
+
+
+def _say(text: str) -> None:
+    """Print a line that holds text from a file: what is not printable would do something to a terminal."""
+    print("".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text))
 
 
 def _list(store: Store, ids: list[str]) -> int:
     for run_id in ids:
         try:
             run = read_run(store.run_folder(run_id), check=False)
-        except DamagedFile as error:
-            print(f"{run_id}  damaged: {error}")
+        except KDError as error:  # one that cannot be read does not hide the others
+            _say(f"{run_id}  {'damaged' if isinstance(error, DamagedFile) else 'not read'}: {error}")
             continue
-        print(f"{run_id}  {run.description.recipe}  seed {run.description.seed}  {_main_numbers(run)}")
+        _say(f"{run_id}  {run.description.recipe}  seed {run.description.seed}  {_main_numbers(run)}")
     return 0
 
 
 def _main_numbers(run: FinishedRun) -> str:
     last = run.metrics.get("final", {})
-    return "  ".join(f"{key} {last[key]:.4f}" for key in ("accuracy", "macro_f1") if key in last)
+    names = [key for key in ("accuracy", "macro_f1") if isinstance(last.get(key), int | float)]
+    return "  ".join(f"{key} {last[key]:.4f}" for key in names)
 
 
 def _show(store: Store, ids: list[str]) -> int:
     for run_id in ids:
         read_run(store.run_folder(run_id), check=False)  # DamagedFile says what is wrong with it
-        print((store.run_folder(run_id) / "run.json").read_text(), end="")
+        text = read_file(store.run_folder(run_id) / "run.json").decode()
+        for line in text.rstrip("\n").split("\n"):
+            _say(line)
     return 0
 
 
 def _verify(store: Store, ids: list[str]) -> int:
-    damaged = 0
+    damaged = unread = 0
     for run_id in ids:
         try:
             read_run(store.run_folder(run_id))
         except DamagedFile as error:
             damaged += 1
-            print(f"{run_id}  damaged: {error}")
+            _say(f"{run_id}  damaged: {error}")
+        except KDError as error:
+            unread += 1
+            _say(f"{run_id}  not read: {error}")
     print(
         f"{len(ids)} runs, {damaged} damaged"
+        + (f", {unread} that cannot be read" if unread else "")
         + ("; a damaged run is set aside and trained again when it is next needed" if damaged else "")
     )
-    return 1 if damaged else 0
+    return 1 if damaged or unread else 0
 
 
 def _prune(store: Store, ids: list[str]) -> int:
     for run_id in ids:
-        print(f"{run_id}: {prune(store.resolve(run_id)) / 1e6:.2f} MB of weights dropped")
+        with store.lock(run_id, lambda: print("another session uses this run; this one waits for it", flush=True)):
+            print(f"{run_id}: {prune(store.resolve(run_id)) / 1e6:.2f} MB of weights dropped")
     return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    return _tell(
+        "exported",
+        export_runs(
+            _store(options.store),
+            _folder(options),
+            prefixes=options.runs,
+            profile=options.profile,
+            pruned=options.pruned,
+        ),
+    )
+
+
+def _import(options: argparse.Namespace) -> int:
+    return _tell("imported", import_runs(_folder(options), Store(options.store)))
+
+
+def _folder(options: argparse.Namespace) -> Path:
+    if len(options.names) != 1 or not options.names[0]:
+        found = ", ".join(options.names) or "none"
+        raise KDError(
+            f"kd runs {options.action}: expected one folder, found {found}; write `kd runs {options.action} DIR`"
+        )
+    return Path(options.names[0])
+
+
+def _tell(what: str, outcome: Outcome) -> int:
+    """Print the refused runs and a last line that counts; return the exit status."""
+    for text in outcome.refused:
+        _say(f"refused: {text}")
+    runs, begun = (
+        f"{count} {kind}{'' if count == 1 else 's'}"
+        for count, kind in ((outcome.runs, "run"), (outcome.begun, "begun run"))
+    )
+    refused = f", {len(outcome.refused)} refused" if outcome.refused else ""
+    print(f"{runs} {what}, {begun}, {outcome.there} already there{refused}")
+    return 1 if outcome.refused else 0
 
 
 def explain(options: argparse.Namespace) -> int:
@@ -76,17 +137,17 @@ def explain(options: argparse.Namespace) -> int:
     store = _store(options.store)
     run = store.resolve(options.run)
     about = run.description
-    print(f"run {run.id}: {about.recipe}, protocol {about.protocol}, seed {about.seed}, data {about.data}")
-    print("configuration: " + ", ".join(f"{key}={value}" for key, value in about.config.items()))
+    _say(f"run {run.id}: {about.recipe}, protocol {about.protocol}, seed {about.seed}, data {about.data}")
+    _say("configuration: " + ", ".join(f"{key}={value}" for key, value in about.config.items()))
     for role, parent in about.parents.items():
         parent_id = parent.partition("/")[0]
         known = store.run_folder(parent_id).exists()
-        print(f"{role}: run {parent}" + ("" if known else " (not in this store)"))
+        _say(f"{role}: run {parent}" + ("" if known else " (not in this store)"))
     environment = run.environment
     states = {True: "clean tree", False: "with uncommitted edits", None: "state of the tree not known"}
     clean = states[environment.get("clean")]
     versions = ", ".join(f"{name} {number}" for name, number in environment.get("versions", {}).items())
-    print(
+    _say(
         f"made by commit {environment.get('commit', 'unknown')} ({clean}) on "
         f"{environment.get('device', 'an unknown device')}, {environment.get('threads', '?')} threads, "
         f"in {environment.get('seconds', float('nan')):.0f} s, with {versions}"
@@ -96,17 +157,17 @@ def explain(options: argparse.Namespace) -> int:
         for name in replications(Path())
         if source_digest(load_experiment(name).folder) == environment.get("source")
     ]
-    print(
+    _say(
         "source files: "
         + (f"as they are now in {', '.join(same)}" if same else "edited since, or another replication's")
     )
     weights = "kept" if (run.folder / "weights.safetensors").exists() else "pruned"
-    print(f"weights: {weights}, SHA-256 {run.weights_sha256}")
+    _say(f"weights: {weights}, SHA-256 {run.weights_sha256}")
     for snapshot, metrics in run.metrics.items():
         numbers = (
             f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}"
             for key, value in metrics.items()
             if isinstance(value, int | float)
         )
-        print(f"{snapshot}: " + ", ".join(numbers))
+        _say(f"{snapshot}: " + ", ".join(numbers))
     return 0

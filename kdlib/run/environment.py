@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 LIBRARY = Path(__file__).parents[1]
-# The files of kdlib.run that can change a result. All files of the core can; an edit of the others (engine, store of
-# records, judging, tables, command line) gives no notice.
-RUN_FILES = ("experiment.py", "store.py")
+# The files of kdlib.run that can change a result. All files of the core can; an edit of the others (engine, export and
+# import, records, judging, tables, command line) gives no notice.
+RUN_FILES = ("experiment.py", "finished.py", "store.py")
 # The files of kdlib.data that only bring data sets here. The data have a digest in a run's description.
 NOT_TRAINING = ("fetch.py", "sources.py", "transfer.py", "unpack.py")
 
@@ -78,7 +78,7 @@ def source_digest(experiment_folder: Path) -> str:
     """Return the first 16 digits of the SHA-256 over the source files that can change a result of this experiment.
 
     These are its own files, those of the shared packages in replications/ that it imports, kdlib's core and data, and
-    two files of kdlib.run.
+    three files of kdlib.run.
     """
     own = [path for path in experiment_folder.glob("*.py") if path.name != "figures.py"]
     text = "\n".join(path.read_text(encoding="utf-8") for path in own)

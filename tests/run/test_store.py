@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from kdlib.errors import KDError
-from kdlib.files import DamagedFile, canonical_json, sha256
+from kdlib.files import DamagedFile, canonical_json, read_file, sha256
 from kdlib.run import store as runs
 from kdlib.run.store import Description, Result, Store, prune, read_run, write_manifest
 
@@ -239,34 +239,6 @@ def test_a_damaged_run_is_named_set_aside_and_counts_as_absent(store, run, name,
     assert store.save(DESCRIPTION, RESULT, {"commit": "abc"}) == run
 
 
-@pytest.mark.parametrize("name", STORED)
-def test_a_run_that_cannot_be_read_just_now_is_no_damaged_one(store, run, monkeypatch, name):
-    read_bytes = Path.read_bytes
-
-    def read(path):
-        if path.name == name:
-            raise OSError(errno.EMFILE, "Too many open files")
-        return read_bytes(path)
-
-    monkeypatch.setattr(Path, "read_bytes", read)
-    for look in (store.find, store.has):
-        with pytest.raises(KDError, match=rf"{name}: cannot be read \(Too many open files\)") as raised:
-            look(DESCRIPTION)
-        assert not isinstance(raised.value, DamagedFile)
-    monkeypatch.undo()
-    assert store.find(DESCRIPTION) == run
-
-
-def test_weights_that_cannot_be_read_just_now_are_not_damaged(run, monkeypatch):
-    def refuse(*_, **__):
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr("safetensors.safe_open", refuse)
-    with pytest.raises(KDError, match=r"weights.safetensors: cannot be read \(Input/output error\)") as raised:
-        run.weights("final")
-    assert not isinstance(raised.value, DamagedFile)
-
-
 @pytest.mark.parametrize("function", ["lstat", "iterdir"])
 def test_a_store_that_may_not_be_read(store, run, monkeypatch, function):
     def refuse(path):
@@ -278,16 +250,14 @@ def test_a_store_that_may_not_be_read(store, run, monkeypatch, function):
 
 
 def test_a_run_that_is_pruned_while_it_is_read_is_not_damaged(store, run, monkeypatch):
-    read_bytes = Path.read_bytes
-
-    def read(path):
-        content = read_bytes(path)
+    def read(path, **rest):
+        content = read_file(path, **rest)
         if path.name == "manifest.json" and (run.folder / "weights.safetensors").exists():
             monkeypatch.undo()
             prune(run)
         return content
 
-    monkeypatch.setattr(Path, "read_bytes", read)
+    monkeypatch.setattr("kdlib.run.finished.read_file", read)
     assert store.find(DESCRIPTION) == run
     assert not (run.folder / "weights.safetensors").exists()
     assert not (store.folder / "damaged").exists()
