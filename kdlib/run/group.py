@@ -64,6 +64,8 @@ def train_group(group: Group, setting: Setting, report: Report) -> Outcome:
                 locks.enter_context(store.lock(job.description.id, waits))
             missing = [job for job in group if store.find(job.description, notices(job, report)) is None]
             if missing:
+                if time.monotonic() >= setting.deadline:  # after a long wait for the locks, or for this process
+                    raise OutOfTime
                 for job in missing:
                     report(Event("started", job))
                 _train(experiment, made_by, group, missing, setting, report)
