@@ -105,6 +105,16 @@ def test_record_leaves_runs_of_another_protocol_alone(kd, groups, root, toy, mon
     assert {json.loads(line)["description"]["protocol"] for line in path.read_text().splitlines()} == {2}
 
 
+def test_a_dry_run_lists_the_runs_in_the_order_of_work(kd, root):  # noqa: F811
+    def listed(*arguments):
+        lines = kd("run", "toy", "--seeds", "2", *ARMS, "--dry-run", *arguments)[1].splitlines()[:-1]
+        return [line.split("  ")[1].partition(":")[0] for line in lines]
+
+    arms = ("baseline", "teacher", "distilled")
+    assert listed() == [f"{arm}, seed {seed}" for seed in (0, 1) for arm in arms]
+    assert listed("--order", "arms") == [f"{arm}, seed {seed}" for arm in arms for seed in (0, 1)]
+
+
 @pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf", "soon", ""])
 def test_minutes_that_cannot_be(minutes, capsys):
     with pytest.raises(SystemExit) as stopped:
