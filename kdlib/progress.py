@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlib.errors import KDError
-from kdlib.files import DamagedFile, load_tensors, save_tensors
+from kdlib.files import DamagedFile, load_tensors, save_tensors, set_aside
 from kdlib.replicas import Replicas
 from kdlib.trace import Tracer
 
@@ -160,8 +160,7 @@ class Progress:
             if "traces" not in notes:
                 raise DamagedFile(f"{path}: expected a trace of the training, found none; an older kdlib wrote it")
         except DamagedFile as error:
-            aside = path.with_name(path.name + ".damaged")
-            path.replace(aside)
+            aside = set_aside(path)
             self.notice = f"{error}. Set aside as {aside.name}; this run starts from its first epoch."
             return
         model: dict[str, Tensor] = {}

@@ -105,6 +105,7 @@ class Server:
         seeds: Sequence[int] = (0,),
         workers: int = 1,
         limit: int = 0,
+        seconds: float = 0,
         root: Path | None = None,
         **env: str,
     ) -> Callable[[], dict[str, Any]]:
@@ -117,6 +118,7 @@ class Server:
             "seeds": seeds,
             "workers": workers,
             "limit": limit,
+            "seconds": seconds,
             "answer": str(answer),
             "env": env,
         }

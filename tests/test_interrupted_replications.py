@@ -1,5 +1,6 @@
-"""Every replication's training functions, killed after every epoch: the same result to the last bit."""
+"""Every replication's training functions, killed after every epoch or within: the same result to the last bit."""
 
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 
 from kdlib.run.experiment import load_experiment, replications
 from kdlib.run.plan import wanted_arms
-from tests.made_runs import assert_same_result, resumed, run_of, taught
+from tests.made_runs import Killed, assert_same_result, resumed, run_of, taught
 
 # Shorter than profile smoke, where a configuration has these fields; at least two epochs, so that one is resumed.
 SHORT = {"train_pictures": 24, "test_pictures": 10, "teacher_epochs": 2}
@@ -47,6 +48,31 @@ def test_killed_after_any_epoch_and_run_again(experiment, arm, count, tmp_path):
     assert deaths == list(range(1, len(whole[0].history) + 1))  # every session trained one epoch
     assert len(deaths) > 1
     assert len({str(result.history) for result in whole}) == count
+    for result, expected in zip(again, whole, strict=True):
+        assert_same_result(result, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("experiment", "arm", "count"), CASES)
+def test_killed_within_epochs_and_run_again(experiment, arm, count, tmp_path):
+    """The lives of the process make 5, 9, 13, ... steps, wherever an epoch ends."""
+    runs, lives = runs_of(experiment, arm, count), []
+    whole = arm.results(runs)
+
+    def die(progress):
+        lives[-1] += 1
+        if lives[-1] == 1 + 4 * len(lives):
+            progress.save()
+            raise Killed
+
+    first, *others = runs
+    again = None
+    while again is None:
+        lives.append(0)
+        assert len(lives) < 200
+        with suppress(Killed):
+            again = arm.results([replace(first, checkpoint=tmp_path / "c", on_step=die), *others])
+    assert len(lives) > 1 or sum(lives) < 5
     for result, expected in zip(again, whole, strict=True):
         assert_same_result(result, expected)
 

@@ -31,6 +31,7 @@ from kdlib.metrics import accuracy
 from kdlib.run import engine
 from kdlib.run import store as runs
 from kdlib.run.experiment import Arm, Compute, Experiment, Profile, Run, load_experiment
+from kdlib.run.limit import Limit
 from kdlib.run.plan import plan
 from kdlib.run.store import Result, Store
 from kdlib.seeds import generator
@@ -250,10 +251,12 @@ def session(order: Mapping[str, Any]) -> dict[str, Any]:
             compute=Compute(),
             folders={},
             workers=order["workers"],
+            limit=Limit(time.monotonic() + order["seconds"]) if order["seconds"] else None,
             report=lambda event: events.append([event.kind, event.job.label, event.text]),
         )
         arms = {job.description.id: f"{job.arms[0]}/{job.description.seed}" for job in jobs}
         answer["finished"] = {arms[run]: str(value.folder) for run, value in summary.finished.items()}
+        answer["left"] = [arms[run] for run in summary.left]
         answer["failed"] = {arms[run]: text for run, text in summary.failed.items()}
         answer["blocked"] = {arms[run]: parent for run, parent in summary.blocked.items()}
     except KDError as error:

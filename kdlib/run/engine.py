@@ -82,7 +82,9 @@ class _Session:
         """Train the groups, those first that come first, as soon as their parents are there."""
         while todo or trainer.busy:
             todo = [group for group in todo if not self.blocked(group)]
-            startable = [group for group in self.ready(todo, trainer.busy) if self.limit.allows(group)]
+            ready = self.ready(todo, trainer.busy)
+            # Once a run has stopped, the time is up for all of them.
+            startable = [] if self.summary.left else [group for group in ready if self.limit.allows(group)]
             if not startable and not trainer.busy:
                 break  # nothing is left, or not enough time
             for group in startable[: trainer.free]:

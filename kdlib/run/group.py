@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,7 @@ from kdlib.run.events import Event, Report
 from kdlib.run.experiment import Compute, Experiment, Run, load_experiment
 from kdlib.run.limit import OutOfTime
 from kdlib.run.plan import Job
-from kdlib.run.store import ID_LENGTH, Store
+from kdlib.run.store import ID_LENGTH, Store, clear_work
 
 __all__ = ["Group", "Outcome", "Setting", "notices", "train_group"]
 
@@ -65,6 +64,8 @@ def train_group(group: Group, setting: Setting, report: Report) -> Outcome:
                 locks.enter_context(store.lock(job.description.id, waits))
             missing = [job for job in group if store.find(job.description, notices(job, report)) is None]
             if missing:
+                if time.monotonic() >= setting.deadline:  # after a long wait for the locks, or for this process
+                    raise OutOfTime
                 for job in missing:
                     report(Event("started", job))
                 _train(experiment, made_by, group, missing, setting, report)
@@ -151,7 +152,7 @@ def _train(
             )
         if job in missing:
             store.save(job.description, result, about, trace, digests)
-    shutil.rmtree(work, ignore_errors=True)
+    clear_work(work)
 
 
 def _traces(runs: Sequence[Run]) -> Sequence[Mapping[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import queue as queues
 import signal
 import threading
 from collections.abc import Iterator
@@ -12,7 +11,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
-from multiprocessing.managers import SyncManager
 from types import TracebackType
 from typing import Any
 
@@ -61,25 +59,23 @@ class Workers:
         self.running: dict[Future[Outcome], Group] = {}
 
     def __enter__(self) -> Workers:
-        """Start the process that carries the events; the workers start with their first group."""
+        """Prepare the pool; each worker starts with its first group."""
         context = multiprocessing.get_context("spawn")
-        self.manager = SyncManager(ctx=context)
-        with _signals_wait():
-            self.manager.start(_end_with_parent)
-        self.events = self.manager.Queue()
-        threads = self.setting.compute.threads
-        self.pool = ProcessPoolExecutor(self.count, context, initializer=_start_worker, initargs=(threads,))
+        self.others = set(multiprocessing.active_children())
+        with _signals_wait():  # its locks start a process
+            self.events = context.SimpleQueue()
+        arguments = self.setting.compute.threads, self.events
+        self.pool = ProcessPoolExecutor(self.count, context, initializer=_start_worker, initargs=arguments)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End the workers: at once if something is running, because its last checkpoint is on disk."""
-        for process in list((getattr(self.pool, "_processes", None) or {}).values()):
-            if self.running:
+        if kind is not None:
+            for process in set(multiprocessing.active_children()) - self.others:
                 process.kill()  # they ignore SIGTERM
         self.pool.shutdown(wait=True, cancel_futures=True)
-        self.manager.shutdown()
 
     @property
     def free(self) -> int:
@@ -94,12 +90,13 @@ class Workers:
     def begin(self, group: Group) -> None:
         """Give a group to a free worker."""
         with _signals_wait():
-            self.running[self.pool.submit(_train_in_worker, group, self.setting, self.events)] = group
+            self.running[self.pool.submit(_train_in_worker, group, self.setting)] = group
 
     def ended(self) -> list[tuple[Group, Outcome]]:
         """Wait a moment, pass events on, and return the groups that have ended since the last call, and how."""
         done, _ = wait(self.running, timeout=0.2, return_when=FIRST_COMPLETED)
-        _pass_on(self.events, self.report)
+        while not self.events.empty():  # an event is in the pipe before its `put` returns, so none is missed
+            self.report(self.events.get())
         return [(self.running.pop(future), _outcome(future)) for future in done]
 
 
@@ -117,33 +114,38 @@ def _outcome(future: Future[Outcome]) -> Outcome:
 def _signals_wait() -> Iterator[None]:
     """Let the signals that end a session wait while a process is spawned, and in that process until it ignores them.
 
-    A signal to the whole group of processes would otherwise end a worker that is still importing its modules.
+    A signal to the whole group of processes would otherwise end a worker that is still importing its modules, and an
+    exception in the middle of a start would leave a process that nobody ends.
     """
-    if not hasattr(signal, "pthread_sigmask"):
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    resource_tracker.ensure_running()  # when it starts, it lets the signals through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    came: list[int] = []
+    handlers = {number: signal.signal(number, lambda number, _: came.append(number)) for number in SIGNALS}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # of this thread alone, and inherited by the process
     try:
+        resource_tracker.ensure_running()  # when it starts, it lets two of them through again
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
 
 
-def _start_worker(threads: int) -> None:
+def _start_worker(threads: int, events: Any) -> None:
+    global _events
+    _events = events
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # they are the parent's, which kills its workers
     torch.set_num_threads(threads)
     _end_with_parent()
 
 
-def _ignore_signals() -> None:
-    """Leave them to the parent, which kills its workers."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-
-
 def _end_with_parent() -> None:
     """Exit when the parent exits, so that a killed session leaves no orphan workers."""
-    _ignore_signals()
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -154,13 +156,8 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _pass_on(events: Any, report: Report) -> None:
-    while True:
-        try:
-            report(events.get_nowait())
-        except queues.Empty:
-            return
+_events: Any = None  # a worker's way to the session; a queue can only be handed over when a process starts
 
 
-def _train_in_worker(group: Group, setting: Setting, events: Any) -> Outcome:
-    return train_group(group, setting, events.put)
+def _train_in_worker(group: Group, setting: Setting) -> Outcome:
+    return train_group(group, setting, _events.put)

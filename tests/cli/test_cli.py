@@ -212,15 +212,20 @@ def test_more_seeds_are_compared_by_those_that_are_recorded(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["run", "ecg", "--seed", "3"], "kd run ecg --seed 3\n  or: nox -s replicate_ecg -- --seed 3"),
+        (["run", "ecg", "--seed", "3"], "nox -s replicate_ecg -- --seed 3\nor, without nox:\nkd run ecg --seed 3"),
         (["run", "--seed", "3", "ecg"], "kd run --seed 3 ecg"),
+        (["run", "ecg", "--data", "my data"], "kd run ecg --data 'my data'"),
         (["record", "ecg"], "kd record ecg"),
         (["check"], ""),  # its store is a temporary folder
         (["data", "fetch"], ""),
     ],
 )
-def test_how_to_go_on(arguments, said):
-    assert how_to_go_on(arguments).partition("To continue:\n  ")[2] == said
+def test_how_to_go_on(arguments, said, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/usr/bin/kd"])
+    found = how_to_go_on(arguments).partition("To continue:\n")[2]
+    assert found == said or found.endswith("\n" + said)
+    monkeypatch.setattr("sys.argv", ["kdlib/__main__.py"])  # as `python -m kdlib`, where kd may not be in the path
+    assert how_to_go_on(arguments).endswith(said.rpartition("\n")[2].replace("kd", f"{sys.executable} -m kdlib", 1))
 
 
 def test_list_names_every_replication_profile_and_arm(tree, capsys):
@@ -319,8 +324,8 @@ def test_ctrl_c_says_how_to_continue_and_the_same_command_does(tree):
             break
     _, errors = stopped.communicate(timeout=60)
     assert stopped.returncode == 130
-    assert "To continue:\n  kd run ecg --profile smoke --arm baseline --store store\n" in errors
-    assert "  or: nox -s replicate_ecg -- --profile smoke --arm baseline --store store\n" in errors
+    assert "To continue:\nnox -s replicate_ecg -- --profile smoke --arm baseline --store store\n" in errors
+    assert errors.endswith(f"{sys.executable} -m kdlib run ecg --profile smoke --arm baseline --store store\n")
     time.sleep(0.1)
     again = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=120)
     assert again.returncode == 0, again.stderr
