@@ -26,6 +26,7 @@ These are of the same kind: a pair that is said to differ in one thing differs i
 16 two arms that are compared differ in more than they are said to: batch size, learning rate, order, weights, ...
 17 the trace of a run, or what binds it to its parents, is wrong, so that a difference of kind 16 or 18 is not seen
 18 soft targets, or a sham, of another snapshot, part, seed or teacher, or only half of it
+19 a step that was recorded, gathered, resumed or computed in another way is not the step that it stands for
 
 A mutant is a file NN-name.patch in this folder: a line "Bug:", a line "Tests:" with the tests that must fail, and a
 unified diff of one source file. The patch is applied to a temporary copy of the tree, and its tests run there; if they
