@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -156,34 +157,56 @@ def test_the_statuses_of_a_stop(monkeypatch, capsys, stop, status):
 # ---- in other processes
 
 
-@pytest.fixture
-def tree(tmp_path):
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
     """A repository with a toy experiment that needs no data."""
-    folder = write_toy(tmp_path) / "replications" / "toy"
+    tree = write_toy(tmp_path_factory.mktemp("tree"))
+    folder = tree / "replications" / "toy"
     with (folder / "experiment.py").open("a") as file:
         file.write("\nfrom dataclasses import replace\nEXPERIMENT = replace(EXPERIMENT, data=())\n")
     (folder / "claims.toml").write_text(CLAIMS)
-    return tmp_path
+    return tree
+
+
+@pytest.fixture(scope="module")
+def whole(tree):
+    """The stored files of a session that is not interrupted."""
+    started(tree, "--workers", "1", *ARMS, "--store", "whole").communicate(timeout=120)
+    return contents(tree / "whole")
+
+
+@pytest.fixture(autouse=True)
+def _empty_store(request):
+    if "tree" in request.fixturenames:
+        shutil.rmtree(request.getfixturevalue("tree") / "store", ignore_errors=True)
 
 
 def started(tree, *arguments, python=(), **env):
-    """A process of the command line, the head of a group of its own."""
-    return subprocess.Popen(
-        [sys.executable, *python, "-m", "kdlib", "run", "toy", "--store", "store", *arguments],
-        cwd=tree,
-        env={**os.environ, "PYTHONPATH": f"{tree}:{ROOT}", "PYTHONUNBUFFERED": "1", **env},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
+    """A process of the command line, the head of a group of its own. A file has its errors, so that none blocks it."""
+    with (tree / "errors").open("w") as errors:
+        return subprocess.Popen(
+            [sys.executable, *python, "-m", "kdlib", "run", "toy", "--store", "store", *arguments],
+            cwd=tree,
+            env={**os.environ, "PYTHONPATH": f"{tree}:{ROOT}", "PYTHONUNBUFFERED": "1", **env},
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
 
 
-def ended(process, number):
+def importing(tree, module):
+    """Wait until a process that was started with `-X importtime` has imported a module."""
+    while f"{module}\n" not in (tree / "errors").read_text():
+        time.sleep(0.01)
+
+
+def ended(tree, process, number):
     """Status, output and errors after a signal to the process and all that it has started."""
     os.killpg(process.pid, number)
-    out, errors = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=60)
+    errors = (tree / "errors").read_text()
     assert "Traceback" not in out + errors
     return process.returncode, out, errors
 
@@ -194,25 +217,24 @@ STOPS = [(signal.SIGTERM, 3), (signal.SIGUSR1, 3), (signal.SIGINT, 130)]
 @pytest.mark.parametrize(("number", "status"), STOPS)
 def test_a_signal_while_modules_are_imported(tree, number, status):
     process = started(tree, python=("-X", "importtime"))
-    for line in process.stderr:
-        if line.rstrip().endswith("torch._utils_internal"):  # amid the import of torch
-            break
-    found, out, errors = ended(process, number)
+    importing(tree, "torch._utils_internal")  # amid the import of torch
+    found, out, errors = ended(tree, process, number)
     assert found == status
     assert (out if status == 3 else errors).splitlines()[-1].endswith("kdlib run toy --store store")
     assert not (tree / "store").exists()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", ["1", "2"])
-@pytest.mark.parametrize(("number", "status"), STOPS)
-def test_a_signal_stops_at_once_and_the_last_line_continues(tree, number, status, workers):
+@pytest.mark.parametrize(
+    ("number", "status", "workers"), [(signal.SIGTERM, 3, "1"), (signal.SIGUSR1, 3, "2"), (signal.SIGINT, 130, "2")]
+)
+def test_a_signal_stops_at_once_and_the_last_line_continues(tree, whole, number, status, workers):
     arguments = ("--workers", workers, *ARMS)
     process = started(tree, *arguments, TOY_SLEEP="0.3")
     for line in process.stdout:
         if "epoch 2/" in line:
             break
-    found, out, errors = ended(process, number)
+    found, out, errors = ended(tree, process, number)
     assert found == status
     command = shlex.split((out if status == 3 else errors).splitlines()[-1])
     again = subprocess.run(
@@ -225,18 +247,15 @@ def test_a_signal_stops_at_once_and_the_last_line_continues(tree, number, status
     )
     assert again.returncode == 0, again.stderr
     assert "baseline, seed 0: epoch 1/" not in again.stdout
-    whole = started(tree, "--workers", "1", *ARMS, "--store", "whole")
-    whole.communicate(timeout=120)
-    assert contents(tree / "store") == contents(tree / "whole")
+    assert contents(tree / "store") == whole
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("wait", [0.5, 2.0, 4.0])
-@pytest.mark.parametrize(("number", "status"), STOPS)
+@pytest.mark.parametrize(
+    ("number", "status", "wait"), [(*STOPS[0], 2.0), (*STOPS[1], 0.5), (*STOPS[1], 4.0), (*STOPS[2], 2.0)]
+)
 def test_a_signal_while_workers_start(tree, number, status, wait):
     process = started(tree, "--workers", "2", *ARMS, TOY_SLEEP="60", python=("-X", "importtime"))
-    for line in process.stderr:
-        if line.rstrip().endswith("kdlib.cli.commands"):
-            break
+    importing(tree, "kdlib.cli.commands")
     time.sleep(wait)
-    assert ended(process, number)[0] == status
+    assert ended(tree, process, number)[0] == status

@@ -134,7 +134,7 @@ def test_costs_are_those_of_recorded_runs_of_the_same_arm(root, store, tmp_path)
         line.environment.update(seconds={"teacher": 60.0, "baseline": 10.0, "distilled": 30.0}[next(iter(line.arms))])
     session, jobs = of(tmp_path / "empty")
     found, seconds = costs(session, jobs, records)
-    assert [(cost.stored, cost.seconds) for cost in found] == [(False, 60.0), (False, 10.0), (False, 30.0)] * 2
+    assert [(cost.stored, cost.seconds) for cost in found] == [(False, 60.0), (False, 30.0), (False, 10.0)] * 2
     assert seconds == 100.0  # two chains of 90 seconds and two runs of 10, on two workers
     assert costs(replace(session, workers=64), jobs, records)[1] == 90.0
     assert [cost.seconds for cost in costs(session, jobs, [])[0]] == [None] * 6
@@ -152,8 +152,9 @@ def test_what_is_left_of_a_profile(root, store, tmp_path):
 
 
 def test_record_then_check_and_replicate_against_the_bands(root, store, toy, monkeypatch, capfd, tmp_path):
-    problems, (page,) = record(prepare("toy", store=store, workers=1), tmp_path / "results")
-    assert problems == []
+    recording = record(prepare("toy", store=store, workers=1), tmp_path / "results")
+    (page,) = recording.pages
+    assert (recording.problems, recording.notes, recording.left) == ([], [], 0)
     assert (tmp_path / "results" / "toy" / "quick.md").read_text() == page
     assert len(read_records(tmp_path / "results" / "toy" / "runs.jsonl")) == 15
     path = root / "replications" / "toy" / "bands.toml"
