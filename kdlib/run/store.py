@@ -33,7 +33,17 @@ from kdlib.run.finished import (
     read_run,
 )
 
-__all__ = ["ID_LENGTH", "Description", "FinishedRun", "Result", "Store", "clear_work", "prune", "read_run", "write_manifest"]
+__all__ = [
+    "ID_LENGTH",
+    "Description",
+    "FinishedRun",
+    "Result",
+    "Store",
+    "clear_work",
+    "prune",
+    "read_run",
+    "write_manifest",
+]
 
 ID = re.compile(rf"[0-9a-f]{{{ID_LENGTH}}}")
 
