@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from kdlib.compiled import AVAILABLE, compiled, narrow, wide
-
-from .kernels import DTYPES, ZERO, Array, array
+from replications.course_report.kernels import DTYPES, ZERO, Array, array
 
 
 @compiled

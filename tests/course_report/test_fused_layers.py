@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from kdlib.compiled import compiled, narrow, wide
 from kdlib.errors import KDError
 from kdlib.networks import keras_batch_norm
-from replications.ta_chain.convolution import Convolution
-from replications.ta_chain.dropout import Dropout
-from replications.ta_chain.kernels import relu_norm_pool
+from replications.course_report.convolution import Convolution
+from replications.course_report.dropout import Dropout
+from replications.course_report.kernels import relu_norm_pool
 
 SHAPES = [(64, 16, 8, 8), (3, 32, 4, 6), (1, 5, 2, 2), (8, 128, 4, 4)]
 
