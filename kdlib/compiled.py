@@ -1,17 +1,25 @@
-"""The only module that imports numba: it compiles loops to machine code, and says whether numba is there."""
+"""The only module that imports numba: it compiles loops to machine code, and says whether numba is there.
+
+Machine code is kept between processes (kdlib/code_cache.py) if there is a folder for it. It is the only pickle that
+kdlib reads. A result does not depend on whether the code was kept or compiled anew.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import pickle
+import sys
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kdlib import code_cache
+
 __all__ = ["AVAILABLE", "compiled", "narrow", "wide"]
 
 compiled: Any
-
-# numba compares its cache only with the file of the compiled function. After an edit of `wide` or `narrow`, delete the
-# __pycache__ folders of the files that call them.
 
 
 def wide(x: Any) -> Any:
@@ -28,18 +36,87 @@ def narrow(value: Any, row: Any) -> Any:
 
 
 try:
+    import llvmlite  # type: ignore[import-untyped]
+    import numba
     from numba import njit, types
+    from numba.core.compiler import CompileResult
+    from numba.core.serialize import dumps
     from numba.extending import overload
-except ImportError:  # not installed, or no build for this machine: callers use torch's own layers
+
+    SETTINGS: Any = numba.config
+    AVAILABLE = not SETTINGS.DISABLE_JIT
+except Exception:  # not installed, or no build for this machine, this Python or this NumPy
     AVAILABLE = False
+
+if not AVAILABLE:  # callers use torch's own layers
 
     def compiled(function: Any) -> Any:
         """Return the function as it is."""
         return function
 else:
-    AVAILABLE = True
     # a*b + c may be rounded only once. Sums keep their order and there is one thread: results repeat to the last bit.
-    compiled = njit(fastmath={"contract"}, cache=True, nogil=True)
+    OPTIONS: dict[str, Any] = {"fastmath": {"contract"}, "nogil": True}
+    VERSIONS = sys.version, numba.__version__, llvmlite.__version__, np.__version__
+
+    def compiled(function: Any) -> Any:
+        """Return a function that is compiled at its first call with arguments of new types."""
+        made = njit(**OPTIONS)(function)
+        made._cache = _Kept(function)
+        return made
+
+    @cache
+    def _folder() -> Path | None:
+        if SETTINGS.CACHE_DIR:  # NUMBA_CACHE_DIR
+            return code_cache.private_folder(Path(SETTINGS.CACHE_DIR) / "kdlib")
+        try:
+            from platformdirs import user_cache_path
+
+            return code_cache.private_folder(user_cache_path("kdlib") / "compiled")
+        except (ImportError, OSError, RuntimeError):  # RuntimeError: no home folder
+            return None
+
+    class _Kept:
+        """What numba asks for the machine code of one function, and gives it to keep (numba.core.caching._Cache)."""
+
+        cache_path = None
+
+        def __init__(self, function: Any) -> None:
+            self.function = function
+
+        def load_overload(self, signature: Any, target: Any) -> Any:
+            target.refresh()
+            try:
+                path = self._path(signature, target.codegen())
+                content = code_cache.read(path) if path else None
+                return content and CompileResult._rebuild(target, *pickle.loads(content))  # type: ignore[no-untyped-call]
+            except Exception:  # a file that cannot be used is as good as none
+                return None
+
+        def save_overload(self, signature: Any, result: Any) -> None:
+            try:
+                path = self._path(signature, result.codegen)
+                if path and not result.lifted and not result.library.has_dynamic_globals:
+                    code_cache.write(path, dumps(result._reduce()))  # type: ignore[no-untyped-call]
+            except Exception:  # for example a full disk: the next process compiles again
+                return
+
+        def _path(self, signature: Any, codegen: Any) -> Path | None:
+            folder = _folder()
+            if folder is None:
+                return None
+            functions: list[Any] = [self.function, _wide, _narrow]
+            sources = [code_cache.fingerprint(function, _python) for function in functions]
+            processor = codegen.magic_tuple()
+            made_from = self.function.__module__, sources, str(signature), processor, sorted(map(str, OPTIONS.items()))
+            digest = hashlib.sha256(repr((made_from, VERSIONS)).encode()).hexdigest()
+            return folder / f"{self.function.__name__}-{digest[:32]}"
+
+        def enable(self) -> None:
+            """Do nothing: the code is always kept."""
+
+    def _python(value: Any) -> Any:
+        """Return the Python function of a compiled one, or of what has an overload; other values as they are."""
+        return getattr(value, "py_func", value)
 
     @overload(wide, inline="always")
     def _wide(x):  # type: ignore[no-untyped-def]

@@ -21,6 +21,7 @@ from kdlib.run.environment import environment
 from kdlib.run.events import Event, Report
 from kdlib.run.experiment import Compute, Experiment, Run, load_experiment
 from kdlib.run.limit import OutOfTime
+from kdlib.run.memory import keep_freed_memory
 from kdlib.run.plan import Job
 from kdlib.run.store import ID_LENGTH, Store, clear_work
 
@@ -140,6 +141,7 @@ def _train(
     if device.type == "cuda":  # on a CPU, float32 is float32
         set_precision(getattr(group[0].config, "precision", "float32"))
         made_by = {**made_by, "float32": arithmetic()}
+    keep_freed_memory()
     results = arm.results(runs)
     traces = _traces(runs)
     about = {**made_by, "seconds": round(clock.seconds / len(runs), 2), "threads": torch.get_num_threads()}

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 import kdlib.torchvision_operators  # noqa: F401  # before torchvision
 from kdlib.augment import flip_and_shift
 from kdlib.batches import Batch, Batches, Examples
+from kdlib.compiled import AVAILABLE
 from kdlib.errors import KDError
 from kdlib.losses import cross_entropy, hard_and_soft, label_smoothing
 from kdlib.metrics import accuracy
@@ -43,7 +44,11 @@ from replications.course_report import (
     teacher_targets,
     trains_in_bfloat16,
 )
+from replications.course_report.convolution import convolved
+from replications.course_report.dropout import dropped
+from replications.course_report.kernels import relu_norm_pool
 
+PROTOCOL = 2  # of grid and teacher_free, which share runs; raise it with every edit that can move results
 ALPHAS, TEMPERATURES = (0.2, 0.4, 0.6, 0.8, 1.0), (2, 4, 6, 8, 10)  # of the report's grids
 RECORDED = Path(__file__).parent / "recorded_teachers"  # pruned runs, one folder each
 RECORDED_TEACHER = "da8d35441307415d"  # used by profile quick; made by `kd run grid --profile teacher --threads 3`
@@ -188,7 +193,8 @@ class Student(nn.Module):
     """Three blocks of two convolutions, then two dense layers: 815,530 trainable parameters, 816,938 in all.
 
     `forward` takes the random numbers of dropout as an argument, `draws` for each example; without it, it draws them.
-    So a student has the same dropout when it is trained alone and when it is trained side by side with others.
+    So students that are trained side by side on a GPU have the dropout that each would have alone there. A student
+    alone on a CPU uses the fused layers of kernels.py, dropout.py and convolution.py, which draw other numbers.
     """
 
     RATES = (0.2, 0.3, 0.4, 0.4)
@@ -207,6 +213,8 @@ class Student(nn.Module):
     def forward(self, x: Tensor, uniform: Tensor | None = None) -> Tensor:  # uint8 (B, 3, 32, 32) -> logits (B, K)
         dtype = self.output.weight.dtype
         if self.training and uniform is None:
+            if AVAILABLE and x.device.type == "cpu" and dtype == torch.float32:
+                return self.fused(x)
             uniform = torch.rand(len(x), self.draws, device=x.device)
         noise = [None] * 4 if uniform is None else torch.split(uniform, list(self.COUNTS), dim=1)
         h = x.to(dtype) / 255
@@ -216,6 +224,17 @@ class Student(nn.Module):
             h = self.norm(F.relu(self.hidden(h.flatten(1))))
             logits: Tensor = self.output(dropout(h, self.RATES[3], noise[3], self.SHAPES[3]))
             return logits.to(dtype)
+
+    def fused(self, x: Tensor) -> Tensor:  # the same function for a training step on a CPU
+        h = x.contiguous(memory_format=torch.channels_last).float() / 255
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.in_bfloat16):
+            layers: Any  # of `block`: 0 and 3 are the convolutions, 2 and 5 the norms
+            for layers, rate in zip(self.blocks, self.RATES, strict=False):
+                h = relu_norm_pool(convolved(h, layers[0]), layers[2], pool=False)
+                h = dropped(relu_norm_pool(convolved(h, layers[3]), layers[5], pool=True), rate)
+            h = self.norm(F.relu(self.hidden(h.flatten(1))))
+            logits: Tensor = self.output(dropped(h, self.RATES[3]))
+            return logits.float()
 
     def initialise(self, generator: torch.Generator) -> Student:
         he_uniform_(self, generator)

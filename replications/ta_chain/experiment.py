@@ -6,7 +6,7 @@ a teacher of 10 than from an assistant of 4, 6 or 8 that this teacher has taught
 
 README.md in this folder says what the arms are, and where the text and the released code differ. The distillation loss,
 the sham, the metrics and the pictures are in replications/course_report/__init__.py. convolution.py, dropout.py and
-kernels.py make the networks fast on a CPU; they can be skipped.
+kernels.py next to it make the networks fast on a CPU; they can be skipped.
 
 Shapes: B batch, C channels, K = 10 classes.
 """
@@ -24,10 +24,9 @@ from torch import Tensor, nn
 
 from kdlib import cli
 from kdlib.batches import Batch, Batches
-from kdlib.compiled import AVAILABLE
 from kdlib.errors import KDError
 from kdlib.metrics import accuracy
-from kdlib.networks import he_uniform_, keras_adam, keras_batch_norm, keras_glorot_, parameter_count
+from kdlib.networks import he_uniform_, keras_adam, keras_glorot_, parameter_count
 from kdlib.run.experiment import Arm, Experiment, Profile, Run
 from kdlib.run.store import Result
 from kdlib.targets import SoftTargets
@@ -42,10 +41,9 @@ from replications.course_report import (
     teacher_targets,
     trains_in_bfloat16,
 )
-
-from .convolution import Convolution
-from .dropout import Dropout
-from .kernels import DTYPES, relu_norm_pool
+from replications.course_report.convolution import Convolution
+from replications.course_report.dropout import Dropout
+from replications.course_report.kernels import ReluNormPool
 
 
 @dataclass(frozen=True)
@@ -86,23 +84,6 @@ LAYERS = {
     8: "16 16 P D 32 32 P D 64 64 P D 128 128 P D flatten 64 10",
     10: "16 16 P D 32 32 P D 64 64 P D 128 128 D 128 128 P D flatten 128 D 10",
 }
-
-
-class ReluNormPool(nn.Module):
-    """ReLU, then batch norm, then the layer's max-pool if it has one; in training on a CPU all in one operation."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        norm = keras_batch_norm(channels, dims=2)
-        assert isinstance(norm, nn.BatchNorm2d)
-        self.norm = norm
-        self.pool: nn.Module = nn.Identity()
-
-    def forward(self, z: Tensor) -> Tensor:
-        if AVAILABLE and self.training and z.device.type == "cpu" and z.dtype in DTYPES:
-            return relu_norm_pool(z, self.norm, isinstance(self.pool, nn.MaxPool2d))
-        result: Tensor = self.pool(self.norm(F.relu(z)))
-        return result
 
 
 class Network(nn.Module):

@@ -113,8 +113,16 @@ def _expected(experiment: Experiment, arm: Arm, record: Record, placed: Mapping[
         run = placed.get((name, data, profile, seed if parent.seed is None else parent.seed), "a recorded run")
         parents[role] = f"{run}/{parent.snapshot}"
     recipe = f"{experiment.source}/{arm.train.__name__}"
-    description = {"recipe": recipe, "protocol": experiment.protocol, "config": config, "parents": parents}
+    protocol = _protocol(experiment, record)
+    description = {"recipe": recipe, "protocol": protocol, "config": config, "parents": parents}
     return {**description, "data": data, "seed": seed, "snapshot": arm.snapshot}
+
+
+def _protocol(experiment: Experiment, record: Record) -> int:
+    """Return the protocol that a record must have. A table without verdicts may be of an earlier one."""
+    found = record["description"]["protocol"]
+    earlier = type(found) is int and 0 < found < experiment.protocol
+    return found if earlier and not experiment.profiles[record["profile"]].judged else experiment.protocol
 
 
 # ---- one record and its numbers
@@ -199,6 +207,7 @@ def _together(experiment: Experiment, records: Sequence[Record]) -> Faults:
         (data, profile, _), config = cell_of(record), record["description"]["config"]
         facts = {f"data {data}: name": record["data_name"], f"tables {experiment.label(profile, config)}": data}
         facts |= {f"data {data}: {field}": config[field] for field in experiment.data_fields}
+        facts[f"data {data}, {profile}: protocol"] = record["description"]["protocol"]
         facts[f"data {data}: measurements of an epoch"] = sorted({", ".join(sorted(e)) for e in record["history"]})
         metrics = record["metrics"].values()
         examples = {str([sum(row) for row in found.get("confusion", ())]) for found in metrics}

@@ -362,6 +362,29 @@ def test_an_edited_experiment_is_found(made, monkeypatch):
     assert any("config, batch: expected 32, found 64" in line for line in found(made, "ecg"))
 
 
+@pytest.mark.parametrize(
+    ("profile", "said"),
+    [("quick", "quick: protocol: expected 3, found 2"), ("full", "sham, protocol: expected 3, found 2")],
+)
+def test_one_run_of_an_earlier_protocol_is_found(made, history, profile, said):
+    """A whole table without verdicts may be of an earlier one."""
+    lines = [line for line in read(made, "ta_chain") if line["profile"] == profile]
+    assert not of_records("ta_chain", lines, history)
+    line = next(line for line in reversed(lines) if "sham" in line["arms"])  # it teaches nobody
+    renamed(line, protocol=2)
+    assert any(said in fault for fault in of_records("ta_chain", lines, history))
+
+
+def test_a_table_of_an_earlier_protocol_is_right_if_it_has_no_verdicts(made):
+    later = replace(load_experiment("grid"), protocol=9)
+    assert not list(records.check(later, records.read(made / "results/grid/runs.jsonl")[0]))
+    judged = {name: replace(profile, judged=name == "quick") for name, profile in later.profiles.items()}
+    faults_found = list(
+        records.check(replace(later, profiles=judged), records.read(made / "results/grid/runs.jsonl")[0])
+    )
+    assert any("protocol: expected 9" in str(fault) for fault in faults_found)
+
+
 # ---- traces
 
 NETWORKS = {"teacher": "0" * 16, "student": "1" * 16}

@@ -12,6 +12,7 @@ from kdlib.batches import Batch
 from kdlib.losses import cross_entropy
 from kdlib.seeds import generator
 from kdlib.training import train_step
+from replications.course_report import kernels
 from replications.ta_chain import experiment as chain
 
 STEPS, ROUNDS = 8, 9
@@ -24,7 +25,7 @@ def test_fused_layers_are_faster_than_separate_ones(benchmark, monkeypatch, size
     networks = {fused: trained(size) for fused in (True, False)}
 
     def one(fused):
-        monkeypatch.setattr(chain, "AVAILABLE", fused)
+        monkeypatch.setattr(kernels, "AVAILABLE", fused)
         return seconds(*networks[fused])
 
     ratio = paired(benchmark, lambda: one(False), lambda: one(True))

@@ -1,6 +1,6 @@
 """The grid's arms: compared arms differ only in what the comparison is about; and the published numbers."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -51,6 +51,13 @@ def test_the_protocol_is_the_reports():
         "recorded_teacher": "",
     }
     assert expected.items() <= config("alpha_0_6_T_8").items()
+
+
+def test_the_full_profile_differs_from_the_reports_float32_in_its_precision_alone():
+    exact = EXPERIMENT.profile("float32").config
+    assert FULL.config == replace(exact, precision="bfloat16")
+    assert exact.precision == EXPERIMENT.profile("quick").config.precision == "float32"
+    assert FULL.judged
 
 
 @pytest.mark.parametrize(("alpha", "temperature"), NAMES)

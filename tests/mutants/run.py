@@ -53,7 +53,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 BUGS = range(1, 19)
-# Compiled code (__pycache__, with numba's kernels) is copied, so that no mutant has to compile it again.
+# Python's compiled code (__pycache__) is copied, so that no mutant has to compile it again.
 LEFT_OUT = shutil.ignore_patterns(
     ".git", ".nox", ".venv", ".kd", ".hypothesis", ".*_cache", ".benchmarks", "*.egg-info", "local"
 )

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from kdlib.compiled import AVAILABLE, compiled, narrow, wide
-
-from .kernels import DTYPES, ZERO, Array, array
+from replications.course_report.kernels import DTYPES, ZERO, Array, array
 
 
 @compiled
@@ -46,12 +45,17 @@ class _Dropout(torch.autograd.Function):
         return out
 
 
+def dropped(x: Tensor, p: float) -> Tensor:
+    """Return x, on a CPU, with dropped values 0 and the others scaled by 1 / (1 - p); draw from torch's generator."""
+    result: Tensor = _Dropout.apply(x, p)  # type: ignore[no-untyped-call]
+    return result
+
+
 class Dropout(nn.Dropout):
     """Dropout with probability p, on a CPU as one operation."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x with dropped values 0 and the others scaled by 1 / (1 - p); draw from torch's global generator."""
+        """Return x after dropout in training, otherwise x."""
         if self.training and AVAILABLE and x.device.type == "cpu" and x.dtype in (*DTYPES, torch.float64):
-            result: Tensor = _Dropout.apply(x, self.p)  # type: ignore[no-untyped-call]
-            return result
+            return dropped(x, self.p)
         return super().forward(x)

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from kdlib.compiled import compiled, narrow, wide
 from kdlib.errors import KDError
 from kdlib.networks import keras_batch_norm
-from replications.ta_chain.convolution import Convolution
-from replications.ta_chain.dropout import Dropout
-from replications.ta_chain.kernels import relu_norm_pool
+from replications.course_report.convolution import Convolution, convolved
+from replications.course_report.dropout import Dropout
+from replications.course_report.kernels import relu_norm_pool
 
 SHAPES = [(64, 16, 8, 8), (3, 32, 4, 6), (1, 5, 2, 2), (8, 128, 4, 4)]
 
@@ -179,10 +179,34 @@ def test_bfloat16_convolutions_have_the_gradients_of_torchs_in_float64(side, cha
         assert error <= max(2**-8 * theirs.abs().max(), 1.1 * of_torch)
 
 
-def value_and_gradients(module, x, g):
+@pytest.mark.parametrize(("height", "width", "own"), [(32, 32, True), (16, 64, True), (8, 8, False)])
+def test_large_bfloat16_convolutions_have_the_gradients_of_torchs_in_float64(height, width, own):
+    torch.manual_seed(0)
+    plain = nn.Conv2d(5, 7, 3, padding=1)
+    x = drawn(2, 5, height, width).contiguous(memory_format=torch.channels_last)
+    g = drawn(2, 7, height, width, seed=9).bfloat16()
+    ours, torchs = (value_and_gradients(plain, x, g, how) for how in (lambda h: convolved(h, plain), plain))
+    assert ("LargeConvolution" in ours[0].grad_fn.name()) == own
+    exact = [t.detach().bfloat16().double().requires_grad_() for t in (x, *plain.parameters())]
+    value = F.conv2d(*exact, padding=1)
+    wanted = [value, *torch.autograd.grad(value, exact, g.double())]
+    for mine, other, theirs in zip(ours, torchs, wanted, strict=True):
+        assert mine.shape == theirs.shape
+        error, of_torch = ((found.double() - theirs).abs().max() for found in (mine, other))
+        assert error <= max(2**-8 * theirs.abs().max(), 1.1 * of_torch)
+
+
+def test_a_large_convolution_of_pictures_without_a_gradient_is_torchs():
+    plain, x = nn.Conv2d(3, 4, 3, padding=1), drawn(1, 3, 32, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(convolved(x, plain), plain(x))
+        assert "LargeConvolution" not in convolved(x, plain).grad_fn.name()
+
+
+def value_and_gradients(module, x, g, how=None):
     leaf = x.clone().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        value = module(leaf)
+        value = (how or module)(leaf)
     return [value, *torch.autograd.grad(value, [leaf, *module.parameters()], g)]
 
 
