@@ -24,7 +24,7 @@ from kdlib.specialists import Subset, check_subset
 
 __all__ = ["active_specialists", "combined_log_probs"]
 
-MAX_STEPS = 200  # a step divides the distance to the minimum by about 3; 40 steps are the rule
+MAX_STEPS = 100  # about 20 are the rule
 FALL = 0.3  # of the relaxation, at each step
 LEAST = 1e-16  # relaxation; below it rounding prevails
 TO_BOUNDARY = 0.9  # of the way to the nearest zero that a step may go
@@ -62,7 +62,7 @@ def combined_log_probs(
     log_general = F.log_softmax(generalist.double(), dim=-1)
     log_special = [F.log_softmax(logits.double(), dim=-1) for logits in specialists]
     combined = log_general.clone()
-    for pattern in active.unique(dim=0):
+    for pattern in torch.unique(active, dim=0):
         chosen, rows = pattern.nonzero()[:, 0].tolist(), (active == pattern).all(1)
         if chosen:
             parts = [(list(subsets[m]), log_special[m][rows]) for m in chosen]
@@ -70,7 +70,9 @@ def combined_log_probs(
     return combined
 
 
-def _nearest(log_general: Tensor, parts: Sequence[tuple[list[int], Tensor]], inside: Tensor, tolerance: float) -> Tensor:
+def _nearest(
+    log_general: Tensor, parts: Sequence[tuple[list[int], Tensor]], inside: Tensor, tolerance: float
+) -> Tensor:
     """Return log q (N, K), where all the specialists in `parts` are active."""
     # The objective is -sum_k a_k log q_k - sum_m d_m log Q_m + constant: a_k is what generalist and specialists give to
     # class k by name, d_m the dustbin of m, and Q_m what q gives to the classes outside its subset.
@@ -79,7 +81,7 @@ def _nearest(log_general: Tensor, parts: Sequence[tuple[list[int], Tensor]], ins
         log_a[:, subset] = torch.logaddexp(log_a[:, subset], log_special[:, :-1])
     log_d = torch.stack([log_special[:, -1] for _, log_special in parts], dim=1)
     # Within an atom, q is proportional to a. So only the sums over atoms are unknown.
-    atoms, atom_of = inside.t().unique(dim=0, return_inverse=True)
+    atoms, atom_of = torch.unique(inside.t(), dim=0, return_inverse=True)
     log_sums = torch.stack([log_a[:, atom_of == g].logsumexp(1) for g in range(len(atoms))], dim=1)
     log_atoms = _minimum(log_sums, log_d, ~atoms.t(), tolerance)
     return F.log_softmax(log_a + (log_atoms - log_sums)[:, atom_of], dim=-1)
@@ -129,8 +131,9 @@ def _newton_step(q: Tensor, s: Tensor, w: Tensor, a: Tensor, d: Tensor, spread: 
 
 def _polished(q: Tensor, s: Tensor, log_a: Tensor, log_d: Tensor, outside: Tensor) -> Tensor:
     """Return log q (N, A) of a distribution, as exact for tiny probabilities as for large ones."""
-    # The relaxation hides an a below 1e-16. There q = a / s is exact, unless s is tiny.
-    log_q = torch.where(s > 1e-8, log_a - s.log(), q.log())
+    # The relaxation hides an a below 1e-16. There q = a / s is exact, unless s is about to vanish: then the dustbins
+    # give the atom more than a does.
+    log_q = torch.where(s > 1e-4, log_a - s.log(), q.log())
     log_q = F.log_softmax(log_q, dim=-1)
     # A step of expectation-maximisation: every dustbin is divided in the proportions of q. It never raises the sum.
     shares = (log_q.unsqueeze(1) - _log_dustbins(log_q, outside).unsqueeze(2)).masked_fill(~outside, -torch.inf)
@@ -156,9 +159,7 @@ def _membership(subsets: Sequence[Subset], classes: int) -> Tensor:
     return inside
 
 
-def _check_shapes(
-    generalist: Tensor, specialists: Sequence[Tensor], subsets: Sequence[Subset], active: Tensor
-) -> None:
+def _check_shapes(generalist: Tensor, specialists: Sequence[Tensor], subsets: Sequence[Subset], active: Tensor) -> None:
     count = len(generalist)
     expected = [(count, len(subset) + 1) for subset in subsets]
     found = [tuple(logits.shape) for logits in specialists]

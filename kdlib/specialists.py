@@ -61,7 +61,7 @@ def kmeans_clusters(probs: Tensor, count: int, generator: torch.Generator) -> li
         from sklearn.cluster import KMeans
     except ImportError as error:
         raise KDError(
-            "expected scikit-learn for k-means, found none; pip install scikit-learn, or use correlation_clusters"
+            "expected scikit-learn for k-means, found none; pip install scikit-learn or use correlation_clusters"
         ) from error
     if not 1 <= count <= probs.shape[1]:
         raise KDError(f"expected 1 to {probs.shape[1]} clusters of {probs.shape[1]} classes, found {count}")
@@ -138,14 +138,14 @@ def specialist_head(head: nn.Linear, subset: Subset) -> nn.Linear:
     """Return a new output layer (S + 1 units) for a copy of the generalist, made from its output layer (K units).
 
     The classes of the subset keep their weights. The dustbin class gets the mean weights and bias of the other K - S
-    classes, and ln(K - S) more bias: so its logit is that of their summed probabilities where these are equal, and lower
-    elsewhere. The paper states no rule for it. KDError for a subset that `check_subset` refuses.
+    classes, and ln(K - S) more bias. Its logit is then that of their summed probabilities where these are equal, and
+    lower elsewhere. The paper states no rule for it. KDError for a subset that `check_subset` refuses.
     """
     check_subset(subset, head.out_features)
     rest = [k for k in range(head.out_features) if k not in subset]
     bias = head.weight.new_zeros(head.out_features) if head.bias is None else head.bias.detach()
-    # skip_init draws no weights, so torch's global generator stays as it is.
-    made = nn.utils.skip_init(nn.Linear, head.in_features, len(subset) + 1, device=bias.device, dtype=bias.dtype)
+    # On the device "meta", torch draws no weights, so its global generator stays as it is.
+    made = nn.Linear(head.in_features, len(subset) + 1, device="meta", dtype=bias.dtype).to_empty(device=bias.device)
     with torch.no_grad():
         made.weight.copy_(torch.cat([head.weight[list(subset)], head.weight[rest].mean(0, keepdim=True)]))
         made.bias.copy_(torch.cat([bias[list(subset)], bias[rest].mean(0, keepdim=True) + math.log(len(rest))]))

@@ -231,9 +231,7 @@ TOO_WIDE = "its bands are too wide for a whole check: more quick seeds of its ch
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.xfail(reason=TOO_WIDE, strict=True))
-        if name == "ta_chain"
-        else name
+        pytest.param(name, marks=pytest.mark.xfail(reason=TOO_WIDE, strict=True)) if name == "ta_chain" else name
         for name in NAMES
     ],
 )
