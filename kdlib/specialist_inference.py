@@ -62,7 +62,7 @@ def combined_log_probs(
     log_general = F.log_softmax(generalist.double(), dim=-1)
     log_special = [F.log_softmax(logits.double(), dim=-1) for logits in specialists]
     combined = log_general.clone()
-    for pattern in torch.unique(active, dim=0):
+    for pattern in torch.unique(active, dim=0) if active.numel() else ():
         chosen, rows = pattern.nonzero()[:, 0].tolist(), (active == pattern).all(1)
         if chosen:
             parts = [(list(subsets[m]), log_special[m][rows]) for m in chosen]
@@ -82,33 +82,37 @@ def _nearest(
     log_d = torch.stack([log_special[:, -1] for _, log_special in parts], dim=1)
     # Within an atom, q is proportional to a. So only the sums over atoms are unknown.
     atoms, atom_of = torch.unique(inside.t(), dim=0, return_inverse=True)
-    log_sums = torch.stack([log_a[:, atom_of == g].logsumexp(1) for g in range(len(atoms))], dim=1)
-    log_atoms = _minimum(log_sums, log_d, ~atoms.t(), tolerance)
+    log_sums, start = (_summed(log_probs, atom_of, len(atoms)) for log_probs in (log_a, log_general))
+    log_atoms = _minimum(log_sums, log_d, ~atoms.t(), start, tolerance)
     return F.log_softmax(log_a + (log_atoms - log_sums)[:, atom_of], dim=-1)
 
 
-def _minimum(log_a: Tensor, log_d: Tensor, outside: Tensor, tolerance: float) -> Tensor:
-    """Return log q (N, A) at the minimum of -sum a log q - sum d log Q, given the mask (M, A) of Q.
+def _minimum(log_a: Tensor, log_d: Tensor, outside: Tensor, start: Tensor, tolerance: float) -> Tensor:
+    """Return log q (N, A) at the minimum of -sum a log q - sum d log Q, given the mask (M, A) of Q and a first log q.
 
     A primal-dual interior-point method. At the minimum q s = a and Q w = d, where s = 1 + M - (sum of w over the
-    specialists whose dustbin holds the atom). Newton steps follow the solutions for a + e and d + e to e = 1e-16.
+    specialists whose dustbin holds the atom). Newton steps follow the solutions for a + e and d + e to e = 1e-16. The
+    best q so far is kept, so the objective never rises.
     """
-    total, spread = 1.0 + len(outside), outside.to(log_a)
+    spread, best, least = outside.to(log_a), start, _objective(start, log_a, log_d, outside)
     q, w = torch.full_like(log_a, 1 / log_a.shape[1]), torch.full_like(log_d, 0.5)
-    s = total - w @ spread
+    s = 1.0 + len(outside) - w @ spread
     result, rows, relaxation = torch.empty_like(log_a), torch.arange(len(log_a), device=log_a.device), 0.1
     for _ in range(MAX_STEPS):
         log_q = _polished(q, s, log_a, log_d, outside)
-        going = ~(_duality_gap(log_q, s, w, log_a, log_d, outside) <= tolerance)  # also NaN goes on
-        result[rows[~going]] = log_q[~going]
-        rows, q, s, w, log_a, log_d = (part[going] for part in (rows, q, s, w, log_a, log_d))
+        value = _objective(log_q, log_a, log_d, outside)
+        best = torch.where((value < least).unsqueeze(1), log_q, best)
+        least = torch.where(value < least, value, least)
+        going = ~(least - _dual(s, w, log_a, log_d) <= tolerance)  # so written, NaN goes on
+        result[rows[~going]] = best[~going]
+        rows, best, least, q, s, w, log_a, log_d = (x[going] for x in (rows, best, least, q, s, w, log_a, log_d))
         if len(rows) == 0:
             return result
         q, s, w = _newton_step(q, s, w, log_a.exp() + relaxation, log_d.exp() + relaxation, spread)
         relaxation = max(FALL * relaxation, LEAST)
     raise KDError(
         f"expected the sum of divergences within {tolerance} nats of its minimum after {MAX_STEPS} steps, found "
-        f"{len(rows)} examples that are farther from it; pass a larger tolerance"
+        f"{len(rows)} examples that are farther from it; pass finite logits and, if they are, a larger tolerance"
     )
 
 
@@ -140,11 +144,17 @@ def _polished(q: Tensor, s: Tensor, log_a: Tensor, log_d: Tensor, outside: Tenso
     return F.log_softmax(torch.logaddexp(log_a, (log_d.unsqueeze(2) + shares).logsumexp(1)), dim=-1)
 
 
-def _duality_gap(log_q: Tensor, s: Tensor, w: Tensor, log_a: Tensor, log_d: Tensor, outside: Tensor) -> Tensor:
-    """Return a bound (N,) of the distance from the minimum: the objective at q minus its Lagrange dual at w."""
-    of_atoms = log_a.exp() * (log_a - s.log() - log_q)
-    of_dustbins = log_d.exp() * (log_d - w.log() - _log_dustbins(log_q, outside))
-    return of_atoms.sum(1) + of_dustbins.sum(1)
+def _objective(log_q: Tensor, log_a: Tensor, log_d: Tensor, outside: Tensor) -> Tensor:
+    return -(log_a.exp() * log_q).sum(1) - (log_d.exp() * _log_dustbins(log_q, outside)).sum(1)
+
+
+def _dual(s: Tensor, w: Tensor, log_a: Tensor, log_d: Tensor) -> Tensor:
+    """Return the Lagrange dual (N,) at w, a lower bound of the objective of every q."""
+    return (log_a.exp() * (s.log() - log_a)).sum(1) + (log_d.exp() * (w.log() - log_d)).sum(1)
+
+
+def _summed(log_probs: Tensor, atom_of: Tensor, atoms: int) -> Tensor:
+    return torch.stack([log_probs[:, atom_of == g].logsumexp(1) for g in range(atoms)], dim=1)
 
 
 def _log_dustbins(log_q: Tensor, outside: Tensor) -> Tensor:
