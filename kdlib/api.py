@@ -13,7 +13,14 @@ from kdlib.losses import (
     soft_target_kl,
 )
 from kdlib.seeds import derive_seed, generator
-from kdlib.targets import SoftTargets, mean_of_distributions, mix_logits, smoothed_labels, virtual_teacher
+from kdlib.targets import (
+    SoftTargets,
+    ensemble_targets,
+    mean_of_distributions,
+    mix_logits,
+    smoothed_labels,
+    virtual_teacher,
+)
 from kdlib.training import Progress, epochs, hard_targets, predict_logits
 
 __all__ = [
@@ -28,6 +35,7 @@ __all__ = [
     "binary_distillation",
     "cross_entropy",
     "derive_seed",
+    "ensemble_targets",
     "epochs",
     "generator",
     "hard_and_soft",

@@ -14,7 +14,7 @@ from torch import Tensor
 from kdlib.augment import Mix
 from kdlib.errors import KDError
 from kdlib.seeds import generator
-from kdlib.targets import SoftTargets, mix_logits
+from kdlib.targets import SoftTargets, mix_logits, selected_rows
 
 __all__ = ["Batch", "Batches", "Examples"]
 
@@ -25,7 +25,10 @@ STEPS_PER_GATHER = 32
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Inputs (N, ...), labels int64 (N,), the digest of the data, and the view: how the inputs are augmented."""
+    """Inputs (N, ...), labels int64 (N,), the digest of the data, and the view: how the inputs are augmented.
+
+    The labels of an unlabelled transfer set are empty rows, int64 (N, 0). Losses with a hard term refuse them.
+    """
 
     inputs: Tensor
     labels: Tensor
@@ -33,16 +36,32 @@ class Examples:
     view: str = "plain"
 
     def __post_init__(self) -> None:
-        """Refuse labels that are not one integer for each input (KDError)."""
-        if self.labels.shape != self.inputs.shape[:1] or self.labels.dtype != torch.int64:
+        """Refuse labels that are not one integer for each input, nor an empty row for each (KDError)."""
+        count = len(self.inputs)
+        if self.labels.shape not in ((count,), (count, 0)) or self.labels.dtype != torch.int64:
             raise KDError(
                 f"expected int64 labels of shape ({len(self.inputs)},), one per input, found "
-                f"{self.labels.dtype} of shape {tuple(self.labels.shape)}; use labels.long()"
+                f"{self.labels.dtype} of shape {tuple(self.labels.shape)}; use labels.long(), or without labels "
+                "labels=torch.empty(len(inputs), 0, dtype=torch.int64)"
             )
 
     def to(self, device: torch.device) -> Examples:
         """Return the same examples on a device."""
         return replace(self, inputs=self.inputs.to(device), labels=self.labels.to(device))
+
+    def select(self, rows: Tensor) -> Examples:
+        """Return the examples of some rows, for a transfer set: row numbers (n,) or a mask (N,).
+
+        Their digest is made from the data's digest and the rows, so that they fit `SoftTargets.select` of the same rows
+        and no other soft targets. KDError for a mask of another length.
+        """
+        rows, digest = selected_rows(rows, len(self.inputs), self.digest)
+        rows = rows.to(self.inputs.device)
+        return replace(self, inputs=self.inputs[rows], labels=self.labels[rows], digest=digest)
+
+    def without_labels(self) -> Examples:
+        """Return the same examples as an unlabelled transfer set: soft targets still fit, a hard term is refused."""
+        return replace(self, labels=self.labels.new_empty(len(self.labels), 0))
 
     def check(self, soft: SoftTargets, view: str = "") -> None:
         """Refuse soft targets of other data, of another view or with another number of rows (KDError).
@@ -68,7 +87,7 @@ class Batch:
     """One batch, as passed to an objective."""
 
     inputs: Tensor  # (B, ...)
-    labels: Tensor  # int64 (B,); if rows are mixed: float (B, K)
+    labels: Tensor  # int64 (B,); if rows are mixed: float (B, K); without labels: int64 (B, 0)
     indices: Tensor  # int64 (B,), row numbers, for the trace; if rows are mixed: those of the first partner
     soft: Tensor | None = None  # the teacher's logits (B, K)
 
@@ -160,6 +179,8 @@ def _augmented(batches: Iterator[Batch], augment: Callable[[Tensor], Tensor]) ->
 def _check_mix(examples: Examples, mix: object, classes: int | None) -> None:
     if mix is not None and classes is None:
         raise KDError("expected the number of classes with a mix, found none; pass classes=...")
+    if classes is not None and examples.labels.ndim != 1:
+        raise KDError("expected labels to mix, found an unlabelled transfer set; leave mix and classes out")
     if mix is not None and not examples.inputs.is_floating_point():
         raise KDError(f"expected inputs of floating point to mix, found {examples.inputs.dtype}; use inputs.float()")
 

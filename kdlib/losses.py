@@ -1,7 +1,8 @@
 """Distillation losses: pure functions of logits (B, K) that return the mean over the batch, a 0-d tensor.
 
 The teacher is given by its logits and receives no gradient. Weights and temperatures are numbers or 0-d tensors, so
-that `torch.vmap` can map them over many students. KDError if student and teacher differ in shape.
+that `torch.vmap` can map them over many students. KDError if student and teacher differ in shape, and if a hard term
+gets the empty labels of an unlabelled transfer set.
 
 Every logarithm is a log-softmax, which is finite for all finite logits. Keras clips probabilities at 1e-7 instead. Both
 agree to 1e-6 unless an output is saturated (a probability below 1e-7): there Keras's gradient is zero and this one is
@@ -13,7 +14,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdlib.errors import same_shape
+from kdlib.errors import KDError, same_shape
 
 __all__ = [
     "binary_distillation",
@@ -29,7 +30,15 @@ Number = float | Tensor
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy, in nats, with labels int64 (B,) or distributions (B, K), for example mixed labels."""
+    """Return the cross-entropy, in nats, with labels int64 (B,) or distributions (B, K), for example mixed labels.
+
+    KDError for the empty labels (B, 0) of an unlabelled transfer set.
+    """
+    if labels.shape[1:] == (0,):
+        raise KDError(
+            "expected labels for the hard term of the loss, found an unlabelled transfer set; "
+            "use soft_target_kl or logit_matching alone, or examples with labels"
+        )
     return F.cross_entropy(logits, labels)
 
 

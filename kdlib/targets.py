@@ -1,4 +1,8 @@
-"""Soft targets: a teacher's logits with their origin, means of ensembles, and teachers that are made by hand."""
+"""Soft targets: a teacher's logits with their origin, means of ensembles, and teachers that are made by hand.
+
+A transfer set need not be the training set. `SoftTargets.select` and `Examples.select` leave out rows of both, and
+`Examples.without_labels` drops the labels, which soft targets do not need.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,15 @@ from torch import Tensor
 from kdlib.errors import KDError
 from kdlib.files import tensor_digest
 
-__all__ = ["SoftTargets", "mean_of_distributions", "mix_logits", "smoothed_labels", "virtual_teacher"]
+__all__ = [
+    "SoftTargets",
+    "ensemble_targets",
+    "mean_of_distributions",
+    "mix_logits",
+    "selected_rows",
+    "smoothed_labels",
+    "virtual_teacher",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,14 +52,24 @@ class SoftTargets:
         """Return the teacher's distributions (N, K) at a temperature."""
         return F.softmax(self.logits / temperature, dim=-1)
 
+    def select(self, rows: Tensor) -> SoftTargets:
+        """Return the soft targets of some rows, for a transfer set: row numbers (n,) or a mask (N,).
+
+        They fit `Examples.select` of the same rows and no other examples. KDError for a mask of another length.
+        """
+        rows, digest = selected_rows(rows, len(self.logits), self.data_digest)
+        return replace(self, logits=self.logits[rows.to(self.logits.device)], data_digest=digest)
+
     def permuted_within_classes(self, labels: Tensor, generator: torch.Generator) -> SoftTargets:
         """Return sham targets: the rows permuted at random among the examples of the same class, given labels (N,).
 
         The targets then say nothing about an example except its class. Raises KDError unless there is one label for
         each row.
         """
-        if len(labels) != len(self.logits):
-            raise KDError(f"expected {len(self.logits)} labels, one per soft target, found {len(labels)}")
+        if labels.shape != self.logits.shape[:1]:
+            raise KDError(
+                f"expected {len(self.logits)} labels, one per soft target, found labels of shape {tuple(labels.shape)}"
+            )
         shuffled = torch.randperm(len(labels), generator=generator).to(labels.device)
         source = torch.empty_like(shuffled)
         # Both sides list the rows class by class; the right side is shuffled within each class.
@@ -56,17 +78,54 @@ class SoftTargets:
         return replace(self, logits=shuffled_logits, part=f"{self.part}, permuted within classes")
 
 
-def mean_of_distributions(logits: Sequence[Tensor], kind: Literal["arithmetic", "geometric"]) -> Tensor:
-    """Return logits (N, K) whose softmax is the mean of the members' distributions, given each member's logits (N, K).
+def selected_rows(rows: Tensor, count: int, digest: str) -> tuple[Tensor, str]:
+    """Return row numbers (n,) of data with `count` rows, and a digest made from the data's digest and these rows.
 
-    The arithmetic mean holds at temperature 1; for another temperature, divide the logits by it first. The geometric
-    mean holds at every temperature. KDError for another `kind` (Hinton, Vinyals, Dean 2015, section 1).
+    `rows` are row numbers or a mask (count,). KDError for a mask of another length.
     """
-    log_probs = F.log_softmax(torch.stack(list(logits)), dim=-1)
+    if rows.dtype == torch.bool:
+        if rows.shape != (count,):
+            raise KDError(f"expected a mask of shape ({count},), one per row, found {tuple(rows.shape)}")
+        rows = rows.nonzero()[:, 0]
+    return rows, f"{digest}, rows {tensor_digest({'rows': rows.long()})[:16]}"
+
+
+def ensemble_targets(
+    members: Sequence[SoftTargets], kind: Literal["arithmetic", "geometric"], temperature: float
+) -> SoftTargets:
+    """Return the soft targets of an ensemble: the mean of its members' distributions at the temperature that is used.
+
+    Pass this temperature to the loss too: `mean_of_distributions` says why. `part` says how the targets were made.
+    KDError without members, if the members' data, view or number of rows differ, or for another `kind`.
+    """
+    origins = sorted({(soft.data_digest, soft.view, tuple(soft.logits.shape)) for soft in members})
+    if len(origins) != 1:
+        raise KDError(
+            f"expected members with logits of the same examples, view and shape, found {origins or 'no member'}; "
+            "predict the logits of all members on the same examples"
+        )
+    logits = mean_of_distributions([soft.logits for soft in members], kind, temperature)
+    runs, parts = (
+        list(dict.fromkeys(names)) for names in zip(*((m.teacher_run, m.part) for m in members), strict=True)
+    )
+    part = f"{kind} mean of {len(members)} at temperature {temperature:g}: {' + '.join(parts)}"
+    return replace(members[0], logits=logits, teacher_run=" + ".join(runs), part=part)
+
+
+def mean_of_distributions(
+    logits: Sequence[Tensor], kind: Literal["arithmetic", "geometric"], temperature: float = 1.0
+) -> Tensor:
+    """Return logits (N, K) whose softmax at `temperature` is the mean of the members' distributions at it.
+
+    Each member has logits (N, K). The arithmetic mean holds at this temperature only: the mean of softened
+    distributions is not the softened mean. The geometric mean holds at every temperature: it is the softmax of the
+    mean logits. KDError for another `kind` (Hinton, Vinyals, Dean 2015, section 1).
+    """
+    log_probs = F.log_softmax(torch.stack(list(logits)) / temperature, dim=-1)
     if kind == "geometric":
-        return log_probs.mean(dim=0)
+        return temperature * log_probs.mean(dim=0)
     if kind == "arithmetic":
-        return F.log_softmax(log_probs.logsumexp(dim=0), dim=-1)
+        return temperature * F.log_softmax(log_probs.logsumexp(dim=0), dim=-1)
     raise KDError(f"expected a mean of kind 'arithmetic' or 'geometric', found {kind!r}")
 
 

@@ -11,8 +11,11 @@ from scipy.special import softmax
 from kdlib.augment import flip_and_shift, mixup
 from kdlib.batches import STEPS_PER_GATHER, Batches, Examples
 from kdlib.errors import KDError
+from kdlib.losses import soft_target_kl
+from kdlib.replicas import side_by_side
 from kdlib.seeds import generator
 from kdlib.targets import SoftTargets
+from kdlib.training import Progress, epochs, hard_targets
 
 K, SIZE = 5, 3
 N = SIZE * STEPS_PER_GATHER * 2 + 7  # three gathers, the last batch short
@@ -227,3 +230,69 @@ def test_bytes_are_batched_as_they_are_and_not_mixed():
     assert sorted(rows.tolist()) == inputs[:, 0].tolist()
     with pytest.raises(KDError, match=r"torch\.uint8"):
         Batches(examples, 3, seed=0, mix=lambda epoch: None, classes=2)
+
+
+# ---- transfer sets
+
+
+def soft_targets(outputs, batch):
+    return soft_target_kl(outputs, batch.soft, 2.0)
+
+
+def test_a_transfer_set_without_a_class_fits_the_targets_of_its_rows_only(examples, soft):
+    keep = torch.isin(examples.labels, torch.tensor([3]), invert=True)
+    transfer, targets = examples.select(keep), soft.select(keep)
+    assert transfer.digest == targets.data_digest != examples.digest
+    seen = joined(Batches(transfer, SIZE, 0, targets), 1)
+    assert 3 not in seen["labels"]
+    rows = seen["inputs"][:, 0].long()  # inputs contain their row number
+    assert sorted(rows.tolist()) == keep.nonzero()[:, 0].tolist()
+    assert torch.equal(seen["soft"], soft.logits[rows])
+    assert torch.equal(seen["labels"], examples.labels[rows])
+    order = torch.arange(N).flip(0)
+    for others in (soft, soft.select(~keep), soft.select(keep.nonzero()[:, 0].flip(0))):
+        with pytest.raises(KDError, match="soft targets of these examples"):
+            Batches(transfer, SIZE, 0, others)
+    with pytest.raises(KDError, match="soft targets of these examples"):
+        Batches(examples.select(order), SIZE, 0, soft)
+    with pytest.raises(KDError, match="expected a mask"):
+        examples.select(keep[1:])
+
+
+def test_an_unlabelled_transfer_set_is_trained_on_soft_targets_and_refused_with_hard_ones(examples, soft):
+    unlabelled = examples.without_labels()
+    labelled, seen = (joined(Batches(each, SIZE, 0, soft), 1) for each in (examples, unlabelled))
+    assert seen["labels"].shape == (N, 0)
+    assert all(torch.equal(seen[name], labelled[name]) for name in ("inputs", "indices", "soft"))
+    assert unlabelled.select(torch.arange(4)).labels.shape == (4, 0)
+    assert Examples(examples.inputs, torch.empty(N, 0, dtype=torch.int64), "data").labels.shape == (N, 0)
+
+    ends = []
+    for each in (examples, unlabelled):
+        model = torch.nn.Linear(2, K).double()
+        torch.nn.init.zeros_(model.weight), torch.nn.init.zeros_(model.bias)
+        progress = Progress(model, torch.optim.SGD(model.parameters(), lr=1e-5))
+        for _ in epochs(progress, Batches(each, SIZE, 0, soft), soft_targets, count=2, seed=0):
+            pass
+        ends.append(model.weight.detach())
+    assert torch.equal(*ends)
+    assert ends[0].abs().max() > 0
+    with pytest.raises(KDError, match="expected labels for the hard term"):
+        next(
+            epochs(
+                Progress(model, torch.optim.SGD(model.parameters())),
+                Batches(each, SIZE, 0),
+                hard_targets,
+                count=1,
+                seed=0,
+            )
+        )
+    with pytest.raises(KDError, match="expected labels to mix"):
+        Batches(unlabelled, SIZE, 0, soft, plan, K)
+
+
+def test_unlabelled_batches_of_many_students_are_those_of_each(examples, soft):
+    members = [Batches(examples.without_labels(), SIZE, seed, soft) for seed in (0, 1)]
+    for together, *alone in zip(side_by_side(members)(1), *(member(1) for member in members), strict=True):
+        assert together.labels.shape[2:] == (0,)
+        assert torch.equal(together.soft, torch.stack([batch.soft for batch in alone]))

@@ -196,6 +196,35 @@ def test_logit_matching_is_the_limit_of_high_temperature(example):
     assert errors[1] / errors[2] == pytest.approx(2, rel=0.05)
 
 
+def test_gradient_of_soft_targets_falls_as_the_square_of_the_temperature(example):
+    """The reason for T^2 in the loss: with the hard term, the gradient of the soft term alone would vanish."""
+    student, teacher, _ = example
+    centred_difference = centred(student.numpy()) - centred(teacher.numpy())
+    errors = []
+    for t in (50.0, 100.0, 200.0, 400.0):
+        plain = gradient(lambda s, t=t: losses.soft_target_kl(s, teacher, t) / t**2, student).numpy()
+        # Hinton et al. 2015, eq. 2
+        equation = (softmax(student.numpy() / t, 1) - softmax(teacher.numpy() / t, 1)) / t / B
+        np.testing.assert_allclose(plain, equation, rtol=1e-9, atol=1e-18)
+        limit = centred_difference / (K * t**2) / B  # eq. 4
+        errors.append(np.linalg.norm(plain - limit) / np.linalg.norm(limit))
+    assert errors[0] < 0.1
+    np.testing.assert_allclose(np.array(errors[:-1]) / errors[1:], 2, rtol=0.05)  # the error falls as 1 / T
+
+
+def test_gradient_at_high_temperature_is_that_of_logit_matching(example):
+    """The claim needs no zero-mean logits for the gradient of logit_matching, which subtracts the mean itself."""
+    student, teacher, _ = example
+    matched = gradient(lambda s: losses.logit_matching(s, teacher), student)
+    np.testing.assert_allclose(matched, (centred(student.numpy()) - centred(teacher.numpy())) / K / B, atol=1e-15)
+    sizes = [
+        (gradient(lambda s, t=t: losses.soft_target_kl(s, teacher, t), student) - matched).norm().item()
+        for t in (100.0, 200.0, 400.0)
+    ]
+    assert sizes[0] < 0.05 * matched.norm()
+    np.testing.assert_allclose([sizes[0] / sizes[1], sizes[1] / sizes[2]], 2, rtol=0.05)
+
+
 def test_label_smoothing_is_a_uniform_teacher_and_smoothed_labels(example):
     student, _, labels = example
     smoothing, constant = 0.3, 0.3 * np.log(K)
@@ -271,4 +300,17 @@ def test_refuses_shapes_that_would_broadcast(example):
         lambda: losses.binary_distillation(student[:, 0], teacher[:, 0], labels[:, None], 0.5),
     ):
         with pytest.raises(KDError, match="one shape"):
+            loss()
+
+
+def test_a_hard_term_refuses_an_unlabelled_transfer_set(example):
+    student, teacher, labels = example
+    absent = labels.new_empty(B, 0)
+    for loss in (
+        lambda: losses.cross_entropy(student, absent),
+        lambda: losses.hard_and_soft(student, teacher, absent, 0.0, 1.0, T),
+        lambda: losses.label_smoothing(student, absent, 0.1),
+        lambda: torch.vmap(losses.cross_entropy)(student.expand(2, B, K), absent.expand(2, B, 0)),
+    ):
+        with pytest.raises(KDError, match="expected labels for the hard term"):
             loss()

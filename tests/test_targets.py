@@ -8,7 +8,14 @@ from scipy.stats import gmean
 
 from kdlib.errors import KDError
 from kdlib.seeds import generator
-from kdlib.targets import SoftTargets, mean_of_distributions, mix_logits, smoothed_labels, virtual_teacher
+from kdlib.targets import (
+    SoftTargets,
+    ensemble_targets,
+    mean_of_distributions,
+    mix_logits,
+    smoothed_labels,
+    virtual_teacher,
+)
 
 N, K = 40, 5
 
@@ -56,19 +63,76 @@ def test_sham_takes_every_permutation_of_a_class_equally_often():
 def test_sham_refuses_labels_of_another_length(logits, labels):
     with pytest.raises(KDError, match="one per soft target"):
         SoftTargets(logits, "run", "data").permuted_within_classes(labels[1:], generator(0, "sham"))
+    with pytest.raises(KDError, match="one per soft target"):  # an unlabelled transfer set
+        SoftTargets(logits, "run", "data").permuted_within_classes(labels.new_empty(N, 0), generator(0, "sham"))
 
 
-def test_means_of_distributions(logits):
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 20.0])
+def test_means_of_distributions_at_the_temperature_that_is_used(logits, temperature):
     members = [logits, logits.flip(0), 2 * logits.roll(1, 1) + 9]
-    probs = np.stack([softmax(member.numpy(), 1) for member in members])
-    arithmetic = softmax(mean_of_distributions(members, "arithmetic").numpy(), 1)
-    np.testing.assert_allclose(arithmetic, probs.mean(0), rtol=1e-12)
+    probs = np.stack([softmax(member.numpy() / temperature, 1) for member in members])
+    arithmetic = mean_of_distributions(members, "arithmetic", temperature).numpy()
+    np.testing.assert_allclose(softmax(arithmetic / temperature, 1), probs.mean(0), rtol=1e-11)
     geometric = gmean(probs, axis=0)
     np.testing.assert_allclose(
-        softmax(mean_of_distributions(members, "geometric").numpy(), 1),
+        softmax(mean_of_distributions(members, "geometric", temperature).numpy() / temperature, 1),
         geometric / geometric.sum(1, keepdims=True),
-        rtol=1e-12,
+        rtol=1e-11,
     )
+
+
+def test_only_the_geometric_mean_holds_at_every_temperature(logits):
+    members = [logits, logits.flip(0), 2 * logits.roll(1, 1) + 9]
+    for kind, close in (("geometric", True), ("arithmetic", False)):
+        one, other = (
+            softmax(mean_of_distributions(members, kind, temperature).numpy() / 20, 1) for temperature in (1.0, 20.0)
+        )
+        assert np.allclose(one, other, rtol=1e-10) == close
+        assert close or np.abs(one - other).max() > 0.02
+
+
+def members_of(logits, **change):
+    made = {"teacher_run": "run 1", "data_digest": "data", "view": "plain", "part": "final.train"}
+    other = {**made, "teacher_run": "run 2", **change}
+    return [SoftTargets(logits, **made), SoftTargets(logits.flip(0), **other)]
+
+
+@pytest.mark.parametrize("kind", ["arithmetic", "geometric"])
+def test_soft_targets_of_an_ensemble_say_where_they_come_from(logits, kind):
+    members = members_of(logits)
+    soft = ensemble_targets(members, kind, 4.0)
+    probs = np.stack([softmax(member.logits.numpy() / 4, 1) for member in members])
+    mean = probs.mean(0) if kind == "arithmetic" else gmean(probs, axis=0)
+    np.testing.assert_allclose(soft.probabilities(4.0), mean / mean.sum(1, keepdims=True), rtol=1e-11)
+    assert (soft.teacher_run, soft.data_digest, soft.view) == ("run 1 + run 2", "data", "plain")
+    assert soft.part == f"{kind} mean of 2 at temperature 4: final.train"
+    again = ensemble_targets(members, kind, 2.0)
+    assert again.part != soft.part
+    np.testing.assert_allclose(ensemble_targets(members[:1], kind, 4.0).probabilities(4.0), probs[0], rtol=1e-11)
+
+
+def test_an_ensemble_refuses_members_of_other_examples(logits):
+    for change in ({"data_digest": "other data"}, {"view": "shifted"}, {"logits": logits[1:]}):
+        members = members_of(logits, **{name: value for name, value in change.items() if name != "logits"})
+        members[1] = SoftTargets(change.get("logits", logits), "run 2", members[1].data_digest, members[1].view)
+        with pytest.raises(KDError, match="same examples, view and shape"):
+            ensemble_targets(members, "arithmetic", 4.0)
+    with pytest.raises(KDError, match="no member"):
+        ensemble_targets([], "arithmetic", 4.0)
+
+
+def test_selected_targets_are_those_of_the_rows(logits):
+    soft, rows = SoftTargets(logits, "run", "data", "shifted", "final.train"), torch.tensor([7, 3, 3, 30])
+    chosen = soft.select(rows)
+    assert torch.equal(chosen.logits, logits[[7, 3, 3, 30]])
+    assert (chosen.teacher_run, chosen.view, chosen.part) == ("run", "shifted", "final.train")
+    mask = torch.arange(N) % 3 == 1
+    assert torch.equal(soft.select(mask).logits, logits[1::3])
+    assert soft.select(mask).data_digest == soft.select(torch.arange(1, N, 3)).data_digest
+    digests = {soft.select(rows.roll(shift)).data_digest for shift in range(4)} | {"data"}
+    assert len(digests) == 5
+    with pytest.raises(KDError, match=f"mask of shape \\({N},\\)"):
+        soft.select(mask[1:])
 
 
 def test_means_are_finite_at_huge_logits_and_refuse_another_kind():

@@ -1,0 +1,178 @@
+"""Specialists: networks for subsets of classes that a generalist confuses, with a dustbin class for all other classes.
+
+    subsets = kmeans_clusters(generalist_probs, 3, generator(0, "clusters"))
+    rows = specialist_rows(labels, subset, generator(0, "rest"))
+    specialist.head = specialist_head(generalist.head, subset)
+    ... train with dustbin_labels(labels, subset) or dustbin_logits(generalist_logits, subset, temperature) ...
+    logits = corrected_dustbin(logits, oversampling(labels, rows, subset))
+
+A subset is a tuple of class numbers. A specialist's outputs are the classes of its subset in this order, then the
+dustbin class. `kdlib.specialist_inference` combines generalist and specialists. Source: Hinton, Vinyals, Dean 2015,
+section 5.
+
+Shapes: N examples, K classes, S classes of the subset.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from kdlib.errors import KDError
+
+__all__ = [
+    "Subset",
+    "check_subset",
+    "correlation_clusters",
+    "corrected_dustbin",
+    "dustbin_labels",
+    "dustbin_logits",
+    "kmeans_clusters",
+    "oversampling",
+    "specialist_head",
+    "specialist_rows",
+]
+
+Subset = tuple[int, ...]
+
+
+def check_subset(subset: Subset, classes: int) -> None:
+    """Refuse a subset that is empty, repeats a class, names an unknown one or leaves none for the dustbin (KDError)."""
+    known = set(subset) <= set(range(classes))
+    if not known or len(set(subset)) != len(subset) or not 1 <= len(subset) < classes:
+        raise KDError(
+            f"expected a subset of 1 to {classes - 1} different classes of 0 to {classes - 1}, found {subset}; "
+            "the dustbin class needs at least one class outside the subset"
+        )
+
+
+# ---- which classes belong together
+
+
+def kmeans_clusters(probs: Tensor, count: int, generator: torch.Generator) -> list[Subset]:
+    """Return `count` disjoint subsets that together hold all classes, in order of their smallest class.
+
+    The columns of the covariance matrix of a generalist's predictions, probs (N, K), are clustered by k-means, the best
+    of 10 starts. A subset may have one class. KDError without scikit-learn, or unless 1 <= count <= K.
+    """
+    try:
+        from sklearn.cluster import KMeans
+    except ImportError as error:
+        raise KDError(
+            "expected scikit-learn for k-means, found none; pip install scikit-learn or use correlation_clusters"
+        ) from error
+    if not 1 <= count <= probs.shape[1]:
+        raise KDError(f"expected 1 to {probs.shape[1]} clusters of {probs.shape[1]} classes, found {count}")
+    seed = int(torch.randint(2**31 - 1, (), generator=generator))
+    columns = probs.double().t().cov().cpu().numpy()  # symmetric, so its rows are its columns
+    return _subsets(KMeans(count, n_init=10, random_state=seed).fit_predict(columns).tolist())
+
+
+def correlation_clusters(probs: Tensor) -> list[Subset]:
+    """Return disjoint subsets that together hold all classes, in order of their smallest class; their number is found.
+
+    It is correlation clustering (Bansal, Blum, Chawla 2004): classes that are predicted together more than chance
+    belong together. The weight of two classes is the correlation of their predictions, probs (N, K), plus 1 / (K - 1),
+    because predictions sum to one: errors that are spread evenly over K classes have a correlation of -1 / (K - 1).
+    From subsets of one class on, the two with the largest sum of weights between them are joined, while it is positive.
+    A class with a constant prediction remains alone.
+    """
+    covariance = probs.double().t().cov()
+    spread = covariance.diagonal().sqrt()
+    weights = covariance / (spread.unsqueeze(1) * spread) + 1 / (len(spread) - 1)
+    between = weights.nan_to_num(0.0, 0.0, 0.0).fill_diagonal_(-torch.inf)
+    cluster_of = torch.arange(len(spread))
+    while between.max() > 0:
+        kept, joined = sorted(divmod(int(between.argmax()), len(spread)))
+        cluster_of[cluster_of == joined] = kept
+        sums = between[kept] + between[joined]
+        between[kept], between[:, kept] = sums, sums
+        between[joined], between[:, joined] = -torch.inf, -torch.inf
+    return _subsets(cluster_of.tolist())
+
+
+def _subsets(cluster_of: list[int]) -> list[Subset]:
+    order = dict.fromkeys(cluster_of)  # by smallest class
+    return [tuple(k for k, own in enumerate(cluster_of) if own == cluster) for cluster in order]
+
+
+# ---- what a specialist is trained on
+
+
+def specialist_rows(labels: Tensor, subset: Subset, generator: torch.Generator) -> Tensor:
+    """Return row numbers in ascending order, for labels (N,): half are of the subset, half drawn from the other rows.
+
+    The smaller of the two parts is used whole, and as many rows of the other are drawn without replacement. KDError if
+    a part is empty.
+    """
+    inside = torch.isin(labels, torch.tensor(subset, device=labels.device))
+    parts = [part.nonzero()[:, 0] for part in (inside, ~inside)]
+    half = min(len(part) for part in parts)
+    if half == 0:
+        raise KDError(f"expected rows inside and outside the classes {subset}, found {[len(p) for p in parts]}")
+    drawn = [part[torch.randperm(len(part), generator=generator)[:half].to(part.device)] for part in parts]
+    return torch.cat(drawn).sort().values
+
+
+def dustbin_labels(labels: Tensor, subset: Subset) -> Tensor:
+    """Return labels int64 (N,) of a specialist: the position in the subset, and S for every other class."""
+    matches = labels.unsqueeze(1) == torch.tensor(subset, device=labels.device)
+    return torch.where(matches.any(1), matches.int().argmax(1), len(subset))
+
+
+def dustbin_logits(logits: Tensor, subset: Subset, temperature: float = 1.0) -> Tensor:
+    """Return logits (N, S + 1) with the other classes summed: soft targets of a specialist, from logits (N, K).
+
+    At `temperature` the softmax gives the dustbin class the sum of the probabilities outside the subset. KDError for a
+    subset that `check_subset` refuses.
+    """
+    check_subset(subset, logits.shape[-1])
+    rest = [k for k in range(logits.shape[-1]) if k not in subset]
+    dustbin = temperature * (logits[:, rest] / temperature).logsumexp(1, keepdim=True)
+    return torch.cat([logits[:, list(subset)], dustbin], dim=1)
+
+
+def specialist_head(head: nn.Linear, subset: Subset) -> nn.Linear:
+    """Return a new output layer (S + 1 units) for a copy of the generalist, made from its output layer (K units).
+
+    The classes of the subset keep their weights. The dustbin class gets the mean weights and bias of the other K - S
+    classes, and ln(K - S) more bias. Its logit is then that of their summed probabilities where these are equal, and
+    lower elsewhere. The paper states no rule for it. KDError for a subset that `check_subset` refuses.
+    """
+    check_subset(subset, head.out_features)
+    rest = [k for k in range(head.out_features) if k not in subset]
+    bias = head.weight.new_zeros(head.out_features) if head.bias is None else head.bias.detach()
+    # On the device "meta", torch draws no weights, so its global generator stays as it is.
+    made = nn.Linear(head.in_features, len(subset) + 1, device="meta", dtype=bias.dtype).to_empty(device=bias.device)
+    with torch.no_grad():
+        made.weight.copy_(torch.cat([head.weight[list(subset)], head.weight[rest].mean(0, keepdim=True)]))
+        made.bias.copy_(torch.cat([bias[list(subset)], bias[rest].mean(0, keepdim=True) + math.log(len(rest))]))
+    return made
+
+
+# ---- correction for the training set
+
+
+def oversampling(labels: Tensor, rows: Tensor, subset: Subset) -> float:
+    """Return how many times more often than the other classes the subset was sampled: rows (n,) from labels (N,).
+
+    It is the odds of the subset among the rows, divided by its odds among all labels. KDError if one of the four parts
+    is empty.
+    """
+    inside = torch.isin(labels, torch.tensor(subset, device=labels.device))
+    counts = [int(part.sum()) for part in (inside[rows], ~inside[rows], inside, ~inside)]
+    if 0 in counts:
+        raise KDError(
+            f"expected examples inside and outside the classes {subset}, among the rows and in all, found {counts}"
+        )
+    return counts[0] / counts[1] / (counts[2] / counts[3])
+
+
+def corrected_dustbin(logits: Tensor, oversampled: float) -> Tensor:
+    """Return logits (N, S + 1) with ln(oversampled) added to the dustbin class, the last one (`oversampling`).
+
+    A specialist that is exact on its training set is then exact on data in their natural proportions.
+    """
+    return torch.cat([logits[:, :-1], logits[:, -1:] + math.log(oversampled)], dim=1)
