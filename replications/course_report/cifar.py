@@ -136,7 +136,8 @@ def train_resnet18(run: Run) -> Result:
         return recorded_logits(run)
     run = replace(run, data=run.data.to(run.device))
     data: Data = run.data
-    model = keras_glorot_(ResNet18(config.precision), run.generator("weights"))  # code: Keras's default
+    # A stream of its own: from the student's, both first layers would get the same numbers.
+    model = keras_glorot_(ResNet18(config.precision), run.generator("teacher weights"))  # code: Keras's default
     model.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's hints lack it
     progress = run.progress(model, teacher_optimizer(model))
 
