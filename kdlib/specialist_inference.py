@@ -54,8 +54,9 @@ def combined_log_probs(
     order, then the dustbin class, which must be corrected before (`corrected_dustbin`). `active` is a mask (N, M).
     Without an active specialist the result is the log-softmax of the generalist.
 
-    The sum of divergences of each example is within `tolerance`, in nats, of its minimum. KDError for other shapes, for
-    a subset that `check_subset` refuses, and if rounding prevents the tolerance (expected from 1e-12 on).
+    The sum of divergences of each example is within `tolerance`, in nats, of its minimum. The computation is in
+    float64, so 1e-12 can be reached. KDError for other shapes, for a subset that `check_subset` refuses, and if the
+    tolerance is not reached.
     """
     inside = _membership(subsets, generalist.shape[-1]).to(generalist.device)
     _check_shapes(generalist, specialists, subsets, active)
