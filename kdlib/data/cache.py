@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kdlib.data import DataUnavailable
 from kdlib.errors import KDError
-from kdlib.files import DamagedFile, load_tensors, save_tensors
+from kdlib.files import load_tensors, save_tensors
 
 Computed = tuple[Mapping[str, Tensor], Any]  # tensors and notes (any JSON value)
 
@@ -38,7 +38,7 @@ def computed_once(folder: Path, key: str, compute: Callable[[], Computed]) -> Co
     for path in places:
         try:
             return load_tensors(path)
-        except DamagedFile:  # or there is none
+        except KDError:  # there is none, it is damaged, or it may not be read
             continue
     tensors, notes = compute()
     for path in places:

@@ -252,7 +252,7 @@ def _unpack_all(source: Source, staging: Path) -> None:
         path = staging / packed.file.name
         if not path.is_file():
             continue
-        most_bytes = sum(sizes[name] for name in packed.holds)
+        most_bytes = sum(sizes[name] for name in packed.holds if not name.endswith("/"))
         if path.name.endswith(".tar.gz"):
             unpack(path, unpacked / packed.into, most_bytes + packed.most_other_bytes, packed.most_members)
         else:

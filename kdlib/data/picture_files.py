@@ -1,8 +1,8 @@
 """Files of single pictures, decoded once to small uint8 arrays. Unfit files are skipped, and named with the reason.
 
-The rule: a file is used if it lies in the data set's folder, has at most 32 MiB, and holds one whole JPEG or PNG
-picture of at most 2^25 pixels, grey or RGB with 8 bits. Its name has the ending of its format. Of equal pictures, only
-the first is used; if they have different labels, none is.
+The rule: a file is used if it lies in the data set's folder, has at most 32 MiB, ends in .jpg or .jpeg, and holds a
+whole JPEG picture of at most 2^25 pixels, grey or RGB (so with 8 bits). Of equal pictures, only the first is used; if
+they have different labels, none is.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ from kdlib.data.cache import computed_once
 from kdlib.data.pictures import Bytes
 from kdlib.files import canonical_json, sha256
 
-ENDINGS = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",)}
-MODES = ("L", "RGB")
+ENDINGS = (".jpg", ".jpeg")
 MOST_BYTES = 2**25  # of a file
 MOST_PIXELS = 2**25
-PNG_BITS = 24  # the byte of a PNG file that holds the bits of a sample
+TOO_LARGE = f"more than {MOST_PIXELS} pixels"
 RULE = 1  # raised when other pictures are skipped or a pixel changes; it is part of the key of stored arrays
 
 
@@ -113,35 +112,29 @@ def refuse_empty_classes(folder: Path, labels: Bytes, classes: Sequence[str], sk
         )
 
 
-def decode(content: bytes, ending: str, side: int, mode: str) -> Bytes:
+def decode(content: bytes, side: int, mode: str) -> Bytes:
     """Return one picture, uint8 (C, side, side); UnfitError if the file's content breaks the rule."""
     try:
-        with Image.open(io.BytesIO(content), formats=tuple(ENDINGS)) as picture:
-            _check(picture, content, ending)
+        with Image.open(io.BytesIO(content), formats=("JPEG",)) as picture:  # reads the header only
+            if picture.width * picture.height > MOST_PIXELS:
+                raise UnfitError(TOO_LARGE)
+            if picture.mode not in ("L", "RGB"):
+                raise UnfitError(f"mode {picture.mode}, not grey or RGB")
             small = picture.convert(mode).resize((side, side), Image.Resampling.BILINEAR)
     except UnfitError:
         raise
+    except Image.DecompressionBombError as error:  # Pillow refuses still larger pictures itself
+        raise UnfitError(TOO_LARGE) from error
     except Exception as error:  # a hostile file may raise anything in a decoder
-        raise UnfitError("not a whole JPEG or PNG picture") from error
+        raise UnfitError("not a whole JPEG picture") from error
     return np.asarray(small).reshape(side, side, -1).transpose(2, 0, 1)
 
 
-def _check(picture: Image.Image, content: bytes, ending: str) -> None:
-    """Read the header only: a decompression bomb is refused before it unpacks."""
-    width, height = picture.size
-    if width * height > MOST_PIXELS:
-        raise UnfitError(f"{width} x {height} pixels, more than {MOST_PIXELS}")
-    if ending.lower() not in ENDINGS.get(picture.format or "", ()):
-        raise UnfitError(f"misnamed: a {picture.format} picture with the ending {ending!r}")
-    if picture.mode not in MODES:
-        raise UnfitError(f"mode {picture.mode}, not grey or RGB with 8 bits")
-    if picture.format == "PNG" and content[PNG_BITS] != 8:  # Pillow cuts 16-bit RGB to 8 bits, and says RGB
-        raise UnfitError(f"{content[PNG_BITS]} bits a sample, not 8")
-
-
 def _content(folder: Path, name: str) -> bytes:
-    """Return the bytes of a file; UnfitError for a link that leads out of the (resolved) folder, and for no file."""
+    """Return the bytes of a file; UnfitError if its name or its place breaks the rule."""
     path = folder / name
+    if path.suffix.lower() not in ENDINGS:
+        raise UnfitError("misnamed: the ending is not .jpg or .jpeg")
     try:
         if not path.resolve(strict=True).is_relative_to(folder):
             raise UnfitError("a link out of the folder")
@@ -169,6 +162,17 @@ def _digests(folder: Path, files: Sequence[Named]) -> tuple[dict[str, str], list
     return digests, bad
 
 
+def _same_content(folder: Path, name: str, digest: str) -> bytes:
+    """Return the bytes of a file that was read before; DataError if they are others now."""
+    try:
+        content = _content(folder, name)
+    except UnfitError:
+        content = b""
+    if sha256(content) != digest:
+        raise DataError(f"{folder / name}: expected the bytes of a moment ago, found others. Start again.")
+    return content
+
+
 def _decode_all(
     folder: Path, files: Sequence[Named], digests: dict[str, str], side: int, mode: str
 ) -> tuple[Bytes, NDArray[np.int64], list[Skipped]]:
@@ -179,11 +183,9 @@ def _decode_all(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, about metadata and sizes: the rule decides
         for at, file in enumerate(files):
-            content = _content(folder, file.name)
-            if sha256(content) != digests[file.name]:
-                raise DataError(f"{folder / file.name}: expected a file that stays as it is, found that it changed.")
+            content = _same_content(folder, file.name, digests[file.name])
             try:
-                images[len(used)] = decode(content, Path(file.name).suffix, side, mode)
+                images[len(used)] = decode(content, side, mode)
                 used.append(at)
             except UnfitError as error:
                 skipped.append(Skipped(file.name, str(error)))

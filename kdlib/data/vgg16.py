@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
@@ -21,6 +21,7 @@ from kdlib.data import DataError
 
 CHANNELS = (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)  # into and out of the 13 convolutions
 PLACES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # in torchvision's vgg16().features
+FIRST_KERNEL = "features.0.weight"
 KERAS = "vgg16_features.safetensors"
 TORCHVISION = "vgg16_features-amdegroot-88682ab5.pth"
 TORCHVISION_SHA256 = "88682ab5"  # the first digits, which are in the file's name; the rest is not known to kdlib
@@ -55,7 +56,7 @@ def features(folder: Path | str) -> Features:
     if not other.is_file():
         raise DataError(f"{folder}: expected {KERAS} or {TORCHVISION}, found neither. Fetch it: `kd data fetch vgg16`.")
     tensors = _checked(other, _read_torchvision(other))
-    tensors[_names()[0]] = tensors[_names()[0]].flip(1)
+    tensors[FIRST_KERNEL] = tensors[FIRST_KERNEL].flip(1)
     return Features(tensors, weights_digest(tensors))
 
 
@@ -90,9 +91,11 @@ def _read_torchvision(path: Path) -> dict[str, Tensor]:
     if not found.startswith(TORCHVISION_SHA256):
         raise DataError(f"{path}: expected a SHA-256 that begins with {TORCHVISION_SHA256}, found {found}. {REMEDY}")
     try:
-        loaded: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError) as error:
         raise DataError(f"{path}: expected tensors, found unreadable content ({error}). {REMEDY}") from error
+    if not isinstance(loaded, dict):
+        raise DataError(f"{path}: expected tensors by name, found a {type(loaded).__name__}. {REMEDY}")
     return loaded
 
 
@@ -100,7 +103,9 @@ def _checked(path: Path, loaded: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the 26 tensors; the file of torchvision also has the classifier's, which are not numbers."""
     for name, shape in zip(_names(), _shapes(), strict=True):
         tensor = loaded.get(name)
-        found = None if tensor is None else (str(tensor.dtype), tuple(tensor.shape))
+        found: Any = tensor
+        if tensor is not None:
+            found = (str(tensor.dtype), tuple(tensor.shape)) if isinstance(tensor, Tensor) else (type(tensor).__name__,)
         if found != ("torch.float32", shape):
             raise DataError(f"{path}: expected {name} in float32 of shape {shape}, found {found}. {REMEDY}")
     return {name: loaded[name].clone() for name in _names()}
