@@ -93,6 +93,7 @@ CIFAR10_ARCHIVE = File(
 )
 OXFORD_IMAGES = f"{cats_dogs.OXFORD}/images/"
 OXFORD_LISTS = tuple(f"{cats_dogs.OXFORD}/{name}" for name in cats_dogs.OXFORD_LISTS)
+# SHA-256 and sizes as published by TensorFlow Datasets (oxford_iiit_pet/checksums.tsv).
 OXFORD_ARCHIVES = (
     Packed(
         File("images.tar.gz", "67195c5e1c01f1ab5f9b6a5d22b8c27a580d896ece458917e61d459337fa318d", 791_918_971),
