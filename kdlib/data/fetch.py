@@ -40,11 +40,15 @@ def names() -> tuple[str, ...]:
 
 
 def describe(name: str) -> dict[str, Any]:
-    """Return title, licence, citation, url, bytes and number of files of a data set."""
+    """Return title, licence, citation, url, bytes to download or how to get the set by hand, and the number of files.
+
+    A set with folders of pictures has their number, too.
+    """
     source = _source(name)
-    facts = {key: getattr(source, key) for key in ("title", "licence", "citation", "url", "bytes")}
-    by_hand = {"by hand": source.by_hand} if source.by_hand else {}
-    return {"name": name, **facts, "files": len(source.files()), **by_hand}
+    keys = ("title", "licence", "citation", "url", "by_hand" if source.by_hand else "bytes")
+    folders = sum(file.name.endswith("/") for file in source.files())
+    about = {"name": name, **{key: getattr(source, key) for key in keys}, "files": len(source.files()) - folders}
+    return {**about, "folders": folders} if folders else about
 
 
 def where(name: str, data: Path | str | None = None) -> Place | None:

@@ -134,7 +134,7 @@ def test_a_set_by_hand_is_found_and_never_downloaded(pets, monkeypatch, server, 
         (tmp_path / "cache/pets" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "cache/pets" / name).write_text("a")
     assert fetch.find("pets") == fetch.fetch("pets") == tmp_path / "cache/pets"
-    assert fetch.describe("pets")["by hand"] == "Write a letter."
+    assert fetch.describe("pets")["by_hand"] == "Write a letter."
     assert server.asked == []
 
 
@@ -163,9 +163,11 @@ def test_the_real_sources_say_how_to_get_them():
     by_hand = {name for name in fetch.names() if fetch.SOURCES[name].by_hand}
     assert by_hand == {"chest_xray", "cats_dogs"}
     for name in by_hand:
-        assert "--data DIR" in fetch.describe(name)["by hand"]
+        assert "--data DIR" in fetch.describe(name)["by_hand"]
         assert fetch.SOURCES[name].packed == ()
-    pets = fetch.SOURCES["oxford_pets"]
+    pets, about = fetch.SOURCES["oxford_pets"], fetch.describe("oxford_pets")
+    assert (about["files"], about["folders"], about["bytes"]) == (2, 1, pets.bytes)
+    assert "folders" not in fetch.describe("vgg16")
     assert pets.bytes == sum(archive.file.size for archive in pets.packed)
     assert {file.name for file in pets.files()} == {name for archive in pets.packed for name in archive.holds}
     assert all(len(archive.file.sha256) == 64 for archive in pets.packed)
