@@ -126,17 +126,25 @@ def test_links_out_of_the_folder_and_special_files_are_skipped(write_files, jpeg
 
 def test_the_first_of_equal_pictures_is_kept_and_none_with_different_labels(write_files, jpeg):
     same, torn = jpeg(1), jpeg(2)
-    files = {"a.jpg": jpeg(0), "b.jpg": same, "c.jpg": same + b"behind the picture", "d.jpg": torn, "e.jpg": torn}
+    files = {
+        "a.jpg": jpeg(0),
+        "b.jpg": same,
+        "c.jpg": same + b"behind the picture",
+        "d.jpg": torn,
+        "e.jpg": torn,
+        "f.jpg": jpeg(3),
+    }
     folder = write_files(files)
     found = load(folder, labels={"a.jpg": 1, "e.jpg": 1})
-    assert found.files == (Named("a.jpg", 1), Named("b.jpg", 0))
-    assert (found.labels.tolist(), found.labels.dtype) == ([1, 0], np.uint8)
+    assert found.files == (Named("a.jpg", 1), Named("b.jpg", 0), Named("f.jpg", 0))
+    assert len(found.images) == 3
+    assert (found.labels.tolist(), found.labels.dtype) == ([1, 0, 0], np.uint8)
     assert found.skipped == (
         Skipped("c.jpg", "a copy of b.jpg"),
         Skipped("d.jpg", "the same picture has different labels"),
         Skipped("e.jpg", "the same picture has different labels"),
     )
-    for row, name in enumerate(("a.jpg", "b.jpg")):
+    for row, name in enumerate(("a.jpg", "b.jpg", "f.jpg")):
         np.testing.assert_array_equal(found.images[row], picture_files.decode(files[name], SIDE, "L"))
     picture_files.refuse_damaged(folder, found.skipped[:1])  # a copy is no damage
 
