@@ -56,6 +56,8 @@ def _where(names: tuple[str, ...], options: argparse.Namespace) -> int:
     for name in names:
         place = fetch.where(name, options.data)
         print(
-            f"{name}: {place.path} ({place.origin})" if place else f"{name}: not here; `kd data fetch {name}` gets it"
+            f"{name}: {place.path} ({place.origin})"
+            if place
+            else f"{name}: not here; `kd data fetch {name}` gets it or says how"
         )
     return 0

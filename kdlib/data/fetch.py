@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from kdlib.data import DataError, DataUnavailable, transfer
+from kdlib.data.cache import cache_folder
 from kdlib.data.sources import SOURCES, File, Packed, Source
 from kdlib.data.unpack import gunzip, unpack
 from kdlib.errors import KDError
@@ -24,9 +25,6 @@ from kdlib.files import locked
 
 Progress = Callable[[str, int, int], None]  # file, bytes of the whole set received so far, bytes expected
 LIMITS = transfer.Limits()
-# The limit for a file of unknown size, and for all files of an archive together that do not belong to the set.
-UNKNOWN_FILE_BYTES = 2**20
-MOST_MEMBERS = 20  # of an archive, including folders
 
 
 class Place(NamedTuple):
@@ -42,10 +40,15 @@ def names() -> tuple[str, ...]:
 
 
 def describe(name: str) -> dict[str, Any]:
-    """Return title, licence, citation, url, bytes and number of files of a data set."""
+    """Return title, licence, citation, url, bytes to download or how to get the set by hand, and the number of files.
+
+    A set with folders of pictures has their number, too.
+    """
     source = _source(name)
-    facts = {key: getattr(source, key) for key in ("title", "licence", "citation", "url", "bytes")}
-    return {"name": name, **facts, "files": len(source.files())}
+    keys = ("title", "licence", "citation", "url", "by_hand" if source.by_hand else "bytes")
+    folders = sum(file.name.endswith("/") for file in source.files())
+    about = {"name": name, **{key: getattr(source, key) for key in keys}, "files": len(source.files()) - folders}
+    return {**about, "folders": folders} if folders else about
 
 
 def where(name: str, data: Path | str | None = None) -> Place | None:
@@ -54,7 +57,7 @@ def where(name: str, data: Path | str | None = None) -> Place | None:
     known = [*(file.name for file in source.files()), *chain.from_iterable(source.instead)]
     for origin, root in _roots(data):
         for folder in (root / name, root):
-            if any((folder / file).is_file() for file in known):
+            if any(_is_there(folder, file) for file in known):
                 return Place(origin, folder)
     return None
 
@@ -102,6 +105,8 @@ def fetch(name: str, progress: Progress | None = None, on_wait: Callable[[], Non
     mirror = _mirror()
     cache = cache_folder()
     folder, staging = cache / name, cache / f".{name}.part"
+    if source.by_hand:
+        return _put_by_hand(name, source, folder)
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with locked(cache / f".{name}.lock", transfer.REMEDY, on_wait):
@@ -130,16 +135,13 @@ def fetch(name: str, progress: Progress | None = None, on_wait: Callable[[], Non
     return folder
 
 
-def cache_folder() -> Path:
-    """Return the folder of this user's downloaded data sets."""
-    try:
-        import platformdirs
-    except ImportError as error:
-        raise DataUnavailable(
-            "The user cache needs the package platformdirs: install kdlib with its dependencies, "
-            "or pass --data DIR, or set KDLIB_DATA."
-        ) from error
-    return platformdirs.user_cache_path("kdlib")
+def _put_by_hand(name: str, source: Source, folder: Path) -> Path:
+    if folder.is_dir() and not _all_problems(source, folder):
+        return folder
+    raise DataUnavailable(
+        f"{name}: expected on this machine, because kdlib does not download it, but found neither in --data DIR nor in "
+        f"KDLIB_DATA nor, whole, in the user cache ({folder.parent}). {source.by_hand}"
+    )
 
 
 def _source(name: str) -> Source:
@@ -195,7 +197,9 @@ def _take_back(source: Source, folder: Path, staging: Path) -> None:
         os.replace(folder, staging)
     staging.mkdir(exist_ok=True)
     for file in source.files():
-        if file.sha256 is None:
+        if file.sha256 is None and file.name.endswith("/"):
+            shutil.rmtree(staging / file.name, ignore_errors=True)
+        elif file.sha256 is None:
             (staging / file.name).unlink(missing_ok=True)
     for path in staging.iterdir():
         if path.is_dir() and path.name.startswith((".tmp", "tmp")):
@@ -220,7 +224,7 @@ def _fill(name: str, source: Source, mirror: str | Path | None, staging: Path, p
                 if progress is not None:
                     progress(name, before + count, source.bytes)
 
-            target, most_bytes = staging / file.name, file.size or UNKNOWN_FILE_BYTES
+            target, most_bytes = staging / file.name, file.size or source.most_file_bytes
             if isinstance(mirror, Path):
                 root = mirror / name if (mirror / name).is_dir() else mirror
                 received(transfer.copy(root / file.name, target, file.sha256, most_bytes))
@@ -246,19 +250,19 @@ def _is_unpacked(source: Source, packed: Packed, staging: Path) -> bool:
 
 def _unpack_all(source: Source, staging: Path) -> None:
     """Replace the packed files by the set's files that they hold; delete everything else in an archive."""
-    sizes = {file.name: file.size or UNKNOWN_FILE_BYTES for file in source.files()}
+    sizes = {file.name: file.size or source.most_file_bytes for file in source.files()}
     unpacked = staging / "tmp-unpacked"
     for packed in source.packed:
         path = staging / packed.file.name
         if not path.is_file():
             continue
-        most_bytes = sum(sizes[name] for name in packed.holds)
+        most_bytes = sum(sizes[name] for name in packed.holds if not name.endswith("/"))
         if path.name.endswith(".tar.gz"):
-            unpack(path, unpacked, most_bytes + UNKNOWN_FILE_BYTES, MOST_MEMBERS)
+            unpack(path, unpacked / packed.into, most_bytes + packed.most_other_bytes, packed.most_members)
         else:
             gunzip(path, unpacked / packed.holds[0], most_bytes)
         for name in packed.holds:
-            if not (unpacked / name).is_file():
+            if not _is_there(unpacked, name):
                 raise DataError(f"{path}: expected {name} in this archive, found none. {transfer.REMEDY}")
             (staging / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(unpacked / name, staging / name)
@@ -281,12 +285,18 @@ def _file_problems(source: Source, folder: Path, hashes: bool) -> list[str]:
     """Return what is wrong with the files' names and sizes and, with `hashes` (slower), their bytes."""
     files = source.files()
     for names in source.instead:
-        if not any((folder / file.name).is_file() for file in files):
+        if not any(_is_there(folder, file.name) for file in files):
             files = tuple(File(name, None, None) for name in names)
     return [problem for file in files if (problem := _file_problem(folder / file.name, file, hashes))]
 
 
+def _is_there(folder: Path, name: str) -> bool:
+    return (folder / name).is_dir() if name.endswith("/") else (folder / name).is_file()
+
+
 def _file_problem(path: Path, file: File, hashes: bool) -> str | None:
+    if file.name.endswith("/"):
+        return None if path.is_dir() and any(path.iterdir()) else f"{file.name} is missing or empty"
     if not path.is_file():
         return f"{file.name} is missing"
     size = path.stat().st_size
@@ -301,6 +311,8 @@ def _file_problem(path: Path, file: File, hashes: bool) -> str | None:
 
 
 def _remedy(name: str, origin: str) -> str:
+    if by_hand := _source(name).by_hand:
+        return by_hand
     if origin == "cache":
         return f"`kd data fetch {name}` repairs it."
     return f"Copy the files there again, or leave {origin} out and `kd data fetch {name}`."

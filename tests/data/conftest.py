@@ -1,7 +1,8 @@
-"""A small writer of PhysioNet's formats, a local web server, and the real records if they are here."""
+"""Small writers of PhysioNet's formats and of pictures, a local web server, and the real data if they are here."""
 
 from __future__ import annotations
 
+import io
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from kdlib.data import fetch, mitdb
+from kdlib.data import cache, fetch, mitdb
 
 
 def pack_212(samples: np.ndarray) -> bytes:
@@ -129,7 +131,7 @@ def real(real_folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="session")
 def real_folder_of() -> Callable[[str], Path]:
-    """The folder of a real set of pictures; it is never downloaded."""
+    """The folder of a real set of pictures or weights; it is never downloaded."""
 
     def folder(name: str) -> Path:
         place = fetch.where(name)
@@ -138,3 +140,30 @@ def real_folder_of() -> Callable[[str], Path]:
         return place.path
 
     return folder
+
+
+def jpeg(value: int, side: int = 8, mode: str = "RGB", format: str = "JPEG") -> bytes:
+    """Return a picture file whose pixels follow from `value`: other values give other pictures."""
+    pixels = np.random.default_rng(value).integers(0, 256, (side, side, 3), np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(out, format, quality=95)
+    return out.getvalue()
+
+
+@pytest.fixture(scope="session", name="jpeg")
+def _jpeg() -> Callable[..., bytes]:
+    return jpeg
+
+
+@pytest.fixture
+def write_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Write files by their paths below a folder `set`, and return the folder; the user cache is an empty folder."""
+    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path / "cache")
+
+    def write(files: dict[str, bytes], name: str = "set") -> Path:
+        for file, content in files.items():
+            (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / file).write_bytes(content)
+        return tmp_path / name
+
+    return write

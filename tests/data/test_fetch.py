@@ -528,7 +528,7 @@ def test_the_files_of_mitdb(real_sources):
     assert {file.name for file in files} == {f"{r}.{kind}" for r in mitdb.RECORDS for kind in ("dat", "atr", "hea")}
     assert sum(file.sha256 is not None for file in files) == 96
     assert all(file.size == 650_000 * 3 for file in files if file.name.endswith(".dat"))
-    assert fetch.names() == ("mitdb", "mnist", "cifar10")
+    assert fetch.names()[:3] == ("mitdb", "mnist", "cifar10")
     facts = fetch.describe("mitdb")
     assert facts["files"] == 144
     assert facts["url"].startswith("https://")

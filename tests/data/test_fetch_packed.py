@@ -234,8 +234,8 @@ def test_another_archive_is_refused_and_leaves_nothing(world, bad, problem):
 BOXES = {
     "a link": ({**CONTENT, "raw/one.dat": None}, "'raw/one.dat', a link"),
     "outside": ({"../evil": b"x", **CONTENT}, "outside"),
-    "too large": ({**CONTENT, "raw/more": bytes(fetch.UNKNOWN_FILE_BYTES + 1)}, "more bytes than allowed"),
-    "too many": ({**CONTENT, **{str(k): b"" for k in range(fetch.MOST_MEMBERS)}}, "more than 20 members"),
+    "too large": ({**CONTENT, "raw/more": bytes(sources.UNKNOWN_FILE_BYTES + 1)}, "more bytes than allowed"),
+    "too many": ({**CONTENT, **{str(k): b"" for k in range(sources.MOST_MEMBERS)}}, "more than 20 members"),
     "a file missing": ({"raw/one.dat": CONTENT["raw/one.dat"]}, "expected raw/two.dat in this archive, found none"),
     "other content": ({**CONTENT, "raw/two.dat": b"owt" * 1000}, "two.dat: expected other content"),
 }
