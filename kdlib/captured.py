@@ -15,10 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from kdlib.batches import Batch
+from kdlib.errors import KDError
 from kdlib.replicas import Replicas
 
 __all__ = ["CapturedStep"]
 
+REFUSED = "the training step could not be recorded as a CUDA graph"
+REMEDY = "launch its operations one by one (--no-graphs, or Progress(..., graphs=False))"
 WARM_UP = 3  # steps that are launched one by one before a graph is recorded: libraries set themselves up in them
 
 Step = Callable[[Batch], Tensor]
@@ -30,7 +33,6 @@ class Trained(Protocol):
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    notice: str
 
 
 @dataclass
@@ -46,10 +48,12 @@ class CapturedStep:
     """A step of the optimizer, `step(batch) -> loss`, that is recorded as a CUDA graph and replayed.
 
     `step` is the step itself, and `trained` has the model and the optimizer that it changes. Each shape of batch gets a
-    graph after a few steps, so a short last batch of an epoch is at first launched one by one. Another learning rate,
-    or any other change of the optimizer's settings, makes the graphs anew; so does `refresh()` if the optimizer or its
-    state was replaced. If a step cannot be recorded, for example because it waits for a number on the CPU, all steps
-    are launched one by one and `trained.notice` says why.
+    graph after a few steps; the steps before it are launched one by one. Another learning rate, or any other change of
+    the optimizer's settings, makes the graphs anew; so does `refresh()`, which the loop calls before each epoch. Until
+    then a graph repeats what was recorded: numbers that the objective takes from Python, layers that are frozen.
+
+    Raises KDError if a step cannot be recorded: it waits for a number on the CPU, or the optimizer counts there (Adam
+    needs `capturable=True`).
     """
 
     def __init__(self, step: Step, trained: Trained, capture: Capture | None = None) -> None:
@@ -58,14 +62,10 @@ class CapturedStep:
         self.settings: Any = None
         self.seen: dict[Any, int] = {}
         self.graphs: dict[Any, _Graph] = {}
-        self.places: list[int] = []  # of the tensors that the graphs read and write
-        self.failed = False
         self.stream: Any = None
 
     def __call__(self, batch: Batch) -> Tensor:
         """Make one step and return its loss, on the device."""
-        if self.failed:
-            return self.step(batch)
         groups = self.trained.optimizer.param_groups
         settings = [{name: value for name, value in group.items() if name != "params"} for group in groups]
         if settings != self.settings:
@@ -73,8 +73,9 @@ class CapturedStep:
         shape = tuple(None if part is None else (part.shape, part.dtype) for part in _parts(batch))
         if shape not in self.graphs:
             self.seen[shape] = self.seen.get(shape, 0) + 1
-            if self.seen[shape] <= WARM_UP or not self._record(shape, batch):
+            if self.seen[shape] <= WARM_UP:
                 return self._eager(batch)
+            self.graphs[shape] = self._graph(batch)
         graph = self.graphs[shape]
         for own, given in zip(_parts(graph.batch), _parts(batch), strict=True):
             if own is not None and given is not None:
@@ -83,27 +84,27 @@ class CapturedStep:
         return graph.loss.clone()
 
     def refresh(self) -> None:
-        """Forget the graphs if a tensor that they write has been replaced by another."""
-        if self.graphs and self.places != self._places():
-            self.seen, self.graphs = {}, {}
+        """Forget the graphs: the body of the loop may have replaced or frozen what they read and write."""
+        self.seen, self.graphs = {}, {}
 
-    def _places(self) -> list[int]:
-        states = [value for state in self.trained.optimizer.state.values() for value in state.values()]
-        tensors = [*self.trained.model.state_dict().values(), *(value for value in states if isinstance(value, Tensor))]
-        return [tensor.data_ptr() for tensor in tensors]
-
-    def _record(self, shape: Any, batch: Batch) -> bool:
-        """Record a graph of a copy of the batch; return whether that was possible. No step is made."""
+    def _graph(self, batch: Batch) -> _Graph:
+        """Record a graph of a copy of the batch. No step is made."""
+        self._refuse_counters_elsewhere()
         own = Batch(*(None if part is None else part.clone() for part in _parts(batch)))  # type: ignore[arg-type]
         try:
             replay, loss = self.capture(lambda: self.step(own))
-        except RuntimeError as error:
-            why = str(error).partition("\n")[0]
-            self.trained.notice = f"the training step could not be recorded as a CUDA graph ({why})"
-            self.failed = True
-            return False
-        self.graphs[shape], self.places = _Graph(own, replay, loss), self._places()
-        return True
+        except RuntimeError as error:  # what comes after it on the device is not reliable: no step may follow
+            raise KDError(f"{REFUSED} ({str(error).partition(chr(10))[0]}); {REMEDY}") from error
+        return _Graph(own, replay, loss)
+
+    def _refuse_counters_elsewhere(self) -> None:
+        """Refuse an optimizer whose state is not on the device: a graph would not change it."""
+        place = next(self.trained.model.parameters()).device
+        for state in self.trained.optimizer.state.values():
+            for name, value in state.items():
+                if value is not None and not (isinstance(value, Tensor) and value.device == place):
+                    kind = type(self.trained.optimizer).__name__
+                    raise KDError(f"{REFUSED}: {kind} keeps '{name}' on the CPU; {REMEDY}")
 
     def _eager(self, batch: Batch) -> Tensor:
         """Make the step on the stream on which it will be recorded, as CUDA graphs ask for."""

@@ -41,20 +41,19 @@ def fingerprint(function: FunctionType, unwrap: Callable[[Any], Any] = lambda va
     `unwrap` returns the Python function behind a compiled one, and other values as they are. Raises Unknown for a
     function that uses anything else, for example an attribute of a module that is not NumPy's.
     """
-    seen: dict[FunctionType, int] = {}
+    numbers = {function: 0}  # two functions may have one name
     pending = [function]
     parts = []
     while pending:
         one = pending.pop(0)
-        if one in seen:
-            continue
-        seen[one] = len(seen)
         parts.append(repr((one.__qualname__, _described(one.__code__), one.__defaults__, one.__kwdefaults__)))
         for name, value in _used(one):
             value = unwrap(value)
             if isinstance(value, FunctionType):
-                pending.append(value)
-                parts.append(f"{name}: function {value.__qualname__}")
+                if value not in numbers:
+                    numbers[value] = len(numbers)
+                    pending.append(value)
+                parts.append(f"{name}: function {numbers[value]}")
             else:
                 parts.append(f"{name}: {_frozen(name, value)}")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

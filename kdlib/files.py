@@ -25,11 +25,14 @@ from kdlib.errors import KDError
 
 
 @contextmanager
-def locked(path: Path, remedy: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+def locked(
+    path: Path, remedy: str, on_wait: Callable[[], None] = lambda: None, seconds: float = math.inf
+) -> Iterator[None]:
     """Hold a kernel lock on a file. A second process that wants the lock calls `on_wait`, then blocks.
 
     A caller that does not want to wait raises an exception in `on_wait`. The operating system releases the lock of a
-    killed process. Raises KDError, which ends with `remedy`, if the lock file cannot be written.
+    killed process. Raises KDError, which ends with `remedy`, if the lock file cannot be written, and TimeoutError after
+    `seconds` of waiting.
     """
     from filelock import FileLock, Timeout
 
@@ -41,7 +44,9 @@ def locked(path: Path, remedy: str, on_wait: Callable[[], None] = lambda: None) 
             lock.acquire(timeout=0)
         except Timeout:
             on_wait()
-            lock.acquire()
+            lock.acquire(timeout=-1 if math.isinf(seconds) else max(0.0, seconds))
+    except Timeout as error:
+        raise TimeoutError(f"{path}: another process has held the lock for {seconds:.0f} s") from error
     except OSError as error:
         raise KDError(f"{path}: could not be written ({error.strerror}); {remedy}") from error
     try:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from kdlib.errors import KDError
 from kdlib.files import DamagedFile, load_tensors, save_tensors, set_aside
 from kdlib.replicas import Replicas
-from kdlib.trace import Tracer
+from kdlib.trace import Tracer, description
 
 __all__ = ["CHECKPOINT_SECONDS", "NonFiniteLoss", "Progress"]
 
@@ -50,7 +50,7 @@ class Progress:
         label: str = "",
         on_epoch: Callable[[Progress], None] | None = None,
         on_step: Callable[[Progress], None] | None = None,
-        graphs: bool = True,
+        graphs: bool = False,
     ) -> None:
         self.model, self.optimizer, self.checkpoint, self.label = model, optimizer, checkpoint, label
         self.on_epoch, self.on_step, self.graphs = on_epoch, on_step, graphs
@@ -148,6 +148,7 @@ class Progress:
             tensors |= {f"epoch/{number}": state for number, state in enumerate(states)}
         # Learning rates are not saved: the loop sets them each epoch from its `rate`.
         notes = {"history": self.history, "optimizer": plain, "traces": self.traces, "state": self.tracer.state}
+        notes["settings"] = description(self.optimizer)
         save_tensors(self.checkpoint, tensors, notes)
         self.saved_at = time.monotonic()
 
@@ -163,6 +164,12 @@ class Progress:
             aside = set_aside(path)
             self.notice = f"{error}. Set aside as {aside.name}; this run starts from its first epoch."
             return
+        found = description(self.optimizer)
+        if notes.get("settings", found) != found:
+            raise KDError(
+                f"{self.label or 'training'}: expected the optimizer of the checkpoint {path}, {notes['settings']}, "
+                f"found {found}; make the optimizer that the training had when it stopped, or delete the checkpoint"
+            )
         model: dict[str, Tensor] = {}
         epoch: dict[str, Tensor] = {}
         state: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in notes["optimizer"].items()}

@@ -153,12 +153,13 @@ def _plain_batches_of_one_data_set(members: Sequence[Any]) -> list[Batches] | No
     first = members[0]
     if not all(type(member) is Batches and member.mix is None and member.augment is None for member in members):
         return None
-    kinds = {
-        (member.examples.inputs.data_ptr(), member.examples.labels.data_ptr(), len(member.examples.labels), member.size)
-        for member in members
-    }
+    kinds = {(*_place(member.examples.inputs), *_place(member.examples.labels), member.size) for member in members}
     with_targets = {member.soft is None for member in members}
     return [*members] if len(kinds) == len(with_targets) == 1 and first.size <= len(first.examples.labels) else None
+
+
+def _place(values: Tensor) -> tuple[Any, ...]:
+    return values.data_ptr(), values.shape, values.stride(), values.dtype
 
 
 def _gathered(members: Sequence[Batches], epoch: int) -> Iterator[Batch]:

@@ -62,6 +62,8 @@ def combined_log_probs(
     _check_shapes(generalist, specialists, subsets, active)
     log_general = F.log_softmax(generalist.double(), dim=-1)
     log_special = [F.log_softmax(logits.double(), dim=-1) for logits in specialists]
+    if any(bool(torch.isnan(values).any()) for values in (log_general, *log_special)):
+        raise KDError("expected logits that are numbers, found NaN or +inf, or a row of -inf; check the networks")
     combined = log_general.clone()
     for pattern in torch.unique(active, dim=0) if active.numel() else ():
         chosen, rows = pattern.nonzero()[:, 0].tolist(), (active == pattern).all(1)

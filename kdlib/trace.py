@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlib.batches import Batch
+from kdlib.errors import KDError
 from kdlib.files import canonical_json, sha256, tensor_digest
 from kdlib.replicas import Replicas
 from kdlib.seeds import generator
@@ -35,7 +36,7 @@ from kdlib.seeds import generator
 if TYPE_CHECKING:
     from kdlib.progress import Progress
 
-__all__ = ["Tracer"]
+__all__ = ["Tracer", "description"]
 
 ROLLING = ("rows", "labels", "sizes", "rates", "targets", "layers")
 DIGITS = 16  # of the digests after each epoch
@@ -67,7 +68,7 @@ class Tracer:
                 {
                     "network": sha256(repr([shapes, layers]).encode())[:DIGITS],
                     "start": tensor_digest(state),
-                    "optimizer": _description(self.progress.optimizer),
+                    "optimizer": description(self.progress.optimizer),
                     "data": about() if about else {},
                     "mixed": False,
                     "first_loss": None,
@@ -107,6 +108,14 @@ class Tracer:
             for trace, value in zip(self.traces, _probe(objective, batch, len(self.traces)), strict=True):
                 trace["probe"] = value
 
+    def refuse_changes(self, label: str) -> None:
+        """Raise KDError unless weights, buffers and optimizer state are as they were noted."""
+        if self.state != self._state():
+            raise KDError(
+                f"{label or 'training'}: expected the weights of the checkpoint within this epoch, found others; "
+                "change weights or optimizer in the body of the loop, not between two loops"
+            )
+
     def note_state(self) -> None:
         """Note weights, buffers and optimizer state as they are now, so that a later change is seen."""
         self.state = self._state()
@@ -138,8 +147,8 @@ class Tracer:
     def _rates(self) -> list[Any]:
         """The learning rates of all groups and, if the optimizer is no longer as it was at first, what it is."""
         optimizer = self.progress.optimizer
-        rates, description = [float(group["lr"]) for group in optimizer.param_groups], _description(optimizer)
-        return [rates] if description == self.traces[0]["optimizer"] else [rates, description]
+        rates, now = [float(group["lr"]) for group in optimizer.param_groups], description(optimizer)
+        return [rates] if now == self.traces[0]["optimizer"] else [rates, now]
 
     def _states(self) -> list[Mapping[str, Tensor]]:
         """Weights and buffers of each student, as it has them when it is trained alone."""
@@ -206,7 +215,8 @@ def _settings(optimizer: torch.optim.Optimizer) -> Any:
     ]
 
 
-def _description(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def description(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return an optimizer's class and the hyper-parameters of its groups, without learning rates."""
     groups = [
         {name: _plain(value) for name, value in group.items() if name not in ("params", "lr", "initial_lr")}
         | {"tensors": len(group["params"])}

@@ -77,6 +77,8 @@ def epochs(
         if rate is not None:
             for group in progress.optimizer.param_groups:
                 group["lr"] = rate(epoch)
+        if progress.resumed[0]:
+            tracer.refuse_changes(progress.label)
         tracer.epoch_begins(epoch, _seed_layers(progress.model, [seed] if isinstance(seed, int) else seed, epoch))
         progress.model.train()
         done = progress.epoch_begins()

@@ -253,6 +253,25 @@ def test_only_what_changes_the_code_changes_the_fingerprint():
     assert not same & others
 
 
+def test_two_functions_of_one_name_are_told_apart():
+    def helper(step):
+        return lambda x: x + step
+
+    small, large = helper(1), helper(2)
+
+    def chain(one, other, last):
+        def middle(x):
+            return last(x)
+
+        def whole(x):
+            return one(x) + other(x) + middle(x)
+
+        return whole
+
+    prints = {code_cache.fingerprint(chain(small, large, last)) for last in (small, large)}
+    assert len(prints) == 2
+
+
 @pytest.mark.parametrize("value", [os, object(), [1], {1: 2}, np.array([None])], ids=lambda value: type(value).__name__)
 def test_code_of_what_may_change_unseen_is_not_kept(value):
     with pytest.raises(code_cache.Unknown, match="TABLE"):

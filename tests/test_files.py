@@ -215,7 +215,10 @@ def test_kdlib_reads_no_pickle_but_machine_code_that_it_keeps():
                 assert (node.module or "").partition(".")[0] not in modules, path
                 assert not (node.module in ("torch", "numpy") and "load" in {alias.name for alias in node.names}), path
             elif isinstance(node, ast.Call):
-                assert ast.unparse(node.func) not in calls, path
+                allowed = {"torch.load"} if path == folder / "data" / "vgg16.py" else set()
+                assert ast.unparse(node.func) not in calls - allowed, path
+                if ast.unparse(node.func) in allowed:  # it then reads nothing but tensors
+                    assert "weights_only=True" in ast.unparse(node), path
             elif isinstance(node, ast.keyword):
                 assert node.arg != "allow_pickle", path
 

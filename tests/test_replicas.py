@@ -394,3 +394,10 @@ def test_members_of_other_data_are_not_gathered_from_the_first():
     for batch in side_by_side(members)(1):
         assert torch.equal(batch.indices[0], batch.indices[1])
         assert not torch.equal(batch.inputs[0], batch.inputs[1])
+
+
+def test_a_transposed_view_is_not_gathered_from_the_first():
+    square = torch.randn(N, 4, 4, generator=generator(0, "square"))
+    one, other = (Examples(x, examples_of().labels, "d") for x in (square, square.transpose(1, 2)))
+    batch = next(side_by_side([Batches(one, SIZE, 0), Batches(other, SIZE, 0)])(1))
+    assert torch.equal(batch.inputs[0], batch.inputs[1].transpose(1, 2))

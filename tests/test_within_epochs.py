@@ -9,6 +9,7 @@ from torch import nn
 from kdlib import training
 from kdlib.augment import flip_and_shift
 from kdlib.batches import Batches, Examples
+from kdlib.errors import KDError
 from kdlib.losses import cross_entropy, soft_target_kl
 from kdlib.progress import CHECKPOINT_SECONDS, Progress
 from kdlib.replicas import Replicas, side_by_side
@@ -262,3 +263,42 @@ def test_a_loss_that_is_not_finite_is_named_by_its_step_after_a_resume(tmp_path,
     progress = Progress(model, optimizer, checkpoint=path)
     with pytest.raises(training.NonFiniteLoss, match=f"at epoch 1, step 3 of {STEPS}"):
         list(training.epochs(progress, batches, objective, count=1, seed=seed))
+
+
+# ---- what does not fit a checkpoint is refused
+
+
+def killed_in_the_second_epoch(path):
+    model, optimizer, batches, objective, seed = alone()
+
+    def kill(progress):
+        if progress.epoch == 1 and len(progress.losses) == 2:
+            progress.save()
+            raise Killed
+
+    progress = Progress(model, optimizer, checkpoint=path, on_step=kill)
+    with pytest.raises(Killed):
+        list(training.epochs(progress, batches, objective, count=EPOCHS, seed=seed))
+
+
+def test_weights_changed_between_two_loops_are_refused_within_an_epoch(tmp_path):
+    killed_in_the_second_epoch(tmp_path / "checkpoint")
+    model, optimizer, batches, objective, seed = alone()
+    progress = Progress(model, optimizer, checkpoint=tmp_path / "checkpoint", label="two loops")
+    with torch.no_grad():
+        model.hidden.weight.mul_(1.5)
+    with pytest.raises(
+        KDError, match="two loops: expected the weights of the checkpoint within this epoch, found others"
+    ):
+        list(training.epochs(progress, batches, objective, count=EPOCHS, seed=seed))
+
+
+def test_another_optimizer_than_that_of_the_checkpoint_is_refused(tmp_path):
+    killed_in_the_second_epoch(tmp_path / "checkpoint")
+    model = alone()[0]
+    for other in (torch.optim.SGD(model.parameters(), 0.01), torch.optim.Adam(model.parameters(), weight_decay=0.1)):
+        with pytest.raises(
+            KDError, match=r"expected the optimizer of the checkpoint .*'Adam'.*, found .*; make the opt"
+        ):
+            Progress(model, other, checkpoint=tmp_path / "checkpoint")
+    assert Progress(model, torch.optim.Adam(model.parameters(), lr=0.5), checkpoint=tmp_path / "checkpoint").epoch == 1

@@ -6,6 +6,7 @@ import argparse
 import io
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,7 +71,10 @@ def how_to_go_on(arguments: Sequence[str]) -> str:
     if arguments[0] == "run" and len(arguments) > 1 and not arguments[1].startswith("-"):
         rest = ["--", *arguments[2:]] if arguments[2:] else []
         lines += [shlex.join(["nox", "-s", f"replicate_{arguments[1]}", *rest]), "or, without nox:"]
-    kd = ["kd"] if Path(sys.argv[0]).stem == "kd" else [sys.executable, "-m", "kdlib"]
+    kd = [sys.executable, "-m", "kdlib"]
+    if Path(sys.argv[0]).stem == "kd":
+        found = shutil.which("kd")
+        kd = ["kd"] if found and Path(found).samefile(sys.argv[0]) else [sys.argv[0]]
     return "\n".join([*lines, shlex.join([*kd, *arguments])])
 
 

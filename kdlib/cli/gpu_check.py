@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from kdlib.batches import Batches, Examples
-from kdlib.captured import CapturedStep
+from kdlib.captured import WARM_UP
 from kdlib.cli.gpu_speed import BATCH, CLASSES, batch_of, distillation, speeds, step_of, students
 from kdlib.errors import KDError
 from kdlib.networks import keras_adam
@@ -30,7 +30,6 @@ from kdlib.seeds import generator
 from kdlib.targets import SoftTargets
 from kdlib.training import Progress, epochs
 
-ROWS = 40  # of the training that is killed
 SAME = 2e-4  # relative difference of a loss in float32 on two devices
 IEEE = 1e-5  # relative error of a product of 512 terms; TF32's is about 3e-4
 
@@ -96,7 +95,10 @@ def precision(device: torch.device) -> Iterator[Answer]:
 
 def replicated(device: torch.device) -> Iterator[Answer]:
     """Compare the first loss of each replication's networks with the CPU's."""
-    for name in replications(Path.cwd()):
+    names = replications(Path.cwd())
+    if not names:
+        yield Answer("expected folders replications/<name> here, found none; go to the repository", right=False)
+    for name in names:
         expected = _first_losses(name, "cpu")
         if device.type == "cpu":
             yield Answer(f"{name}: {', '.join(expected)} train on the CPU; there is no other device to compare with")
@@ -130,7 +132,7 @@ def captured(device: torch.device) -> Iterator[Answer]:
         yield Answer("CUDA graphs: none on this device; steps are launched one by one")
         return
     for count in (1, 4):
-        ends, notice = [], ""
+        ends = []
         for graph in (False, True):
             torch.manual_seed(0)
             model = students(count, device)
@@ -138,35 +140,54 @@ def captured(device: torch.device) -> Iterator[Answer]:
             batch = batch_of(count, device)
             for _ in range(12):
                 step(batch)
-            notice = step.trained.notice if isinstance(step, CapturedStep) else ""
-            ends.append([value.double() for value in model.parameters()])
-        worst = max(float((one - other).abs().max()) for one, other in zip(*ends, strict=True))
-        text = notice or f"weights differ by {worst:.1e} at most from steps launched one by one"
-        yield Answer(f"CUDA graph of {count} student(s): {text}", not notice and worst <= 1e-4)
+            ends.append(torch.cat([value.double().flatten() for value in model.parameters()]))
+        worst = float((ends[0] - ends[1]).abs().max())
+        text = f"weights differ by {worst:.1e} at most from steps launched one by one"
+        yield Answer(f"CUDA graph of {count} student(s): {text}", worst <= 1e-4)
 
 
 def resumed(device: torch.device) -> Iterator[Answer]:
-    """Compare a training that is killed and goes on with one without interruption."""
-    draws = generator(0, "resumed")
-    inputs = torch.randint(256, (ROWS, 3, 32, 32), dtype=torch.uint8, generator=draws)
-    examples = Examples(inputs, torch.randint(CLASSES, (ROWS,), generator=draws), "made").to(device)
-    soft = SoftTargets(torch.randn(ROWS, CLASSES, generator=draws), "made", "made")
+    """Compare a training that is killed after an epoch, and within one, with one without interruption."""
+    draws, rows = generator(0, "resumed"), (WARM_UP + 3) * BATCH + 8 if device.type == "cuda" else BATCH + 8
+    inputs = torch.randint(256, (rows, 3, 32, 32), dtype=torch.uint8, generator=draws)
+    examples = Examples(inputs, torch.randint(CLASSES, (rows,), generator=draws), "made").to(device)
+    soft = SoftTargets(torch.randn(rows, CLASSES, generator=draws), "made", "made")
 
-    def trained(path: Path | None, until: int) -> dict[str, Tensor]:
+    def trained(path: Path | None, steps: int = 0, until: int = 3) -> dict[str, Tensor] | None:
+        """Train; be killed after a checkpoint that follows so many steps, or at the end of epoch `until`."""
+        made = 0
+
+        def on_step(progress: Progress) -> None:
+            nonlocal made
+            made += 1
+            if made == steps:
+                progress.save()
+                raise _Killed
+
         model = students(2, device)
-        progress = Progress(model, keras_adam(model.parameters()), checkpoint=path)
+        progress = Progress(model, keras_adam(model.parameters()), checkpoint=path, on_step=on_step, graphs=True)
         batches = side_by_side([Batches(examples, BATCH, seed, soft) for seed in (0, 1)])
-        for epoch in epochs(progress, batches, distillation, count=3, seed=(0, 1)):
-            if epoch > until:
-                break
+        try:
+            for epoch in epochs(progress, batches, distillation, count=3, seed=(0, 1)):
+                if epoch > until:
+                    return None
+        except _Killed:
+            return None
         return {name: value.cpu() for name, value in model.state_dict().items()}
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "checkpoint"
-        trained(path, 1)
-        again, whole = trained(path, 3), trained(None, 3)
+        trained(path, until=1)  # one epoch has a checkpoint; the second one is lost
+        trained(path, steps=1)
+        again, whole = trained(path), trained(None)
+    assert again is not None
+    assert whole is not None
     equal = all(torch.equal(again[name], value) for name, value in whole.items())
     yield Answer(f"a killed and resumed training: {'equal' if equal else 'NOT equal'} to the last bit", equal)
+
+
+class _Killed(Exception):
+    """Stands for the end of the process."""
 
 
 def fast(device: torch.device) -> Iterator[Answer]:
@@ -177,7 +198,8 @@ def fast(device: torch.device) -> Iterator[Answer]:
         if best is None or speed.rate * speed.students > best.rate * best.students:
             best = speed
     assert best is not None
-    yield Answer(f"fastest: {best}; train with --replicas {best.students} --convolutions {best.convolutions}")
+    options = f"--replicas {best.students} --convolutions {best.convolutions}{'' if best.graph else ' --no-graphs'}"
+    yield Answer(f"fastest: {best}; train with {options}")
 
 
 QUESTIONS = (versions, precision, replicated, captured, resumed, fast)

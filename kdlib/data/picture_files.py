@@ -90,9 +90,12 @@ def decoded(folder: Path, files: Sequence[Named], side: int, mode: str, unfit: S
     return Decoded(used, tensors["images"].numpy(), (*unfit, *bad, *(Skipped(*each) for each in skipped)))
 
 
+COPIES = ("a copy of", "the same picture")  # reasons that say nothing against the files themselves
+
+
 def refuse_damaged(folder: Path, skipped: Sequence[Skipped]) -> None:
-    """Raise DataError if a file was skipped for another reason than being a copy; it says how many, and names three."""
-    damaged = [f"{name} ({reason})" for name, reason in skipped if not reason.startswith("a copy of")]
+    """Raise DataError if a file was skipped for another reason than having an equal; it says how many and which."""
+    damaged = [f"{name} ({reason})" for name, reason in skipped if not reason.startswith(COPIES)]
     if damaged:
         raise DataError(
             f"{folder}: expected only whole pictures, found {len(damaged)} files that are skipped: "

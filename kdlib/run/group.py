@@ -62,7 +62,13 @@ def train_group(group: Group, setting: Setting, report: Report) -> Outcome:
         with ExitStack() as locks:
             for job in sorted(group, key=lambda job: job.description.id):
                 waits = partial(notices(job, report), "another session is training this run; this one waits for it")
-                locks.enter_context(store.lock(job.description.id, waits))
+                try:
+                    seconds = setting.deadline - time.monotonic()
+                    locks.enter_context(store.lock(job.description.id, waits, seconds))
+                except TimeoutError as error:
+                    raise OutOfTime from error
+            if len(group) > 1:  # `kd runs import` knows a group by its work folder
+                locks.enter_context(store.lock(_work_folder(group, store).name))
             missing = [job for job in group if store.find(job.description, notices(job, report)) is None]
             if missing:
                 if time.monotonic() >= setting.deadline:  # after a long wait for the locks, or for this process

@@ -7,11 +7,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from kdlib.progress import CHECKPOINT_SECONDS
 from kdlib.run.plan import Job
 from kdlib.run.store import FinishedRun
 
 __all__ = ["Limit", "OutOfTime"]
+
+LEAST_SECONDS = 10.0  # of training: a run can be saved after any step, but has to be set up first
 
 
 class OutOfTime(BaseException):
@@ -29,9 +30,9 @@ class Limit:
     epoch_seconds: dict[str, float] = field(default_factory=dict)
 
     def allows(self, group: Sequence[Job]) -> bool:
-        """Return whether a group that begins now reaches its first checkpoint in time, as far as is known."""
+        """Return whether a group that begins now can finish an epoch, or make some steps of a longer one, in time."""
         seconds = len(group) * self.epoch_seconds.get(group[0].arms[0], 0.0)
-        return time.monotonic() + min(seconds, CHECKPOINT_SECONDS) < self.deadline
+        return time.monotonic() + min(seconds, LEAST_SECONDS) < self.deadline
 
     def learn(self, job: Job, run: FinishedRun) -> None:
         """Note how long an epoch of a finished run has taken."""

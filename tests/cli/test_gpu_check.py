@@ -76,7 +76,7 @@ def test_tf32_is_found(asked, capsys, monkeypatch, name):
 
 
 def test_a_checkpoint_that_loses_something_is_found(monkeypatch):
-    monkeypatch.setattr("kdlib.training.Progress.save", lambda self: None)
+    monkeypatch.setattr("kdlib.progress.Progress.save", lambda self: None)
     (answer,) = gpu_check.resumed(CPU)
     assert answer.right  # it starts again from its first epoch: the same result
     monkeypatch.undo()
