@@ -25,28 +25,34 @@ SOFT = SoftTargets(torch.randn(N, K, generator=generator(0, "soft")), "teacher",
 class Repeats:
     """Records a call as a CUDA graph does: recording it makes no step, and a replay writes to the same loss.
 
-    A replay uses the optimizer with which it was recorded.
+    A replay uses the optimizer and the learning rates with which it was recorded.
     """
 
-    def __init__(self, trained=None):
+    def __init__(self, trained):
         self.count, self.trained = 0, trained
 
     def __call__(self, step):
         self.count += 1
         loss = torch.full((), torch.nan)
 
-        recorded_with = self.trained and self.trained.optimizer
+        old = self.trained.optimizer
+        rates = [group["lr"] for group in old.param_groups]
 
         def replay():
-            now = self.trained and self.trained.optimizer
-            if self.trained:
-                self.trained.optimizer = recorded_with
+            now, self.trained.optimizer = self.trained.optimizer, old
+            before = [group["lr"] for group in old.param_groups]
+            set_rates(old, rates)
             result = step()
-            if self.trained:
-                self.trained.optimizer = now
+            set_rates(old, before)
+            self.trained.optimizer = now
             loss.resize_(result.shape).copy_(result)
 
         return replay, loss
+
+
+def set_rates(optimizer, rates):
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 def network(seed=0):
@@ -72,8 +78,9 @@ def trained(objective, soft=None, recorded=True, rate=lambda epoch: 0.01, optimi
     def step(batch):
         return train_step(model, made, objective, batch)
 
-    capture = Repeats()
-    step = CapturedStep(step, SimpleNamespace(model=model, optimizer=made), capture) if recorded else step
+    changed = SimpleNamespace(model=model, optimizer=made)
+    capture = Repeats(changed)
+    step = CapturedStep(step, changed, capture) if recorded else step
     torch.manual_seed(0)
     losses = []
     for epoch in range(1, EPOCHS + 1):
@@ -130,11 +137,8 @@ def test_an_optimizer_that_is_replaced_between_epochs_is_used():
 def test_a_loss_is_not_overwritten_by_the_next_step():
     model = network()
     made = torch.optim.SGD(model.parameters(), lr=0.1)
-    step = CapturedStep(
-        lambda batch: train_step(model, made, hard, batch),
-        SimpleNamespace(model=model, optimizer=made),
-        Repeats(),
-    )
+    changed = SimpleNamespace(model=model, optimizer=made)
+    step = CapturedStep(lambda batch: train_step(model, made, hard, batch), changed, Repeats(changed))
     batches = [batch for epoch in (1, 2) for batch in Batches(EXAMPLES, SIZE, 0)(epoch) if len(batch.labels) == SIZE]
     losses = [step(batch) for batch in batches]
     assert len({float(loss) for loss in losses}) == len(losses) > WARM_UP + 2
@@ -148,7 +152,8 @@ def test_students_side_by_side():
         def step(batch):
             return train_step(model, made, lambda outputs, batch: outputs.square().mean((1, 2)), batch)
 
-        step = CapturedStep(step, SimpleNamespace(model=model, optimizer=made), Repeats()) if recorded else step
+        changed = SimpleNamespace(model=model, optimizer=made)
+        step = CapturedStep(step, changed, Repeats(changed)) if recorded else step
         batches = side_by_side([Batches(EXAMPLES, SIZE, seed) for seed in range(3)])
         return torch.stack([step(batch) for epoch in (1, 2) for batch in batches(epoch)])
 
@@ -182,7 +187,7 @@ def test_an_optimizer_that_counts_elsewhere_is_refused():
             state["count"] = 3  # a graph would not add to it
         return loss
 
-    recorded = CapturedStep(step, trained, Repeats())
+    recorded = CapturedStep(step, trained, Repeats(trained))
     with pytest.raises(KDError, match="as a CUDA graph: Adam keeps 'count' on the CPU; launch its operations"):
         list(map(recorded, Batches(EXAMPLES, SIZE, 0)(1)))
 

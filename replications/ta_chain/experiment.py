@@ -321,7 +321,7 @@ EXPERIMENT = Experiment(
     arms=ARMS,
     profiles=PROFILES,
     check=("scratch_2", "student_2_of_4"),  # what `kd check` trains, with seed 0
-    banded=("accuracy", "training_loss"),  # the training loss is what a sham teacher changes most
+    banded=("accuracy", "training_loss", "entropy"),  # a sham teacher changes the last two most
 )
 
 if __name__ == "__main__":

@@ -225,16 +225,7 @@ def test_at_most_one_honest_check_in_100_fails():
     assert np.mean(np.any(each, axis=0)) <= 0.01 + 2.5 * math.sqrt(0.01 * 0.99 / trials)
 
 
-TOO_WIDE = "its bands are too wide for a whole check: more quick seeds of its check arms must be recorded"
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(reason=TOO_WIDE, strict=True)) if name == "ta_chain" else name
-        for name in NAMES
-    ],
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_check_fails_if_the_sham_stands_in_for_the_teacher(name):
     experiment = load_experiment(name)
     quick = next(
