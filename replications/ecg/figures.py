@@ -19,7 +19,11 @@ CURVES = {"baseline": "#4477aa", "baseline_mixup": "#228833", "distilled": "#ee6
 
 def draw(records: Sequence[Record], reported: Reported, path: Path) -> None:
     """Write the figure of one profile's records."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=(1.1, 1), layout="constrained")
+    parts = [(part.label, part.arm, part.rival) for part in reported.ingredients]
+    # A pair has no bar if one of its arms is not recorded; the page's table names it.
+    values = differences(measured(records), "macro_f1", parts)
+    size = 11, max(4.2, 1 + 0.4 * len(values))  # so high that the bars' names do not touch each other
+    figure, (left, right) = plt.subplots(1, 2, figsize=size, width_ratios=(1.1, 1), layout="constrained")
     config = records[0].description["config"]
     for arm, color in CURVES.items():
         if curves := [selected(r.history) for r in records if r.arms.get(arm) == "final"]:
@@ -42,14 +46,7 @@ def draw(records: Sequence[Record], reported: Reported, path: Path) -> None:
     left.title.set_fontsize(10)
     if left.get_legend_handles_labels()[0]:  # matplotlib warns of a legend without entries
         left.legend(frameon=False, fontsize=8, loc="lower right")
-    parts = [(part.label, part.arm, part.rival) for part in reported.ingredients]
-    # A pair has no bar if one of its arms is not recorded; the page's table names it.
-    bars(
-        right,
-        differences(measured(records), "macro_f1", parts),
-        "difference of macro F1 on test",
-        "What each ingredient adds",
-    )
+    bars(right, values, "difference of macro F1 on test", "What each ingredient adds")
     first = reported.claims["C1"]
     assert isinstance(first, Effect)
     claim(right, first.reported, "distilled over baseline")
