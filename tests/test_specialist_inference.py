@@ -197,5 +197,6 @@ def test_refuses_what_does_not_fit_together_and_a_tolerance_below_rounding():
         combined_log_probs(generalist, specialists, subsets, active.long())
     with pytest.raises(KDError, match="larger tolerance"):
         combined_log_probs(generalist, specialists, subsets, active, tolerance=-1.0)
-    with pytest.raises(KDError, match="larger tolerance"):
-        combined_log_probs(generalist * torch.nan, specialists, subsets, active)
+    for used in (active, torch.zeros_like(active)):  # also where no specialist is asked
+        with pytest.raises(KDError, match="expected logits that are numbers, found NaN"):
+            combined_log_probs(generalist * torch.nan, specialists, subsets, used)

@@ -98,7 +98,7 @@ def refuse_damaged(folder: Path, skipped: Sequence[Skipped]) -> None:
     damaged = [f"{name} ({reason})" for name, reason in skipped if not reason.startswith(COPIES)]
     if damaged:
         raise DataError(
-            f"{folder}: expected only whole pictures, found {len(damaged)} files that are skipped: "
+            f"{folder}: expected only whole pictures, skipped {len(damaged)} of the files: "
             f"{'; '.join(damaged[:3])}{'; ...' if len(damaged) > 3 else ''}. Replace them by fresh copies."
         )
 

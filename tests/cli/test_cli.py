@@ -220,10 +220,15 @@ def test_more_seeds_are_compared_by_those_that_are_recorded(monkeypatch):
         (["data", "fetch"], ""),
     ],
 )
-def test_how_to_go_on(arguments, said, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["/usr/bin/kd"])
+def test_how_to_go_on(arguments, said, monkeypatch, tmp_path):
+    (tmp_path / "kd").touch(mode=0o755)
+    monkeypatch.setattr("sys.argv", [str(tmp_path / "kd")])
+    monkeypatch.setenv("PATH", str(tmp_path))
     found = how_to_go_on(arguments).partition("To continue:\n")[2]
     assert found == said or found.endswith("\n" + said)
+    monkeypatch.setenv("PATH", "")  # kd was called by its path
+    by_path = said.rpartition("\n")[2].replace("kd", str(tmp_path / "kd"), 1)
+    assert how_to_go_on(arguments).endswith(by_path)
     monkeypatch.setattr("sys.argv", ["kdlib/__main__.py"])  # as `python -m kdlib`, where kd may not be in the path
     assert how_to_go_on(arguments).endswith(said.rpartition("\n")[2].replace("kd", f"{sys.executable} -m kdlib", 1))
 

@@ -124,8 +124,16 @@ def test_minutes_that_cannot_be(minutes, capsys):
     assert "--minutes: expected a number of minutes above 0" in capsys.readouterr().err
 
 
+@pytest.fixture
+def ctrl_c():
+    """Let Ctrl-C interrupt, also if the tests run in the background, where it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(("number", "kind"), [(signal.SIGTERM, Stopped), (signal.SIGINT, KeyboardInterrupt)])
-def test_a_signal_raises_once_and_the_handlers_are_given_back(number, kind):
+def test_a_signal_raises_once_and_the_handlers_are_given_back(number, kind, ctrl_c):
     before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
 
     def stopped():

@@ -62,7 +62,7 @@ def test_misnamed_files_are_named_and_hidden_files_are_not_looked_at(write_files
     assert sorted(name for name, _ in found.skipped) == sorted(wrong)
     assert {reason for _, reason in found.skipped} == {"misnamed: the name does not say class and person"}
     assert len(found.labels) == len(NAMES)
-    with pytest.raises(DataError, match="found 7 files that are skipped: train/NORMAL/p"):
+    with pytest.raises(DataError, match="skipped 7 of the files: train/NORMAL/p"):
         chest_xray.check(folder)
 
 

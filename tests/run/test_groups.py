@@ -431,6 +431,7 @@ def test_a_group_holds_the_locks_of_all_its_runs_taken_in_one_order(experiment, 
     monkeypatch.setattr(Store, "save", saved)
     jobs = jobs_of(experiment, "pupil", "surer", seeds=(0, 1), replicas=4)
     ids = [job.description.id for job in jobs if job.group]
+    work = hashlib.sha256("".join(ids).encode()).hexdigest()[:16]  # the name of the group's work folder
     assert ids != sorted(ids)  # the plan has another order, and another session's plan has yet another
     told = []
 
@@ -440,15 +441,15 @@ def test_a_group_holds_the_locks_of_all_its_runs_taken_in_one_order(experiment, 
 
     summary = execute(jobs, store, compute=CPU, folders={}, report=report)
     assert len(summary.finished) == 6
-    assert told == [sorted(ids)] * (4 + 4 * 3)
-    assert orders[-4:] == [sorted(ids)[:n] for n in (1, 2, 3, 4)]
+    assert told == [sorted([*ids, work])] * (4 + 4 * 3)
+    assert orders[-5:] == [[*sorted(ids), work][:n] for n in (1, 2, 3, 4, 5)]
 
 
 def test_a_group_shares_its_seconds(experiment, store, monkeypatch):
     run(jobs_of(experiment, "teacher", seeds=(0, 1)), store)
     jobs = jobs_of(experiment, "pupil", seeds=(0, 1))
-    # The time is read before the training for the deadline and the clock.
-    monkeypatch.setattr("kdlib.run.group.time", SimpleNamespace(monotonic=iter([0.0, 0.0, *[6.0] * 99]).__next__))
+    # Before the training the time is read for two locks, the deadline and the clock.
+    monkeypatch.setattr("kdlib.run.group.time", SimpleNamespace(monotonic=iter([0.0] * 4 + [6.0] * 99).__next__))
     summary, _ = run(jobs, store)
     assert [summary.finished[job.description.id].environment["seconds"] for job in pupils_of(jobs)] == [3.0, 3.0]
 
