@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 
 __all__ = ["INTERRUPTED", "STOPPED", "Stopped", "Stopping"]
 
 STOPPED = 3  # exit status of a session that its time limit or a signal ended
+PATIENCE = 5.0  # seconds
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 # Windows lacks SIGUSR1, which Slurm sends some time before it ends a job.
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
@@ -28,7 +31,7 @@ class Stopping:
     """
 
     def __init__(self, say: Callable[[int], str]) -> None:
-        self.say, self.ready = say, False
+        self.say, self.ready, self.stopped_at = say, False, math.inf
         self.before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
 
     def __enter__(self) -> Stopping:
@@ -46,10 +49,13 @@ class Stopping:
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         status = INTERRUPTED if number == signal.SIGINT else STOPPED
-        if not self.ready:
+        # The end has PATIENCE seconds. It may never come: Python drops an exception that is raised in a destructor.
+        if not self.ready or time.monotonic() > self.stopped_at + PATIENCE:
             os.write(2 if status == INTERRUPTED else 1, self.say(status).encode(errors="backslashreplace"))
             os._exit(status)
-        # A repeated signal must not disturb the end. A second Ctrl-C ends the process at once, without a word.
-        for other in self.before:
-            signal.signal(other, signal.SIG_DFL if other == signal.SIGINT else signal.SIG_IGN)
+        if self.stopped_at < math.inf:  # a repeated signal must not disturb the end
+            return
+        self.stopped_at = time.monotonic()
+        if signal.SIGINT in self.before:  # a second Ctrl-C ends the process at once, without a word
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         raise KeyboardInterrupt if status == INTERRUPTED else Stopped

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -148,6 +149,25 @@ def test_a_signal_raises_once_and_the_handlers_are_given_back(number, kind, ctrl
         stopped()
     assert stop.type is kind
     assert {each: signal.getsignal(each) for each in before} == before
+
+
+def test_a_later_signal_ends_a_session_that_lost_the_first(ctrl_c, monkeypatch):
+    """Python drops an exception that is raised in a destructor."""
+    now, ends, said = [0.0], [], []
+    monkeypatch.setattr("kdlib.cli.stopping.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(
+        "kdlib.cli.stopping.os", SimpleNamespace(_exit=ends.append, write=lambda *what: said.append(what))
+    )
+    with Stopping(lambda status: f"last words {status}") as stopping:
+        stopping.ready = True
+        with pytest.raises(Stopped):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert not ends
+        now[0] = 5.1
+        signal.raise_signal(signal.SIGTERM)
+    assert ends == [3]
+    assert said == [(1, b"last words 3")]
 
 
 @pytest.mark.parametrize(("stop", "status"), [(Stopped, 3), (KeyboardInterrupt, 130)])
