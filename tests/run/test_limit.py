@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -165,3 +168,23 @@ def test_a_run_that_waited_too_long_for_another_session_is_not_begun(toy, tmp_pa
     summary, jobs, events = session(toy, Store(tmp_path), Limit(40.0))
     assert (clock.steps, events) == (0, ["stopped teacher"])
     assert arms_of(jobs, summary.left) == {"teacher 0", "distilled 0", "baseline 0"}
+
+
+def test_a_run_that_another_process_trains_is_waited_for_until_the_deadline(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr("kdlib.run.limit.LEAST_SECONDS", 0.0)
+    store = Store(tmp_path)
+    (job,) = plan(toy, toy.profile("quick"), ("baseline",), (0,), CPU, {})
+    code = (
+        "import sys, time; from pathlib import Path; from kdlib.run.store import Store\n"
+        f"with Store(Path({str(tmp_path)!r})).lock({job.description.id!r}):\n"
+        "    print('held', flush=True); time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        began = time.monotonic()
+        summary, jobs, events = session(toy, store, Limit(began + 2.0), arms=("baseline",))
+        waited = time.monotonic() - began
+        other.kill()
+    assert 1.5 < waited < 20
+    assert arms_of(jobs, summary.left) == {"baseline 0"}
+    assert events == ["notice baseline", "stopped baseline"]
