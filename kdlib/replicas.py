@@ -150,12 +150,11 @@ def _stacked(members: Sequence[Callable[[int], Iterable[Batch]]], epoch: int) ->
 
 def _plain_batches_of_one_data_set(members: Sequence[Any]) -> list[Batches] | None:
     """The members if all have the same examples, size and kind of targets, as they are; otherwise None."""
-    first = members[0]
     if not all(type(member) is Batches and member.mix is None and member.augment is None for member in members):
         return None
     kinds = {(*_place(member.examples.inputs), *_place(member.examples.labels), member.size) for member in members}
     with_targets = {member.soft is None for member in members}
-    return [*members] if len(kinds) == len(with_targets) == 1 and first.size <= len(first.examples.labels) else None
+    return [*members] if len(kinds) == len(with_targets) == 1 else None
 
 
 def _place(values: Tensor) -> tuple[Any, ...]:

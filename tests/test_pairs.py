@@ -96,10 +96,11 @@ def test_the_arms_of_a_claim_differ_in_what_it_names(name, store, monkeypatch):
 @pytest.mark.parametrize("name", NAMES)
 def test_an_arm_that_is_not_trained_is_like_one_that_is(name):
     experiment = load_experiment(name)
-    alike = list(LEFT_OUT.get(name, {}).items())
-    alike += [(arm, choice.among[0]) for choice in reported_of(experiment).choices for arm in choice.among]
-    for arms in alike:
-        one, other = (experiment.arm(arm) for arm in arms)
+    trained_instead = list(LEFT_OUT.get(name, {}).items())  # pairs: an arm, and the arm that is trained for it
+    for choice in reported_of(experiment).choices:
+        trained_instead += [(arm, choice.among[0]) for arm in choice.among]
+    for pair in trained_instead:
+        one, other = (experiment.arm(arm) for arm in pair)
         assert (one.train, one.change.keys(), one.needs) == (other.train, other.change.keys(), other.needs)
     rows = compared(name, reported_of(experiment))
     whole = [pairs(c, mode) for c in reported_of(experiment).claims.values() for mode in c.modes]

@@ -371,7 +371,7 @@ def test_batches_without_soft_targets_have_none_and_other_lengths_are_refused():
 
 
 @pytest.mark.parametrize("soft", [False, True])
-@pytest.mark.parametrize("count", [21, 24, 700])
+@pytest.mark.parametrize("count", [5, 21, 24, 700])
 def test_gathered_batches_are_the_stacked_ones(soft, count):
     examples = examples_of(count=count)
     targets = [

@@ -189,5 +189,6 @@ def _tell(problems: Sequence[str], left: int = 0) -> int:
         print(f"FAILED  {problem}", file=sys.stderr, flush=True)
     if left:
         print(f"The time is up: {left} run{'s are' if left > 1 else ' is'} not finished.")
-        return 1 if problems else STOPPED
-    return 1 if problems else 0
+    if problems:
+        return 1
+    return STOPPED if left else 0

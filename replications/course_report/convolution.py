@@ -48,12 +48,7 @@ class _Convolution(torch.autograd.Function):
         return of_x, of_weight, of_outputs.sum(0)
 
 
-class _LargeConvolution(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return F.conv2d(x, weight, bias, padding=1)
-
+class _LargeConvolution(_Convolution):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
