@@ -8,8 +8,9 @@ did. A resumed run has the same trace as one without interruption; a member of a
     optimizer     its class, and the hyper-parameters of its groups without learning rates
     data          digest and view of the examples, batch size, and where the soft targets came from
     first_loss    the loss of the first batch, before any step
-    probe         the objective of fixed outputs, labels and soft targets, so that two objectives can be compared
-                  whatever else differs; null without soft targets, or if the objective needs more than these
+    probe         the loss that the objective gives to one fixed set of outputs, labels and soft targets. Two
+                  objectives can be compared by it, whatever else differs. null without soft targets, or if the
+                  objective needs more than these
     steps         number of optimizer steps
     mixed         whether labels were mixed
     epochs        digests after each epoch, each over all epochs so far: `rows` (row numbers in order), `labels`,

@@ -28,7 +28,7 @@ VOCABULARY: Mapping[str, str] = {
     "dropout": "the seeds of dropout",
     "soft targets": "the teacher's logits, or that there are any",
     "precision": "the precision of training steps, as configured",
-    "loss": "the objective of the same outputs and targets; without a teacher in both, that of the first batch",
+    "loss": "the loss of the same outputs and targets; if an arm has no teacher, the loss of the first batch",
 }
 SAME_LOSS = 1e-4  # relative: processors round differently
 _MOVES_LOSS = (
