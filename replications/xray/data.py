@@ -27,7 +27,7 @@ from kdlib.seeds import generator
 from .views import RULE, bank_of
 
 CLASSES = len(chest_xray.CLASSES)
-SYNTHETIC, SYNTHETIC_SIZES = 132, (16, 6, 6)  # pictures in all; training, validation and test pictures of each class
+SYNTHETIC, SYNTHETIC_SIZES = 96, (12, 4, 4)  # pictures in all; training, validation and test pictures of each class
 
 
 class Parts(NamedTuple):
