@@ -27,7 +27,7 @@ from kdlib.seeds import generator
 from .views import RULE, bank_of
 
 CLASSES = len(chest_xray.CLASSES)
-SYNTHETIC, SYNTHETIC_SIZES = 96, (12, 4, 4)  # pictures in all; training, validation and test pictures of each class
+SYNTHETIC, SYNTHETIC_SIZES = 72, (9, 3, 3)  # pictures in all; training, validation and test pictures of each class
 
 
 class Parts(NamedTuple):
@@ -53,6 +53,7 @@ class Data:
     trained_persons: Rows
     teacher_validation: Rows  # rows of the others
     sizes: Sizes
+    views: int  # V
     digest: str
     name: str
     whole: str  # digest of pictures, split and bank, without the weights that the teacher begins with
@@ -96,6 +97,7 @@ def load(config: Any, folders: Mapping[str, Path]) -> Data:
         np.unique(pictures.persons[split.train]),
         np.searchsorted(others, split.validation),
         sizes,
+        config.views,
         digest,
         "synthetic x-rays" if folder is None else "chest x-rays",
         whole,

@@ -77,7 +77,8 @@ def view_of(picture: Tensor, how: Draw) -> Tensor:
     value = (above * (one - dy) + below * dy + (1 << 7)) >> 8  # 2 COARSE - 8 bits after the point
     whole = (value * round(how.brightness * 2**COARSE) + (1 << (3 * COARSE - 9))) >> (3 * COARSE - 8)
     flipped = [axis for axis, flip in zip((1, 0), how.flips, strict=True) if flip]
-    return whole.clamp_(max=255).to(torch.uint8).flip(flipped)
+    result: Tensor = whole.clamp_(max=255).to(torch.uint8).flip(flipped)
+    return result
 
 
 def bank_of(pictures: Tensor, numbers: list[int], views: int) -> Tensor:
