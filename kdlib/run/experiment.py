@@ -120,13 +120,12 @@ class Run:
     def soft_targets(self, role: str, part: str, examples: Examples, view: str = "plain") -> SoftTargets:
         """Return the soft targets (N, K) that the parent in `role` keeps for these examples.
 
-        `part` names them, for example "train", "validation" or "test". `view` is the view in which the parent got the
-        examples when it computed the logits that it keeps. KDError for examples of other data or in another view.
+        `part` is "train", "validation" or "test", for example. `view` is that of the examples when the parent computed
+        the logits that it keeps. KDError for examples of other data or in another view.
         """
         parent, snapshot = self.parents[role]
         logits: Tensor = parent.soft_targets(f"{snapshot}.{part}").to(self.device)
-        data = f"{parent.description.data}/{part}"
-        targets = SoftTargets(logits, parent.id, data, view, part=f"{snapshot}.{part}")
+        targets = SoftTargets(logits, parent.id, f"{parent.description.data}/{part}", view, f"{snapshot}.{part}")
         examples.check(targets)
         return targets
 
@@ -136,8 +135,7 @@ class Experiment:
     """One replication, as its `experiment.py` builds it.
 
     `source` and `protocol` set its runs apart from those of other experiments; raise `protocol` with every edit that
-    can change a result. `data` names the data sets. `optional_data` names those that are used if they are on this
-    machine; a session downloads none of them. `load_data(config, folders)` reads them and returns an object with
+    can change a result. `data` names the data sets, `load_data(config, folders)` reads them and returns an object with
     `digest` and `name`. `data_fields` names the configuration fields that choose other data (`--set FIELD=VALUE`);
     each choice has separate tables. `check` names the arms that `kd check` trains, `banded` the metrics with bands.
 
@@ -155,7 +153,7 @@ class Experiment:
     check: tuple[str, ...]
     banded: tuple[str, ...]
     data_fields: tuple[str, ...] = ()
-    optional_data: tuple[str, ...] = ()
+    optional_data: tuple[str, ...] = ()  # data sets that are used if they are on this machine, and not downloaded
     name: str = ""  # its folder's name, from load_experiment
     folder: Path = field(default_factory=Path)
     about: str = ""  # the first line of its docstring
