@@ -70,8 +70,8 @@ class _DenseBatchNorm(nn.BatchNorm1d):
         return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
 
 
-def keras_adam(parameters: Iterable[Tensor], lr: float = 1e-3) -> torch.optim.Adam:
-    """Return Adam with Keras's epsilon of 1e-7; on a CUDA device, one that a CUDA graph can record.
+def keras_adam(parameters: Iterable[Tensor], lr: float = 1e-3, epsilon: float = 1e-7) -> torch.optim.Adam:
+    """Return Adam with Keras's default epsilon, 1e-7; on a CUDA device, one that a CUDA graph can record.
 
     It is not equal to Keras's Adam to the last bit: torch adds epsilon after the bias correction of sqrt(v), Keras
     before it, so at step t torch's epsilon is in effect smaller by the factor sqrt(1 - 0.999^t). That matters only in
@@ -79,7 +79,7 @@ def keras_adam(parameters: Iterable[Tensor], lr: float = 1e-3) -> torch.optim.Ad
     """
     parameters = list(parameters)
     on_cuda = any(parameter.is_cuda for parameter in parameters)
-    return torch.optim.Adam(parameters, lr=lr, eps=1e-7, fused=True, capturable=on_cuda)
+    return torch.optim.Adam(parameters, lr=lr, eps=epsilon, fused=True, capturable=on_cuda)
 
 
 def parameter_count(module: nn.Module) -> int:

@@ -117,16 +117,15 @@ class Run:
         self.trainings.append(made)
         return made
 
-    def soft_targets(self, role: str, part: str, examples: Examples) -> SoftTargets:
+    def soft_targets(self, role: str, part: str, examples: Examples, view: str = "plain") -> SoftTargets:
         """Return the soft targets (N, K) that the parent in `role` keeps for these examples.
 
-        `part` is "train", "validation" or "test". A run keeps logits of plain examples. KDError for examples of other
-        data or in another view.
+        `part` is "train", "validation" or "test", for example. `view` is that of the examples when the parent computed
+        the logits that it keeps. KDError for examples of other data or in another view.
         """
         parent, snapshot = self.parents[role]
         logits: Tensor = parent.soft_targets(f"{snapshot}.{part}").to(self.device)
-        data = f"{parent.description.data}/{part}"
-        targets = SoftTargets(logits, parent.id, data, part=f"{snapshot}.{part}")
+        targets = SoftTargets(logits, parent.id, f"{parent.description.data}/{part}", view, f"{snapshot}.{part}")
         examples.check(targets)
         return targets
 
@@ -154,6 +153,7 @@ class Experiment:
     check: tuple[str, ...]
     banded: tuple[str, ...]
     data_fields: tuple[str, ...] = ()
+    optional_data: tuple[str, ...] = ()  # data sets that are used if they are on this machine, and not downloaded
     name: str = ""  # its folder's name, from load_experiment
     folder: Path = field(default_factory=Path)
     about: str = ""  # the first line of its docstring

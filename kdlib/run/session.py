@@ -203,7 +203,8 @@ def _folders(
             )
         return {}, ""
     try:
-        return {name: _folder(name, data, downloads) for name in experiment.data}, ""
+        here = [name for name in experiment.optional_data if fetch.where(name, data)]
+        return {name: _folder(name, data, downloads) for name in (*experiment.data, *here)}, ""
     except DataUnavailable as error:
         if require_real:
             raise
