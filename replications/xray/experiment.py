@@ -13,7 +13,7 @@ Shapes: B batch, N training pictures, V views of each, M other pictures, K = 3 c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -107,14 +107,15 @@ class Vgg16(Network):
         self.output = nn.Linear(512, CLASSES)
 
     def logits(self, h: Tensor) -> Tensor:  # (B, 3, 224, 224) -> (B, K)
+        layers = list(self.features)
         with torch.no_grad():  # two pictures at a time, as many as a processor's cache holds
-            h = torch.cat([convolved(pictures, self.features[: self.FROZEN]) for pictures in h.split(2)])
-        h = F.relu(self.hidden(convolved(h, self.features[self.FROZEN :]).flatten(1)))
+            h = torch.cat([convolved(pictures, layers[: self.FROZEN]) for pictures in torch.split(h, 2)])
+        h = F.relu(self.hidden(convolved(h, layers[self.FROZEN :]).flatten(1)))
         logits: Tensor = self.output(F.dropout(h, 0.5, self.training))
         return logits
 
 
-def convolved(h: Tensor, layers: nn.Sequential) -> Tensor:
+def convolved(h: Tensor, layers: Iterable[nn.Module]) -> Tensor:
     for layer in layers:  # convolutions on a CPU in float32 by tiles: a third of the time
         h = winograd.convolution(h, layer) if isinstance(layer, nn.Conv2d) else layer(h)
     return h
