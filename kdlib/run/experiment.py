@@ -136,8 +136,8 @@ class Experiment:
     """One replication, as its `experiment.py` builds it.
 
     `source` and `protocol` set its runs apart from those of other experiments; raise `protocol` with every edit that
-    can change a result. `data` names the data sets, `load_data(config, folders)` reads them and returns an object with
-    `digest` and `name`. `data_fields` names the configuration fields that choose other data (`--set FIELD=VALUE`);
+    can change a result. `data` names the data sets, or is a function from a configuration to their names,
+    `load_data(config, folders)` reads them and returns an object with `digest` and `name`. `data_fields` names the configuration fields that choose other data (`--set FIELD=VALUE`);
     each choice has separate tables. `check` names the arms that `kd check` trains, `banded` the metrics with bands.
 
     `load_data` gets an object with the fields of the configuration as attributes, no instance of its class. It is
@@ -147,7 +147,7 @@ class Experiment:
 
     source: str
     protocol: int
-    data: tuple[str, ...]
+    data: tuple[str, ...] | Callable[[Any], tuple[str, ...]]
     load_data: Callable[[Any, Mapping[str, Path]], Any]
     arms: tuple[Arm, ...]  # parents before children
     profiles: Mapping[str, Profile]
