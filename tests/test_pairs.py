@@ -222,9 +222,9 @@ def test_the_chosen_arm_is_compared():
 
 
 def test_an_arm_that_is_chosen_against_itself_is_no_pair():
-    claims = reported(C1=("?a", ["loss"]))
-    runs = [record("a"), record("b", first_loss=2.0)]
-    assert faults(claims, *runs) == []  # a is chosen: of equals, the first
+    claims = reported(C1=("?b", ["loss"]))
+    runs = [record("a", first_loss=2.0), record("b")]
+    assert faults(claims, *runs) == []
     assert traced_pairs(claims, runs) == (0, 0)
 
 

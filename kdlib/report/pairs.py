@@ -53,7 +53,8 @@ def _faults_of(row: _Row, runs: Runs) -> Iterator[str]:
                 f"{row.name}: expected {arm} and {rival}, seed {seed}, to differ in {_listed(row.differs)} only, found "
                 f"a difference in {_listed(unnamed)}; train them in the same way, or name the difference in `differs`"
             )
-    if row.pairs and traced == set(row.pairs) and (vain := [word for word in DIFFERENCES if word in set(row.differs) - seen]):
+    vain = [word for word in DIFFERENCES if word in set(row.differs) - seen]
+    if vain and row.pairs and traced == set(row.pairs):
         yield (
             f"{row.name}: expected a difference in {_listed(vain)}, found none in any seed; correct the arms, or take "
             "it out of `differs`"
