@@ -138,8 +138,7 @@ class Experiment:
     `source` and `protocol` set its runs apart from those of other experiments; raise `protocol` with every edit that
     can change a result. `data` names the data sets, or is a function from a configuration to their names.
     `load_data(config, folders)` reads them and returns an object with `digest` and `name`. `data_fields` names the
-    configuration fields that choose other data (`--set FIELD=VALUE`), with separate tables. `check` names the arms that
-    `kd check` trains, `banded` the metrics with bands.
+    fields that choose other data (`--set`), with separate tables. `kd check` trains `check`; `banded` have bands.
 
     `load_data` gets an object with the fields of the configuration as attributes, no instance of its class. It is
     called once for all configurations that agree in the fields it has looked at. All runs share what it returns, so
