@@ -1,0 +1,90 @@
+"""The figure of the binary loss: accuracy against alpha, with the teacher and the controls. `kd tables` draws it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+from kdlib.judge.claims import Reported
+from kdlib.judge.intervals import t_interval
+from kdlib.judge.judging import chosen
+from kdlib.report.figures import Metrics, accuracies, bars, differences, mean_and_interval, save, seeds
+from kdlib.run.records import Record, measured
+
+from .experiment import ALPHAS, cell
+
+BLUE, RED, GREY, OLIVE = "#4477aa", "#ee6677", "#777777", "#999933"
+# Prefix of the arms, label, colour, mark, shift to the right.
+CONTROLS = (("sham_", "sham", GREY, "v", -0.012), ("smoothed_", "smoothed labels", RED, "^", 0.012))
+BEST = "best alpha"
+
+
+def draw(records: Sequence[Record], reported: Reported, path: Path) -> None:
+    """Write the figure of one profile's records."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12.5, 4.8), width_ratios=(1.3, 1), layout="constrained")
+    found = measured(records)
+    best = chosen(reported.choices[0], found)
+    against_alpha(left, found, best)
+    bars(right, differences(found, "accuracy", pairs(best), scale=100), "difference of accuracy on test (points)", "")
+    right.set_title("Differences of pairs that share a seed (95% interval; dots: seeds)", fontsize=10)
+    save(figure, path)
+
+
+def pairs(best: str | None) -> list[tuple[str, str, str]]:
+    """Return the compared arms: label, arm, rival; without the chosen arm if none could be chosen."""
+    of_best = [
+        (f"{BEST}, over the teacher (C1)", "teacher"),
+        (f"{BEST}, over alpha 0.5 (C2)", cell(0.5)),
+        (f"{BEST}, over alpha 1, no teacher (C3)", cell(1.0)),
+    ]
+    over_controls = [
+        (f"alpha {alpha:g}, over {label}", cell(alpha), f"{prefix}{cell(alpha)}")
+        for prefix, label, *_ in CONTROLS
+        for alpha in (0.5, 0.0)
+    ]
+    return [*((label, best, rival) for label, rival in of_best if best), *over_controls]
+
+
+def against_alpha(axes: Axes, found: Metrics, best: str | None) -> None:
+    """Draw accuracy on test, and on validation, against alpha; the teacher as a line, the controls at their alphas."""
+    counts = [len(found[cell(alpha)]) for alpha in ALPHAS if cell(alpha) in found]
+    rows = [(alpha, values) for alpha in ALPHAS if len(values := accuracies(found, cell(alpha)))]
+    if rows:
+        axes.plot(*zip(*((alpha, values.mean()) for alpha, values in rows), strict=True), color=BLUE, label="test")
+        validation = [(alpha, validation_mean(found, cell(alpha))) for alpha, _ in rows]
+        axes.plot(*zip(*validation, strict=True), ":", color=BLUE, label="validation, which chooses alpha")
+    for alpha, values in rows:
+        mean_and_interval(axes, alpha, values, BLUE)
+        if cell(alpha) == best:
+            label = f"{BEST}: {alpha:g}"
+            axes.plot(alpha, values.mean(), "o", color="black", markersize=12, markerfacecolor="none", label=label)
+    for prefix, label, color, mark, aside in CONTROLS:
+        arms = [(alpha, accuracies(found, f"{prefix}{cell(alpha)}")) for alpha in ALPHAS]
+        shown = [(alpha + aside, values) for alpha, values in arms if len(values)]
+        for place, values in shown:
+            mean_and_interval(axes, place, values, color)
+        if shown:
+            means = [(place, values.mean()) for place, values in shown]
+            axes.plot(*zip(*means, strict=True), mark, color=color, markersize=8, label=label)
+    teacher_line(axes, found)
+    axes.set(xlabel="alpha, the weight of the labels (1: no teacher)", ylabel="accuracy (%)", xticks=ALPHAS)
+    axes.set_title(f"Accuracy of the student ({seeds(counts)}): means and 95% intervals", fontsize=10)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def validation_mean(found: Metrics, arm: str) -> float:
+    values = [metrics["validation_accuracy"] for metrics in found[arm].values()]
+    return 100 * sum(values) / len(values)
+
+
+def teacher_line(axes: Axes, found: Metrics) -> None:
+    values = accuracies(found, "teacher")
+    if not len(values):
+        return
+    axes.axhline(float(values.mean()), color=OLIVE, label="teacher, test")
+    if len(values) > 1 and values.std() > 0:
+        bounds = t_interval(values)
+        axes.axhspan(bounds.low, bounds.high, color=OLIVE, alpha=0.2, linewidth=0)
