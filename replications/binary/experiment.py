@@ -179,7 +179,8 @@ def train_binary_smoothed(run: Run) -> Result:
     soft, labels = teacher_targets(run), run.data.train.labels[training_rows(run)]
     level = confidence(soft.logits)
     logits = virtual_teacher(labels, CLASSES, level, temperature=1.0)
-    return train(run, replace(soft, logits=logits, part=f"labels smoothed to {level:.6f}, the mean of {soft.part}"))
+    origin = f"labels smoothed to the mean confidence of run {soft.teacher_run}"
+    return train(run, SoftTargets(logits, origin, soft.data_digest, part=f"confidence {level:.6f}"))
 
 
 def train(run: Run, soft: SoftTargets) -> Result:
