@@ -31,7 +31,7 @@ from kdlib.errors import KDError
 from kdlib.files import array_digest, sha256
 from kdlib.losses import binary_distillation, binary_logit
 from kdlib.metrics import accuracy, classification_metrics, refuse_at_chance
-from kdlib.networks import he_normal_, keras_adam, keras_glorot_, parameter_count
+from kdlib.networks import keras_adam, keras_glorot_, parameter_count
 from kdlib.run.experiment import Arm, Experiment, Profile, Run
 from kdlib.run.store import Result
 from kdlib.seeds import generator
@@ -186,7 +186,7 @@ def train_binary_smoothed(run: Run) -> Result:
 def train(run: Run, soft: SoftTargets) -> Result:
     data: Data = run.data
     model = student_network()
-    he_normal_(model, run.generator("weights")).to(run.device)
+    keras_glorot_(model, run.generator("weights")).to(run.device)
     progress = fit(run, model, data.train, labels_and_teacher(run.config.alpha), soft)
     test, validation = (both_logits(model, x) for x in (data.test.inputs, data.train.inputs[split(run)[1]]))
     return Result({"final": measure(run, model, data.test.inputs, test, validation)}, progress.history, progress.kept)

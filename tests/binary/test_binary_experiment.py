@@ -179,7 +179,7 @@ def test_with_alpha_1_a_student_is_trained_as_without_a_teacher():
     run, _ = taught(replace(TINY, alpha=1.0))
     found = binary.train_binary_student(run)
     model = binary.student_network()
-    binary.he_normal_(model, run.generator("weights"))
+    binary.keras_glorot_(model, run.generator("weights"))
     alone = binary.fit(replace(run, parents={}), model, run.data.train, binary.labels_only)
     for name, value in alone.kept["final"].items():
         assert torch.equal(value, found.weights["final"][name]), name
