@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy.special import expit, log_expit
+from scipy.stats import pearsonr
 
 from kdlib.batches import Batch
 from kdlib.data import vgg16
@@ -353,6 +354,12 @@ def test_what_a_run_says_of_its_predictions():
     assert metrics["accuracy"] == pytest.approx(right / 24)
     assert metrics["validation_accuracy"] == pytest.approx(held_right / 16)
     check_predictions(metrics, torch.stack([torch.zeros_like(test), test], 1), kept["final.test"])
+    rows = torch.cat([binary.split(run)[0], binary.split(run)[0] + N])
+    with torch.no_grad():
+        followed = model(run.data.train.inputs[rows])[:, 0].double().numpy()
+    led, classes = np.diff(kept["final.train"][rows].double().numpy())[:, 0], run.data.train.labels[rows].numpy()
+    of_classes = [pearsonr(followed[classes == k], led[classes == k]).statistic for k in (0, 1)]
+    assert metrics["teacher_correlation"] == pytest.approx(np.mean(of_classes), abs=1e-4)
     assert (metrics["parameters"], metrics["flops"], metrics["epochs"]) == (64_161, 11_280_512, 2)
 
 
