@@ -17,8 +17,11 @@ from kdlib.run.records import Record, measured
 from .experiment import ALPHAS, cell
 
 BLUE, RED, GREY, OLIVE = "#4477aa", "#ee6677", "#777777", "#999933"
-# Prefix of the arms, label, colour, mark, shift to the right.
-CONTROLS = (("sham_", "sham", GREY, "v", -0.012), ("smoothed_", "smoothed labels", RED, "^", 0.012))
+# Arms by alpha, label, colour, mark, shift to the right.
+CONTROLS = (
+    ({0.5: "sham_alpha_0_5", 0.0: "sham"}, "sham", GREY, "v", -0.012),
+    ({0.5: "smoothed_alpha_0_5", 0.0: "smoothed"}, "smoothed labels", RED, "^", 0.012),
+)
 BEST = "best alpha"
 
 
@@ -50,9 +53,9 @@ def pairs(best: str | None) -> list[tuple[str, str, str]]:
         (f"{BEST}, over alpha 1, no teacher (C3)", cell(1.0)),
     ]
     over_controls = [
-        (f"alpha {alpha:g}, over {label}", cell(alpha), f"{prefix}{cell(alpha)}")
-        for prefix, label, *_ in CONTROLS
-        for alpha in (0.5, 0.0)
+        (f"alpha {alpha:g}, over {label}", cell(alpha), control)
+        for controls, label, *_ in CONTROLS
+        for alpha, control in controls.items()
     ]
     return [*((label, best, rival) for label, rival in of_best if best), *over_controls]
 
@@ -70,9 +73,8 @@ def against_alpha(axes: Axes, found: Metrics, best: str | None) -> None:
         if cell(alpha) == best:
             label = f"{BEST}: {alpha:g}"
             axes.plot(alpha, values.mean(), "o", color="black", markersize=12, markerfacecolor="none", label=label)
-    for prefix, label, color, mark, aside in CONTROLS:
-        arms = [(alpha, accuracies(found, f"{prefix}{cell(alpha)}")) for alpha in ALPHAS]
-        shown = [(alpha + aside, values) for alpha, values in arms if len(values)]
+    for controls, label, color, mark, aside in CONTROLS:
+        shown = [(alpha + aside, v) for alpha, arm in controls.items() if len(v := accuracies(found, arm))]
         for place, values in shown:
             mean_and_interval(axes, place, values, color)
         if shown:

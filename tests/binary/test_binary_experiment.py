@@ -401,7 +401,7 @@ def test_the_sweep_has_all_alphas_and_nothing_else_changes():
 def test_the_controls_differ_from_their_cell_in_the_soft_targets_alone(alpha):
     full, cell = binary.PROFILES["full"], binary.EXPERIMENT.arm(binary.cell(alpha))
     for kind in ("sham", "smoothed"):
-        control = binary.EXPERIMENT.arm(f"{kind}_{cell.name}")
+        control = binary.EXPERIMENT.arm(kind if alpha == 0 else f"{kind}_{cell.name}")
         assert binary.EXPERIMENT.config(control, full) == binary.EXPERIMENT.config(cell, full)
         assert control.needs == cell.needs
 
