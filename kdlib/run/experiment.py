@@ -135,9 +135,9 @@ class Experiment:
     """One replication, as its `experiment.py` builds it.
 
     `source` and `protocol` set its runs apart from those of other experiments; raise `protocol` with every edit that
-    can change a result. `data` names the data sets, `load_data(config, folders)` reads them and returns an object with
-    `digest` and `name`. `data_fields` names the configuration fields that choose other data (`--set FIELD=VALUE`);
-    each choice has separate tables. `check` names the arms that `kd check` trains, `banded` the metrics with bands.
+    can change a result. `data` names the data sets, or is a function from a configuration to their names.
+    `load_data(config, folders)` reads them and returns an object with `digest` and `name`. `data_fields` names the
+    fields that choose other data (`--set`), with separate tables. `kd check` trains `check`; `banded` have bands.
 
     `load_data` gets an object with the fields of the configuration as attributes, no instance of its class. It is
     called once for all configurations that agree in the fields it has looked at. All runs share what it returns, so
@@ -146,14 +146,13 @@ class Experiment:
 
     source: str
     protocol: int
-    data: tuple[str, ...]
+    data: tuple[str, ...] | Callable[[Any], tuple[str, ...]]
     load_data: Callable[[Any, Mapping[str, Path]], Any]
     arms: tuple[Arm, ...]  # parents before children
     profiles: Mapping[str, Profile]
     check: tuple[str, ...]
     banded: tuple[str, ...]
     data_fields: tuple[str, ...] = ()
-    optional_data: tuple[str, ...] = ()  # data sets that are used if they are on this machine, and not downloaded
     name: str = ""  # its folder's name, from load_experiment
     folder: Path = field(default_factory=Path)
     about: str = ""  # the first line of its docstring

@@ -305,6 +305,11 @@ def about_training(model: nn.Module, progress: Progress) -> dict[str, Any]:
     return {"parameters": parameter_count(model), "epochs": progress.epoch}
 
 
+def data_sets(config: Config) -> tuple[str, ...]:
+    from_weights = config.teacher_start == "imagenet" and not config.recorded_teacher
+    return ("chest_xray", "vgg16") if from_weights else ("chest_xray",)
+
+
 def load_data(config: Config, folders: Mapping[str, Path]) -> Data:
     return load(config, folders)
 
@@ -359,8 +364,7 @@ PROFILES = {
 EXPERIMENT = Experiment(
     source="xray",
     protocol=1,  # raise with every edit that can move results
-    data=("chest_xray",),
-    optional_data=("vgg16",),
+    data=data_sets,
     data_fields=("teacher_start",),  # a teacher from scratch is another one: --set teacher_start=scratch
     load_data=load_data,
     arms=ARMS,
