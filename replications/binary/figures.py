@@ -82,7 +82,8 @@ def against_alpha(axes: Axes, found: Metrics, best: str | None) -> None:
             axes.plot(*zip(*means, strict=True), mark, color=color, markersize=8, label=label)
     axes.set(xlabel="alpha, the weight of the labels (1: no teacher)", ylabel="accuracy (%)", xticks=ALPHAS)
     axes.set_title(f"students ({seeds(counts)}): means and 95% intervals", fontsize=10)
-    axes.legend(frameon=False, fontsize=8)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=8)
 
 
 def validation_mean(found: Metrics, arm: str) -> float:

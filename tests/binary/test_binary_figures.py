@@ -67,7 +67,7 @@ def test_the_figure_is_drawn_of_some_records_and_of_all(tmp_path):
         for place, arm in enumerate(EXPERIMENT.arms)
         for seed in (0, 1)
     ]
-    for records in ([made("alpha_0_3", 0, 0.7)], every):
+    for records in ([made("teacher", 0, 0.9)], [made("alpha_0_3", 0, 0.7)], every):
         path = tmp_path / "figure.png"
         figures.draw(records, reported, path)
         assert path.read_bytes().startswith(b"\x89PNG")
