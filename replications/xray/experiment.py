@@ -177,7 +177,7 @@ def train_teacher(run: Run) -> Result:
     if data.weights is not None:
         model.load_state_dict(model.state_dict() | data.weights.tensors)
     found, progress = train(run, model, hard_targets, validation=torch.from_numpy(data.teacher_validation))
-    part = {"train": data.train, "others": data.others}
+    part = {"train": found.data.train, "others": found.data.others}
     logits = {f"final.{name}": logits_of(model, examples.inputs) for name, examples in part.items()}
     measured = measure(found, logits["final.others"]) | about_training(model, progress)
     return Result({"final": measured}, progress.history, progress.kept, logits)
