@@ -44,6 +44,8 @@ CASES = cases()
 def test_killed_after_any_epoch_and_run_again(experiment, arm, count, tmp_path):
     runs = runs_of(experiment, arm, count)
     whole = arm.results(runs)
+    if not runs[0].trainings:
+        pytest.skip("it trains nothing")
     again, deaths = resumed(arm.results, runs, tmp_path / "checkpoint")
     assert deaths == list(range(1, len(whole[0].history) + 1))  # every session trained one epoch
     assert len(deaths) > 1
@@ -58,6 +60,8 @@ def test_killed_within_epochs_and_run_again(experiment, arm, count, tmp_path):
     """The lives of the process make 5, 9, 13, ... steps, wherever an epoch ends."""
     runs, lives = runs_of(experiment, arm, count), []
     whole = arm.results(runs)
+    if not runs[0].trainings:
+        pytest.skip("it trains nothing")
 
     def die(progress):
         lives[-1] += 1

@@ -27,6 +27,7 @@ from kdlib.seeds import generator
 from .views import RULE, bank_of
 
 CLASSES = len(chest_xray.CLASSES)
+STARTS = ("imagenet", "scratch")  # of the teacher's convolutions
 SYNTHETIC, SYNTHETIC_SIZES = 72, (9, 3, 3)  # pictures in all; training, validation and test pictures of each class
 
 
@@ -78,6 +79,8 @@ class Data:
 
 def load(config: Any, folders: Mapping[str, Path]) -> Data:
     """Return the pictures and, if a teacher is to be trained from them, the weights of VGG16 (KDError without)."""
+    if config.teacher_start not in STARTS:
+        raise KDError(f"teacher_start: expected {' or '.join(STARTS)}, found {config.teacher_start!r}; correct it")
     folder = folders.get("chest_xray")
     pictures = synthetic_xrays(SYNTHETIC, seed=0) if folder is None else chest_xray.xrays(folder)
     sizes = SYNTHETIC_SIZES if folder is None else chest_xray.SIZES

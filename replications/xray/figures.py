@@ -42,10 +42,10 @@ def draw(records: Sequence[Record], reported: Reported, path: Path) -> None:
     left.set_title("Each seed; thick: mean of the seeds that are still training", fontsize=10)
     if left.get_legend_handles_labels()[0]:  # matplotlib warns of a legend without entries
         left.legend(frameon=False, fontsize=8, loc="lower right")
-    bars(right, values, "difference of accuracy on unseen pictures (points)", "What the difference is made of")
+    bars(right, values, "difference of accuracy, unseen pictures (points)", "What the difference is made of")
     first = reported.claims["C1"]
     assert isinstance(first, Effect)
-    claim(right, 100 * first.reported, "distilled_T_6 over baseline, on 300 test pictures")
+    claim(right, 100 * first.reported, "C1, on 300 test pictures")
     save(figure, path)
 
 

@@ -15,7 +15,7 @@ from kdlib.run.store import read_run
 from .data import Data, digest_with
 
 RECORDED = Path(__file__).parent / "recorded_teacher"  # pruned runs, one folder each
-RECORDED_TEACHER = "not-yet-recorded"  # used by profile quick; made by `kd run xray --profile full --arm teacher`
+RECORDED_TEACHER = "not-yet-recorded"  # used by profile quick; made by `kd run xray --profile full --arms teacher`
 INSTEAD = "train a teacher with --profile full"
 
 

@@ -87,6 +87,8 @@ def test_a_full_teacher_without_weights_is_refused_before_it_is_trained(tmp_path
     folders = {"chest_xray": tmp_path}
     with pytest.raises(KDError, match=r"expected VGG16's weights .* found none; `kd data fetch vgg16` downloads"):
         xray.load_data(CONFIG, folders)
+    with pytest.raises(KDError, match="teacher_start: expected imagenet or scratch, found 'Imagenet'"):
+        xray.load_data(xray.replace(CONFIG, teacher_start="Imagenet"), folders)
     scratch = xray.load_data(xray.replace(CONFIG, teacher_start="scratch"), folders)
     taught = xray.load_data(xray.replace(CONFIG, recorded_teacher="some run"), folders)
     assert scratch.digest == scratch.whole == taught.digest
