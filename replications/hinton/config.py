@@ -58,8 +58,8 @@ class Config:
     # What is trained on.
     train_digits: int = 60_000
     test_digits: int = 10_000
-    train_pictures: int = 50_000
-    test_pictures: int = 10_000
+    cifar_pictures: int = 50_000
+    cifar_test_pictures: int = 10_000
     precision: str = "float32"  # or bfloat16: training steps under autocast; predictions are always float32
 
 
@@ -85,7 +85,7 @@ PARTS = ("train", "test", "pictures", "test_pictures")
 
 def load_data(config: Config, folders: Mapping[str, Path]) -> Data:
     """Return the first digits and pictures of each part, in a full run all; without folders, synthetic ones."""
-    counts = config.train_digits, config.test_digits, config.train_pictures, config.test_pictures
+    counts = config.train_digits, config.test_digits, config.cifar_pictures, config.cifar_test_pictures
     if folders:
         digits, pictures = mnist.digits(folders["mnist"]), cifar10.pictures(folders["cifar10"])
     else:

@@ -44,7 +44,7 @@ QUICK = replace(
     picture_epochs=6,
     specialist_epochs=3,
     train_digits=10_000,
-    train_pictures=5_000,
+    cifar_pictures=5_000,
 )
 SMOKE = replace(
     PAPER,
@@ -55,8 +55,8 @@ SMOKE = replace(
     specialist_epochs=2,
     train_digits=400,
     test_digits=100,
-    train_pictures=300,
-    test_pictures=100,
+    cifar_pictures=300,
+    cifar_test_pictures=100,
 )
 
 # ---- the arms
