@@ -30,7 +30,6 @@ from .config import CLASSES, Config
 from .gradients import gradient_noise
 
 PIXELS = 28 * 28
-TEACHER_WIDTH = 1200
 MOMENTUM = 0.9
 
 
@@ -103,7 +102,7 @@ def train_teacher(run: Run) -> Result:
     """Train the large network with dropout, jitter and the constraint; the weights are those of the last epoch."""
     run, config = on_device(run)
     train, kept_out = parts_of(run.data.train, config)
-    model = Perceptron(TEACHER_WIDTH, (config.input_dropout, config.hidden_dropout), config.precision)
+    model = Perceptron(config.teacher_width, (config.input_dropout, config.hidden_dropout), config.precision)
     # A separate stream: teacher and student then share no first weights.
     he_normal_(model, run.generator("teacher weights")).to(run.device)
     progress = run.progress(model, NormLimitedSGD(model, config.teacher_rate, config.largest_norm))

@@ -48,6 +48,8 @@ QUICK = replace(
 )
 SMOKE = replace(
     PAPER,
+    teacher_width=100,
+    width=64,
     teacher_epochs=6,
     epochs=5,
     batch=32,
@@ -197,7 +199,7 @@ PROFILES = {
         seeds=1,
         arms=QUICK_ARMS,
         synthetic=True,
-        reduced="400 synthetic digits and 300 synthetic pictures, batch 32, up to 6 epochs",
+        reduced="400 synthetic digits and 300 synthetic pictures, batch 32, up to 6 epochs; narrower networks",
     ),
 }
 EXPERIMENT = Experiment(

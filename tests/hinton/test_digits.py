@@ -56,7 +56,15 @@ def test_a_precision_that_there_is_not_is_refused():
 
 
 def test_the_papers_values():
-    expected = {"width": 800, "temperature": 20.0, "jitter": 2, "epochs": 60, "learning_rate": 1e-3, "batch": 128}
+    expected = {
+        "teacher_width": 1200,
+        "width": 800,
+        "temperature": 20.0,
+        "jitter": 2,
+        "epochs": 60,
+        "learning_rate": 1e-3,
+        "batch": 128,
+    }
     assert expected.items() <= asdict(Config()).items()
     assert Config().largest_norm == pytest.approx(math.sqrt(15))
     full = experiment.PROFILES["full"]
@@ -135,7 +143,7 @@ def test_a_choice_sees_neither_test_digits_nor_the_digits_that_choose(monkeypatc
     assert sorted({*seen.indices.tolist()}) == list(range(100))
     first, second = (digits.train_teacher(replace(run, data=data, trainings=[])) for data in (run.data, blind))
     assert first.metrics == second.metrics
-    model = digits.Perceptron(1200, (0.0, 0.3))
+    model = digits.Perceptron(100, (0.0, 0.3))
     model.load_state_dict(first.weights["final"])
     with evaluating(model):
         wrong = (model(run.data.train.inputs[100:]).argmax(1) != run.data.train.labels[100:]).sum().item()
