@@ -160,18 +160,28 @@ def subsets_of(run: Run) -> list[Subset]:
 def confusable(probs: Tensor, run: Run) -> list[Subset]:
     """Return 3 subsets of 2 to 4 classes, the largest first, given the generalist's predictions (N, K).
 
-    k-means clusters the columns of the covariance of the predictions, with the smallest number of clusters of which 3
-    have 2 to 4 classes.
+    k-means clusters the columns of the covariance of the predictions. A cluster of more than 4 classes is clustered
+    again into two, until none is left. Of the result, clusters of one class are left out. It begins with 3 clusters, or
+    with more if fewer than 3 subsets remain.
     """
     for count in range(SPECIALISTS, CLASSES):
         clusters = kmeans_clusters(probs, count, run.generator("clusters"))
-        fitting = [subset for subset in clusters if SMALLEST <= len(subset) <= LARGEST]
-        if len(fitting) >= SPECIALISTS:
-            return sorted(fitting, key=len, reverse=True)[:SPECIALISTS]
+        subsets = [part for cluster in clusters for part in halved(probs, cluster, run) if len(part) >= SMALLEST]
+        if len(subsets) >= SPECIALISTS:
+            return sorted(subsets, key=len, reverse=True)[:SPECIALISTS]
     raise KDError(
         f"{run.label}: expected {SPECIALISTS} clusters of {SMALLEST} to {LARGEST} classes among the generalist's "
-        "predictions, found none for any number of clusters; train the generalist longer"
+        "predictions, found fewer for any number of clusters; train the generalist longer"
     )
+
+
+def halved(probs: Tensor, cluster: Subset, run: Run) -> list[Subset]:
+    """Return a cluster as it is or, if it has more than 4 classes, in parts of at most 4."""
+    if len(cluster) <= LARGEST:
+        return [cluster]
+    halves = kmeans_clusters(probs[:, list(cluster)], 2, run.generator("clusters"))
+    parts = [tuple(cluster[place] for place in half) for half in halves]
+    return [part for half in parts for part in halved(probs, half, run)]
 
 
 def train_specialist(run: Run) -> Result:

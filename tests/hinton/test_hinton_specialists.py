@@ -52,17 +52,24 @@ def test_the_network_is_that_of_separate_layers():
 
 def test_subsets_are_confused_classes_of_two_to_four():
     """Classes 0, 1 and 2, 3 and 4, 5, 6, 7 are confused with each other; 8 and 9 with none."""
-    blocks = [(0, 1), (2, 3), (4, 5, 6, 7), (8,), (9,)]
-    draws = generator(0, "x")
-    labels = torch.arange(3000) % 10
+    found = specialists.confusable(confused([(0, 1), (2, 3), (4, 5, 6, 7), (8,), (9,)]), tiny_run())
+    assert found == [(4, 5, 6, 7), (0, 1), (2, 3)]
+
+
+def test_a_large_cluster_is_clustered_again():
+    found = specialists.halved(confused([(2, 5, 7), (3, 4, 8), (0,), (1,), (6,), (9,)]), (2, 3, 4, 5, 7, 8), tiny_run())
+    assert sorted(found) == [(2, 5, 7), (3, 4, 8)]
+    assert specialists.halved(torch.zeros(0, 10), (1, 2, 3, 4), tiny_run()) == [(1, 2, 3, 4)]
+
+
+def confused(blocks):
+    """Predictions (N, 10) of a network that confuses the classes of each block."""
+    draws, labels = generator(0, "x"), torch.arange(3000) % 10
     logits = 0.3 * torch.randn(3000, 10, generator=draws)
     for block in blocks:
-        inside = torch.isin(labels, torch.tensor(block))
-        logits[inside.nonzero(), torch.tensor(block)] += 6 + 2 * torch.randn(
-            int(inside.sum()), len(block), generator=draws
-        )
-    found = specialists.confusable(logits.softmax(1), tiny_run())
-    assert found == [(4, 5, 6, 7), (0, 1), (2, 3)]
+        rows = torch.isin(labels, torch.tensor(block)).nonzero()
+        logits[rows, torch.tensor(block)] += 6 + 2 * torch.randn(len(rows), len(block), generator=draws)
+    return logits.softmax(1)
 
 
 def test_predictions_without_three_such_subsets_are_refused():
