@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import ScalarFormatter
 
 from kdlib.data import cifar10, fetch, mnist
 from kdlib.data.pictures import Bytes
@@ -80,9 +81,10 @@ def against_temperature(axes: Axes, found: Metrics) -> None:
             axes.plot([T for T, _ in rows], means, color=COLORS[width], label=f"{width} units")
         for T, values in rows:
             mean_and_interval(axes, T, values, COLORS[width])
-    axes.set(xscale="log", yscale="log", xlabel="T", ylabel="errors of 10,000 test digits")
+    axes.set(xscale="log", xlabel="T", ylabel="errors of 10,000 test digits")
     axes.set_xticks(SWEPT[30], [f"{T:g}" for T in SWEPT[30]])
-    axes.minorticks_off()
+    axes.xaxis.minorticks_off()
+    plain_logarithm(axes)
     axes.set_title("Errors against the temperature, by units per layer", fontsize=10)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8)
@@ -97,10 +99,19 @@ def against_bias(axes: Axes, records: Sequence[Record], found: Metrics) -> None:
         if seeds := found.get(arm, {}).values():
             places = [metrics["bias"] for metrics in seeds], [metrics["errors"] for metrics in seeds]
             axes.plot(*places, marker, color="#4477aa" if marker == "o" else "#ee6677", label=label)
-    axes.set(xlabel="added to the bias of class 3", ylabel="errors of 10,000 test digits", yscale="log")
+    axes.set(xlabel="added to the bias of class 3", ylabel="errors of 10,000 test digits")
+    plain_logarithm(axes)
     axes.set_title("Taught without any 3: errors against the bias", fontsize=10)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8)
+
+
+def plain_logarithm(axes: Axes) -> None:
+    """Make the scale of errors logarithmic, with plain numbers."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(ScalarFormatter())
+    axes.tick_params(axis="y", which="minor", labelsize=7)
 
 
 def clusters(axes: Axes, records: Sequence[Record]) -> None:
