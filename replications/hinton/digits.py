@@ -90,6 +90,11 @@ def jittered(pictures: Tensor, largest: int, draws: torch.Generator) -> Tensor:
     return windows[rows, 2 * largest - down, 2 * largest - right].unsqueeze(1)
 
 
+def adam(model: nn.Module, rate: float) -> torch.optim.Adam:
+    on_cuda = next(model.parameters()).is_cuda  # then a CUDA graph must be able to record its steps
+    return torch.optim.Adam(model.parameters(), rate, fused=True, capturable=on_cuda)
+
+
 def cosine(first: float, count: int) -> Callable[[int], float]:
     """Return the learning rate as a function of the epoch: it falls from `first` to 0 by a cosine."""
     return lambda epoch: first / 2 * (1 + math.cos(math.pi * (epoch - 1) / count))
@@ -187,7 +192,7 @@ def fit(run: Run, examples: Examples, objective: Objective, soft: SoftTargets | 
     """Train a student on some examples with Adam; its weights are kept as "first" after epoch 1, "final" at the end."""
     config: Config = run.config
     model = student(run)
-    progress = run.progress(model, torch.optim.Adam(model.parameters(), config.learning_rate, fused=True))
+    progress = run.progress(model, adam(model, config.learning_rate))
     batches = Batches(examples, config.batch, stream(run), soft)
     rate = cosine(config.learning_rate, config.epochs)
     for epoch in epochs(progress, batches, objective, count=config.epochs, seed=run.seed, rate=rate):

@@ -39,7 +39,7 @@ from kdlib.targets import SoftTargets
 from kdlib.training import Objective, Progress, epochs, hard_targets, predict_logits
 
 from .config import CLASSES, Config, Data
-from .digits import cosine, on_device
+from .digits import adam, cosine, on_device
 
 SPECIALISTS = 3
 SMALLEST, LARGEST = 2, 4  # classes of a specialist
@@ -105,7 +105,7 @@ def fit(
     first_rate: float,
 ) -> Progress:
     model.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's hints lack it
-    progress = run.progress(model, torch.optim.Adam(model.parameters(), first_rate, fused=True))
+    progress = run.progress(model, adam(model, first_rate))
     batches = Batches(pictures, run.config.batch, run.seed, soft)
     for _ in epochs(progress, batches, objective, count=count, seed=run.seed, rate=cosine(first_rate, count)):
         pass

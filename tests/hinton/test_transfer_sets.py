@@ -104,12 +104,12 @@ def test_the_best_bias_is_that_of_a_search_by_brute_force(classes, seed):
     values[:, list(classes)] -= 2.5
     found = transfer_sets.best_bias(values, labels, classes)
     errors = []
-    for bias in np.linspace(-20, 20, 8001):
+    for bias in np.linspace(-20, 20, 2001):
         changed = values.double().numpy().copy()
         changed[:, list(classes)] += bias
         errors.append(int((changed.argmax(1) != labels.numpy()).sum()))
-    assert transfer_sets.errors_with(values, labels, classes, found) == min(errors)
-    best = np.linspace(-20, 20, 8001)[np.array(errors) == min(errors)]
+    assert transfer_sets.errors_with(values, labels, classes, found) <= min(errors)
+    best = np.linspace(-20, 20, 2001)[np.array(errors) == min(errors)]
     assert found <= best.max() + 0.5
     assert found > 0
     if transfer_sets.errors_with(values, labels, classes, 0.0) > min(errors):
