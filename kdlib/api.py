@@ -5,6 +5,7 @@ from kdlib.batches import Batch, Batches, Examples
 from kdlib.errors import KDError
 from kdlib.losses import (
     binary_distillation,
+    binary_logit,
     cross_entropy,
     hard_and_soft,
     kl_plus_mae,
@@ -33,6 +34,7 @@ __all__ = [
     "SoftTargets",
     "balanced_draw",
     "binary_distillation",
+    "binary_logit",
     "cross_entropy",
     "derive_seed",
     "ensemble_targets",

@@ -11,6 +11,7 @@ not.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from kdlib.errors import KDError, same_shape
 
 __all__ = [
     "binary_distillation",
+    "binary_logit",
     "cross_entropy",
     "hard_and_soft",
     "kl_plus_mae",
@@ -88,15 +90,32 @@ def logit_matching(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def binary_distillation(student_logit: Tensor, teacher_logit: Tensor, labels: Tensor, hard_weight: Number) -> Tensor:
-    """Return hard_weight BCE(labels) + (1 - hard_weight) BCE(teacher's probability), in nats, of one logit per example.
+    """Return hard_weight BCE(labels) + (1 - hard_weight) BCE(teacher's probability), in nats, the mean over all logits.
 
-    Logits and labels are (B,). The minimum is not zero but the entropy of the targets.
+    Logits and labels are (B,), or (B, L) for L labels that do not exclude each other. The minimum is not zero but the
+    entropy of the targets. KDError for other shapes and, on a CPU, for a label that is neither 0 nor 1.
     """
-    same_shape(student_logit, teacher_logit)
-    same_shape(student_logit, labels)
+    for other in (teacher_logit, labels):
+        _one_logit_each(student_logit, other)
+    _refuse_other_than_0_and_1(labels)
     # BCE is linear in its target: mixing the targets mixes the losses.
     targets = hard_weight * labels.to(student_logit) + (1 - hard_weight) * teacher_logit.detach().sigmoid()
     return F.binary_cross_entropy_with_logits(student_logit, targets)
+
+
+def binary_logit(logits: Tensor) -> Tensor:
+    """Return one logit (...) for each example, that of class 1, from logits (..., 1) or (..., 2) of two classes.
+
+    It is z_1 - z_0, whose sigmoid is the softmax's probability of class 1. KDError for another number of logits.
+    """
+    if logits.ndim and logits.shape[-1] == 1:
+        return logits[..., 0]
+    if logits.ndim and logits.shape[-1] == 2:
+        return logits[..., 1] - logits[..., 0]
+    raise KDError(
+        f"expected logits of shape (..., 1) or (..., 2), of two classes, found {tuple(logits.shape)}; "
+        "more than two classes need soft_target_kl, and labels that do not exclude each other need no conversion"
+    )
 
 
 def label_smoothing(logits: Tensor, labels: Tensor, smoothing: Number) -> Tensor:
@@ -107,6 +126,26 @@ def label_smoothing(logits: Tensor, labels: Tensor, smoothing: Number) -> Tensor
     """
     uniform = logits.new_zeros(logits.shape)
     return hard_and_soft(logits, uniform, labels, 1 - smoothing, smoothing, temperature=1)
+
+
+def _one_logit_each(student_logit: Tensor, other: Tensor) -> None:
+    if other.shape != student_logit.shape:
+        raise KDError(
+            "expected logits of the student, logits of the teacher and labels of one shape, one for each example, "
+            f"found {tuple(student_logit.shape)} and {tuple(other.shape)}; binary_logit makes one logit of two classes'"
+        )
+
+
+def _refuse_other_than_0_and_1(labels: Tensor) -> None:
+    # Elsewhere than on a CPU the look would make the processor wait at every step, and vmap does not allow it.
+    if labels.dtype == torch.bool or labels.device.type != "cpu" or torch._C._functorch.is_batchedtensor(labels):
+        return
+    wrong = labels[(labels != 0) & (labels != 1)]  # NaN is one of them
+    if len(wrong):
+        raise KDError(
+            f"expected labels 0 and 1, found {wrong[0].item():g} and {len(wrong)} such labels in all; correct them, or "
+            "give soft labels as teacher logits"
+        )
 
 
 def _summed_kl(log_p: Tensor, log_q: Tensor) -> Tensor:

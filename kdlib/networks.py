@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlib.errors import KDError
@@ -48,17 +49,29 @@ def he_normal_(module: M, generator: torch.Generator) -> M:
 def keras_batch_norm(features: int, dims: int) -> nn.BatchNorm1d | nn.BatchNorm2d:
     """Return a batch norm with Keras's epsilon and Keras's momentum of 0.99, which torch calls 0.01.
 
-    `dims` is the number of axes after the features: 0 (dense), 1 or 2, otherwise KDError. torch's moving variance is
-    the unbiased one; Keras uses that one only in its fused kernel, for pictures.
+    `dims` is the number of axes after the features: 0 (dense), 1 or 2, otherwise KDError. The moving variance is of the
+    biased variance after a dense layer, as in Keras, and otherwise of the unbiased one, which Keras has for pictures.
     """
     if dims not in (0, 1, 2):
         raise KDError(f"expected 0 (dense), 1 or 2 axes after the features, found {dims}")
-    kind = nn.BatchNorm2d if dims == 2 else nn.BatchNorm1d
+    kind = (_DenseBatchNorm, nn.BatchNorm1d, nn.BatchNorm2d)[dims]
     return kind(features, eps=1e-3, momentum=0.01)
 
 
-def keras_adam(parameters: Iterable[Tensor], lr: float = 1e-3) -> torch.optim.Adam:
-    """Return Adam with Keras's epsilon of 1e-7; on a CUDA device, one that a CUDA graph can record.
+class _DenseBatchNorm(nn.BatchNorm1d):
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        with torch.no_grad():
+            variance, mean = torch.var_mean(x.to(self.weight.dtype), dim=0, correction=0)
+            for moving, found in ((self.running_mean, mean), (self.running_var, variance)):
+                assert moving is not None
+                moving.copy_(torch.lerp(moving, found, self.momentum or 0.0))
+        return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+
+
+def keras_adam(parameters: Iterable[Tensor], lr: float = 1e-3, epsilon: float = 1e-7) -> torch.optim.Adam:
+    """Return Adam with Keras's default epsilon, 1e-7; on a CUDA device, one that a CUDA graph can record.
 
     It is not equal to Keras's Adam to the last bit: torch adds epsilon after the bias correction of sqrt(v), Keras
     before it, so at step t torch's epsilon is in effect smaller by the factor sqrt(1 - 0.999^t). That matters only in
@@ -66,7 +79,7 @@ def keras_adam(parameters: Iterable[Tensor], lr: float = 1e-3) -> torch.optim.Ad
     """
     parameters = list(parameters)
     on_cuda = any(parameter.is_cuda for parameter in parameters)
-    return torch.optim.Adam(parameters, lr=lr, eps=1e-7, fused=True, capturable=on_cuda)
+    return torch.optim.Adam(parameters, lr=lr, eps=epsilon, fused=True, capturable=on_cuda)
 
 
 def parameter_count(module: nn.Module) -> int:

@@ -10,6 +10,8 @@ from kdlib.batches import Batch
 from kdlib.run.experiment import Run
 from kdlib.seeds import generator
 
+PARTS = ("train", "validation", "test", "others")  # of the data, of which a teacher may keep logits
+
 
 def run_of(experiment, config, seed=0, data=None):
     """Return a run of an experiment on its synthetic data."""
@@ -18,7 +20,7 @@ def run_of(experiment, config, seed=0, data=None):
 
 def taught(run, teacher=0):
     """Return the run with a teacher that is mostly right, and the logits that this teacher has kept."""
-    parts = {part: getattr(run.data, part) for part in ("train", "validation", "test") if hasattr(run.data, part)}
+    parts = {part: getattr(run.data, part) for part in PARTS if hasattr(run.data, part)}
     classes = int(run.data.train.labels.max()) + 1
     kept = {}
     for part, examples in parts.items():

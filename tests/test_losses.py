@@ -303,6 +303,59 @@ def test_refuses_shapes_that_would_broadcast(example):
             loss()
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [torch.tensor([0, 1, 2]), torch.tensor([0, -1, 1]), torch.tensor([0, 1, 0.5]), torch.tensor([1, 0, np.nan])],
+)
+def test_labels_other_than_0_and_1_are_refused(wrong):
+    student, teacher = torch.zeros(3), torch.ones(3)
+    losses.binary_distillation(student, teacher, torch.tensor([0.0, 1.0, 1.0]), 0.5)
+    with pytest.raises(KDError, match=r"expected labels 0 and 1, found .* and 1 such labels in all"):
+        losses.binary_distillation(student, teacher, wrong, 0.5)
+
+
+def test_labels_may_be_mapped_over():
+    students, labels = torch.randn(2, 4), torch.tensor([[0, 1, 1, 0], [1, 1, 0, 0]])
+    mapped = torch.vmap(lambda s, y: losses.binary_distillation(s, torch.ones(4), y, 0.4))(students, labels)
+    looped = [losses.binary_distillation(s, torch.ones(4), y, 0.4) for s, y in zip(students, labels, strict=True)]
+    torch.testing.assert_close(mapped, torch.stack(looped))
+
+
+def test_a_softmax_of_two_logits_is_a_sigmoid_of_their_difference(example):
+    _, teacher, _ = example
+    two = 3 * teacher[:, :2]
+    np.testing.assert_allclose(losses.binary_logit(two).sigmoid(), softmax(two.numpy(), 1)[:, 1], rtol=1e-12)
+    assert torch.equal(losses.binary_logit(two[:, :1]), two[:, 0])
+    for logits in (teacher, teacher[0, 0]):
+        with pytest.raises(KDError, match=r"expected logits of shape \(\.\.\., 1\) or \(\.\.\., 2\)"):
+            losses.binary_logit(logits)
+
+
+def test_a_teacher_of_two_logits_and_a_student_of_one_are_refused_until_they_are_one_logit_each(example):
+    student, teacher, labels = example
+    student, teacher, labels = student[:, 0], teacher[:, :2], (labels > 1).long()
+    with pytest.raises(KDError, match="binary_logit makes one logit"):
+        losses.binary_distillation(student, teacher, labels, 0.3)
+    found = losses.binary_distillation(student, losses.binary_logit(teacher), labels, 0.3)
+    soft = softmax(teacher.numpy(), 1)[:, 1]
+    expected = 0.3 * bce(student.numpy(), labels.numpy()) + 0.7 * bce(student.numpy(), soft)
+    assert found.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_binary_distillation_of_several_labels_is_a_loop_over_each_of_them(example):
+    student, teacher, _ = example
+    labels = (torch.arange(B * K).view(B, K) % 3 == 0).long()
+    total = 0.0
+    for b in range(B):
+        for k in range(K):
+            z, p, y = student[b, k].item(), 1 / (1 + np.exp(-teacher[b, k].item())), labels[b, k].item()
+            q = 1 / (1 + np.exp(-z))
+            target = 0.3 * y + 0.7 * p
+            total -= target * np.log(q) + (1 - target) * np.log(1 - q)
+    found = losses.binary_distillation(student, teacher, labels, 0.3)
+    assert found.item() == pytest.approx(total / (B * K), rel=1e-12)
+
+
 def test_a_hard_term_refuses_an_unlabelled_transfer_set(example):
     student, teacher, labels = example
     absent = labels.new_empty(B, 0)

@@ -84,6 +84,32 @@ def test_batch_norm_follows_keras():
     np.testing.assert_allclose(norm.running_var, 0.99 + 0.01 * variance * 640 / 639, rtol=1e-5)
 
 
+def test_batch_norm_after_a_dense_layer_keeps_the_biased_variance_as_keras_does():
+    draws = np.random.default_rng(0)
+    norm, mean, variance = keras_batch_norm(4, dims=0), np.zeros(4), np.ones(4)
+    plain = torch.nn.BatchNorm1d(4, eps=1e-3, momentum=0.01)
+    for _ in range(3):
+        values = draws.normal(3, 2, (5, 4))
+        inputs = torch.tensor(values, dtype=torch.float32)
+        ours, torchs = (inputs.clone().requires_grad_() for _ in "12")
+        output, wanted = norm(ours), plain(torchs)
+        for found, expected in (
+            (output, wanted),
+            *zip(gradients(output, ours), gradients(wanted, torchs), strict=True),
+        ):
+            np.testing.assert_allclose(found.detach(), expected.detach(), atol=1e-6)
+        mean, variance = 0.99 * mean + 0.01 * values.mean(0), 0.99 * variance + 0.01 * values.var(0)
+        np.testing.assert_allclose(norm.running_mean, mean, rtol=1e-5)
+        np.testing.assert_allclose(norm.running_var, variance, rtol=1e-5)
+    predicted = norm.eval()(torch.ones(1, 4)).detach().numpy()
+    np.testing.assert_allclose(predicted, [(1 - mean) / np.sqrt(variance + 1e-3)], rtol=1e-5)
+
+
+def gradients(output, inputs):
+    weights = torch.arange(output.numel(), dtype=output.dtype).view(output.shape).sin()
+    return torch.autograd.grad((output * weights).sum(), [inputs])
+
+
 @pytest.mark.parametrize(("dims", "shape"), [(0, (8, 3)), (1, (8, 3, 5)), (2, (8, 3, 5, 5))])
 def test_batch_norm_for_each_number_of_axes(dims, shape):
     assert keras_batch_norm(3, dims)(torch.ones(shape)).shape == shape

@@ -225,6 +225,13 @@ def test_the_chosen_arm_is_compared():
     assert "expected b and d, seed 0, to differ in batch size only, found a difference in steps" in fault
 
 
+def test_an_arm_that_is_chosen_against_itself_is_no_pair():
+    claims = reported(C1=("?b", ["loss"]))
+    runs = [record("a", first_loss=2.0), record("b")]
+    assert faults(claims, *runs) == []
+    assert traced_pairs(claims, runs) == (0, 0)
+
+
 def test_how_many_pairs_are_traced():
     claims = reported(C1=("ab", []), C2=("ba", []), C3=("abc", []))
     runs = [record("a"), record("b"), record("a", 1), record("b", 1, untraced=True), record("c"), record("c", 2)]

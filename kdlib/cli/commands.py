@@ -14,7 +14,7 @@ from kdlib.errors import KDError
 from kdlib.judge.verdicts import MIN_SEEDS
 from kdlib.report import sessions
 from kdlib.report.markdown import unescaped
-from kdlib.report.pages import update_readmes, write_pages
+from kdlib.report.pages import draw_data, update_readmes, write_pages
 from kdlib.run.costs import Cost, costs
 from kdlib.run.experiment import DEFAULT, load_experiment, replications
 from kdlib.run.records import read_records
@@ -37,6 +37,9 @@ def run(options: argparse.Namespace) -> int:
     pages = write_pages(
         session.experiment, found.records, folder / "local", committed=committed, synthetic=session.synthetic
     )
+    if pages:
+        data = session.experiment.load_data(session.profile.config, session.folders)
+        draw_data(session.experiment, data, folder / "local" / f"{found.label}-data.png")
     for page in pages:
         print("\n" + unescaped(page))
     print(f"Written to {folder / 'local'}" if pages else "Nothing was written: no run has finished.")

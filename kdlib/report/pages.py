@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from kdlib.errors import KDError
 from kdlib.files import atomic_write
@@ -16,7 +17,7 @@ from kdlib.report.tables import MADE_OF, write_tables
 from kdlib.run.experiment import Experiment, load_experiment, replications
 from kdlib.run.records import Record, grouped, read_records
 
-__all__ = ["reported_of", "update_readmes", "write_pages"]
+__all__ = ["draw_data", "reported_of", "update_readmes", "write_pages"]
 
 
 def reported_of(experiment: Experiment) -> Reported:
@@ -57,6 +58,14 @@ def write_pages(
             figures = importlib.import_module(f"replications.{experiment.name}.figures")
             figures.draw(group, reported, folder / f"{label}.png")
     return pages
+
+
+def draw_data(experiment: Experiment, data: Any, path: Path) -> None:
+    """Draw the data if `figures.py` has a function `draw_data`; `path` is in a folder that git ignores."""
+    if (experiment.folder / "figures.py").exists():
+        figures = importlib.import_module(f"replications.{experiment.name}.figures")
+        if hasattr(figures, "draw_data"):
+            figures.draw_data(data, path)
 
 
 def _label(experiment: Experiment, record: Record) -> str:

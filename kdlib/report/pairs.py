@@ -53,7 +53,8 @@ def _faults_of(row: _Row, runs: Runs) -> Iterator[str]:
                 f"{row.name}: expected {arm} and {rival}, seed {seed}, to differ in {_listed(row.differs)} only, found "
                 f"a difference in {_listed(unnamed)}; train them in the same way, or name the difference in `differs`"
             )
-    if traced == set(row.pairs) and (vain := [word for word in DIFFERENCES if word in set(row.differs) - seen]):
+    vain = [word for word in DIFFERENCES if word in set(row.differs) - seen]
+    if vain and row.pairs and traced == set(row.pairs):
         yield (
             f"{row.name}: expected a difference in {_listed(vain)}, found none in any seed; correct the arms, or take "
             "it out of `differs`"
@@ -70,13 +71,16 @@ def traced_pairs(reported: Reported, records: Sequence[Record]) -> tuple[int, in
 
 
 def _rows(reported: Reported, records: Sequence[Record]) -> Iterator[_Row]:
-    """The rows about records of one table; in place of an arm that our runs choose, the chosen one."""
+    """The rows about records of one table; in place of an arm that our runs choose, the chosen one.
+
+    If our runs choose the very arm that a claim compares with the chosen one, there is no pair.
+    """
     metrics = measured(records)
     taken = {choice.name: chosen(choice, metrics) or choice.name for choice in reported.choices}
     for claim in reported.claims.values():
         for mode, compared in claim.modes.items():
             arms = [(taken.get(arm, arm), rival) for arm, rival in pairs(claim, mode)]
-            yield _Row(f"{claim.name}, {mode}", arms, compared.differs)
+            yield _Row(f"{claim.name}, {mode}", [pair for pair in arms if pair[0] != pair[1]], compared.differs)
     for part in reported.ingredients:
         yield _Row(f"ingredient '{part.label}'", [(part.arm, part.rival)], part.differs)
 

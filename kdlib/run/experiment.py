@@ -117,16 +117,15 @@ class Run:
         self.trainings.append(made)
         return made
 
-    def soft_targets(self, role: str, part: str, examples: Examples) -> SoftTargets:
+    def soft_targets(self, role: str, part: str, examples: Examples, view: str = "plain") -> SoftTargets:
         """Return the soft targets (N, K) that the parent in `role` keeps for these examples.
 
-        `part` is "train", "validation" or "test". A run keeps logits of plain examples. KDError for examples of other
-        data or in another view.
+        `part` is "train", "validation" or "test", for example. `view` is that of the examples when the parent computed
+        the logits that it keeps. KDError for examples of other data or in another view.
         """
         parent, snapshot = self.parents[role]
         logits: Tensor = parent.soft_targets(f"{snapshot}.{part}").to(self.device)
-        data = f"{parent.description.data}/{part}"
-        targets = SoftTargets(logits, parent.id, data, part=f"{snapshot}.{part}")
+        targets = SoftTargets(logits, parent.id, f"{parent.description.data}/{part}", view, f"{snapshot}.{part}")
         examples.check(targets)
         return targets
 
@@ -136,9 +135,9 @@ class Experiment:
     """One replication, as its `experiment.py` builds it.
 
     `source` and `protocol` set its runs apart from those of other experiments; raise `protocol` with every edit that
-    can change a result. `data` names the data sets, `load_data(config, folders)` reads them and returns an object with
-    `digest` and `name`. `data_fields` names the configuration fields that choose other data (`--set FIELD=VALUE`);
-    each choice has separate tables. `check` names the arms that `kd check` trains, `banded` the metrics with bands.
+    can change a result. `data` names the data sets, or is a function from a configuration to their names.
+    `load_data(config, folders)` reads them and returns an object with `digest` and `name`. `data_fields` names the
+    fields that choose other data (`--set`), with separate tables. `kd check` trains `check`; `banded` have bands.
 
     `load_data` gets an object with the fields of the configuration as attributes, no instance of its class. It is
     called once for all configurations that agree in the fields it has looked at. All runs share what it returns, so
@@ -147,7 +146,7 @@ class Experiment:
 
     source: str
     protocol: int
-    data: tuple[str, ...]
+    data: tuple[str, ...] | Callable[[Any], tuple[str, ...]]
     load_data: Callable[[Any, Mapping[str, Path]], Any]
     arms: tuple[Arm, ...]  # parents before children
     profiles: Mapping[str, Profile]

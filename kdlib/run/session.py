@@ -73,7 +73,8 @@ class Session:
     @property
     def synthetic(self) -> bool:
         """Whether the runs see synthetic data."""
-        return self.profile.synthetic or (bool(self.experiment.data) and not self.folders)
+        needed = _data_sets(self.experiment, self.profile.config)
+        return self.profile.synthetic or (bool(needed) and not self.folders)
 
     def jobs(self) -> list[Job]:
         """Return the runs that the arms need, in the order in which they are begun: parents before children."""
@@ -124,7 +125,7 @@ def prepare(
     if workers is None:
         alone = compute.device != "cpu" or chosen.synthetic
         workers = 1 if alone else max(1, _cores() // threads)
-    folders, unavailable = _folders(experiment, profile, data, require_real, downloads)
+    folders, unavailable = _folders(experiment, profile, chosen, data, require_real, downloads)
     return Session(
         experiment,
         profile,
@@ -190,12 +191,13 @@ def _cores() -> int:
 def _folders(
     experiment: Experiment,
     profile: str,
+    chosen: Profile,
     data: Path | None,
     require_real: bool,
     downloads: Callable[[str], Watcher] | None,
 ) -> tuple[dict[str, Path], str]:
     """The data sets' folders, or why there are none."""
-    if experiment.profile(profile).synthetic:
+    if chosen.synthetic:
         if require_real:
             raise KDError(
                 f"profile {profile} of {experiment.name}: expected one on real data, as --require-real, check and "
@@ -203,11 +205,15 @@ def _folders(
             )
         return {}, ""
     try:
-        return {name: _folder(name, data, downloads) for name in experiment.data}, ""
+        return {name: _folder(name, data, downloads) for name in _data_sets(experiment, chosen.config)}, ""
     except DataUnavailable as error:
         if require_real:
             raise
         return {}, str(error)
+
+
+def _data_sets(experiment: Experiment, config: Any) -> tuple[str, ...]:
+    return experiment.data(config) if callable(experiment.data) else experiment.data
 
 
 def _folder(name: str, data: Path | None, downloads: Callable[[str], Watcher] | None) -> Path:

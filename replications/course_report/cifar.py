@@ -32,6 +32,7 @@ from kdlib.networks import he_uniform_, keras_adam, keras_batch_norm, keras_glor
 from kdlib.replicas import Replicas, of_replica, side_by_side
 from kdlib.run.experiment import Run
 from kdlib.run.store import Result, read_run
+from kdlib.seeds import generator
 from kdlib.targets import SoftTargets, virtual_teacher
 from kdlib.training import Objective, Progress, epochs, hard_targets, predict_logits
 from replications.course_report import (
@@ -68,6 +69,7 @@ class Config:
     soft_weight: float = 1.0  # ours: one more factor of the soft term, as in the released code of Yuan et al.
     certainty: float = 0.9  # ours: the virtual teacher's probability of the right class, before it is softened
     share: float = 1.0  # share of the training pictures: the first ones
+    seed_offset: int = 0  # ours: added to the seed, so that a teacher shares no random numbers with its student
     validated: bool = False  # ours: the last tenth of the training pictures is used to choose, and not to train
     teacher_epochs: int = 90  # code
     teacher_batch: int = 64  # code
@@ -343,11 +345,12 @@ def train(runs: Sequence[Run], objective: Objective, soft: Sequence[SoftTargets 
         )
     data: Data = runs[0].data.to(runs[0].device)
     runs = [replace(run, data=data) for run in runs]
-    students = [Student(config.precision).initialise(run.generator("weights")).to(run.device) for run in runs]
+    seeds = [run.seed + config.seed_offset for run in runs]
+    students = [Student(config.precision).initialise(generator(seed, "weights")).to(runs[0].device) for seed in seeds]
     parts = [split(data.train, config, targets) for targets in (soft or [None] * len(runs))]
     batches = [
-        Batches(examples, config.batch, run.seed, targets)
-        for run, (examples, targets, _) in zip(runs, parts, strict=True)
+        Batches(examples, config.batch, seed, targets)
+        for seed, (examples, targets, _) in zip(seeds, parts, strict=True)
     ]
     # A single student is not stacked, so its bytes are those of a plain training loop.
     alone = len(runs) == 1
@@ -360,7 +363,7 @@ def train(runs: Sequence[Run], objective: Objective, soft: Sequence[SoftTargets 
         batches[0] if alone else side_by_side(batches),
         objective,
         count=config.epochs,
-        seed=[run.seed for run in runs],
+        seed=seeds,
         rate=lambda epoch: rate(config, epoch),
     ):
         pass

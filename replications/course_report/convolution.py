@@ -1,4 +1,6 @@
-"""The 3x3 convolution of bfloat16 training steps on a CPU, with faster gradients where oneDNN's are slow.
+"""The 3x3 convolution of training steps on a CPU: in bfloat16, with faster gradients where oneDNN's are slow.
+
+In float32, a student of grid has the convolution by tiles of kdlib/winograd.py.
 
 Small pictures: oneDNN's weight gradient in bfloat16 takes several times as long as its other two passes if the pictures
 are small and the channels many. For 128 channels of 4x4, it takes 3 to 6 ms of one core with AMX, and the forward pass
@@ -21,6 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input
+
+from kdlib import winograd
 
 SMALL = 16  # positions of a picture: above this, oneDNN's own gradient of the weights is as fast
 LARGE = 1024  # below this, its gradient of the input is as fast
@@ -67,8 +71,7 @@ def convolved(x: Tensor, layer: nn.Conv2d) -> Tensor:
         assert layer.bias is not None
         result: Tensor = _LargeConvolution.apply(*(t.bfloat16() for t in (x, layer.weight, layer.bias)))  # type: ignore[no-untyped-call]
         return result
-    result = layer(x)
-    return result
+    return winograd.convolution(x, layer)
 
 
 class Convolution(nn.Conv2d):

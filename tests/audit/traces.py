@@ -199,7 +199,7 @@ def check_pairs(source: Source, records: Sequence[Record]) -> Faults:
                         if words - named:
                             both = f"{pair[0]} and {pair[1]}, seed {seed}"
                             yield Fault(f"{place}: {both}: differ in", _listed(named), _listed(words))
-            if traced == {*pairs} and named - found:
+            if pairs and traced == {*pairs} and named - found:
                 yield Fault(f"{place}: in some run, a difference in", _listed(named), _listed(found))
 
 
@@ -209,7 +209,7 @@ def rows(source: Source, records: Sequence[Record]) -> Iterator[tuple[str, list[
         for key, mode in claim.modes.items():
             taken = {new: choice(keys["by"], keys["among"], records) for new, keys in source.chosen.items()}
             pairs = [(taken.get(arm) or arm, rival) for arm, rival in claim.pairs(key)]
-            yield f"{name}, {key}", pairs, {*mode.differs}
+            yield f"{name}, {key}", [pair for pair in pairs if pair[0] != pair[1]], {*mode.differs}
     for part in source.ingredients:
         yield f"ingredient '{part['label']}'", [(part["arm"], part["over"])], {*part["differs"]}
 

@@ -330,6 +330,16 @@ def test_a_setting_reaches_every_arm_and_the_data(with_settings, toy, monkeypatc
     ]
 
 
+def test_a_setting_may_choose_the_data_sets(with_settings, toy, monkeypatch, tmp_path):
+    looked_for = []
+    monkeypatch.setattr("kdlib.data.fetch.find", lambda name, *rest: looked_for.append(name) or tmp_path / name)
+    changed(monkeypatch, "toy", data=lambda config: (config.split, "vgg16"))
+    session = prepare("toy", settings={"split": "oxford_pets"})
+    assert session.folders == {name: tmp_path / name for name in ("oxford_pets", "vgg16")}
+    assert looked_for == ["oxford_pets", "vgg16"]
+    assert not session.synthetic
+
+
 # ---- experiments that make their own data
 
 

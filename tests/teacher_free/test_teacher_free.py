@@ -45,6 +45,7 @@ def name_of(prefix, alpha, temperature):
 CELLS = {name_of("self", alpha, t): (alpha, t) for alpha in ALPHAS for t in TEMPERATURES}
 BY_RESNET18 = {name_of("by_resnet18", 0.6, t): (0.6, t) for t in TEMPERATURES}
 AGAIN = {name_of("again", alpha, t): (alpha, t) for alpha in (0.2, 0.4, 0.6) for t in (2, 4)}
+SCRATCH = ("baseline_64", "baseline", "equal_teacher_64", "equal_teacher")
 
 
 # ---- the published numbers
@@ -99,12 +100,17 @@ def test_the_trend_runs_from_the_highest_temperature_to_the_lowest(reported):
 
 def test_who_teaches_whom():
     teachers = {name: dict(arm.needs) for name, arm in ARMS.items()}
-    assert {teachers[name]["teacher"] for name in CELLS} == {"baseline_64"}
-    assert {teachers[name]["teacher"] for name in AGAIN} == {"self_alpha_0_6_T_2"}
-    others = {"described_alpha_0_2_T_2": "baseline", "sham": "baseline_64", **dict.fromkeys(BY_RESNET18, "teacher")}
+    assert {teachers[name]["teacher"] for name in CELLS} == {"equal_teacher_64"}
+    assert {teachers[name]["teacher"] for name in AGAIN} == {"taught_teacher"}
+    others = {
+        "taught_teacher": "equal_teacher_64",
+        "described_alpha_0_2_T_2": "equal_teacher",
+        "sham": "equal_teacher_64",
+        **dict.fromkeys(BY_RESNET18, "teacher"),
+    }
     for name, teacher in others.items():
         assert teachers[name] == {"teacher": teacher}
-    alone = {"teacher", "resnet18", "baseline_64", "baseline", "baseline_slowed", "smoothed", "virtual_teacher"}
+    alone = {"teacher", "resnet18", *SCRATCH, "baseline_slowed", "smoothed", "virtual_teacher"}
     assert {name for name, needs in teachers.items() if not needs} == alone
     assert ARMS.keys() == {*CELLS, *AGAIN, *others, *alone}
     assert ARMS["teacher"].seed == 0
@@ -112,10 +118,11 @@ def test_who_teaches_whom():
 
 
 def test_cells_have_their_alpha_and_temperature_and_all_else_is_one_protocol():
-    """Batch 64 for the released baseline alone; slower where the released code is slower."""
-    constant = {"teacher", "resnet18", "baseline_64", "baseline", "described_alpha_0_2_T_2", *BY_RESNET18}
+    """Batch 64 for the released baseline and for the teacher that is one; slower where the released code is slower."""
+    constant = {"teacher", "resnet18", *SCRATCH, "described_alpha_0_2_T_2", *BY_RESNET18}
+    offsets = {"equal_teacher_64": 10_000, "equal_teacher": 10_000, "taught_teacher": 20_000}
     best = ("described_alpha_0_2_T_2", "smoothed", "virtual_teacher", "sham")
-    cells = CELLS | AGAIN | BY_RESNET18 | dict.fromkeys(best, (0.2, 2))
+    cells = CELLS | AGAIN | BY_RESNET18 | dict.fromkeys(best, (0.2, 2)) | {"taught_teacher": (0.6, 2)}
     for name, arm in ARMS.items():
         config = EXPERIMENT.config(arm, EXPERIMENT.profile("full"))
         alpha, temperature = cells.get(name, (0.6, 8.0))  # unused where there is no teacher
@@ -124,7 +131,8 @@ def test_cells_have_their_alpha_and_temperature_and_all_else_is_one_protocol():
             alpha=alpha,
             temperature=temperature,
             slows=name not in constant,
-            batch=64 if name == "baseline_64" else 32,
+            batch=64 if name in ("baseline_64", "equal_teacher_64") else 32,
+            seed_offset=offsets.get(name, 0),
             precision="bfloat16",
         )
         assert config == expected, name
@@ -174,7 +182,7 @@ def test_the_teacher_of_all_students_is_the_resnet18_of_seed_0():
     assert ("teacher", 1) not in jobs
     for seed in (0, 1):
         assert jobs["by_resnet18_alpha_0_6_T_8", seed].parents["teacher"][0] == jobs["teacher", 0].description.id
-        for name, teacher in (("self_alpha_0_2_T_2", "baseline_64"), ("again_alpha_0_4_T_4", "self_alpha_0_6_T_2")):
+        for name, teacher in (("self_alpha_0_2_T_2", "equal_teacher_64"), ("again_alpha_0_4_T_4", "taught_teacher")):
             assert jobs[name, seed].parents["teacher"][0] == jobs[teacher, seed].description.id
     assert jobs["resnet18", 1].description.id != jobs["teacher", 0].description.id
 
@@ -191,8 +199,8 @@ def test_25_replicas_are_the_25_cells_of_a_seed():
             groups.setdefault(job.group, set()).add((name, seed))
     members = [{name for name, _ in group} for group in groups.values()]
     others = (
-        "baseline_64",
-        "baseline",
+        *SCRATCH,
+        "taught_teacher",
         "baseline_slowed",
         "described_alpha_0_2_T_2",
         "smoothed",
@@ -234,6 +242,19 @@ def outputs_of(step):
         outputs = step.model(step.batch.inputs).double()
     wild = 5 * torch.randn(outputs.shape, generator=generator(0, "outputs"), dtype=torch.float64)
     return [each.requires_grad_() for each in (outputs, wild)]
+
+
+def test_an_equal_teacher_shares_no_random_numbers_with_its_students(steps):
+    arms = ("self_alpha_0_2_T_2", "equal_teacher_64", "taught_teacher")
+    for name in arms:
+        arm, run = run_of_arm(name, replace(TINY, epochs=1, batch=1000))
+        arm.results([run])
+    weights = [step.model.hidden.weight for step in steps]
+    order = [step.batch.inputs for step in steps]
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert torch.isclose(weights[one], weights[other]).double().mean() < 0.01
+        assert not torch.equal(order[one], order[other])
+        assert torch.equal(order[one].sum(0), order[other].sum(0))  # the same pictures
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.2, 0.5, 1.0])
@@ -293,11 +314,14 @@ def rates_of(steps):
     [
         ("baseline_64", False),
         ("baseline", False),
+        ("equal_teacher_64", False),
+        ("equal_teacher", False),
         ("described_alpha_0_2_T_2", False),
         ("by_resnet18_alpha_0_6_T_8", False),
         ("baseline_slowed", True),
         ("self_alpha_0_2_T_2", True),
         ("again_alpha_0_4_T_4", True),
+        ("taught_teacher", True),
         ("smoothed", True),
         ("virtual_teacher", True),
         ("sham", True),
@@ -324,7 +348,7 @@ def test_the_smoke_arms_run_and_the_distilled_one_repeats_to_the_last_byte(tmp_p
     profile, store = EXPERIMENT.profile("smoke"), Store(tmp_path)
     profile = replace(profile, config=replace(profile.config, train_pictures=40, epochs=8, slow_from=8))
     jobs = {job.arms: job for job in plan(EXPERIMENT, profile, profile.arms, [0], CPU, {})}
-    assert sorted(jobs) == [("baseline",), ("described_alpha_0_2_T_2",), ("virtual_teacher",)]
+    assert sorted(jobs) == [("described_alpha_0_2_T_2",), ("equal_teacher",), ("virtual_teacher",)]
     summary = execute(list(jobs.values()), store, compute=CPU, folders={})
     assert not summary.failed
     for arms, job in jobs.items():

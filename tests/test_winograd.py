@@ -1,0 +1,96 @@
+"""The convolution by tiles against torch's in float64: values, gradients, sizes that are no multiple of a tile."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kdlib import winograd
+from kdlib.compiled import AVAILABLE
+
+pytestmark = pytest.mark.skipif(not AVAILABLE, reason="numba is not there: the layers are torch's")
+SIZES = [(4, 4), (8, 12), (7, 9), (14, 14), (1, 1), (5, 2), (3, 16)]
+
+
+def layer_of(before: int = 32, after: int = 48) -> nn.Conv2d:
+    torch.manual_seed(1)
+    return nn.Conv2d(before, after, 3, padding=1)
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def value_and_gradients(function, layer: nn.Conv2d, x: Tensor, g: Tensor) -> list[Tensor]:
+    leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
+    value = function(leaf)
+    return [value.detach(), *torch.autograd.grad(value, [leaf, layer.weight, layer.bias], g)]
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+@pytest.mark.parametrize("last", [True, False], ids=["channels last", "channels first"])
+def test_values_and_gradients_are_those_of_the_convolution_in_float64(height, width, last):
+    layer, memory = layer_of(), torch.channels_last if last else torch.contiguous_format
+    x = drawn(3, 32, height, width).contiguous(memory_format=memory)
+    g = drawn(3, 48, height, width, seed=2).contiguous(memory_format=memory)
+    found = value_and_gradients(lambda leaf: winograd.convolution(leaf, layer), layer, x, g)
+    exact = layer_of().double()
+    wanted = value_and_gradients(exact, exact, x.double(), g.double())
+    assert "_Convolution" in winograd.convolution(x.requires_grad_(), layer).grad_fn.name()
+    for mine, right in zip(found, wanted, strict=True):
+        assert mine.shape == right.shape
+        assert (mine.double() - right).abs().max() <= 2e-5 * right.abs().max()
+
+
+def test_the_matrices_are_those_of_the_convolution():
+    """A^T [(G w) * (B^T d)] is the correlation of d and w in one dimension (Lavin and Gray 2015, Equation 9)."""
+    draws = np.random.default_rng(0)
+    d, w = draws.normal(size=6), draws.normal(size=3)
+    assert winograd.A_T @ ((winograd.G @ w) * (winograd.B_T @ d)) == pytest.approx(
+        np.correlate(d, w, "valid"), rel=1e-12
+    )
+
+
+def test_pictures_without_a_gradient_get_none():
+    layer = layer_of()
+    winograd.convolution(drawn(1, 32, 4, 4), layer).sum().backward()
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.abs().sum() > 0
+
+
+def test_the_same_input_gives_the_same_bytes():
+    layer, x = layer_of(), drawn(4, 32, 12, 12)
+    first, second = (
+        value_and_gradients(lambda y: winograd.convolution(y, layer), layer, x, drawn(4, 48, 12, 12)) for _ in "12"
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_nan_is_not_hidden():
+    x = drawn(1, 32, 8, 8)
+    x[0, 3, 2, 2] = torch.nan
+    value = winograd.convolution(x, layer_of())
+    assert value[0, :, 1:4, 1:4].isnan().all()
+
+
+@pytest.mark.parametrize("channels", [(31, 48), (32, 31)])
+def test_a_layer_of_few_channels_is_torchs(channels):
+    layer = layer_of(*channels)
+    x = drawn(2, channels[0], 4, 4)
+    assert torch.equal(winograd.convolution(x, layer), layer(x))
+
+
+def test_bfloat16_and_float64_are_torchs():
+    layer, x = layer_of(), drawn(2, 32, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(winograd.convolution(x, layer), layer(x))
+    layer.double()
+    assert torch.equal(winograd.convolution(x.double(), layer), layer(x.double()))
+
+
+def test_without_numba_the_layer_is_torchs(monkeypatch):
+    monkeypatch.setattr(winograd, "AVAILABLE", False)
+    layer, x = layer_of(), drawn(2, 32, 4, 4)
+    assert torch.equal(winograd.convolution(x, layer), layer(x))
