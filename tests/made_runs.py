@@ -36,6 +36,29 @@ def taught(run, teacher=0):
     return replace(run, parents={"teacher": (about, "final")}), kept
 
 
+def with_parents(experiment, arm, run, known):
+    """Return the run with the parents that its arm needs, trained in profile smoke; `known` keeps them by name."""
+
+    def parent(name):
+        if name not in known:
+            needed = experiment.arm(name)
+            config = experiment.config(needed, experiment.profile("smoke"))
+            alone = replace(run, config=config, parents={}, trainings=[])
+            (result,) = needed.results([with_parents(experiment, needed, alone, known)])
+            description = SimpleNamespace(data=run.data.digest)
+            known[name] = SimpleNamespace(
+                id=name,
+                description=description,
+                metrics=result.metrics,
+                weights=result.weights.__getitem__,
+                soft_targets=result.soft_targets.__getitem__,
+            )
+        return known[name]
+
+    parents = {role: (parent(name), experiment.arm(name).snapshot) for role, name in arm.needs.items()}
+    return replace(run, parents=parents)
+
+
 class Killed(Exception):
     pass
 

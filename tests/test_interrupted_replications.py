@@ -9,10 +9,15 @@ import torch
 
 from kdlib.run.experiment import load_experiment, replications
 from kdlib.run.plan import wanted_arms
-from tests.made_runs import Killed, assert_same_result, resumed, run_of, taught
+from tests.made_runs import Killed, assert_same_result, resumed, run_of, taught, with_parents
 
 # Shorter than profile smoke, where a configuration has these fields; at least two epochs, so that one is resumed.
 SHORT = {"train_pictures": 24, "test_pictures": 10, "teacher_epochs": 2}
+
+
+# These train nothing.
+MEASURES = {"average_members", "combine", "measure_limit"}
+PARENTS = {}  # trained ones, by experiment and arm
 
 
 def cases():
@@ -21,7 +26,7 @@ def cases():
     for name in replications(Path(__file__).parents[1]):
         experiment = load_experiment(name)
         for arm in wanted_arms(experiment, experiment.arms_of(experiment.profile("smoke"))):
-            if arm.train not in seen:
+            if arm.train not in seen and arm.train.__name__ not in MEASURES:
                 seen.add(arm.train)
                 for count in (1,) if arm.mapped is None else (1, 2):
                     found.append(pytest.param(experiment, arm, count, id=f"{name} {arm.train.__name__} {count}"))
@@ -33,7 +38,9 @@ def runs_of(experiment, arm, count):
     known = {field.name for field in fields(config)}
     config = replace(config, **{field: value for field, value in SHORT.items() if field in known})
     runs = [run_of(experiment, config, seed) for seed in range(count)]
-    return [taught(run)[0] for run in runs] if arm.needs else runs
+    if set(arm.needs) <= {"teacher"}:
+        return [taught(run)[0] for run in runs] if arm.needs else runs
+    return [with_parents(experiment, arm, run, PARENTS.setdefault(experiment.name, {})) for run in runs]
 
 
 CASES = cases()

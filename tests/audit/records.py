@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import special
 
 from kdlib.run.experiment import Arm, Experiment
@@ -158,8 +159,16 @@ def _of_confusion(place: str, metrics: Record) -> Faults:
     for name, share in (("macro_f1", float(f1_of(counts))), ("accuracy", float(counts.trace() / counts.sum()))):
         found = metrics.get(name, share)
         yield from within(f"{place}: {name}", share - ROUNDING, found, share + ROUNDING, ", by its confusion matrix")
+    for name, count in (("errors", int(counts.sum() - counts.trace())), ("threes_accuracy", _share(counts, 3))):
+        yield from compare(f"{place}: {name}", count, metrics.get(name, count))
     entropy = metrics.get("entropy", 0.0)
     yield from within(f"{place}: entropy", -1e-9, entropy, math.log(len(rows)), ", the largest for its classes")
+
+
+def _share(counts: NDArray[np.int64], label: int) -> float:
+    """Return which share of a class is recognised; 0 if there is no such class."""
+    row = counts[label] if label < len(counts) else counts[:0]
+    return int(row[label]) / int(row.sum()) if row.any() else 0.0
 
 
 def _of_history(place: str, metrics: Record, seen: Sequence[Record]) -> Faults:
@@ -201,17 +210,21 @@ def _together(experiment: Experiment, records: Sequence[Record]) -> Faults:
     yield from compare("runs of an arm and seed", dict.fromkeys(cells, 1), dict(cells))
     for arm in sorted({cell[:3] for cell in cells}):
         seeds = sorted({cell[3] for cell in cells if cell[:3] == arm})
-        yield from compare(f"seeds of {', '.join(arm)}", list(range(len(seeds))), seeds)
+        own = experiment.arm(arm[0]).seed  # of all its runs, if it has one
+        yield from compare(f"seeds of {', '.join(arm)}", list(range(len(seeds))) if own is None else [own], seeds)
     known: dict[str, Any] = {}
     for record in records:
         (data, profile, _), config = cell_of(record), record["description"]["config"]
         facts = {f"data {data}: name": record["data_name"], f"tables {experiment.label(profile, config)}": data}
         facts |= {f"data {data}: {field}": config[field] for field in experiment.data_fields}
         facts[f"data {data}, {profile}: protocol"] = record["description"]["protocol"]
-        facts[f"data {data}: measurements of an epoch"] = sorted({", ".join(sorted(e)) for e in record["history"]})
+        if record["history"]:  # without one, nothing was trained
+            measurements = sorted({", ".join(sorted(e)) for e in record["history"]})
+            facts[f"data {data}: measurements of an epoch"] = measurements
         metrics = record["metrics"].values()
         examples = {str([sum(row) for row in found.get("confusion", ())]) for found in metrics}
-        facts[f"data {data}: test examples of each class"] = ", ".join(sorted(examples))
+        if examples:
+            facts[f"data {data}: test examples of each class"] = ", ".join(sorted(examples))
         networks = [found.get("parameters") for found in metrics]
         facts |= {f"{profile}: parameters of {arm}": networks for arm in record["arms"]}
         for fact, value in facts.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from tests.audit.tables import choice
 
 EPOCHS = ("labels", "layers", "rates", "rows", "sizes", "targets")  # digests, each over all epochs so far
 SHAM = ", permuted within classes"
+DUSTBIN = re.compile(r", classes [\d ]+ and dustbin$")  # of a specialist
 
 # ---- one trace
 
@@ -75,16 +76,27 @@ def _soft(place: str, experiment: Experiment, record: Record, known: dict[Any, A
         return
     run, part, digest = (data["soft"][key] for key in ("run", "part", "sha256"))
     parents = dict(parent.split("/") for parent in record["description"]["parents"].values())
+    sham = any("sham" in experiment.arm(name).modes for name in record["arms"])
+    rows = data["digest"].partition("/")[2].partition(",")[0]  # the part of the data that the examples are of
     if re.fullmatch("[0-9a-f]{16}", run):
-        sham = any("sham" in experiment.arm(name).modes for name in record["arms"])
-        expected = f"{parents.get(run, 'of a parent')}.train{SHAM * sham}"
-        yield from compare(f"{place}: soft targets", expected, part)
+        expected = f"{parents.get(run, 'of a parent')}.{rows}{SHAM * sham}"
+        yield from compare(f"{place}: soft targets", expected, DUSTBIN.sub("", part))
+    elif " + " in run:
+        yield from compare(f"{place}: members", sorted(parents), sorted(run.split(" + ")))
+        yield from compare(f"{place}: soft targets", _of_members(record, parents, rows), part)
     if part.endswith(SHAM):
         seed = known.setdefault((run, part, digest), record["seed"])
         yield from compare(f"{place}: seed of the sham's permutation", seed, record["seed"])
     else:
         same = known.setdefault((run, part, data["digest"]), digest)
         yield from compare(f"{place}: soft targets of run {run}, {part}", same, digest)
+
+
+def _of_members(record: Record, parents: Mapping[str, str], rows: str) -> str:
+    """Return what the soft targets of an ensemble must be called, by the configuration of its student."""
+    config, parts = record["description"]["config"], sorted({f"{snapshot}.{rows}" for snapshot in parents.values()})
+    mean = f"{config.get('mean')} mean of {len(parents)} at temperature {config.get('temperature'):g}"
+    return f"{mean}: {' + '.join(parts)}"
 
 
 # ---- two traces

@@ -1,0 +1,92 @@
+"""The figure of Hinton's experiments: points, curves, frames and the contact sheet show the numbers of the records."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from matplotlib import image
+from matplotlib import pyplot as plt
+from matplotlib.patches import Rectangle
+
+from kdlib.judge.reading import load_claims
+from kdlib.run.experiment import load_experiment
+from kdlib.run.records import Record, measured
+from replications.hinton import figures
+
+EXPERIMENT = load_experiment("hinton")
+
+
+def record(arm, seed, snapshot="final", **metrics):
+    return Record(
+        "quick",
+        seed,
+        f"{arm}{seed}",
+        {arm: snapshot},
+        "MNIST",
+        {"data": "d", "config": {}},
+        {snapshot: metrics},
+        [],
+        {},
+        "",
+    )
+
+
+RECORDS = [
+    record("width_30_T_4", 0, errors=400),
+    record("width_30_T_4", 1, errors=420),
+    record("width_30_T_8", 0, errors=500),
+    record("distilled", 0, errors=80),
+    record("no_threes", 0, errors=200, curve=[[-1, 300], [0, 200], [1, 150]]),
+    record("no_threes_corrected", 0, "corrected", errors=110, bias=2.5, right_threes=[1, 3]),
+    record("no_threes_matched", 0, "matched", errors=190, bias=0.1),
+    record("generalist", 0, accuracy=0.5, covariance=np.diag(np.arange(10.0)).tolist()),
+    record("specialist_0", 0, accuracy=0.5, subset=[3, 5, 7]),
+    record("specialist_1", 0, accuracy=0.5, subset=[1, 9]),
+]
+
+
+def test_errors_against_temperature_are_means_by_width():
+    figure, axes = plt.subplots()
+    figures.against_temperature(axes, measured(RECORDS))
+    lines = {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()}
+    assert lines["30 units"] == [[4, 410], [8, 500]]
+    assert lines["800 units"] == [[20, 80]]
+    assert "300 units" not in lines
+    plt.close(figure)
+
+
+def test_the_curve_of_the_bias_and_the_two_chosen_points():
+    figure, axes = plt.subplots()
+    figures.against_bias(axes, RECORDS, measured(RECORDS))
+    curve, test, matched = (line.get_xydata().tolist() for line in axes.get_lines())
+    assert curve == [[-1, 300], [0, 200], [1, 150]]
+    assert (test, matched) == ([[2.5, 110]], [[pytest.approx(0.1), 190]])
+    plt.close(figure)
+
+
+def test_frames_are_around_the_classes_of_the_specialists():
+    figure, axes = plt.subplots()
+    figures.clusters(axes, RECORDS)
+    frames = [(patch.get_xy(), patch.get_width()) for patch in axes.patches if isinstance(patch, Rectangle)]
+    assert frames == [((-0.5, -0.5), 3), ((2.5, 2.5), 2)]
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    assert labels[:5] == ["cat", "dog", "horse", "automobile", "truck"]
+    assert len({*labels}) == 10
+    assert (axes.images[0].get_array().diagonal()[:5] == [3000, 5000, 7000, 1000, 9000]).all()
+    plt.close(figure)
+
+
+def test_the_whole_figure_and_the_sheet_are_drawn(tmp_path):
+    reported = load_claims(EXPERIMENT.folder / "claims.toml", [arm.name for arm in EXPERIMENT.arms])
+    figures.draw(RECORDS, reported, tmp_path / "figure.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["figure.png"]
+    digits = np.zeros((4, 1, 28, 28), np.uint8)
+    digits[3] = 255
+    figures.contact_sheet(RECORDS, digits, tmp_path / "sheet.png")
+    assert (image.imread(tmp_path / "sheet.png")[..., 0] < 0.1).mean() == pytest.approx(0.01, abs=0.005)
+
+
+def test_nothing_is_drawn_of_arms_without_records(tmp_path):
+    reported = load_claims(EXPERIMENT.folder / "claims.toml", [arm.name for arm in EXPERIMENT.arms])
+    figures.draw([replace(RECORDS[3])], reported, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").exists()
