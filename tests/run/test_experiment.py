@@ -355,14 +355,3 @@ def test_an_experiment_that_makes_its_own_data_is_not_synthetic(toy, monkeypatch
     assert prepare("toy", "smoke", store=tmp_path).synthetic
     with pytest.raises(KDError, match="profile smoke of toy: expected one on real data"):
         prepare("toy", "smoke", require_real=True)
-
-
-def test_optional_data_are_used_if_they_are_here_and_not_looked_for_otherwise(toy, monkeypatch, tmp_path):
-    here, found = set(), []
-    monkeypatch.setattr("kdlib.data.fetch.where", lambda name, data: name in here or None)
-    monkeypatch.setattr("kdlib.data.fetch.find", lambda name, *rest: found.append(name) or tmp_path / name)
-    changed(monkeypatch, "toy", data=("mnist",), optional_data=("vgg16",))
-    assert prepare("toy", store=tmp_path).folders == {"mnist": tmp_path / "mnist"}
-    assert found == ["mnist"]
-    here.add("vgg16")
-    assert prepare("toy", store=tmp_path).folders == {name: tmp_path / name for name in ("mnist", "vgg16")}
