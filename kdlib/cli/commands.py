@@ -101,9 +101,12 @@ def _seeds(options: argparse.Namespace) -> Sequence[int] | None:
 
 
 def check(options: argparse.Namespace) -> int:
-    """`kd check [NAME ...]`: the check arms, seed 0, in an empty store, against the recorded bands."""
+    """`kd check [NAME ...]`: the check arms, seed 0, in an empty store, against the recorded bands.
+
+    Without names, replications that have no bands yet are left out.
+    """
     problems: list[str] = []
-    names = _chosen(options.names)
+    names = [name for name in _chosen(options.names) if options.names or _has_bands(name)]
     for name in names:
         try:
             arms = load_experiment(name).check
@@ -116,6 +119,13 @@ def check(options: argparse.Namespace) -> int:
             print(f"{name}: {note}")
         problems += [f"{name}: {problem}" for problem in found.problems]
     return _tell(problems)
+
+
+def _has_bands(name: str) -> bool:
+    found = load_experiment(name).folder / "bands.toml"
+    if not found.exists():
+        print(f"{name}: left out, because nothing is recorded yet; `kd record {name}` does it")
+    return found.exists()
 
 
 def _chosen(names: Sequence[str]) -> Sequence[str]:

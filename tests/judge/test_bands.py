@@ -15,7 +15,7 @@ from kdlib.run.experiment import load_experiment, replications
 from kdlib.run.records import grouped, measured, read_records
 
 ROOT = Path(__file__).parents[2]
-NAMES = replications(ROOT)
+NAMES = [name for name in replications(ROOT) if (ROOT / "replications" / name / "bands.toml").exists()]
 # The five recorded accuracies of ta_chain's arm ta_6, and what a fresh clone on another processor measured for seed 0
 TA_6, ON_ANOTHER_PROCESSOR = (0.4674, 0.4736, 0.4763, 0.5009, 0.5075), 0.378
 
