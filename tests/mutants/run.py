@@ -27,6 +27,7 @@ These are of the same kind: a pair that is said to differ in one thing differs i
 17 the trace of a run, or what binds it to its parents, is wrong, so that a difference of kind 16 or 18 is not seen
 18 soft targets, or a sham, of another snapshot, part, seed or teacher, or only half of it
 19 a step that was recorded, gathered, resumed or computed in another way is not the step that it stands for
+20 a protocol, a split of the data or a layer of one replication is not the one that is described
 
 A mutant is a file NN-name.patch in this folder: a line "Bug:", a line "Tests:" with the tests that must fail, and a
 unified diff of one source file. The patch is applied to a temporary copy of the tree, and its tests run there; if they
@@ -52,7 +53,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-BUGS = range(1, 19)
+BUGS = range(1, 21)
 # Python's compiled code (__pycache__) is copied, so that no mutant has to compile it again.
 LEFT_OUT = shutil.ignore_patterns(
     ".git", ".nox", ".venv", ".kd", ".hypothesis", ".*_cache", ".benchmarks", "*.egg-info", "local"
