@@ -35,7 +35,7 @@ def draw(records: Sequence[Record], reported: Reported, path: Path) -> None:
     teacher_line(axes["T"], found)
     against_alpha(axes["S"], found, best)
     bars(axes["D"], differences(found, "accuracy", pairs(best), scale=100), "", "")
-    axes["D"].set_title("Differences of pairs that share a seed (95% interval; dots: seeds)", fontsize=10)
+    axes["D"].set_title("Differences of pairs that share a seed\n(95% interval; dots: seeds)", fontsize=10)
     axes["D"].set_xlabel("difference of accuracy on test (points)" + below_teacher(found, best))
     save(figure, path)
 
