@@ -115,12 +115,13 @@ def page(
     verdicts = claims_shown(claims, reported, judged, synthetic)
     parts = ingredients_shown(ingredients, reported)
     right = [column for column in (*shown.columns, *verdicts.columns, *parts.columns) if column not in _LEFT]
+    url = reported.source.url
     made_of = [f"## {MADE_OF}", table(parts, right), _OF_PARTS] if reported.ingredients else []
     return (
         "\n\n".join(
             [
                 f"# {escaped(experiment.name)}",
-                f"Source: {escaped(reported.source.citation)}, <{reported.source.url}>",
+                f"Source: {escaped(reported.source.citation)}" + (f", <{url}>" if url else ""),
                 heading,
                 "## Arms",
                 table(shown, right),

@@ -666,6 +666,17 @@ def root(tmp_path, monkeypatch):
     return tmp_path
 
 
+def test_a_source_without_a_link_has_none_in_its_page(reported, tmp_path):
+    def line(url):
+        source = replace(reported, source=replace(reported.source, url=url))
+        text = tables.write_tables(tmp_path / "out", "full", EXPERIMENT, source, five(), profile="full")
+        return text.splitlines()[2]
+
+    assert line("https://example.org") == line("") + ", <https://example.org>"
+    assert line("").startswith("Source: ")
+    assert "<" not in line("")
+
+
 def test_the_readmes_get_their_tables(root):
     experiment, folder = load_experiment("beats"), root / "results" / "beats"
     records = read_records(folder / "runs.jsonl")
