@@ -222,7 +222,7 @@ def _together(experiment: Experiment, records: Sequence[Record]) -> Faults:
             measurements = sorted({", ".join(sorted(e)) for e in record["history"]})
             facts[f"data {data}: measurements of an epoch"] = measurements
         metrics = record["metrics"].values()
-        examples = {str([sum(row) for row in found.get("confusion", ())]) for found in metrics}
+        examples = {str([sum(row) for row in found["confusion"]]) for found in metrics if "confusion" in found}
         if examples:
             facts[f"data {data}: test examples of each class"] = ", ".join(sorted(examples))
         networks = [found.get("parameters") for found in metrics]
