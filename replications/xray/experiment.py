@@ -180,8 +180,8 @@ def train_teacher(run: Run) -> Result:
     config, data = run.config, run.data
     if config.recorded_teacher and not data.synthetic:
         logits, about, history = recorded_logits(run, train_teacher.__name__)
-        found = measure(run, logits["final.others"]) | about
-        return Result({"final": found}, history, instead_of_weights(logits["final.others"]), logits)
+        measured = measure(run, logits["final.others"]) | about
+        return Result({"final": measured}, history, instead_of_weights(logits["final.others"]), logits)
     model = keras_glorot_(teacher_network(run), run.generator("teacher weights"))
     if data.weights is not None:
         model.load_state_dict(model.state_dict() | data.weights.tensors)
