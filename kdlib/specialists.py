@@ -3,7 +3,7 @@
     subsets = kmeans_clusters(generalist_probs, 3, generator(0, "clusters"))
     rows = specialist_rows(labels, subset, generator(0, "rest"))
     specialist.head = specialist_head(generalist.head, subset)
-    ... train with dustbin_labels(labels, subset) or dustbin_logits(generalist_logits, subset, temperature) ...
+    ... train with dustbin_labels(labels, subset) or dustbin_logits(generalist_logits, subset) ...
     logits = corrected_dustbin(logits, oversampling(labels, rows, subset))
 
 A subset is a tuple of class numbers. A specialist's outputs are the classes of its subset in this order, then the
@@ -125,8 +125,10 @@ def dustbin_labels(labels: Tensor, subset: Subset) -> Tensor:
 def dustbin_logits(logits: Tensor, subset: Subset, temperature: float = 1.0) -> Tensor:
     """Return logits (N, S + 1) with the other classes summed: soft targets of a specialist, from logits (N, K).
 
-    At `temperature` the softmax gives the dustbin class the sum of the probabilities outside the subset. KDError for a
-    subset that `check_subset` refuses.
+    At `temperature` the softmax gives the dustbin class the sum of the probabilities outside the subset. The usual 1 is
+    right for a specialist that is asked at 1, as in `kdlib.specialist_inference`, also if its loss has a higher
+    temperature: summed at that, the dustbin class is too probable at 1. KDError for a subset that `check_subset`
+    refuses.
     """
     check_subset(subset, logits.shape[-1])
     rest = [k for k in range(logits.shape[-1]) if k not in subset]

@@ -218,9 +218,13 @@ def with_dustbin(pictures: Examples, subset: Subset) -> Examples:
 
 
 def soft_targets(run: Run, rows: Tensor, subset: Subset, oversampled: float) -> SoftTargets:
-    """Return the generalist's soft targets (n, S + 1) of a specialist's pictures, in their proportions."""
+    """Return the generalist's soft targets (n, S + 1) of a specialist's pictures, in their proportions.
+
+    The other classes are summed at T = 1, at which the specialist is asked. Summed at the temperature of the loss, they
+    would teach it a dustbin that is too probable at T = 1, against the labels.
+    """
     whole = generalist_targets(run, "pictures").select(rows)
-    logits = corrected_dustbin(dustbin_logits(whole.logits, subset, run.config.specialist_temperature), 1 / oversampled)
+    logits = corrected_dustbin(dustbin_logits(whole.logits, subset), 1 / oversampled)
     names = " ".join(map(str, subset))
     return replace(whole, logits=logits, part=f"{whole.part}, classes {names} and dustbin")
 

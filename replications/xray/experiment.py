@@ -179,8 +179,9 @@ def train_teacher(run: Run) -> Result:
     """Train the teacher, and keep its logits of the bank and of all other pictures."""
     config, data = run.config, run.data
     if config.recorded_teacher and not data.synthetic:
-        logits, about = recorded_logits(run, train_teacher.__name__)
-        return Result({"final": measure(run, logits["final.others"]) | about}, [], {}, logits)
+        logits, about, history = recorded_logits(run, train_teacher.__name__)
+        measured = measure(run, logits["final.others"]) | about
+        return Result({"final": measured}, history, instead_of_weights(logits["final.others"]), logits)
     model = keras_glorot_(teacher_network(run), run.generator("teacher weights"))
     if data.weights is not None:
         model.load_state_dict(model.state_dict() | data.weights.tensors)
@@ -199,8 +200,14 @@ def teacher_network(run: Run) -> Vgg16:
 def train_teacher_tested(run: Run) -> Result:
     """Measure the one teacher on the test pictures of a seed; nothing is trained."""
     parent, snapshot = run.parents["teacher"]
-    about = {name: parent.metrics[snapshot][name] for name in ("parameters", "epochs")}
-    return Result({"final": measure(run, teacher_of_others(run)) | about}, [], {})
+    logits = teacher_of_others(run)
+    found = measure(run, logits) | {"parameters": parent.metrics[snapshot]["parameters"], "epochs": 0}
+    return Result({"final": found}, [], instead_of_weights(logits[run.data.parts(run.seed).test]))
+
+
+def instead_of_weights(logits: Tensor) -> dict[str, dict[str, Tensor]]:
+    """Return logits in the place of weights, so that two runs that train nothing are not taken for one."""
+    return {"final": {"logits": logits}}
 
 
 def train_student(run: Run) -> Result:

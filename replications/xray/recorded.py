@@ -19,8 +19,8 @@ RECORDED_TEACHER = "not-yet-recorded"  # used by profile quick; made by `kd run 
 INSTEAD = "train a teacher with --profile full"
 
 
-def recorded_logits(run: Run, recipe: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the logits that a recorded teacher keeps, and its parameters and epochs.
+def recorded_logits(run: Run, recipe: str) -> tuple[dict[str, Tensor], dict[str, Any], list[dict[str, float]]]:
+    """Return the logits that a recorded teacher keeps, its parameters and epochs, and its history.
 
     KDError if it is not there, or if its seed, pictures or training function are others.
     """
@@ -52,7 +52,7 @@ def recorded_logits(run: Run, recipe: str) -> tuple[dict[str, Tensor], dict[str,
             f"{teacher.description.data}; get the x-rays again (DATA.md), or {INSTEAD}"
         )
     logits = {f"final.{part}": teacher.soft_targets(f"final.{part}") for part in ("train", "others")}
-    return logits, {name: teacher.metrics["final"][name] for name in ("parameters", "epochs")}
+    return logits, {name: teacher.metrics["final"][name] for name in ("parameters", "epochs")}, teacher.history
 
 
 def expected_data(data: Data) -> str:

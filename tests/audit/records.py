@@ -136,7 +136,7 @@ def _measured(place: str, record: Record, runs: Mapping[str, Record]) -> Faults:
     longest = max(found.get("epochs", len(history)) for found in metrics.values())
     yield from compare(f"{place}: length of its history", longest, len(history))
     parents = [parent.partition("/") for parent in record["description"]["parents"].values()]
-    teachers = [runs[run]["metrics"][snapshot] for run, _, snapshot in parents if run in runs]
+    teachers = [_teacher(record, run, snapshot, runs) for run, _, snapshot in parents if run in runs]
     kept: dict[int, Record] = {}
     for snapshot, found in sorted(metrics.items()):
         yield from _of_confusion(f"{place}: {snapshot}", found)
@@ -146,6 +146,20 @@ def _measured(place: str, record: Record, runs: Mapping[str, Record]) -> Faults:
             yield from compare(f"{place}: {snapshot}", {**same, "epochs": found["epochs"]}, found)
         if "agreement" in found and len(teachers) == len(parents) == 1:
             yield from _of_teacher(f"{place}: {snapshot}", found, teachers[0])
+
+
+def _teacher(record: Record, run: str, snapshot: str, runs: Mapping[str, Record]) -> Record:
+    """Return the metrics of a record's teacher on the record's own examples.
+
+    Where each seed has test examples of its own, a run that trains nothing measures the only teacher for each seed, by
+    the logits that it keeps.
+    """
+    for other in runs.values():
+        needs = [*other["description"]["parents"].values()]
+        if other["seed"] == record["seed"] and not other["history"] and needs == [f"{run}/{snapshot}"]:
+            (measured,) = other["metrics"].values()
+            return dict(measured)
+    return dict(runs[run]["metrics"][snapshot])
 
 
 def _of_confusion(place: str, metrics: Record) -> Faults:
@@ -222,7 +236,7 @@ def _together(experiment: Experiment, records: Sequence[Record]) -> Faults:
             measurements = sorted({", ".join(sorted(e)) for e in record["history"]})
             facts[f"data {data}: measurements of an epoch"] = measurements
         metrics = record["metrics"].values()
-        examples = {str([sum(row) for row in found.get("confusion", ())]) for found in metrics}
+        examples = {str([sum(row) for row in found["confusion"]]) for found in metrics if "confusion" in found}
         if examples:
             facts[f"data {data}: test examples of each class"] = ", ".join(sorted(examples))
         networks = [found.get("parameters") for found in metrics]

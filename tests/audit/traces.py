@@ -60,10 +60,10 @@ def _shape(place: str, trace: Record, epochs: int) -> Faults:
 
 
 def _layers(record: Record) -> list[str]:
-    """Return the digests of the dropout seeds that the record's seed gives."""
-    digest, digests = "", []
+    """Return the digests of the dropout seeds that the record's seed gives, and the offset of its configuration."""
+    digest, digests, seed = "", [], record["seed"] + record["description"]["config"].get("seed_offset", 0)
     for epoch in range(1, len(record["history"]) + 1):
-        first = hashlib.sha256(f"{record['seed']}/layers/{epoch}".encode()).digest()[:8]
+        first = hashlib.sha256(f"{seed}/layers/{epoch}".encode()).digest()[:8]
         digest = hashlib.sha256(f"{digest}{int.from_bytes(first, 'big') // 2}".encode()).hexdigest()[:16]
         digests.append(digest)
     return digests

@@ -78,3 +78,22 @@ def test_counts_of_errors_are_those_of_the_confusion_matrix():
     assert not list(records._of_confusion("run", right))
     for change in ({"errors": 3}, {"threes_accuracy": 0.5}):
         assert len(list(records._of_confusion("run", right | change))) == 1
+
+
+def test_all_test_digits_are_the_same_and_runs_of_pictures_have_none():
+    def line(arm, run, **metrics):
+        described = {"description": {"data": "d", "config": {}, "protocol": 1}, "data_name": "MNIST", "history": []}
+        return {
+            "arms": {arm: "final"},
+            "run": run,
+            "seed": 0,
+            "profile": "quick",
+            "metrics": {"final": metrics},
+        } | described
+
+    def faults(other):
+        lines = [line("teacher", "a", confusion=[[3, 1], [0, 4]]), line("specialist_0", "b"), other]
+        return [str(fault) for fault in records._together(EXPERIMENT, lines)]
+
+    assert not faults(line("distilled", "c", confusion=[[2, 2], [1, 3]]))
+    assert "test examples of each class" in faults(line("distilled", "c", confusion=[[2, 1], [1, 3]]))[0]

@@ -19,6 +19,7 @@ from kdlib.seeds import generator
 from replications.course_report import cifar as course_cifar
 from replications.course_report import cifar10_data
 from replications.teacher_free import experiment as teacher_free
+from tests.audit import traces
 from tests.conftest import contents
 from tests.made_runs import run_of, taught
 
@@ -360,3 +361,15 @@ def test_the_smoke_arms_run_and_the_distilled_one_repeats_to_the_last_byte(tmp_p
     shutil.rmtree(store.run_folder(jobs["described_alpha_0_2_T_2",].description.id))
     execute(list(jobs.values()), store, compute=CPU, folders={})
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("offset", [0, 10_000])
+def test_the_audit_expects_the_dropout_seeds_of_a_teacher_with_an_offset(offset):
+    arm, run = run_of_arm("equal_teacher", TINY)
+    run = replace(run, config=replace(run.config, seed_offset=offset))
+    arm.results([run])
+    (trace,) = run.trainings[0].traces
+    line = {"seed": run.seed, "history": [{}], "description": {"config": asdict(run.config)}}
+    assert traces._layers(line) == trace["epochs"]["layers"]
+    other = replace(run.config, seed_offset=1)
+    assert traces._layers(line | {"description": {"config": asdict(other)}}) != trace["epochs"]["layers"]

@@ -297,11 +297,13 @@ def test_metrics_are_of_the_seeds_parts():
 
 def test_the_teacher_is_measured_on_the_pictures_of_each_seed():
     run, kept = taught(run_of(EXPERIMENT, TINY, seed=2))
-    found = xray.train_teacher_tested(run).metrics["final"]
+    result = xray.train_teacher_tested(run)
+    found = result.metrics["final"]
     expected = xray.measure(replace(run, parents={}), kept["final.others"])
     assert found["agreement"] == 1
     assert expected.items() <= found.items()
-    assert (found["parameters"], found["epochs"]) == (7, 3)
+    assert (found["parameters"], found["epochs"]) == (7, 0)
+    assert torch.equal(result.weights["final"]["logits"], kept["final.others"][run.data.parts(2).test])
 
 
 # ---- the recorded teacher
@@ -318,7 +320,7 @@ def kept_teacher(tmp_path, monkeypatch):
     def made(recipe="xray/train_teacher", seed=0, data=""):
         description = Description(recipe, 1, {}, seed, data or recorded.expected_data(run.data))
         metrics = {"final": {"parameters": 27_561_795, "epochs": 9}}
-        finished = Store(tmp_path).save(description, Result(metrics, [], {}, logits), {})
+        finished = Store(tmp_path).save(description, Result(metrics, [{"training_loss": 0.5}] * 9, {}, logits), {})
         return replace(run, config=replace(TINY, recorded_teacher=finished.id))
 
     return made
@@ -329,6 +331,8 @@ def test_a_recorded_teacher_gives_its_logits(kept_teacher):
     result = xray.train_teacher(run)
     assert result.metrics["final"]["accuracy"] == 1
     assert result.metrics["final"]["parameters"] == 27_561_795
+    assert len(result.history) == 9 == result.metrics["final"]["epochs"]
+    assert torch.equal(result.weights["final"]["logits"], result.soft_targets["final.others"])
     assert torch.equal(result.soft_targets["final.train"].argmax(1), run.data.train.labels)
 
 
