@@ -28,10 +28,10 @@ class Config:
 
     # The teacher: 2 hidden layers of `teacher_width` units.
     teacher_width: int = 1200  # section 3
-    teacher_epochs: int = 60  # not stated: chosen on validation digits (profile choice)
-    teacher_rate: float = 0.1  # not stated: chosen likewise; Nesterov momentum 0.9, falls to 0 by a cosine
-    input_dropout: float = 0.0  # not stated: chosen likewise
-    hidden_dropout: float = 0.3  # not stated: chosen likewise
+    teacher_epochs: int = 60  # not stated: profile choice will choose it on validation digits
+    teacher_rate: float = 0.1  # not stated: to be chosen likewise; Nesterov momentum 0.9, falls to 0 by a cosine
+    input_dropout: float = 0.0  # not stated: to be chosen likewise
+    hidden_dropout: float = 0.3  # not stated: to be chosen likewise
     largest_norm: float = 15**0.5  # section 3: the constraint of its reference 5, on a hidden unit's incoming weights
     jitter: int = 2  # section 3: pixels
     # The students: 2 hidden layers of `width` units, no dropout, no jitter.
