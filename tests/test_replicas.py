@@ -128,7 +128,9 @@ def test_replicas_end_where_single_runs_do(rates):
         )
         close(model.member(r).state_dict(), single.state_dict(), 1e-9)
         assert progress.history[0][f"training_loss/{r}"] == pytest.approx(alone.history[0]["training_loss"], rel=1e-9)
-        assert all((value != before[name]).any() for name, value in single.state_dict().items())
+        # The batch norm of a dense layer does not count its batches: nothing reads the number.
+        trained = {name: value for name, value in single.state_dict().items() if name != "norm.num_batches_tracked"}
+        assert all((value != before[name]).any() for name, value in trained.items())
 
 
 def test_a_replicas_dropout_is_of_its_own_seed():

@@ -103,10 +103,10 @@ def _seeds(options: argparse.Namespace) -> Sequence[int] | None:
 def check(options: argparse.Namespace) -> int:
     """`kd check [NAME ...]`: the check arms, seed 0, in an empty store, against the recorded bands.
 
-    Without names, replications that have no bands yet are left out.
+    Without names, replications that have no bands yet are left out, if others have some.
     """
     problems: list[str] = []
-    names = [name for name in _chosen(options.names) if options.names or _has_bands(name)]
+    names = _chosen(options.names) if options.names else _with_bands(_chosen(()))
     for name in names:
         try:
             arms = load_experiment(name).check
@@ -121,11 +121,13 @@ def check(options: argparse.Namespace) -> int:
     return _tell(problems)
 
 
-def _has_bands(name: str) -> bool:
-    found = load_experiment(name).folder / "bands.toml"
-    if not found.exists():
-        print(f"{name}: left out, because nothing is recorded yet; `kd record {name}` does it")
-    return found.exists()
+def _with_bands(names: Sequence[str]) -> Sequence[str]:
+    """The replications that have bands or, if none has, all: then the check fails."""
+    found = [name for name in names if (load_experiment(name).folder / "bands.toml").exists()]
+    for name in names if found else ():
+        if name not in found:
+            print(f"{name}: left out, because nothing is recorded yet; `kd record {name}` does it")
+    return found or names
 
 
 def _chosen(names: Sequence[str]) -> Sequence[str]:

@@ -41,7 +41,8 @@ def derived(root: Path, names: Sequence[str], checked: Tell = lambda file: None)
         yield from in_file(file, records.check(experiment, found))
         yield from in_file(file, _traces(root, experiment, found))
         yield from in_file(f"replications/{name}", _tables(root, experiment, found, checked))
-        checked(file)
+        if found:  # nothing of a replication may be recorded yet
+            checked(file)
     for path in sorted(root.glob("results/*/")):
         if path.name not in replications(root):
             yield Fault("", "a folder of the same name in replications/", "none", f"results/{path.name}")
@@ -71,7 +72,8 @@ def _tables(root: Path, experiment: Experiment, found: Sequence[Record], checked
                 checked(file)
     file = f"replications/{experiment.name}/bands.toml"
     yield from in_file(file, tables.check_bands(root / file, experiment, source, groups))
-    checked(file)
+    if found:
+        checked(file)
 
 
 def _label(experiment: Experiment, record: Record, profile: str) -> str:

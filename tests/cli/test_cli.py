@@ -291,21 +291,6 @@ def test_a_plain_line_says_arm_seed_epoch_and_loss(capsys):
     ]
 
 
-def test_replications_without_bands_are_left_out_of_the_check_of_all(tree, capsys):
-    others = [path for path in tree.glob("replications/*/bands.toml") if path.parent.name != "mnist"]
-    for path in others:
-        path.unlink()
-    status, out, error = kd(capsys, "check")
-    assert status == 2
-    assert "mnist" in error  # its data are not here
-    for path in others:
-        name = path.parent.name
-        assert f"{name}: left out, because nothing is recorded yet; `kd record {name}` does it" in out
-    status, out, error = kd(capsys, "check", "grid")
-    assert (status, out) == (2, "")
-    assert "cifar10" in error
-
-
 def test_ctrl_c_says_how_to_continue_and_the_same_command_does(tree):
     experiment = tree / "replications" / "ecg" / "experiment.py"
     longer = experiment.read_text().replace("SMOKE = replace(QUICK, epochs=4,", "SMOKE = replace(QUICK, epochs=20,")

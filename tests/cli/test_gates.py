@@ -183,6 +183,23 @@ def test_a_check_without_bands_checks_nothing(kd):
     assert (status, failed) == (1, ["toy: no bands are recorded for data toy-data; `kd record toy` makes them"])
 
 
+def test_of_all_replications_those_without_bands_are_left_out(kd, root, monkeypatch):
+    chosen = []
+
+    def prepare_one(name, *arguments, **options):
+        chosen.append(name)
+        raise KDError("not trained here")
+
+    monkeypatch.setattr("kdlib.cli.commands.prepare", prepare_one)
+    monkeypatch.setattr("kdlib.cli.commands.replications", lambda root: ["toy", "grid"])
+    status, out, _ = kd("check")
+    assert (status, chosen) == (2, ["grid"])
+    assert "toy: left out, because nothing is recorded yet; `kd record toy` does it" in out
+    chosen.clear()
+    assert kd("check", "toy")[0] == 2
+    assert chosen == ["toy"]
+
+
 def test_a_seed_is_recorded_next_to_the_others(kd, root):
     def recorded():
         lines = map(json.loads, (root / "results" / "toy" / "runs.jsonl").read_text().splitlines())
