@@ -70,6 +70,18 @@ def test_the_three_arms_without_3s_are_snapshots_of_one_run_that_differ_in_one_b
     )
 
 
+@pytest.mark.parametrize(("arm", "shifted"), [("no_threes", [3]), ("only_78", [7, 8])])
+def test_the_matched_bias_predicts_the_classes_as_often_as_the_teacher_on_the_transfer_set(arm, shifted):
+    run, soft = taught(tiny_run(**ARMS[arm].change))
+    result = transfer_sets.train_left_out(run)
+    model = digits.Perceptron(30).eval()
+    model.load_state_dict(result.weights["matched"])
+    kept = ~torch.isin(run.data.train.labels, torch.tensor(run.config.left_out))
+    own = softmax(model(run.data.train.inputs[kept]).detach().double().numpy(), axis=1)[:, shifted].sum(1).mean()
+    aim = softmax(soft["final.train"][kept].double().numpy(), axis=1)[:, shifted].sum(1).mean()
+    assert own == pytest.approx(aim, abs=1e-5)
+
+
 @pytest.mark.parametrize("taught_by", [None, "teacher"])
 def test_a_small_share_is_balanced_and_repeated_for_as_many_steps(taught_by, monkeypatch):
     run, soft = taught(tiny_run(epochs=1, small_share=0.25))
