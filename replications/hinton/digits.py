@@ -19,7 +19,7 @@ from kdlib.batches import Batch, Batches, Examples
 from kdlib.errors import KDError
 from kdlib.losses import hard_and_soft, soft_target_kl
 from kdlib.metrics import accuracy, classification_metrics, error_count, refuse_at_chance
-from kdlib.networks import he_normal_, parameter_count
+from kdlib.networks import he_normal_, keras_adam, parameter_count
 from kdlib.run.experiment import Run
 from kdlib.run.store import Result
 from kdlib.seeds import derive_seed
@@ -91,8 +91,7 @@ def jittered(pictures: Tensor, largest: int, draws: torch.Generator) -> Tensor:
 
 
 def adam(model: nn.Module, rate: float) -> torch.optim.Adam:
-    on_cuda = next(model.parameters()).is_cuda  # then a CUDA graph must be able to record its steps
-    return torch.optim.Adam(model.parameters(), rate, fused=True, capturable=on_cuda)
+    return keras_adam(model.parameters(), rate, epsilon=1e-8)  # torch's epsilon
 
 
 def cosine(first: float, count: int) -> Callable[[int], float]:
