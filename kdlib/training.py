@@ -33,6 +33,7 @@ __all__ = [
     "NonFiniteLoss",
     "Objective",
     "Progress",
+    "cosine",
     "epochs",
     "evaluating",
     "hard_targets",
@@ -46,6 +47,14 @@ Objective = Callable[[Tensor, Batch], Tensor]
 def hard_targets(outputs: Tensor, batch: Batch) -> Tensor:
     """Return the cross-entropy with the batch's labels: the objective of a network without a teacher."""
     return cross_entropy(outputs, batch.labels)
+
+
+def cosine(first: float, count: int) -> Callable[[int], float]:
+    """Return a `rate` for `epochs`: it falls from `first` in epoch 1 along half a cosine, to 0 after `count` epochs.
+
+    Loshchilov and Hutter 2017 (arXiv 1608.03983, Eq. 5), changed once an epoch and without restarts.
+    """
+    return lambda epoch: first / 2 * (1 + math.cos(math.pi * (epoch - 1) / count))
 
 
 def epochs(

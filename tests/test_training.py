@@ -13,7 +13,7 @@ from kdlib.batches import Batch, Batches, Examples
 from kdlib.losses import hard_and_soft
 from kdlib.seeds import derive_seed, generator
 from kdlib.targets import SoftTargets
-from kdlib.training import NonFiniteLoss, Progress, epochs, evaluating, hard_targets, predict_logits, train_step
+from kdlib.training import NonFiniteLoss, Progress, cosine, epochs, evaluating, hard_targets, predict_logits, train_step
 
 N, K, SIZE, SEED = 37, 3, 8, 4
 
@@ -151,6 +151,15 @@ def test_rate_is_applied_each_epoch(examples):
 
     list(epochs(Progress(model, optimizer), Batches(examples, N, SEED), objective, count=4, seed=SEED, rate=rate))
     assert seen == [[0.01] * 2, [0.01] * 2, [0.001] * 2, [0.001] * 2]
+
+
+def test_cosine_is_the_rate_of_torchs_scheduler():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=7)
+    for epoch in range(1, 8):
+        assert cosine(0.3, 7)(epoch) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
 
 
 def test_without_a_rate_the_optimizers_own_is_kept(examples):

@@ -170,6 +170,33 @@ def read_run(folder: Path, *, check: bool = True, follow: bool = True) -> Finish
     return run
 
 
+def read_teacher(folder: Path, *, recipe: str, seed: int, data: str, instead: str) -> FinishedRun:
+    """Return the run in `folder` that a replication keeps in place of a teacher's training.
+
+    KDError if it is not there, or if its training function (`recipe`, without the module), seed or data digest are
+    others. `instead` ends the message: what to do without it.
+    """
+    if not folder.is_dir():
+        raise KDError(
+            f"recorded_teacher: expected a run in {folder.parent}, found none named {folder.name}; use one of its "
+            f"folders, or {instead}"
+        )
+    run = read_run(folder)
+    about = run.description
+    other = "use another recorded teacher"
+    for what, expected, found, remedy in (
+        ("training function", recipe, about.recipe.partition("/")[2], other),
+        ("seed", seed, about.seed, other),
+        ("data digest", data, about.data, "get the data again (DATA.md)"),
+    ):
+        if found != expected:
+            raise KDError(
+                f"{folder}: expected a recorded teacher of {what} {expected}, found one of {found}; {remedy}, or "
+                f"{instead}"
+            )
+    return run
+
+
 def _has_types(run: FinishedRun) -> bool:
     about = run.description
     return (

@@ -13,7 +13,6 @@ Shapes: B batch, N pictures, F features; 0 is a cat and 1 a dog.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +35,7 @@ from kdlib.run.experiment import Arm, Experiment, Profile, Run
 from kdlib.run.store import Result
 from kdlib.seeds import generator
 from kdlib.targets import SoftTargets, virtual_teacher
-from kdlib.training import Objective, Progress, epochs, predict_logits
+from kdlib.training import Objective, Progress, cosine, epochs, predict_logits
 
 from .teacher import operations, stand_in_features, stored_features, vgg16_cost
 
@@ -236,10 +235,7 @@ def fit(
 ) -> Progress:
     """Train on the run's training pictures; the weights are those of the last epoch, so no picture chooses any."""
     config: Config = run.config
-
-    def rate(epoch: int) -> float:
-        return config.learning_rate * (1 + math.cos(math.pi * (epoch - 1) / config.epochs)) / 2
-
+    rate = cosine(config.learning_rate, config.epochs)
     progress = run.progress(model, keras_adam(model.parameters(), config.learning_rate))
     batches = OneView(examples.select(training_rows(run)), config.batch, run.seed, soft)
     for _ in epochs(progress, batches, objective, count=config.epochs, seed=run.seed, rate=rate):

@@ -31,7 +31,7 @@ from kdlib.metrics import accuracy
 from kdlib.networks import he_uniform_, keras_adam, keras_batch_norm, keras_glorot_, parameter_count
 from kdlib.replicas import Replicas, of_replica, side_by_side
 from kdlib.run.experiment import Run
-from kdlib.run.store import Result, read_run
+from kdlib.run.finished import Result, read_teacher
 from kdlib.seeds import generator
 from kdlib.targets import SoftTargets, virtual_teacher
 from kdlib.training import Objective, Progress, epochs, hard_targets, predict_logits
@@ -161,28 +161,14 @@ def train_resnet18(run: Run) -> Result:
 
 def recorded_logits(run: Run) -> Result:
     """Return the logits of a recorded teacher as a result; KDError if its seed, pictures or network are others."""
-    folder, data = RECORDED / run.config.recorded_teacher, run.data
-    if not folder.is_dir():
-        raise KDError(
-            f"recorded_teacher: expected a run in {RECORDED}, found none named {run.config.recorded_teacher}; use one "
-            "of its folders, or train a teacher with --profile full"
-        )
-    teacher = read_run(folder)
-    if run.seed != teacher.description.seed:
-        raise KDError(
-            f"{run.label}: expected seed {teacher.description.seed}, that of the recorded teacher, found {run.seed}; "
-            "there is one recorded teacher: train one for each seed with --profile full"
-        )
-    if teacher.description.recipe.partition("/")[2] != train_resnet18.__name__:
-        raise KDError(
-            f"{folder}: expected a run of {train_resnet18.__name__}, found one of {teacher.description.recipe}; "
-            "use another recorded teacher"
-        )
-    if teacher.description.data != data.whole:
-        raise KDError(
-            f"{folder}: expected the teacher of these pictures (digest {data.whole}), found one of "
-            f"{teacher.description.data}; unpack CIFAR-10 again, or train a teacher with --profile full"
-        )
+    data = run.data
+    teacher = read_teacher(
+        RECORDED / run.config.recorded_teacher,
+        recipe=train_resnet18.__name__,
+        seed=run.seed,
+        data=data.whole,
+        instead="train one for each seed with --profile full",
+    )
     counts = {"train": len(data.train.labels), "test": len(data.test.labels)}
     logits = {f"final.{part}": teacher.soft_targets(f"final.{part}")[:count] for part, count in counts.items()}
     about = {name: teacher.metrics["final"][name] for name in ("parameters", "epochs")}

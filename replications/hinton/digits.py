@@ -5,7 +5,6 @@ Shapes: B batch, N digits, K = 10 classes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -24,7 +23,7 @@ from kdlib.run.experiment import Run
 from kdlib.run.store import Result
 from kdlib.seeds import derive_seed
 from kdlib.targets import SoftTargets
-from kdlib.training import Objective, Progress, epochs, hard_targets, predict_logits
+from kdlib.training import Objective, Progress, cosine, epochs, hard_targets, predict_logits
 
 from .config import CLASSES, Config
 from .gradients import gradient_noise
@@ -92,11 +91,6 @@ def jittered(pictures: Tensor, largest: int, draws: torch.Generator) -> Tensor:
 
 def adam(model: nn.Module, rate: float) -> torch.optim.Adam:
     return keras_adam(model.parameters(), rate, epsilon=1e-8)  # torch's epsilon
-
-
-def cosine(first: float, count: int) -> Callable[[int], float]:
-    """Return the learning rate as a function of the epoch: it falls from `first` to 0 by a cosine."""
-    return lambda epoch: first / 2 * (1 + math.cos(math.pi * (epoch - 1) / count))
 
 
 # ---- the teacher

@@ -36,10 +36,10 @@ from kdlib.specialists import (
     specialist_rows,
 )
 from kdlib.targets import SoftTargets
-from kdlib.training import Objective, Progress, epochs, hard_targets, predict_logits
+from kdlib.training import Objective, Progress, cosine, epochs, hard_targets, predict_logits
 
 from .config import CLASSES, Config, Data
-from .digits import adam, cosine, on_device
+from .digits import adam, on_device
 
 SPECIALISTS = 3
 SMALLEST, LARGEST = 2, 4  # classes of a specialist

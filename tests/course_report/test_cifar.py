@@ -685,14 +685,14 @@ def test_a_recorded_teacher_gives_its_logits_of_the_first_pictures(recorded):
 def test_a_recorded_teacher_of_other_pictures_is_refused(recorded):
     name, _, pictures = recorded
     pictures.train_images[59, 0, 0, 0] ^= 1  # not even one of those asked for
-    with pytest.raises(KDError, match="expected the teacher of these pictures"):
+    with pytest.raises(KDError, match=r"of data digest .*, found one of .*; get the data again"):
         teach(name, first_pictures("CIFAR-10", pictures, 20, 30))
 
 
 def test_a_recorded_teacher_replaces_that_of_its_own_seed_only(recorded):
     name, _, pictures = recorded
     config = replace(TINY, recorded_teacher=name)
-    with pytest.raises(KDError, match="expected seed 0, that of the recorded teacher, found 1"):
+    with pytest.raises(KDError, match="expected a recorded teacher of seed 1, found one of 0"):
         course_cifar.train_resnet18(run_of(config, seed=1, data=first_pictures("CIFAR-10", pictures, 20, 30)))
 
 
@@ -715,7 +715,7 @@ def test_a_recorded_teacher_that_was_altered_is_refused(recorded):
 
 def test_a_recorded_run_of_another_kind_is_refused(recorded, monkeypatch):
     monkeypatch.setattr(course_cifar.train_resnet18, "__name__", "train_resnet34")
-    with pytest.raises(KDError, match=r"expected a run of train_resnet34, found one of .*train_resnet18"):
+    with pytest.raises(KDError, match="of training function train_resnet34, found one of train_resnet18"):
         teach(recorded[0], first_pictures("CIFAR-10", recorded[2], 20, 30))
 
 

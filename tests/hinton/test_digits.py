@@ -128,13 +128,6 @@ def test_jitter_is_a_shift_with_zeros():
     assert {*zip(down.tolist(), right.tolist(), strict=True)} == {(a, b) for a in range(-2, 3) for b in range(-2, 3)}
 
 
-def test_the_learning_rate_falls_by_a_cosine():
-    rate = digits.cosine(0.1, 60)
-    assert rate(1) == 0.1
-    assert rate(31) == pytest.approx(0.05)
-    assert 0 < rate(60) < 1e-4
-
-
 def test_a_choice_sees_neither_test_digits_nor_the_digits_that_choose(monkeypatch):
     run = tiny_run(validated=True)
     blind = replace(run.data, test=replace(run.data.test, inputs=run.data.test.inputs * 0))

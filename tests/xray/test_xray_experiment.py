@@ -341,9 +341,9 @@ def test_a_recorded_teacher_gives_its_logits(kept_teacher):
     [
         ({}, {"recorded_teacher": "none"}, "expected a run in .*, found none named none; use one of its folders"),
         ({}, {"teacher_start": "scratch"}, "teacher_start: expected imagenet, as the recorded teacher has, found 'scr"),
-        ({"seed": 1}, {}, "expected seed 1, that of the recorded teacher, found 0"),
-        ({"recipe": "xray/train_student"}, {}, "expected a run of train_teacher, found one of xray/train_student"),
-        ({"data": "0123456789abcdef"}, {}, r"these pictures and their views \(digest .*\), found one of 0123456789ab"),
+        ({"seed": 1}, {}, "expected a recorded teacher of seed 0, found one of 1"),
+        ({"recipe": "xray/train_student"}, {}, "of training function train_teacher, found one of train_student"),
+        ({"data": "0123456789abcdef"}, {}, "of data digest .*, found one of 0123456789abcdef; get the data again"),
     ],
 )
 def test_another_recorded_teacher_is_refused(kept_teacher, about, change, message):
