@@ -22,7 +22,7 @@ from kdlib.errors import KDError
 from kdlib.files import locked
 from kdlib.judge.bands import bands_of, read_bands, write_bands
 from kdlib.judge.departures import SESSION_LEVEL, changes, compared
-from kdlib.report.frames import arms_table, claims_table
+from kdlib.report.frames import arms_table, claims_table, is_reduced
 from kdlib.report.pages import reported_of, write_pages
 from kdlib.report.pairs import pair_faults
 from kdlib.run.engine import Summary
@@ -66,7 +66,8 @@ class Replication:
     def arms(self) -> pd.DataFrame:
         """One row for each arm: what was measured next to what is reported."""
         session = self.session
-        return arms_table(session.experiment.arms, reported_of(session.experiment), self.records, session.synthetic)
+        reduced = is_reduced(session.profile, session.synthetic)
+        return arms_table(session.experiment.arms, reported_of(session.experiment), self.records, reduced)
 
     @property
     def claims(self) -> pd.DataFrame:

@@ -6,6 +6,7 @@ what it lacks. The whole tables are in the files.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,9 +46,7 @@ def lines_of(result: Replication, committed: Sequence[Record], folder: Path, ste
     `folder`: where the tables are. `steps`: lines that come last; they say which command goes on, and are not cut.
     """
     session = result.session
-    head = [_head(result)]
-    if session.synthetic:
-        head.append("SYNTHETIC DATA: the numbers say nothing about the source. There are no verdicts.")
+    head = _head(result)
     if not result.records:
         return [*_fitted(head), "No run has finished.", *steps]
     page = f"{folder / result.label}{'-synthetic' if _stands_in(session) else ''}.md"
@@ -62,13 +61,15 @@ def _fitted(lines: Sequence[str]) -> list[str]:
     return [shortened(printable(line), COLUMNS, 0.25) for line in lines]
 
 
-def _head(result: Replication) -> str:
+def _head(result: Replication) -> list[str]:
     session = result.session
-    seeds = ranges(sorted(set(session.seeds)))
+    seeds = f"seed{'' if len(session.seeds) == 1 else 's'} {ranges(sorted(set(session.seeds)))}"
     runs = f"{len(result.records)} run{'' if len(result.records) == 1 else 's'}"
     data = f" on {result.records[0].data_name}" if result.records else ""
-    word = "seed" if len(session.seeds) == 1 else "seeds"
-    return f"{session.experiment.name}, profile {result.label}: {word} {seeds}, {runs}{data}"
+    lines = [*textwrap.wrap(f"{session.experiment.name}, profile {result.label}: {seeds}; {runs}{data}", COLUMNS)][:2]
+    if session.synthetic:
+        lines.append("SYNTHETIC DATA: the numbers say nothing about the source. There are no verdicts.")
+    return lines
 
 
 def _stands_in(session: Session) -> bool:
@@ -151,7 +152,8 @@ def _heading(claim: Claim, reported: Reported) -> str:
     about = f" ({mark(claim)})" if mark(claim) else ""
     word = "reported" if isinstance(claim, Effect | Value | Exact) else "expected"
     of = "" if isinstance(claim, Trend) else f" {unescaped(unit(claim, shown))}"
-    head = f"{claim.name}{about}, {word} {aim(claim, shown)}{of}: "
+    number, each, _ = aim(claim, shown).partition(" over each")
+    head = f"{claim.name}{about}, {word} {number}{of}{each}: "
     return head + shortened(claim.statement, max(20, COLUMNS - width_of(head)), 0)
 
 
@@ -173,8 +175,8 @@ def _verdict(session: Session, claim: Claim, row: Any) -> str:
         return "no seed has all its runs"
     recorded = _short(row["recorded"])
     if not session.profile.judged:
-        lacks = "" if recorded else "no verdict"
-        return f"{session.experiment.judged}: {recorded}; {_says(row)}" if recorded else lacks
+        judged = session.experiment.judged
+        return f"{judged}: {recorded}; {_says(row)}" if recorded else f"no {judged} verdict yet"
     declared = session.profile.seeds
     if row["n"] < declared and not isinstance(claim, Exact):
         return f"{row['n']} of {declared} seeds" + (f"; recorded: {recorded}" if recorded else "")
@@ -210,7 +212,7 @@ def _table(parts: Sequence[tuple[str, Sequence[_Row]]]) -> list[str]:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of cells, the first of which are the heads, as lines; columns that are empty below their head are left out."""
+    """Rows of cells, the heads first, as lines; columns that are empty below their head are left out."""
     used = [column for column in zip(*rows, strict=True) if any(column[1:])]
     widths = [max(map(width_of, column)) for column in used]
     padded = [
