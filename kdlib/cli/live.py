@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -139,11 +140,14 @@ def name_of(job: Job) -> str:
 
 
 def label(jobs: Sequence[Job]) -> str:
-    """Return the short name of runs that are trained side by side: one arm and seed, and how many others there are."""
+    """Return the short name of runs that are trained side by side: one arm and seed, and how many others there are.
+
+    Of the arms that share a run, it is the shortest name: "baseline +2 s0".
+    """
     first = jobs[0]
     arms = f" +{len(first.arms) - 1}" if len(first.arms) > 1 else ""
     runs = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
-    return printable(f"{first.arms[0]}{arms} s{first.description.seed}{runs}")
+    return printable(f"{min(first.arms, key=len)}{arms} s{first.description.seed}{runs}")
 
 
 def number_of(event: Event) -> str:
@@ -151,7 +155,8 @@ def number_of(event: Event) -> str:
     names = [name for name in event.numbers if name.startswith("validation_")]
     ranked = [*(name for name in names if name != "validation_loss"), *names, "training_loss"]
     name = next((name for name in ranked if name in event.numbers), "")
-    return printable(f"{name.replace('_', ' ')} {event.numbers[name]:.4f}") if name else ""
+    words = re.sub(r"\bf1\b", "F1", name.replace("_", " "))
+    return printable(f"{words} {event.numbers[name]:.4f}") if name else ""
 
 
 # ---- plain lines
@@ -241,7 +246,7 @@ class Bars:
             who = shortened(self.trainings.labels[name], self.width)
             self.tasks[name] = self.progress.add_task(who, total=None, left=Left(), number="")
         elif event.kind == "epoch":
-            known = {"left": self.trainings.left(event), "number": number_of(event)}
+            known: dict[str, Any] = {"left": self.trainings.left(event), "number": number_of(event)}
             self.progress.update(self.tasks[name], completed=event.epoch, total=event.count, **known)
         elif event.kind in (*SETTLED, "stopped") and name in self.tasks:
             self.progress.remove_task(self.tasks.pop(name))

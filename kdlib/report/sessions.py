@@ -190,12 +190,16 @@ def check(session: Session, reporter: Reporter = silent, checks: int = 1) -> Rep
 
 @dataclass(frozen=True)
 class Recording:
-    """The outcome of `record`: failed runs, the pages written, what was not recorded, and how many runs are left."""
+    """The outcome of `record`: failed runs, the pages written, what was not recorded, how many runs are left.
+
+    `records` are those of the session.
+    """
 
     problems: list[str]
     pages: list[str]
     notes: list[str] = field(default_factory=list)
     left: int = 0
+    records: list[Record] = field(default_factory=list)
 
 
 def record(session: Session, results: Path, reporter: Reporter = silent) -> Recording:
@@ -232,7 +236,7 @@ def record(session: Session, results: Path, reporter: Reporter = silent) -> Reco
         records = read_records(path)  # in the order of the file, so that tables do not depend on that of recording
         update_bands(experiment, [r for r in records if r.profile == session.profile_name])
         pages = write_pages(experiment, records, folder, committed=records, synthetic=False)
-    return Recording(problems, pages, notes, len(summary.left))
+    return Recording(problems, pages, notes, len(summary.left), new)
 
 
 def _recordable(session: Session, jobs: Sequence[Job], summary: Summary, recorded: Sequence[Record]) -> list[Job]:
