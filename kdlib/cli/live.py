@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kdlib.report.terminal import duration, printable, shortened
+from kdlib.report.terminal import duration, printable, shortened, width_of
 from kdlib.run.events import Event
 from kdlib.run.plan import Job, grouped
 
@@ -36,16 +36,18 @@ def reporter(jobs: Sequence[Job]) -> Iterator[Callable[[Event], None]]:
         yield plain
         plain.close()
         return
-    with _progress(console) as progress:
-        yield Bars(jobs, progress)
+    bars = Bars(jobs, console)
+    with bars.progress:
+        yield bars
 
 
-def _progress(console: Any) -> Progress:
-    """Bars of one line each, which fit into 80 columns."""
+def _progress(console: Any, labels: int) -> Progress:
+    """Bars of one line each, with `labels` columns for the labels, so that no line moves when another comes."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.table import Column
 
     return Progress(
-        TextColumn("{task.description}", markup=False),
+        TextColumn("{task.description}", markup=False, table_column=Column(width=labels, no_wrap=True)),
         BarColumn(bar_width=_bar_width(console)),
         MofNCompleteColumn(),
         TextColumn("{task.fields[left]}", markup=False),
@@ -231,13 +233,15 @@ def _other(event: Event) -> str:
 
 
 class Bars:
-    """Shows one bar for the whole session and one for each training."""
+    """Shows one bar for the whole session and one for each training, in a rich `console`."""
 
-    def __init__(self, jobs: Sequence[Job], progress: Progress) -> None:
-        self.progress, self.trainings = progress, Trainings(jobs)
+    def __init__(self, jobs: Sequence[Job], console: Any) -> None:
+        self.trainings = Trainings(jobs)
+        longest = max(map(width_of, self.trainings.labels.values()), default=0)
+        self.width = max(LEAST, min(longest, console.width - OTHERS - _bar_width(console)))
+        self.progress = _progress(console, self.width)
         self.tasks: dict[str, Any] = {}
-        self.width = max(LEAST, progress.console.width - OTHERS - _bar_width(progress.console))
-        self.whole = progress.add_task("all runs", total=len(jobs), left=Left(), number="")
+        self.whole = self.progress.add_task("all runs", total=len(jobs), left=Left(), number="")
 
     def __call__(self, event: Event) -> None:
         """Move the bars for one event."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from kdlib.judge.bands import read_bands
 from kdlib.judge.claims import Claim, Effect, Exact, Reported, Trend, Value
 from kdlib.judge.departures import compared
 from kdlib.judge.verdicts import MIN_SEEDS, Outcome
+from kdlib.report.frames import claims_table
 from kdlib.report.markdown import NONE, aim, found, mark, scale, unescaped, unit
 from kdlib.report.pages import reported_of
 from kdlib.report.sessions import Replication
@@ -29,7 +30,7 @@ from kdlib.run.session import Session
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["COLUMNS", "LINES", "lines_of"]
+__all__ = ["COLUMNS", "LINES", "is_asked", "lines_of"]
 
 LINES, COLUMNS = 25, 80
 _SHORT = {
@@ -52,7 +53,7 @@ def lines_of(result: Replication, committed: Sequence[Record], folder: Path, ste
     page = f"{folder / result.label}{'-synthetic' if _stands_in(session) else ''}.md"
     end = [*_numbers(result), f"Tables: {page} (--print shows them)"]
     room = LINES - len(head) - len(end) - len(steps) - 2  # two empty lines
-    before = replace(result, records=[record for record in committed if _same_table(record, result.records[0])])
+    before = [record for record in committed if _same_table(record, result.records[0])]
     body = _claims(result, before, room, page) or _arms(result, before, room, page)
     return [*_fitted([*head, "", *body, "", *end]), *steps]
 
@@ -114,13 +115,14 @@ class _Row:
         return f"  {self.mode}", self.measured + within, self.n, self.recorded, self.verdict
 
 
-def _claims(result: Replication, before: Replication, room: int, page: str) -> list[str]:
+def _claims(result: Replication, before: Sequence[Record], room: int, page: str) -> list[str]:
     """The claims of which the session has all arms, the primary ones first; as many as fit."""
     reported = reported_of(result.session.experiment)
-    found_rows, known = _by_claim(result.claims), _by_claim(before.claims)
+    known = _by_claim(claims_table(reported, before, None, declared=None))
+    found_rows = _by_claim(result.claims)
     parts: list[tuple[str, list[_Row]]] = []
     for claim in sorted(reported.claims.values(), key=lambda claim: not claim.primary):
-        modes = [mode for mode in claim.modes if _is_asked(result.session, reported, claim, mode)]
+        modes = [mode for mode in claim.modes if is_asked(result.session, reported, claim, mode)]
         rows = [_row(result, reported, claim, found_rows[claim.name, m], known[claim.name, m]) for m in modes]
         if rows:
             parts.append((_heading(claim, reported), rows))
@@ -139,8 +141,8 @@ def _by_claim(frame: pd.DataFrame) -> dict[tuple[str, str], Any]:
     return {(row["claim"], row["mode"]): row for _, row in frame.iterrows()}
 
 
-def _is_asked(session: Session, reported: Reported, claim: Claim, mode: str) -> bool:
-    """Whether a session trains all arms of a claim in a mode."""
+def is_asked(session: Session, reported: Reported, claim: Claim, mode: str) -> bool:
+    """Return whether a session trains all arms of a claim in a mode."""
     arms = {arm.name for arm in wanted_arms(session.experiment, session.arms)}
     choices = {choice.name: choice.among for choice in reported.choices}
     needed = claim.modes[mode].arms + claim.modes[mode].rivals
@@ -224,11 +226,11 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 # ---- arms, of a session that has no claim
 
 
-def _arms(result: Replication, before: Replication, room: int, page: str) -> list[str]:
+def _arms(result: Replication, before: Sequence[Record], room: int, page: str) -> list[str]:
     """The means of the arms, for a session that has not all arms of any claim."""
     reported = reported_of(result.session.experiment)
     metric = reported.primary.metric
-    shown, known, rows = scale(reported, metric), _means(before.records, metric), []
+    shown, known, rows = scale(reported, metric), _means(before, metric), []
     for arm, (mean, n) in _means(result.records, metric).items():
         recorded = shown.show(known[arm][0]) if arm in known else ""
         rows.append((arm, shown.show(mean), str(n), recorded))
