@@ -28,12 +28,16 @@ def how_to_go_on(arguments: Sequence[str]) -> str:
 
 def lines_of_command(arguments: Sequence[str]) -> list[str]:
     """Return the command of nox, or else of kd, as indented lines of 80 columns that a shell joins."""
-    lines = [""]
-    for word in map(shlex.quote, _nox(arguments) or [*_kd(), *arguments]):
-        if lines[-1] and len(lines[-1]) + len(word) + 5 > _WIDTH:  # two spaces before, a space between, " \\" behind
-            lines.append("")
-        lines[-1] += f" {word}" if lines[-1] else word
-    return [f"  {line} \\" for line in lines[:-1]] + [f"  {lines[-1]}"]
+    words = [shlex.quote(word) for word in _nox(arguments) or [*_kd(), *arguments]]
+    lines = [f"  {words[0]}"]
+    for place, word in enumerate(words[1:], 1):
+        rest = " ".join(words[place:])
+        if len(lines[-1]) + 1 + len(rest) > _WIDTH < len(lines[-1]) + len(f" {word} \\"):
+            lines[-1] += " \\"
+            lines.append(f"  {word}")
+        else:
+            lines[-1] += f" {word}"
+    return lines
 
 
 def with_options(arguments: Sequence[str], left_out: Collection[str], added: Sequence[str] = ()) -> list[str]:
