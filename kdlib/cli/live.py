@@ -106,7 +106,7 @@ class Trainings:
         self.total, self.settled, self.trained = len(jobs), 0, 0
         self.began: dict[str, float] = {}
         self.before: dict[str, int] = {}  # epochs that an earlier session has trained
-        self.shares: dict[str, float] = {}  # of the epochs that are done, times the number of runs
+        self.shares: dict[str, tuple[float, float]] = {}  # of a training: in runs, done in this session and in all
         self.start = time.monotonic()
 
     def take(self, event: Event) -> str:
@@ -115,8 +115,8 @@ class Trainings:
         if event.kind == "started":
             self.began.setdefault(name, time.monotonic())
         elif event.kind == "epoch":
-            self.before.setdefault(name, event.epoch - 1)
-            self.shares[name] = event.epoch / event.count * self.sizes[name]
+            here, size = event.epoch - self.before.setdefault(name, event.epoch - 1), self.sizes[name]
+            self.shares[name] = here / event.count * size, event.epoch / event.count * size
         elif event.kind in SETTLED:
             self.settled += 1
             self.trained += event.kind == "finished"
@@ -131,8 +131,9 @@ class Trainings:
 
     def session_left(self) -> Left:
         """Return the time that the other runs will take if they are like those trained so far."""
-        now, begun = time.monotonic(), sum(self.shares.values())
-        done, rest = self.trained + begun, self.total - self.settled - begun
+        now = time.monotonic()
+        done = self.trained + sum(here for here, _ in self.shares.values())
+        rest = self.total - self.settled - sum(whole for _, whole in self.shares.values())
         return Left(now + (now - self.start) / done * rest) if done and rest > 0 else Left()
 
 

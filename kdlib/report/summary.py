@@ -110,9 +110,9 @@ class _Row:
     recorded: str
     verdict: str
 
-    def cells(self, interval: bool) -> tuple[str, ...]:
+    def cells(self, interval: bool, recorded: bool) -> tuple[str, ...]:
         within = f" ({self.interval})" if interval and self.interval else ""
-        return f"  {self.mode}", self.measured + within, self.n, self.recorded, self.verdict
+        return f"  {self.mode}", self.measured + within, self.n, self.recorded if recorded else "", self.verdict
 
 
 def _claims(result: Replication, before: Sequence[Record], room: int, page: str) -> list[str]:
@@ -170,20 +170,21 @@ def _row(result: Replication, reported: Reported, claim: Claim, row: Any, before
 
 
 def _verdict(session: Session, claim: Claim, row: Any) -> str:
-    """The verdict, or what it lacks."""
+    """The verdict, or what it lacks, and in brackets the recorded one if it is another."""
     if session.synthetic:
         return ""
+    verdict, recorded = _of_this_run(session, claim, row), _short(row["recorded"])
+    return f"{verdict} ({recorded})" if recorded and recorded != verdict else verdict
+
+
+def _of_this_run(session: Session, claim: Claim, row: Any) -> str:
     if not row["n"]:
         return "no seed has all its runs"
-    recorded = _short(row["recorded"])
     if not session.profile.judged:
-        judged = session.experiment.judged
-        return f"{judged}: {recorded}; {_says(row)}" if recorded else f"no {judged} verdict yet"
-    declared = session.profile.seeds
-    if row["n"] < declared and not isinstance(claim, Exact):
-        return f"{row['n']} of {declared} seeds" + (f"; recorded: {recorded}" if recorded else "")
-    verdict = _short(row["verdict"]) + (" (analogue)" if row["analogue"] else "")
-    return verdict + (f"; recorded: {recorded}" if recorded and row["recorded"] != row["verdict"] else "")
+        return _says(row) if row["recorded"] else f"no {session.experiment.judged} verdict yet"
+    if row["n"] < session.profile.seeds and not isinstance(claim, Exact):
+        return f"{row['n']} of {session.profile.seeds} seeds"
+    return _short(row["verdict"])
 
 
 def _short(outcome: str) -> str:
@@ -200,13 +201,13 @@ def _says(row: Any) -> str:
 
 
 def _table(parts: Sequence[tuple[str, Sequence[_Row]]]) -> list[str]:
-    """The rows under their claims; without the intervals if these do not fit."""
-    heads = ("", "this run", "n", "recorded", "verdict")
+    """The rows under their claims; if they do not fit, without the intervals, and then without the recorded means."""
+    heads = ("", "this run", "n", "recorded", "verdict (recorded)")
     rows = [row for _, of_claim in parts for row in of_claim]
-    texts = _aligned([heads, *(row.cells(True) for row in rows)])
-    if max(map(width_of, texts)) > COLUMNS:
-        texts = _aligned([heads, *(row.cells(False) for row in rows)])
-    head, *rest = texts
+    for shown in ((True, True), (False, True), (False, False)):
+        head, *rest = _aligned([heads, *(row.cells(*shown) for row in rows)])
+        if max(map(width_of, rest)) <= COLUMNS:
+            break
     lines, left = [head], iter(rest)
     for heading, of_claim in parts:
         lines += [heading, *(next(left) for _ in of_claim)]

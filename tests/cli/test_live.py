@@ -188,6 +188,19 @@ def test_the_time_left_runs_down_between_two_epochs(clock):
     assert "1/1" in whole
 
 
+def test_the_time_left_of_a_session_counts_the_epochs_of_this_session(clock):
+    jobs, console = [job("a"), job("b"), job("c")], console_of(80)
+    bars = live.Bars(jobs, console)
+    bars(Event("reused", jobs[0]))
+    bars(Event("started", jobs[1]))
+    clock.seconds += 10.0
+    bars(epoch(jobs[1], 8, 10))  # an earlier session has trained 7: a tenth of a run takes 10 s, 1.2 runs are left
+    assert " 1/3 " in shown(console, bars)[0]
+    assert " 2 min left" in shown(console, bars)[0]
+    clock.seconds += 60.0
+    assert " 60 s left" in shown(console, bars)[0]
+
+
 def test_markup_in_a_text_is_text(clock):
     own = job("[red]a")
     console = console_of(80)
