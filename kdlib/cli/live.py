@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kdlib.report.terminal import duration, printable, shortened, width_of
+from kdlib.report.terminal import duration, printable, shortened, width_of, words_of
 from kdlib.run.events import Event
 from kdlib.run.plan import Job, grouped
 
@@ -158,8 +157,7 @@ def number_of(event: Event) -> str:
     names = [name for name in event.numbers if name.startswith("validation_")]
     ranked = [*(name for name in names if name != "validation_loss"), *names, "training_loss"]
     name = next((name for name in ranked if name in event.numbers), "")
-    words = re.sub(r"\bf1\b", "F1", name.replace("_", " "))
-    return printable(f"{words} {event.numbers[name]:.4f}") if name else ""
+    return printable(f"{words_of(name)} {event.numbers[name]:.4f}") if name else ""
 
 
 # ---- plain lines

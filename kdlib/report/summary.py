@@ -22,7 +22,7 @@ from kdlib.report.markdown import NONE, aim, found, mark, scale, unescaped, unit
 from kdlib.report.pages import reported_of
 from kdlib.report.sessions import Replication
 from kdlib.report.tables import ranges
-from kdlib.report.terminal import printable, shortened, width_of
+from kdlib.report.terminal import printable, shortened, width_of, words_of
 from kdlib.run.plan import wanted_arms
 from kdlib.run.records import Record, grouped, measured
 from kdlib.run.session import Session
@@ -237,7 +237,7 @@ def _arms(result: Replication, before: Sequence[Record], room: int, page: str) -
         rows.append((arm, shown.show(mean), str(n), recorded))
     if not rows:
         return []
-    name = f"{metric.replace('_', ' ')}{' in percent' if shown.percent else ''}"
+    name = f"{words_of(metric)}{' in percent' if shown.percent else ''}"
     lines = _aligned([("arm", name, "n", "recorded"), *rows])
     if len(lines) <= room:
         return lines

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
-__all__ = ["duration", "printable", "shortened", "width_of"]
+__all__ = ["duration", "printable", "shortened", "width_of", "words_of"]
 
 
 def printable(text: str) -> str:
@@ -41,6 +42,11 @@ def _first(text: str, width: int) -> str:
             break
         kept += letter
     return kept
+
+
+def words_of(metric: str) -> str:
+    """Return the name of a metric as words: macro F1."""
+    return re.sub(r"\bf1\b", "F1", metric.replace("_", " "))
 
 
 def duration(seconds: float) -> str:
