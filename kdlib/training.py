@@ -22,12 +22,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from kdlib.batches import Batch
+from kdlib.batches import Batch, Examples
 from kdlib.captured import CapturedStep
+from kdlib.files import tensor_digest
 from kdlib.losses import cross_entropy
+from kdlib.packing import tensors_of_state, unwrapped
 from kdlib.progress import NonFiniteLoss, Progress
 from kdlib.replicas import Replicas
 from kdlib.seeds import derive_seed
+from kdlib.targets import SoftTargets
 
 __all__ = [
     "NonFiniteLoss",
@@ -38,6 +41,7 @@ __all__ = [
     "evaluating",
     "hard_targets",
     "predict_logits",
+    "predict_soft_targets",
     "train_step",
 ]
 
@@ -77,18 +81,18 @@ def epochs(
     The mean loss of the epoch is recorded as `training_loss`, that of replica r as `training_loss/r`. Raises
     NonFiniteLoss, with run, epoch and step, if a loss is NaN or infinite.
     """
-    progress.count = count
+    seeds = [seed] if isinstance(seed, int) else [*seed]
+    progress.loop_begins(batches, seeds, count, rate=rate is not None)
     tracer = progress.tracer
     if not tracer.traces:
         tracer.begin(batches)
     make_step = _step(progress, objective)
     for epoch in range(progress.epoch + 1, count + 1):
         if rate is not None:
-            for group in progress.optimizer.param_groups:
-                group["lr"] = rate(epoch)
+            progress.rates.set_all(progress.optimizer, rate(epoch))
         if progress.resumed[0]:
             tracer.refuse_changes(progress.label)
-        tracer.epoch_begins(epoch, _seed_layers(progress.model, [seed] if isinstance(seed, int) else seed, epoch))
+        tracer.epoch_begins(epoch, _seed_layers(progress.model, seeds, epoch))
         progress.model.train()
         done = progress.epoch_begins()
         if isinstance(make_step, CapturedStep):
@@ -181,3 +185,16 @@ def predict_logits(model: nn.Module, inputs: Tensor, size: int = 1024) -> Tensor
     """
     with evaluating(model):
         return torch.cat([model(part) for part in torch.split(inputs, size)])
+
+
+def predict_soft_targets(teacher: nn.Module, examples: Examples, run: str = "", size: int = 1024) -> SoftTargets:
+    """Return the teacher's logits (N, K) of the examples, with the examples' digest and view.
+
+    `run` names the teacher; without it, the name is made from the SHA-256 of the weights. Warns (TeacherAtChance) as
+    `Examples.check` does.
+    """
+    logits = predict_logits(teacher, examples.inputs, size)
+    name = run or f"weights {tensor_digest(tensors_of_state(unwrapped(teacher).state_dict()))[:16]}"
+    soft = SoftTargets(logits, name, examples.digest, examples.view)
+    examples.check(soft)
+    return soft
