@@ -9,11 +9,21 @@ import pytest
 import torch
 from torch import nn
 
-from kdlib.batches import Batch, Batches, Examples
+from kdlib.batches import Batch, Batches, Examples, TeacherAtChance
 from kdlib.losses import hard_and_soft
 from kdlib.seeds import derive_seed, generator
 from kdlib.targets import SoftTargets
-from kdlib.training import NonFiniteLoss, Progress, cosine, epochs, evaluating, hard_targets, predict_logits, train_step
+from kdlib.training import (
+    NonFiniteLoss,
+    Progress,
+    cosine,
+    epochs,
+    evaluating,
+    hard_targets,
+    predict_logits,
+    predict_soft_targets,
+    train_step,
+)
 
 N, K, SIZE, SEED = 37, 3, 8, 4
 
@@ -268,6 +278,22 @@ def test_logits_are_those_of_the_layers_written_out(examples):
     hidden = (examples.inputs @ first.weight.T + first.bias - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
     by_hand = torch.relu(hidden * norm.weight + norm.bias) @ last.weight.T + last.bias
     assert torch.allclose(predict_logits(model, examples.inputs), by_hand, atol=1e-5)
+
+
+def test_soft_targets_of_a_teacher_carry_the_identity_of_data_and_teacher(examples):
+    teacher = network()
+    data = Examples(examples.inputs, predict_logits(teacher, examples.inputs).argmax(1), view="plain, cut")
+    soft = predict_soft_targets(teacher, data, size=5)
+    assert torch.equal(soft.logits, predict_logits(teacher, data.inputs, 5))
+    assert (soft.data_digest, soft.view) == (data.digest, "plain, cut")
+    assert data.check(soft) == 1.0
+    other, model = network(), nn.DataParallel(teacher)
+    nn.init.zeros_(other[4].bias)
+    names = [predict_soft_targets(model, data).teacher_run for model in (teacher, other, model)]
+    assert names[0] == soft.teacher_run == names[2] != names[1]
+    assert predict_soft_targets(teacher, data, "mine").teacher_run == "mine"
+    with pytest.warns(TeacherAtChance):
+        predict_soft_targets(teacher, Examples(data.inputs, data.labels.roll(7)))
 
 
 @pytest.mark.parametrize("size", [1, 8, N, 1000])
