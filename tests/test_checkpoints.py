@@ -288,6 +288,25 @@ def test_a_rate_does_not_level_groups_and_does_not_fight_a_scheduler():
         next(epochs(progress, Batches(EXAMPLES, SIZE, SEED), hard_targets, count=1, seed=0, rate=lambda epoch: 0.1))
 
 
+def of_a_tensor(model):
+    return torch.optim.Adam(model.parameters(), lr=torch.tensor(0.05), foreach=False)
+
+
+def test_a_learning_rate_that_is_a_tensor_stays_that_tensor(tmp_path):
+    """Compiled and recorded steps read it."""
+    model = network()
+    optimizer = of_a_tensor(model)
+    own = optimizer.param_groups[0]["lr"]
+    progress = Progress(model, optimizer, checkpoint=tmp_path / "c")
+    batches = Batches(EXAMPLES, SIZE, SEED)
+    list(epochs(progress, batches, hard_targets, count=2, seed=SEED, rate=lambda epoch: 0.25 / epoch))
+    assert optimizer.param_groups[0]["lr"] is own
+    assert float(own) == 0.125
+    again = of_a_tensor(model := network())
+    Progress(model, again, checkpoint=tmp_path / "c")
+    assert torch.equal(again.param_groups[0]["lr"], torch.tensor(0.125))
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.1])
 def test_a_rate_that_is_none_is_refused(value):
     with pytest.raises(KDError, match="rate: expected finite learning rates of 0 or more, found"):
@@ -299,6 +318,13 @@ def test_a_rate_sets_what_another_process_left(tmp_path):
     train(tmp_path / "c", count=1, rate=lambda epoch: 0.1 / epoch)
     resumed = train(tmp_path / "c", optimizer=lambda m: sgd(m, lr=7.0), count=3, rate=lambda epoch: 0.1 / epoch)
     assert resumed.traces == train(None, count=3, rate=lambda epoch: 0.1 / epoch).traces
+
+
+def test_the_learning_rate_is_there_again_before_the_loop(tmp_path):
+    set_by(by_hand_in_the_body, tmp_path / "c")
+    model = network()
+    Progress(model, optimizer := sgd(model), checkpoint=tmp_path / "c")
+    assert values(optimizer) == [(0.05 * 0.5**3, 0.9 - 0.1 * 3)]
 
 
 def by_hand_in_the_body(progress):
