@@ -97,8 +97,8 @@ def flip_and_shift(pictures: Tensor, largest: int, generator: torch.Generator) -
     """
     if pictures.ndim != 4 or not 0 <= largest < min(pictures.shape[2:]):
         raise KDError(
-            f"expected pictures (B, C, H, W) and a shift from 0 to less than H and W, found {tuple(pictures.shape)} and "
-            f"{largest}; use unsqueeze(1) for pictures without channels"
+            "expected pictures (B, C, H, W) and a shift from 0 to less than H and W, found "
+            f"{tuple(pictures.shape)} and {largest}; use unsqueeze(1) for pictures without channels"
         )
     count, channels, height, width = pictures.shape
     draws = torch.randint(0, 2 * (largest + 1), (count, 2), generator=generator)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdlib.augment import Mix
+from kdlib.checks import check_classes
 from kdlib.errors import KDError
 from kdlib.files import array_digest
 from kdlib.seeds import generator
@@ -48,6 +50,9 @@ class Examples:
 
     def __init__(self, inputs: Tensor, labels: Tensor, digest: str | None = None, view: str = "plain") -> None:
         """Refuse labels that are not one integer for each input, nor an empty row for each (KDError)."""
+        for name, values in (("inputs", inputs), ("labels", labels)):
+            if not isinstance(values, Tensor):
+                raise KDError(f"{name}: expected a tensor, found {type(values).__name__}; use torch.as_tensor({name})")
         count = len(inputs)
         if labels.shape not in ((count,), (count, 0)) or labels.dtype != torch.int64:
             raise KDError(
@@ -143,7 +148,8 @@ class Batch:
 class Batches:
     """Batches of an epoch, a pure function of the epoch's number: `for batch in batches(epoch)`.
 
-    The last batch may be short. `soft` holds the teacher's logits for the examples.
+    The last batch may be short; `drop_last` leaves it out, and with it other rows in each epoch. `soft` holds the
+    teacher's logits for the examples.
 
     `mix(epoch)` plans an epoch of mixed rows. Inputs, labels and soft targets are mixed with the same weights, and the
     labels become distributions over `classes` classes.
@@ -152,7 +158,8 @@ class Batches:
     other, in their order, so it may draw from a generator. `view` names what it does ("flip+shift").
 
     Raises KDError for soft targets of other data or of another view than the inputs of the batches, for a mix without
-    `classes`, for `augment` without `view` or `view` without `augment`, and for a mix together with `augment`.
+    `classes`, for `augment` without `view` or `view` without `augment`, for a mix together with `augment`, for a size
+    below 1, and for fewer examples than one batch has.
     """
 
     def __init__(
@@ -165,7 +172,14 @@ class Batches:
         classes: int | None = None,
         augment: Callable[[int], Callable[[Tensor], Tensor]] | None = None,
         view: str = "",
+        drop_last: bool = False,
     ) -> None:
+        size = operator.index(size)
+        if size < 1 or len(examples.inputs) < (size if drop_last else 1):
+            raise KDError(
+                f"expected a batch size of at least 1, and examples for a batch, found size {size} and "
+                f"{len(examples.inputs)} examples; take a smaller size or more examples"
+            )
         _check_mix(examples, mix, classes)
         _check_augmentation(augment, view, mix)
         if soft is not None:
@@ -173,12 +187,15 @@ class Batches:
         self.examples, self.size, self.seed, self.mix, self.augment = examples, size, seed, mix, augment
         self.soft = None if soft is None else soft.logits.to(examples.inputs.device)
         self.soft_origin = None if soft is None else soft.origin()
-        self.view = view or examples.view
+        self.view, self.drop_last = view or examples.view, drop_last
+        if classes is not None:
+            check_classes(examples.labels.cpu(), classes)
         self.one_hot = None if classes is None else F.one_hot(examples.labels, classes).to(examples.inputs)
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
-        return -(-len(self.examples.inputs) // self.size)
+        count = len(self.examples.inputs)
+        return count // self.size if self.drop_last else -(-count // self.size)
 
     def __call__(self, epoch: int) -> Iterator[Batch]:
         """Yield the epoch's batches, in an order that depends only on seed and epoch.
@@ -195,13 +212,16 @@ class Batches:
             yield from batches if augment is None else _augmented(batches, augment)
 
     def order(self, epoch: int) -> Tensor:
-        """Return the row numbers (N,) of an epoch in their order, on the examples' device."""
+        """Return the row numbers (N,) of an epoch in their order, on the examples' device; with `drop_last` fewer."""
         order = torch.randperm(len(self.examples.inputs), generator=generator(self.seed, "order", epoch))
+        if self.drop_last:
+            order = order[: len(self) * self.size]
         return order.to(self.examples.inputs.device)
 
     def about(self) -> dict[str, Any]:
         """Return what the batches are made of, for the trace: data, view, size, and the origin of the soft targets."""
-        return {"digest": self.examples.digest, "view": self.view, "size": self.size, "soft": self.soft_origin}
+        made = {"digest": self.examples.digest, "view": self.view, "size": self.size, "soft": self.soft_origin}
+        return made | {"drop_last": True} if self.drop_last else made
 
     def _plain(self, rows: Tensor) -> Batch:
         soft = None if self.soft is None else self.soft.index_select(0, rows)

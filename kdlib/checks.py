@@ -35,7 +35,7 @@ def readable(values: Tensor) -> Tensor | None:
 
 
 def check_number(name: str, value: Any, low: float, high: float, remedy: str, above: bool = False) -> None:
-    """Refuse a number or 0-d tensor that is not from `low` to `high` and finite (KDError); `above`: nor equal to low."""
+    """Refuse a number or 0-d tensor that is not finite and from `low` to `high`; `above`: nor `low` (KDError)."""
     if isinstance(value, Tensor):
         if value.ndim:
             raise KDError(
@@ -128,7 +128,7 @@ def check_classes(labels: Tensor, classes: int, what: str = "labels") -> None:
         wrong = (values < 0) | (values >= classes)
         raise KDError(
             f"expected {what} from 0 to {classes - 1}, of {classes} classes, found {values[wrong][0].item()} "
-            f"{_place(wrong)}, and {int(wrong.sum())} outside in all; leave these rows out, or number the classes from 0"
+            f"{_place(wrong)}, and {int(wrong.sum())} outside in all; leave these rows out, or number from 0"
         )
 
 
@@ -140,9 +140,9 @@ def _check_distributions(rows: Tensor) -> None:
         wrong = ~((values.amin(-1) >= 0) & ((sums - 1).abs() <= 0.01))  # also NaN
         if bool(wrong.any()):
             raise KDError(
-                f"expected labels that are distributions, from 0 to 1 with sum 1, found {sums[wrong][0].item():g} as a "
-                f"sum or a number below 0 {_place(wrong)}; use the softmax of logits, and binary_distillation for labels "
-                "that do not exclude each other"
+                f"expected labels that are distributions, from 0 to 1 with sum 1, found the sum "
+                f"{sums[wrong][0].item():g} or a number below 0 {_place(wrong)}; use the softmax of logits, and "
+                "binary_distillation for labels that do not exclude each other"
             )
 
 

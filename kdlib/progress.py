@@ -80,6 +80,7 @@ class Progress:
         self.saved_at = time.monotonic()
         self.kept: dict[str, dict[str, Tensor]] = {}
         self.notice = ""
+        self.frozen: list[nn.Module] = []  # modules that remain in evaluation mode; the loop sets them
         self.count = 0  # epochs to train in all; the loop sets it
         self.tracer = Tracer(self)
         self.loops = Loops()
