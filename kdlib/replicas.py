@@ -19,6 +19,7 @@ Shapes: R replicas, B batch, K classes.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import repeat, zip_longest
@@ -65,6 +66,7 @@ class Replicas(nn.Module):
         refuse_what_cannot_be_stacked(members[0], bool(self._draws))
         self._frozen = [name for name, module in members[0].named_modules() if members[0].training > module.training]
         self.generators: list[torch.Generator] = []  # of the members' dropout
+        self._proved = False  # one training step has shown that no buffer is replaced
         self._names: dict[str, str] = {}
         every = [dict(member.named_parameters()) | dict(member.named_buffers()) for member in members]
         kept = members[0].state_dict().keys()
@@ -92,7 +94,7 @@ class Replicas(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return outputs (R, B, K) of inputs (R, B, ...); KDError if the members' dropout has no seeds."""
-        template = self._in_mode(self._template[0])
+        self._in_mode(self._template[0])
         state = {name: getattr(self, stacked) for name, stacked in self._names.items()}
         arguments: tuple[Tensor, ...] = (inputs,)
         if self.training and self._draws:
@@ -103,9 +105,32 @@ class Replicas(nn.Module):
             shape = (inputs.shape[1], self._draws)
             arguments += (torch.stack([torch.rand(shape, generator=g, device=g.device) for g in self.generators]),)
         with ConvolutionsAsProducts() if self._as_products else nullcontext():
-            outputs: Tensor = torch.vmap(lambda state, arguments: functional_call(template, state, arguments))(
-                state, arguments
-            )
+            try:
+                outputs: Tensor = torch.vmap(self._outputs_of_one)(state, arguments)
+            except RuntimeError as error:
+                if not re.search("vmap|atching rule", str(error)):
+                    raise
+                raise KDError(
+                    f"expected members that torch.vmap can map over, found: {str(error).splitlines()[0]}; give the "
+                    "members' random layers `draws`, replace the layer, or train the members one by one"
+                ) from error
+        self._proved = self._proved or self.training
+        return outputs
+
+    def _outputs_of_one(self, state: dict[str, Tensor], arguments: tuple[Tensor, ...]) -> Tensor:
+        template = self._template[0]
+
+        def refuse_others(*_: object) -> None:
+            # A new tensor in a buffer's place would be lost, as functional_call puts the template's own back.
+            for name, buffer in template.named_buffers():
+                if buffer is not state[name]:
+                    raise KDError(
+                        f"expected members that change their buffers in place, found that {name} is replaced; use "
+                        f"self.{name}.copy_(...), or train the members one by one"
+                    )
+
+        with nullcontext() if self._proved else template.register_forward_hook(refuse_others):
+            outputs: Tensor = functional_call(template, state, arguments)
         return outputs
 
     def member(self, number: int) -> nn.Module:
