@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -46,7 +47,7 @@ def predict_logits(
 def _parts(inputs: Any, size: int) -> Iterable[Tensor]:
     if isinstance(inputs, Tensor | np.ndarray):
         check_number("size", size, 1, math.inf, "it is the number of rows at a time")
-        yield from torch.split(torch.as_tensor(inputs), size)
+        yield from torch.split(torch.as_tensor(inputs), operator.index(size))
         return
     part = None
     for part in () if isinstance(inputs, list | tuple | dict) else inputs:
