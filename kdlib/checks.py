@@ -31,7 +31,9 @@ def readable(values: Tensor) -> Tensor | None:
         return None
     while torch._C._functorch.is_functorch_wrapped_tensor(values):
         values = torch._C._functorch.get_unwrapped(values)
-    return values.detach() if type(values) in (Tensor, torch.nn.Parameter) and values.device.type == "cpu" else None
+    if type(values) not in (Tensor, torch.nn.Parameter) or not values.is_cpu:
+        return None
+    return values.detach() if values.requires_grad else values
 
 
 def check_number(name: str, value: Any, low: float, high: float, remedy: str, above: bool = False) -> None:
@@ -82,11 +84,16 @@ def in_float32(logits: Tensor) -> Tensor:
     return logits.float() if logits.is_floating_point() and logits.dtype.itemsize < 4 else logits
 
 
-def check_values(logits: Tensor, whose: str = "the teacher", minus_infinity: bool = True) -> None:
-    """Refuse logits (..., K) with NaN or infinity (KDError); -inf, a class that is excluded, may be allowed."""
+def check_values(logits: Tensor, whose: str = "the teacher", minus_infinity: bool = True) -> bool:
+    """Refuse logits (..., K) with NaN or infinity (KDError); -inf, a class that is excluded, may be allowed.
+
+    Return whether there may be such a class: True also where values are not read.
+    """
     values = readable(logits)
-    if values is None or math.isfinite(float(values.sum(dtype=torch.float64))):
-        return  # the usual case by one operation
+    if values is None:
+        return True
+    if math.isfinite(values.sum().item()):
+        return False  # the usual case by one operation; a sum of large finite numbers may overflow
     wrong = values.isnan() | (values == math.inf)
     wrong |= (values == -math.inf) & (torch.tensor(not minus_infinity) | (values == -math.inf).all(-1, keepdim=True))
     if bool(wrong.any()):
@@ -95,6 +102,7 @@ def check_values(logits: Tensor, whose: str = "the teacher", minus_infinity: boo
             f"expected logits of {whose} that are {allowed}, found {values[wrong][0].item()} {_place(wrong)}; correct "
             f"what made them: the logarithm of a probability 0, for example, or a network that diverged"
         )
+    return True
 
 
 def check_labels(labels: Any, rows: int, classes: int) -> Tensor:
@@ -124,7 +132,7 @@ def check_classes(labels: Tensor, classes: int, what: str = "labels") -> None:
     if values is None or values.numel() == 0:
         return
     low, high = values.to(torch.int64).aminmax()
-    if low < 0 or high >= classes:
+    if low.item() < 0 or high.item() >= classes:
         wrong = (values < 0) | (values >= classes)
         raise KDError(
             f"expected {what} from 0 to {classes - 1}, of {classes} classes, found {values[wrong][0].item()} "

@@ -63,12 +63,12 @@ def soft_target_kl(student: Tensor, teacher: Tensor, temperature: Number) -> Ten
     T^2 keeps the size of the gradient when the temperature changes; without it the gradient falls as 1/T^2. Its
     rounding grows as T^2 too: KDError for a temperature above 2896 in float32, where it may reach 1 nat.
     """
-    student, teacher = _student_and_teacher(student, teacher)
+    student, teacher, excluded = _student_and_teacher(student, teacher)
     _check_temperature(temperature, student.dtype)
     same_shape(student, teacher)
     teacher_log_probs = F.log_softmax(teacher.detach() / temperature, dim=-1)
     student_log_probs = F.log_softmax(student / temperature, dim=-1)
-    return temperature**2 / len(student) * _summed_kl(teacher_log_probs, student_log_probs)
+    return temperature**2 / len(student) * _summed_kl(teacher_log_probs, student_log_probs, excluded)
 
 
 def hard_and_soft(
@@ -90,13 +90,13 @@ def kl_plus_mae(student: Tensor, teacher: Tensor, mae_weight: Number) -> Tensor:
 
     It is the loss of CVxTz's knowledge_distillation (2020), which uses a weight of 0.1.
     """
-    student, teacher = _student_and_teacher(student, teacher)
+    student, teacher, excluded = _student_and_teacher(student, teacher)
     check_number("mae_weight", mae_weight, 0, math.inf, "a negative weight would maximise this term")
     same_shape(student, teacher)
     teacher_log_probs = F.log_softmax(teacher.detach(), dim=-1)
     student_log_probs = F.log_softmax(student, dim=-1)
     distance = F.l1_loss(student_log_probs.exp(), teacher_log_probs.exp())
-    return _summed_kl(teacher_log_probs, student_log_probs) / len(student) + mae_weight * distance
+    return _summed_kl(teacher_log_probs, student_log_probs, excluded) / len(student) + mae_weight * distance
 
 
 def logit_matching(student: Tensor, teacher: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ def logit_matching(student: Tensor, teacher: Tensor) -> Tensor:
     subtracted. Its gradient (student_k - teacher_k) / K is T^2 times that of Hinton, Vinyals, Dean 2015, eq. 4. KDError
     also for -inf, which has no mean.
     """
-    student, teacher = _student_and_teacher(student, teacher, minus_infinity=False)
+    student, teacher, _ = _student_and_teacher(student, teacher, minus_infinity=False)
     same_shape(student, teacher)
     return (student - teacher.detach()).var(dim=-1, correction=0).mean() / 2
 
@@ -158,10 +158,10 @@ def label_smoothing(logits: Tensor, labels: Tensor, smoothing: Number) -> Tensor
     return hard_and_soft(logits, uniform, labels, 1 - smoothing, smoothing, temperature=1)
 
 
-def _student_and_teacher(student: Tensor, teacher: Tensor, minus_infinity: bool = True) -> tuple[Tensor, Tensor]:
+def _student_and_teacher(student: Tensor, teacher: Tensor, minus_infinity: bool = True) -> tuple[Tensor, Tensor, bool]:
+    """The logits of both in 32 or 64 bits, and whether the teacher may exclude classes by -inf."""
     student, teacher = check_logits(student, "the student"), check_logits(teacher, "the teacher")
-    check_values(teacher, "the teacher", minus_infinity)
-    return student, teacher
+    return student, teacher, check_values(teacher, "the teacher", minus_infinity)
 
 
 def _check_temperature(temperature: Number, dtype: torch.dtype) -> None:
@@ -199,7 +199,7 @@ def _refuse_nan(teacher_logit: Tensor) -> None:
         raise KDError(f"expected a teacher's logits, found nan in row {', '.join(map(str, row))}; correct the teacher")
 
 
-def _summed_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    # A class that the teacher excludes, with the logit -inf, adds 0 log 0 = 0 and not NaN.
+def _summed_kl(log_p: Tensor, log_q: Tensor, excluded: bool) -> Tensor:
     terms = log_p.exp() * (log_p - log_q)
-    return terms.masked_fill(log_p == -math.inf, 0).sum()
+    # A class that the teacher excludes, by the logit -inf, adds 0 log 0 = 0 and not NaN.
+    return (terms.masked_fill(log_p == -math.inf, 0) if excluded else terms).sum()
