@@ -185,7 +185,7 @@ def test_examples_of_one_class_say_nothing_about_chance(examples):
 def test_logits_that_are_no_numbers_or_no_rows_are_refused(examples, soft):
     logits = soft.logits.clone()
     logits[17, 2] = float("nan")
-    with pytest.raises(KDError, match="found NaN in row 17, counted from 0, of run run"):
+    with pytest.raises(KDError, match=r"found nan at \[17, 2\], counted from row 0"):
         Batches(examples, SIZE, 0, replace(soft, logits=logits))
     with pytest.raises(KDError, match=rf"expected logits of shape \(N, K\), .* found \({N},\)"):
         examples.check(replace(soft, logits=logits[:, 0]))

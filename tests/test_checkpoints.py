@@ -67,7 +67,6 @@ OTHERS = {
     ),
     "nothing said": ({"about": None}, "about.temperature: the checkpoint has 4.0, this training None"),
     "seed": ({"seed": 6}, "seed: the checkpoint has 5, this training 6"),
-    "seeds": ({"seed": [5, 6]}, r"seed: the checkpoint has 5, this training \[5, 6\]"),
     "rows": (
         {"batches": Batches(Examples(INPUTS.flip(0), EXAMPLES.labels.flip(0)), SIZE, SEED)},
         f"data.digest: the checkpoint has '{EXAMPLES.digest}', this training '[0-9a-f]{{16}}'",
