@@ -109,8 +109,9 @@ def page(
     *,
     judged: bool,
     synthetic: bool = False,
+    picture: str = "",
 ) -> str:
-    """Return the Markdown of a replication's tables; `heading` is what `header` returns."""
+    """Return the Markdown of a replication's tables; `heading` is what `header` returns, `picture` its figure's."""
     shown = arms_shown(arms, reported, metrics_of(reported))
     verdicts = claims_shown(claims, reported, judged, synthetic)
     parts = ingredients_shown(ingredients, reported)
@@ -130,6 +131,7 @@ def page(
                 table(verdicts, right),
                 "\n".join([*(_statement(claim) for claim in reported.claims.values()), *choices]),
                 *made_of,
+                *(["## Figure", picture] if picture else []),
                 "## How to read this",
                 _NOTES + _of_one_teacher(experiment.arms, arms),
             ]
@@ -220,6 +222,7 @@ def write_tables(
     profile: str,
     synthetic: bool = False,
     judged_bands: Bands | None = None,
+    picture: str = "",
 ) -> str:
     """Write `<label>.md` and `<label>-arms.csv`, `-claims.csv`, `-ingredients.csv`, each whole; return the Markdown.
 
@@ -245,6 +248,7 @@ def write_tables(
         choices,
         judged=about.judged,
         synthetic=synthetic,
+        picture=picture,
     )
     frames = {"arms": arms, "claims": claims, "ingredients": ingredients}
     for name, frame in frames.items():
