@@ -5,7 +5,9 @@ A replication's `figures.py` says which parts its figure has. A part without rec
 
 from __future__ import annotations
 
+import hashlib
 import io
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -197,5 +199,16 @@ def save(figure: Figure, *paths: Path) -> None:
             content = io.BytesIO()
             about = {"Software": None} if path.suffix == ".png" else {"Date": None, "Creator": None}
             figure.savefig(content, format=path.suffix[1:], dpi=130, metadata=about)
-            atomic_write(path, content.getvalue())
+            atomic_write(path, content.getvalue() if path.suffix == ".png" else _steady(content.getvalue()))
     plt.close(figure)
+
+
+def _steady(svg: bytes) -> bytes:
+    """Rename what matplotlib names by digests of unrounded numbers: the layout's last digits do not always repeat.
+
+    The names begin with a digest of the file, so that several files fit in one page.
+    """
+    pattern = rb"\b(?:[phm]|C[0-9a-f]+_[0-9a-f]+_)[0-9a-f]{10}\b"
+    numbers = {name: b"%d" % number for number, name in enumerate(dict.fromkeys(re.findall(pattern, svg)))}
+    digest = hashlib.sha256(re.sub(pattern, lambda match: numbers[match[0]], svg)).hexdigest()[:8].encode()
+    return re.sub(pattern, lambda match: b"x" + digest + b"-" + numbers[match[0]], svg)
