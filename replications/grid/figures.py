@@ -24,8 +24,8 @@ SERIES = (
 )
 SHOWN = (  # arm, label
     ("teacher", "teacher"),
-    ("baseline_64", "from scratch,\nbatch 64"),
-    ("baseline", "from scratch,\nbatch 32"),
+    ("baseline_64", "from\nscratch,\nbatch 64"),
+    ("baseline", "from\nscratch,\nbatch 32"),
     (cell(0.6, 8), "distilled,\nalpha 0.6,\nT 8"),
     (cell(1.0, 8), "distilled,\nalpha 1,\nT 8"),
     ("sham", "sham"),
