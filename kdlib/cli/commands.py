@@ -16,6 +16,7 @@ from kdlib.judge.verdicts import MIN_SEEDS
 from kdlib.report import sessions
 from kdlib.report.markdown import unescaped
 from kdlib.report.pages import draw_data, update_readmes, write_pages
+from kdlib.report.site import write_site
 from kdlib.report.steps import Step, next_steps
 from kdlib.report.summary import lines_of
 from kdlib.report.terminal import printable
@@ -186,6 +187,8 @@ def tables(options: argparse.Namespace) -> int:
             write_pages(load_experiment(name), records, path.parent, committed=records, synthetic=False)
             print(f"written {path.parent}")
     update_readmes(ROOT)
+    write_site(ROOT)
+    print(f"written {ROOT / 'results' / 'site' / 'index.html'}")
     return 0
 
 

@@ -118,7 +118,7 @@ class Sized:
         there, reversed_ = mean - wide > 0, mean + wide < 0
         below = mean + of.half_width(0.95)[:, 0] < self.reported - self.margin
         return _select(
-            (there & (np.abs(mean - self.reported) <= self._room(of)), Outcome.REPLICATED),
+            (there & (np.abs(mean - self.reported) <= self.room(of)), Outcome.REPLICATED),
             (there & below, Outcome.MUCH_SMALLER),
             (there & (mean > self.reported), Outcome.LARGER),
             (there, Outcome.SMALLER),
@@ -129,13 +129,13 @@ class Sized:
 
     def limits(self, of: Moments) -> Floats:
         """Return the shifts to the limits."""
-        wide, room = float(of.half_width(0.975)[0, 0]), float(self._room(of)[0])
+        wide, room = float(of.half_width(0.975)[0, 0]), float(self.room(of)[0])
         below = self.reported - self.margin - float(of.half_width(0.95)[0, 0])
         sizes = (self.reported - room, self.reported, self.reported + room)
         return _shifts([wide, -wide, below, *sizes], of)
 
-    def _room(self, of: Moments) -> Floats:
-        """How far a mean may be from the reported size: the margin, or less if both are known more exactly."""
+    def room(self, of: Moments) -> Floats:
+        """Return how far a mean (samples,) may be from the reported size: the margin, or less if both are known more exactly."""
         s, freedom = of.std[:, 0], of.n - 1
         if self.std is not None and self.runs is not None and self.runs >= 2:
             theirs, freedom = self.std**2 / self.runs, of.n + self.runs - 2

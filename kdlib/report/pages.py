@@ -20,7 +20,7 @@ from kdlib.report.tables import MADE_OF, write_tables
 from kdlib.run.experiment import Experiment, load_experiment, replications
 from kdlib.run.records import Record, grouped, read_records
 
-__all__ = ["draw_data", "reported_of", "update_readmes", "write_pages"]
+__all__ = ["draw_data", "label_of", "reported_of", "update_readmes", "write_pages"]
 
 
 def reported_of(experiment: Experiment) -> Reported:
@@ -39,10 +39,10 @@ def write_pages(
     judged = experiment.judged
     # A reduced profile may train on a part of the data. It is compared with the judged runs of the same label, whose
     # data digest may be another.
-    judged_data = {_label(experiment, record): record.data for record in committed if record.profile == judged}
+    judged_data = {label_of(experiment, record): record.data for record in committed if record.profile == judged}
     pages = []
     for (digest, profile_name), group in grouped(records).items():
-        label = _label(experiment, group[0])
+        label = label_of(experiment, group[0])
         data = digest if profile_name == judged else judged_data.get(label.replace(profile_name, judged, 1), digest)
         if synthetic and not experiment.profile(profile_name).synthetic:
             label += "-synthetic"
@@ -88,7 +88,8 @@ def draw_data(experiment: Experiment, data: Any, path: Path) -> None:
         figures.draw_data(data, path)
 
 
-def _label(experiment: Experiment, record: Record) -> str:
+def label_of(experiment: Experiment, record: Record) -> str:
+    """Return the name of the files of a record's table."""
     return experiment.label(record.profile, record.description["config"])
 
 
@@ -100,7 +101,7 @@ def update_readmes(root: Path) -> None:
     rows, shown = [], {}
     for name in replications(root):
         experiment, results = load_experiment(name), root / "results" / name
-        judged = [r for r in read_records(results / "runs.jsonl") if _label(experiment, r) == experiment.judged]
+        judged = [r for r in read_records(results / "runs.jsonl") if label_of(experiment, r) == experiment.judged]
         declared = experiment.profile(experiment.judged).seeds if experiment.judged else 0
         rows.append(summary_line(name, reported_of(experiment), judged, declared))
         for profile_name, profile in experiment.profiles.items():

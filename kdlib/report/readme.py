@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from kdlib.errors import KDError
 from kdlib.judge.claims import Claim, Reported
 from kdlib.judge.judging import Metrics, judge, of_declared, with_choices
-from kdlib.judge.verdicts import headline
+from kdlib.judge.verdicts import Verdict, headline
 from kdlib.report.frames import bounds, on_claims_scale, part_differences, spread
 from kdlib.report.markdown import NONE, aim, escaped, found, percent, scale, table, unit
 from kdlib.run.records import Record, measured
 
-__all__ = ["replace_table", "section", "summary_line", "summary_table"]
+__all__ = ["replace_table", "section", "summary_line", "summary_table", "worst_primary"]
 
 
 def summary_line(name: str, reported: Reported, records: Sequence[Record], declared: int) -> dict[str, str]:
@@ -21,15 +21,11 @@ def summary_line(name: str, reported: Reported, records: Sequence[Record], decla
     `declared` is the number of seeds that a verdict needs. If no arms of a primary claim have runs, the row says that
     the replication has not been run in full.
     """
-    primary = [claim for claim in reported.claims.values() if claim.primary]
     numbers = with_choices(reported.choices, of_declared(measured(records), declared))
-    judged = [
-        (judge(claim, mode, numbers, declared=declared), claim, mode) for claim in primary for mode in claim.modes
-    ]
-    if not any(verdict.n for verdict, _, _ in judged):
-        return _row(name, reported, primary[0], "") | {"verdict": "not yet run in full"}
-    worst = headline(verdict for verdict, _, _ in judged)
-    claim, mode = next((claim, mode) for verdict, claim, mode in judged if verdict is worst)
+    found_worst = worst_primary(reported, numbers, declared)
+    if found_worst is None:
+        return _row(name, reported, reported.primary, "") | {"verdict": "not yet run in full"}
+    worst, claim, mode = found_worst
     cells = found(claim, scale(reported, claim.metric), *on_claims_scale(claim, worst))
     interval = "" if cells["95%"] == NONE else f" ({cells['95%']})"
     measurement = f"{cells['measured']}{interval}, n = {worst.n}"
@@ -40,6 +36,18 @@ def summary_line(name: str, reported: Reported, records: Sequence[Record], decla
         "firmness": percent(worst.firmness),
     }
     return _row(name, reported, claim, f", {mode}") | about
+
+
+def worst_primary(reported: Reported, numbers: Metrics, declared: int) -> tuple[Verdict, Claim, str] | None:
+    """Return the worst verdict on a primary claim in a mode, the claim and the mode; None before the first run."""
+    primary = [claim for claim in reported.claims.values() if claim.primary]
+    judged = [
+        (judge(claim, mode, numbers, declared=declared), claim, mode) for claim in primary for mode in claim.modes
+    ]
+    if not any(verdict.n for verdict, _, _ in judged):
+        return None
+    worst = headline(verdict for verdict, _, _ in judged)
+    return next(each for each in judged if each[0] is worst)
 
 
 def _row(name: str, reported: Reported, claim: Claim, mode: str) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ from kdlib.run.records import Record, digest_of, measured
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["MADE_OF", "header", "page", "write_tables"]
+__all__ = ["MADE_OF", "header", "of_one_teacher", "page", "write_tables"]
 
 MADE_OF = "What the difference is made of"
 
@@ -197,14 +197,21 @@ _NOTES = """\
 - A verdict marked *analogue* is about other data, or another teacher, than the source's."""
 
 
-def _of_one_teacher(arms: Sequence[Arm], frame: pd.DataFrame) -> str:
-    """A note on the arms whose seeds all descend from one run, because an arm has a fixed seed."""
-    several = set() if frame.empty else set(frame.loc[frame["n"] > 1, "arm"])
+def of_one_teacher(arms: Sequence[Arm], several: Collection[str]) -> list[str]:
+    """Return those of the arms in `several`, which have more than one seed, that all descend from one run.
+
+    That is because an arm that has taught them has a fixed seed.
+    """
     one: set[str] = set()
     for arm in arms:  # parents come before children
         if arm.seed is not None or one & set(arm.needs.values()):
             one.add(arm.name)
-    taught = [escaped(arm.name) for arm in arms if arm.name in one & several]
+    return [arm.name for arm in arms if arm.name in one and arm.name in several]
+
+
+def _of_one_teacher(arms: Sequence[Arm], frame: pd.DataFrame) -> str:
+    several = set() if frame.empty else set(frame.loc[frame["n"] > 1, "arm"])
+    taught = [escaped(name) for name in of_one_teacher(arms, several)]
     if not taught:
         return ""
     return (

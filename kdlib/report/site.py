@@ -1,0 +1,213 @@
+"""The static page: `results/site/index.html`, and one page for each replication, from `results/<name>/results.json`.
+
+There is one page for each replication because all of them together would be a few megabytes, and because a reader of
+one source should not have to scroll past the others. The pages load nothing: style, script and plots are in them.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from kdlib.files import atomic_write
+from kdlib.judge.verdicts import Outcome
+from kdlib.report.as_json import write_json
+from kdlib.report.commits import dates_of
+from kdlib.report.dots import bars, claim_plots
+from kdlib.report.markdown import NONE, Scale, percent
+from kdlib.report.prose import rendered
+from kdlib.report.roles import COLORS
+from kdlib.run.experiment import load_experiment, replications
+from kdlib.run.records import read_records
+
+__all__ = ["tone", "write_site"]
+
+Row = Mapping[str, Any]
+
+# How good a verdict is for the source, as a class of the style sheet, and a sign for readers who see no colours.
+TONES = {
+    Outcome.REPLICATED: "good",
+    Outcome.LARGER: "fair",
+    Outcome.SMALLER: "fair",
+    Outcome.MUCH_SMALLER: "weak",
+    Outcome.INCONCLUSIVE: "open",
+    Outcome.TOO_FEW_SEEDS: "open",
+    Outcome.INTERIM: "open",
+    Outcome.NOT_REPLICATED: "bad",
+    Outcome.NO_DIFFERENCE: "bad",
+    Outcome.CONTRADICTED: "bad",
+    Outcome.NOT_REPLICATED_REVERSED: "bad",
+    Outcome.REVERSED: "bad",
+}
+SIGNS = {"good": "✓", "fair": "≈", "weak": "↓", "open": "?", "bad": "✕", "none": "–"}
+PARTS = {"": "", "schedule": "schedule and data", "softness": "softness", "transfer": "transfer proper"}
+
+
+def write_site(root: Path) -> None:
+    """Write the JSON of every replication, and the pages; the same records always give the same bytes."""
+    names = replications(root)
+    commits = {
+        str(record.environment.get("commit"))
+        for name in names
+        for record in read_records(root / "results" / name / "runs.jsonl")
+    }
+    dates = dates_of(root, commits)
+    found = [write_json(load_experiment(name), root, dates) for name in names]
+    folder = root / "results" / "site"
+    write_pages(folder, found)
+    for stray in set(folder.glob("*.html")) - {folder / f"{name}.html" for name in ("index", *names)}:
+        stray.unlink()
+
+
+def write_pages(folder: Path, found: Sequence[Row]) -> None:
+    """Write the pages of some replications' results into a folder, next to which are the replications' own."""
+    pages = {"index.html": _template("index.html").render(sources=[_headed(one) for one in found], front=_front(folder))}
+    for one in found:
+        pages[f"{one['name']}.html"] = _template("replication.html").render(
+            **_headed(one),
+            prose=lambda text, name=one["name"]: Markup(rendered(text, f"../../replications/{name}")),
+            figures={table["label"]: _figure(folder.parent / one["name"], table["label"]) for table in one["tables"]},
+            costs=_cost(folder.parent / one["name"] / "cost.csv"),
+        )
+    for name, page in pages.items():
+        # The template's blank lines would be a third of the file.
+        atomic_write(folder / name, (re.sub(r"\n\s*\n+", "\n", page).strip() + "\n").encode())
+
+
+def _headed(one: Row) -> dict[str, Any]:
+    """The results of a replication with what its headline points to: table, claim and transfer proper."""
+    place = one["headline"]
+    table = next((table for table in one["tables"] if place and table["label"] == place["table"]), None)
+    row = None
+    if table and place:
+        row = next(r for r in table["claims"] if (r["claim"], r["mode"]) == (place["claim"], place["mode"]))
+    transfer = next((part for part in table["ingredients"] if part["role"] == "transfer"), None) if table else None
+    return {**one, "main": table or next(iter(one["tables"]), None), "row": row, "transfer": transfer}
+
+
+# ---- what the templates call
+
+
+@cache
+def _templates() -> Environment:
+    made = Environment(
+        loader=PackageLoader("kdlib.report", "site"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script = _file("page.js")
+    made.globals |= {
+        "style": Markup(_file("style.css")),
+        "script": Markup(script),
+        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        "signs": SIGNS,
+        "colors": COLORS,
+        "parts": PARTS,
+        "claim_plots": claim_plots,
+        "bars": bars,
+    }
+    made.filters |= {
+        "tone": tone,
+        "number": number,
+        "between": between,
+        "measured": measured_text,
+        "percent": lambda share: percent(float("nan") if share is None else share),
+        "duration": duration,
+        "slug": slug,
+        "device": short_device,
+        "seeds": seeds_text,
+    }
+    return made
+
+
+def _template(name: str) -> Any:
+    return _templates().get_template(name)
+
+
+def _file(name: str) -> str:
+    text = (files("kdlib.report") / "site" / name).read_text(encoding="utf-8")
+    return re.sub(r"\n\s*\n+", "\n", text).strip()  # as the page has it, or the script is not the one of its hash
+
+
+def tone(verdict: str) -> str:
+    """Return the class of a verdict's text; "none" for a row without one."""
+    if verdict.startswith("interim"):
+        return "open"
+    return next((tone for outcome, tone in TONES.items() if verdict == outcome), "none")
+
+
+def number(value: float | None, row: Row, sign: str = "") -> str:
+    """Return a number as the row's scale shows it, an em dash for None."""
+    return NONE if value is None else Scale(row["percent"], row["decimals"]).show(value, sign)
+
+
+def between(row: Row, sign: str = "") -> str:
+    """Return the interval of a row, from `low` to `high`."""
+    return NONE if row["low"] is None else f"{number(row['low'], row, sign)} to {number(row['high'], row, sign)}"
+
+
+def measured_text(row: Row) -> str:
+    """Return what was measured for a claim: a number, or whether counts are equal."""
+    if row["measured"] is None or row["kind"] != "exact":
+        return number(row["measured"], row, "+" if row["signed"] else "")
+    return f"off by {row['measured']:,.12g}" if row["measured"] else "equal"
+
+
+def duration(seconds: float | None) -> str:
+    """Return a time as people say it: 45 s, 12 min, 3.4 h."""
+    if seconds is None:
+        return NONE
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 3570 else f"{seconds / 3600:.1f} h"
+
+
+def slug(text: str) -> str:
+    """Return text that can be part of an anchor; different texts of the same letters stay different."""
+    plain = re.sub(r"[^a-zA-Z0-9_.-]+", "-", text)
+    return plain if plain in (text, text.replace(" ", "-")) else f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+def short_device(name: str) -> str:
+    """Return the name of a device without marks of trade and clock rate."""
+    return re.sub(r"\((R|TM)\)|\bProcessor\b|\bCPU\b|@.*", "", name).strip()
+
+
+def seeds_text(seeds: Sequence[int]) -> str:
+    """Return how many seeds there are."""
+    return f"{len(seeds)} seed{'' if len(seeds) == 1 else 's'}"
+
+
+# ---- files next to the results
+
+
+def _figure(folder: Path, label: str) -> str | None:
+    """The path of a table's figure as seen from the page; the drawing if there is one, else the picture."""
+    for ending in ("svg", "png"):
+        if (folder / f"{label}.{ending}").exists():
+            return f"../{folder.name}/{label}.{ending}"
+    return None
+
+
+def _front(folder: Path) -> str | None:
+    return next((f"../front.{e}" for e in ("svg", "png") if (folder.parent / f"front.{e}").exists()), None)
+
+
+def _cost(path: Path) -> list[list[str]]:
+    """The table of what the networks cost, its heads first; nothing if nobody has measured it."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))
