@@ -15,7 +15,7 @@ from kdlib.errors import KDError
 from kdlib.judge.verdicts import MIN_SEEDS
 from kdlib.report import sessions
 from kdlib.report.markdown import unescaped
-from kdlib.report.pages import draw_data, update_readmes, write_pages
+from kdlib.report.pages import committed, draw_data, update_readmes, write_pages
 from kdlib.report.site import write_site
 from kdlib.report.steps import Step, next_steps
 from kdlib.report.summary import lines_of
@@ -180,14 +180,13 @@ def _command(given: Sequence[str], step: Step) -> list[str]:
 
 def tables(options: argparse.Namespace) -> int:
     """`kd tables [NAME ...]`: the committed tables and the READMEs' tables, again, from the committed runs."""
-    for name in _chosen(options.names):
-        path = ROOT / "results" / name / "runs.jsonl"
-        if path.exists():
-            records = read_records(path)
-            write_pages(load_experiment(name), records, path.parent, committed=records, synthetic=False)
-            print(f"written {path.parent}")
-    update_readmes(ROOT)
-    write_site(ROOT)
+    names, found = _chosen(options.names), committed(ROOT)
+    for name in (name for name in names if found[name]):
+        folder = ROOT / "results" / name
+        write_pages(load_experiment(name), found[name], folder, committed=found[name], synthetic=False)
+        print(f"written {folder}")
+    update_readmes(ROOT, found)
+    write_site(ROOT, found)
     print(f"written {ROOT / 'results' / 'site' / 'index.html'}")
     return 0
 

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdlib.files import atomic_write
+from kdlib.files import atomic_write, sha256
 from kdlib.judge.claims import Claim, Reported
 from kdlib.judge.judging import of_declared, with_choices
-from kdlib.report.json_rows import arm_rows, claim_rows, ingredient_rows, run_rows
+from kdlib.report.json_rows import arm_rows, claim_rows, command, ingredient_rows, run_rows
 from kdlib.report.markdown import aim, mark, scale, unit
 from kdlib.report.pages import label_of, reported_of
 from kdlib.report.pairs import traced_pairs
@@ -22,16 +22,18 @@ from kdlib.report.prose import data_sets, numbered, read_text, section_of, title
 from kdlib.report.readme import worst_primary
 from kdlib.report.tables import of_one_teacher
 from kdlib.run.experiment import Experiment
-from kdlib.run.records import Record, digest_of, grouped, measured, read_records
+from kdlib.run.records import Record, grouped, measured
 
 __all__ = ["replication_json", "write_json"]
 
 AGAINST = "What stands against the claim"  # a section of a README
 
 
-def write_json(experiment: Experiment, root: Path, dates: Mapping[str, str]) -> dict[str, Any]:
+def write_json(
+    experiment: Experiment, records: Sequence[Record], root: Path, dates: Mapping[str, str]
+) -> dict[str, Any]:
     """Write and return the results of a replication; `dates` holds the day of each commit."""
-    content = replication_json(experiment, root, dates)
+    content = replication_json(experiment, records, root, dates)
     text = "{\n" + ",\n".join(_lines(content, 0)) + "\n}\n"
     atomic_write(root / "results" / experiment.name / "results.json", text.encode())
     return content
@@ -39,7 +41,7 @@ def write_json(experiment: Experiment, root: Path, dates: Mapping[str, str]) -> 
 
 def _lines(content: Mapping[str, Any], depth: int) -> list[str]:
     """One line for each row of a table, so that a difference between two versions can be read."""
-    return [f'{" " * (depth + 1)}{json.dumps(key)}: {_value(value, depth + 1)}' for key, value in content.items()]
+    return [f"{' ' * (depth + 1)}{json.dumps(key)}: {_value(value, depth + 1)}" for key, value in content.items()]
 
 
 def _value(value: Any, depth: int) -> str:
@@ -51,10 +53,11 @@ def _value(value: Any, depth: int) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
-def replication_json(experiment: Experiment, root: Path, dates: Mapping[str, str]) -> dict[str, Any]:
+def replication_json(
+    experiment: Experiment, records: Sequence[Record], root: Path, dates: Mapping[str, str]
+) -> dict[str, Any]:
     """Return the results of a replication; see the module."""
     reported, readme = reported_of(experiment), read_text(experiment.folder / "README.md")
-    records = read_records(root / "results" / experiment.name / "runs.jsonl")
     heading, items = numbered(readme)
     return {
         "name": experiment.name,
@@ -95,7 +98,8 @@ def _data_names(experiment: Experiment) -> tuple[str, ...]:
 
 def _headline(experiment: Experiment, reported: Reported, records: Sequence[Record]) -> dict[str, Any] | None:
     """Where the worst verdict on a primary claim is: the table, the claim and the mode."""
-    judged = [record for record in records if label_of(experiment, record) == experiment.judged]
+    groups = grouped(records).values()
+    judged = next((group for group in groups if label_of(experiment, group[0]) == experiment.judged), [])
     if not judged:
         return None
     declared = experiment.profile(experiment.judged).seeds
@@ -108,11 +112,14 @@ def _tables(
     experiment: Experiment, reported: Reported, records: Sequence[Record], root: Path, dates: Mapping[str, str]
 ) -> list[dict[str, Any]]:
     """The tables: the judged profile's first, then those of other data, then the other profiles."""
+    # The records' own lines: writing 10,000 of them as JSON again, for the digest, takes a second.
+    lines = read_text(root / "results" / experiment.name / "runs.jsonl").split("\n")
     line_of = {(record.run, record.profile): number for number, record in enumerate(records, 1)}
-    made = [
-        _table(experiment, reported, group, root, dates, [line_of[r.run, r.profile] for r in group])
-        for group in grouped(records).values()
-    ]
+    made = []
+    for group in grouped(records).values():
+        numbers = [line_of[record.run, record.profile] for record in group]
+        digest = sha256("".join(sorted(f"{lines[number - 1]}\n" for number in numbers)).encode())
+        made.append(_table(experiment, reported, group, root, dates, numbers) | {"records_sha256": digest})
     return sorted(made, key=lambda table: (table["label"] != experiment.judged, not table["judged"]))
 
 
@@ -138,7 +145,7 @@ def _table(
         "reduced": profile.reduced,
         "data": {"name": first.data_name, "digest": first.data},
         "seeds": sorted({record.seed for record in records}),
-        "records_sha256": digest_of(records),
+        "records_sha256": "",
         "pairs": {"compared": pairs, "traced": traced},
         "provenance": _provenance(records, dates),
         "notes": _notes(experiment, reported, arms),
@@ -151,7 +158,8 @@ def _table(
         "arms": arms,
         "claims": claim_rows(experiment, reported, records, folder / f"{label}-claims.csv"),
         "ingredients": ingredient_rows(reported, folder / f"{label}-ingredients.csv"),
-        "runs": run_rows(experiment, records, dates, lines),
+        "command": command(experiment, records, ["ARM"], "SEED"),
+        "runs": run_rows(records, dates, lines),
     }
 
 

@@ -16,6 +16,7 @@ from kdlib.report.markdown import Scale
 __all__ = ["bars", "claim_plots"]
 
 Row = dict[str, Any]
+MOST_DOTS = 200  # of one arm; more are a smear
 FEWEST = 3  # values with an interval: that of two says next to nothing
 
 
@@ -62,8 +63,12 @@ def _plot(rows: Sequence[Row], shown: Scale, sign: str) -> Row:
         "rows": [
             {
                 **row,
-                "dots": [axis.at(value) for value in row["values"]],
-                **{f"{key}_at": axis.at(row[key]) for key in ("mean", "low", "high", "reported") if row[key] is not None},
+                "dots": [axis.at(value) for value in row["values"][:MOST_DOTS]],
+                **{
+                    f"{key}_at": axis.at(row[key])
+                    for key in ("mean", "low", "high", "reported")
+                    if row[key] is not None
+                },
                 **({"band_at": [axis.at(end) for end in row["band"]]} if row["band"] else {}),
             }
             for row in rows
@@ -107,7 +112,10 @@ def bars(rows: Sequence[Mapping[str, Any]]) -> list[Row | None]:
         return [None for _ in rows]
     axis = _Axis([0.0, *ends])
     return [
-        {"zero_at": axis.at(0), **{f"{key}_at": axis.at(row[key]) for key in ("difference", "low", "high") if row[key] is not None}}
+        {
+            "zero_at": axis.at(0),
+            **{f"{key}_at": axis.at(row[key]) for key in ("difference", "low", "high") if row[key] is not None},
+        }
         if row["difference"] is not None
         else None
         for row in rows

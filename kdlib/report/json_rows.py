@@ -158,15 +158,13 @@ def _seconds(records: Sequence[Record], arms: Collection[str]) -> float:
     return sum(counted[run] for run in sorted(counted))
 
 
-def command(experiment: Experiment, records: Sequence[Record], arms: Sequence[str], seed: int | None = None) -> str:
+def command(experiment: Experiment, records: Sequence[Record], arms: Sequence[str], seed: str = "") -> str:
     """Return the command that trains arms of a table again, for one seed: by default the first recorded one."""
-    of_arms = [record for record in records if not record.arms.keys().isdisjoint(arms)]
-    if not of_arms:
-        of_arms = list(records)
+    of_arms = [record for record in records if not record.arms.keys().isdisjoint(arms)] or records
     first = of_arms[0]
     config, usual = first.description["config"], asdict(experiment.profile(first.profile).config)
     options = ["--profile", first.profile, "--arms", ",".join(arms)]
-    options += ["--seed", str(min(record.seed for record in of_arms) if seed is None else seed)]
+    options += ["--seed", seed or str(min(record.seed for record in of_arms))]
     for name in experiment.data_fields:
         if config[name] != usual[name]:
             options += ["--set", f"{name}={config[name]}"]
@@ -179,9 +177,7 @@ def command(experiment: Experiment, records: Sequence[Record], arms: Sequence[st
 # ---- runs
 
 
-def run_rows(
-    experiment: Experiment, records: Sequence[Record], dates: Mapping[str, str], lines: Sequence[int]
-) -> list[Row]:
+def run_rows(records: Sequence[Record], dates: Mapping[str, str], lines: Sequence[int]) -> list[Row]:
     """Return the runs: each serves one arm or several; `lines` are their lines in `runs.jsonl`."""
     return [
         {
@@ -194,7 +190,6 @@ def run_rows(
             "device": str(record.environment.get("device", "unknown")),
             "commit": str(record.environment.get("commit", "unknown")),
             "date": dates.get(str(record.environment.get("commit"))),
-            "command": command(experiment, [record], list(record.arms), record.seed),
         }
         for record, line in zip(records, lines, strict=True)
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from kdlib.report.tables import MADE_OF, write_tables
 from kdlib.run.experiment import Experiment, load_experiment, replications
 from kdlib.run.records import Record, grouped, read_records
 
-__all__ = ["draw_data", "label_of", "reported_of", "update_readmes", "write_pages"]
+__all__ = ["committed", "draw_data", "label_of", "reported_of", "update_readmes", "write_pages"]
 
 
 def reported_of(experiment: Experiment) -> Reported:
@@ -93,15 +93,21 @@ def label_of(experiment: Experiment, record: Record) -> str:
     return experiment.label(record.profile, record.description["config"])
 
 
-def update_readmes(root: Path) -> None:
+def committed(root: Path) -> dict[str, list[Record]]:
+    """Return the committed records of each replication; none of one that has not been recorded."""
+    return {name: read_records(root / "results" / name / "runs.jsonl") for name in replications(root)}
+
+
+def update_readmes(root: Path, records: Mapping[str, Sequence[Record]]) -> None:
     """Write the front picture, and one row for each replication, into the top README.
 
     Write tables of judged runs into the replications' own READMEs.
     """
     rows, shown = [], {}
-    for name in replications(root):
+    for name, found in records.items():
         experiment, results = load_experiment(name), root / "results" / name
-        judged = [r for r in read_records(results / "runs.jsonl") if label_of(experiment, r) == experiment.judged]
+        groups = grouped(found).values()
+        judged = next((group for group in groups if label_of(experiment, group[0]) == experiment.judged), [])
         declared = experiment.profile(experiment.judged).seeds if experiment.judged else 0
         rows.append(summary_line(name, reported_of(experiment), judged, declared))
         for profile_name, profile in experiment.profiles.items():

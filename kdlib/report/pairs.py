@@ -75,7 +75,7 @@ def _rows(reported: Reported, records: Sequence[Record]) -> Iterator[_Row]:
 
     If our runs choose the very arm that a claim compares with the chosen one, there is no pair.
     """
-    metrics = measured(records)
+    metrics = measured(records) if reported.choices else {}
     taken = {choice.name: chosen(choice, metrics) or choice.name for choice in reported.choices}
     for claim in reported.claims.values():
         for mode, compared in claim.modes.items():

@@ -22,8 +22,8 @@ def _reader() -> MarkdownIt:
 
 def title_of(text: str) -> str:
     """Return the first heading of a Markdown text; nothing if there is none."""
-    tokens = _reader().parse(text)
-    return next((tokens[i + 1].content for i, token in enumerate(tokens) if token.type == "heading_open"), "")
+    found = re.search(r"^# (.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else ""
 
 
 def numbered(text: str) -> tuple[str, list[str]]:

@@ -27,8 +27,8 @@ from kdlib.report.dots import bars, claim_plots
 from kdlib.report.markdown import NONE, Scale, percent
 from kdlib.report.prose import rendered
 from kdlib.report.roles import COLORS
-from kdlib.run.experiment import load_experiment, replications
-from kdlib.run.records import read_records
+from kdlib.run.experiment import load_experiment
+from kdlib.run.records import Record
 
 __all__ = ["tone", "write_site"]
 
@@ -50,28 +50,27 @@ TONES = {
     Outcome.REVERSED: "bad",
 }
 SIGNS = {"good": "✓", "fair": "≈", "weak": "↓", "open": "?", "bad": "✕", "none": "–"}
+# What a page shows at most of one table. More would be megabytes that no browser shows in time; the JSON has all.
+MOST_RUNS = 2000
+MOST_SEEDS = 100
 PARTS = {"": "", "schedule": "schedule and data", "softness": "softness", "transfer": "transfer proper"}
 
 
-def write_site(root: Path) -> None:
-    """Write the JSON of every replication, and the pages; the same records always give the same bytes."""
-    names = replications(root)
-    commits = {
-        str(record.environment.get("commit"))
-        for name in names
-        for record in read_records(root / "results" / name / "runs.jsonl")
-    }
-    dates = dates_of(root, commits)
-    found = [write_json(load_experiment(name), root, dates) for name in names]
+def write_site(root: Path, records: Mapping[str, Sequence[Record]]) -> None:
+    """Write the JSON of each replication and the pages, from its records; the same records give the same bytes."""
+    dates = dates_of(root, {str(one.environment.get("commit")) for found in records.values() for one in found})
+    found = [write_json(load_experiment(name), of_one, root, dates) for name, of_one in records.items()]
     folder = root / "results" / "site"
     write_pages(folder, found)
-    for stray in set(folder.glob("*.html")) - {folder / f"{name}.html" for name in ("index", *names)}:
+    for stray in set(folder.glob("*.html")) - {folder / f"{name}.html" for name in ("index", *records)}:
         stray.unlink()
 
 
 def write_pages(folder: Path, found: Sequence[Row]) -> None:
     """Write the pages of some replications' results into a folder, next to which are the replications' own."""
-    pages = {"index.html": _template("index.html").render(sources=[_headed(one) for one in found], front=_front(folder))}
+    pages = {
+        "index.html": _template("index.html").render(sources=[_headed(one) for one in found], front=_front(folder))
+    }
     for one in found:
         pages[f"{one['name']}.html"] = _template("replication.html").render(
             **_headed(one),
@@ -115,6 +114,8 @@ def _templates() -> Environment:
         "signs": SIGNS,
         "colors": COLORS,
         "parts": PARTS,
+        "most_runs": MOST_RUNS,
+        "most_seeds": MOST_SEEDS,
         "claim_plots": claim_plots,
         "bars": bars,
     }
@@ -128,6 +129,7 @@ def _templates() -> Environment:
         "slug": slug,
         "device": short_device,
         "seeds": seeds_text,
+        "by_seed": by_seed,
     }
     return made
 
@@ -150,7 +152,10 @@ def tone(verdict: str) -> str:
 
 def number(value: float | None, row: Row, sign: str = "") -> str:
     """Return a number as the row's scale shows it, an em dash for None."""
-    return NONE if value is None else Scale(row["percent"], row["decimals"]).show(value, sign)
+    return NONE if value is None else _scale(row["percent"], row["decimals"]).show(value, sign)
+
+
+_scale = cache(Scale)
 
 
 def between(row: Row, sign: str = "") -> str:
@@ -165,6 +170,15 @@ def measured_text(row: Row) -> str:
     return f"off by {row['measured']:,.12g}" if row["measured"] else "equal"
 
 
+def by_seed(row: Row, arms: Sequence[Row], most: int) -> list[tuple[int, list[float | None], list[float | None]]]:
+    """Return the first seeds, each with its value of each arm and its paired differences; None where it has none."""
+    found, differences = (
+        [dict(zip(each["seeds"], each["values"], strict=True)) for each in of] for of in (arms, row["differences"])
+    )
+    seeds = sorted({seed for values in found for seed in values})[:most]
+    return [(seed, [values.get(seed) for values in found], [each.get(seed) for each in differences]) for seed in seeds]
+
+
 def duration(seconds: float | None) -> str:
     """Return a time as people say it: 45 s, 12 min, 3.4 h."""
     if seconds is None:
@@ -174,10 +188,13 @@ def duration(seconds: float | None) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 3570 else f"{seconds / 3600:.1f} h"
 
 
+@cache
 def slug(text: str) -> str:
     """Return text that can be part of an anchor; different texts of the same letters stay different."""
     plain = re.sub(r"[^a-zA-Z0-9_.-]+", "-", text)
-    return plain if plain in (text, text.replace(" ", "-")) else f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    return (
+        plain if plain in (text, text.replace(" ", "-")) else f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    )
 
 
 def short_device(name: str) -> str:

@@ -243,7 +243,7 @@ def write_tables(
         reported, records, judged_bands, declared=declared, synthetic=synthetic, analogue=label != profile
     )
     ingredients = ingredients_table(reported, records)
-    numbers = of_declared(measured(records), declared)
+    numbers = of_declared(measured(records), declared) if reported.choices else {}
     choices = [_choice(choice, chosen(choice, numbers)) for choice in reported.choices]
     heading = header(records, profile, about.reduced, synthetic) + _traces(*traced_pairs(reported, records))
     text = page(

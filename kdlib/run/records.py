@@ -114,7 +114,7 @@ def measured(
 
 
 def _scalar(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 # ---- the file
@@ -140,7 +140,7 @@ def digest_of(records: Iterable[Record]) -> str:
 
 
 def _line(record: Record) -> str:
-    content = {field.name: getattr(record, field.name) for field in fields(record)}
+    content = {name: getattr(record, name) for name in _KEYS}
     for name in _OPTIONAL:  # a record from before there were traces keeps its bytes
         if not content[name]:
             del content[name]
@@ -173,10 +173,9 @@ def _record(place: str, line: str) -> Record:
         content = read_json(line)
     except (ValueError, RecursionError) as error:
         raise _wrong(place, "a line of JSON", str(error)) from error
-    names = {field.name for field in fields(Record)}
-    if not isinstance(content, dict) or not names - _OPTIONAL <= set(content) <= names:
+    if not isinstance(content, dict) or not _KEYS - _OPTIONAL <= set(content) <= _KEYS:
         found = ", ".join(sorted(map(ascii, content))) if isinstance(content, dict) else type(content).__name__
-        raise _wrong(place, f"an object with the keys {', '.join(sorted(names))}", found)
+        raise _wrong(place, f"an object with the keys {', '.join(sorted(_KEYS))}", found)
     for key, kind in _KINDS.items():
         if key in content and (not isinstance(content[key], kind) or isinstance(content[key], bool)):
             raise _wrong(place, f"{key} to be {_NAMES[kind]}", ascii(content[key])[:80])
@@ -199,6 +198,7 @@ _KINDS: Mapping[str, type] = {
     "trace": dict,
     "parents": dict,
 }
+_KEYS = {field.name for field in fields(Record)}
 _OPTIONAL = {"trace", "parents"}
 _NAMES = {str: "text", int: "a whole number", dict: "an object", list: "a list"}
 

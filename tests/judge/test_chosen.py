@@ -293,7 +293,7 @@ def write_pages(root):
     records = read_records(root / "results/choosy/runs.jsonl")
     update_bands(experiment, records)
     pages.write_pages(experiment, records, root / "results/choosy", committed=records, synthetic=False)
-    pages.update_readmes(root)
+    pages.update_readmes(root, pages.committed(root))
 
 
 @pytest.fixture

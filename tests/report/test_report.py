@@ -735,7 +735,7 @@ def test_the_readmes_get_their_tables(root):
     records = read_records(folder / "runs.jsonl")
     written = pages.write_pages(experiment, records, folder, committed=records, synthetic=False)
     assert sorted(written) == sorted((folder / f"{name}.md").read_text() for name in ("paper", "quick"))
-    pages.update_readmes(root)
+    pages.update_readmes(root, pages.committed(root))
     text, own = ((root / place / "README.md").read_text() for place in ("", "replications/beats"))
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert [row.split()[1] for row in rows][:3] == ["replication", "beats", "other"]
@@ -751,7 +751,7 @@ def test_the_readmes_get_their_tables(root):
     assert f"<!-- ingredients:begin -->\n{table(paper, tables.MADE_OF)}\n<!-- ingredients:end -->\n" in own
     assert len(table(paper, tables.MADE_OF).splitlines()) == 3
     assert (root / "replications" / "other" / "README.md").read_text() == "# other\n"
-    pages.update_readmes(root)
+    pages.update_readmes(root, pages.committed(root))
     assert (root / "README.md").read_text() == text
 
 
@@ -762,7 +762,7 @@ def test_a_readme_that_cannot_take_its_table_is_named(root):
         else:
             (root / "README.md").write_text(content)
         with pytest.raises(KDError, match=r"README\.md: expected"):
-            pages.update_readmes(root)
+            pages.update_readmes(root, pages.committed(root))
 
 
 def test_reduced_runs_are_compared_with_the_judged_runs_on_the_same_choice_of_data(root):

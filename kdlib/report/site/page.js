@@ -1,10 +1,11 @@
 // Sorting, search and filters; without this script the tables are whole and in their first order.
 "use strict";
 const cells = (row) => [...row.children];
+const unknown = (text) => text === "" || text === "—";
 const value = (cell) => cell.dataset.value ?? cell.textContent.trim();
 
 function compare(a, b) {
-  if (a === "" || b === "") return (a === "") - (b === ""); // what is not known comes last, in either direction
+  if (unknown(a) || unknown(b)) return unknown(a) - unknown(b); // what is not known comes last, in either direction
   const [x, y] = [Number(a), Number(b)];
   return Number.isNaN(x) || Number.isNaN(y) ? a.localeCompare(b, "en", { numeric: true }) : x - y;
 }
@@ -23,7 +24,7 @@ function sortable(table) {
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
       const rows = [...table.tBodies[0].rows].sort((first, second) => {
         const [a, b] = [value(first.children[column]), value(second.children[column])];
-        return a === "" || b === "" || !down ? compare(a, b) : compare(b, a);
+        return unknown(a) || unknown(b) || !down ? compare(a, b) : compare(b, a);
       });
       table.tBodies[0].append(...rows);
     });
