@@ -135,7 +135,10 @@ class Sized:
         return _shifts([wide, -wide, below, *sizes], of)
 
     def room(self, of: Moments) -> Floats:
-        """Return how far a mean (samples,) may be from the reported size: the margin, or less if both are known more exactly."""
+        """Return how far a mean (samples,) may be from the reported size.
+
+        That is the margin, or less if both are known more exactly.
+        """
         s, freedom = of.std[:, 0], of.n - 1
         if self.std is not None and self.runs is not None and self.runs >= 2:
             theirs, freedom = self.std**2 / self.runs, of.n + self.runs - 2

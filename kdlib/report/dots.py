@@ -32,7 +32,7 @@ def claim_plots(claim: Mapping[str, Any]) -> list[Row]:
         rows = [
             _row(
                 each["values"],
-                label=f"{each['arm']} − {each['over']}",
+                label=f"{each['arm']} over {each['over']}",
                 role="difference",
                 reported=claim["reported"] if effect else None,
                 band=claim["agrees"] if effect else None,

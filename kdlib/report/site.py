@@ -23,7 +23,7 @@ from kdlib.files import atomic_write
 from kdlib.judge.verdicts import Outcome
 from kdlib.report.as_json import write_json
 from kdlib.report.commits import dates_of
-from kdlib.report.dots import bars, claim_plots
+from kdlib.report.dots import FEWEST, bars, claim_plots
 from kdlib.report.markdown import NONE, Scale, percent
 from kdlib.report.prose import rendered
 from kdlib.report.roles import COLORS
@@ -49,7 +49,7 @@ TONES = {
     Outcome.NOT_REPLICATED_REVERSED: "bad",
     Outcome.REVERSED: "bad",
 }
-SIGNS = {"good": "✓", "fair": "≈", "weak": "↓", "open": "?", "bad": "✕", "none": "–"}
+SIGNS = {"good": "✓", "fair": "≈", "weak": "↓", "open": "?", "bad": "✕", "none": "·"}
 # What a page shows at most of one table. More would be megabytes that no browser shows in time; the JSON has all.
 MOST_RUNS = 2000
 MOST_SEEDS = 100
@@ -68,9 +68,9 @@ def write_site(root: Path, records: Mapping[str, Sequence[Record]]) -> None:
 
 def write_pages(folder: Path, found: Sequence[Row]) -> None:
     """Write the pages of some replications' results into a folder, next to which are the replications' own."""
-    pages = {
-        "index.html": _template("index.html").render(sources=[_headed(one) for one in found], front=_front(folder))
-    }
+    # What has a verdict comes first.
+    sources = sorted((_headed(one) for one in found), key=lambda one: (one["row"] is None, one["main"] is None))
+    pages = {"index.html": _template("index.html").render(sources=sources, told=told(sources), front=_front(folder))}
     for one in found:
         pages[f"{one['name']}.html"] = _template("replication.html").render(
             **_headed(one),
@@ -92,6 +92,14 @@ def _headed(one: Row) -> dict[str, Any]:
         row = next(r for r in table["claims"] if (r["claim"], r["mode"]) == (place["claim"], place["mode"]))
     transfer = next((part for part in table["ingredients"] if part["role"] == "transfer"), None) if table else None
     return {**one, "main": table or next(iter(one["tables"]), None), "row": row, "transfer": transfer}
+
+
+def told(sources: Sequence[Row]) -> str:
+    """Return in one sentence how many sources have which verdict."""
+    verdicts = [one["row"]["verdict"].partition(",")[0] for one in sources if one["row"]]
+    counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts)]
+    rest = len(sources) - len(verdicts)
+    return "; ".join([*counts, *([f"{rest} not yet run in full"] if rest else [])])
 
 
 # ---- what the templates call
@@ -159,8 +167,10 @@ _scale = cache(Scale)
 
 
 def between(row: Row, sign: str = "") -> str:
-    """Return the interval of a row, from `low` to `high`."""
-    return NONE if row["low"] is None else f"{number(row['low'], row, sign)} to {number(row['high'], row, sign)}"
+    """Return the interval of a row, from `low` to `high`; none of fewer than 3 seeds, which says next to nothing."""
+    if row["low"] is None or row.get("n", FEWEST) < FEWEST:
+        return NONE
+    return f"{number(row['low'], row, sign)} to {number(row['high'], row, sign)}"
 
 
 def measured_text(row: Row) -> str:
