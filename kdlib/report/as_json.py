@@ -114,10 +114,10 @@ def _tables(
     """The tables: the judged profile's first, then those of other data, then the other profiles."""
     # The records' own lines: writing 10,000 of them as JSON again, for the digest, takes a second.
     lines = read_text(root / "results" / experiment.name / "runs.jsonl").split("\n")
-    line_of = {(record.run, record.profile): number for number, record in enumerate(records, 1)}
+    line_of = {id(record): number for number, record in enumerate(records, 1)}  # a run may have two lines
     made = []
     for group in grouped(records).values():
-        numbers = [line_of[record.run, record.profile] for record in group]
+        numbers = [line_of[id(record)] for record in group]
         digest = sha256("".join(sorted(f"{lines[number - 1]}\n" for number in numbers)).encode())
         made.append(_table(experiment, reported, group, root, dates, numbers) | {"records_sha256": digest})
     return sorted(made, key=lambda table: (table["label"] != experiment.judged, not table["judged"]))

@@ -88,11 +88,12 @@ class _Axis:
         low, high = min(numbers), max(numbers)
         room = 0.06 * (high - low) or abs(high) * 0.05 or 1.0
         self.low, self.high = low - room, high + room
-        rough = (self.high - self.low) / 4
-        power = 10.0 ** math.floor(math.log10(rough))
-        self.step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
-        first, last = math.ceil(self.low / self.step), math.floor(self.high / self.step)
-        self.ticks = [number * self.step for number in range(first, last + 1)]
+        power = 10.0 ** math.floor(math.log10(self.high - self.low))
+        for self.step in (power * factor for factor in (1, 0.5, 0.2, 0.1)):  # the widest with three ticks
+            first, last = math.ceil(self.low / self.step), math.floor(self.high / self.step)
+            self.ticks = [number * self.step for number in range(first, last + 1)]
+            if len(self.ticks) >= 3:
+                break
 
     def at(self, number: float) -> float:
         """Return the place of a number, in percent of the width."""

@@ -96,7 +96,8 @@ def _headed(one: Row) -> dict[str, Any]:
 
 def told(sources: Sequence[Row]) -> str:
     """Return in one sentence how many sources have which verdict."""
-    verdicts = [one["row"]["verdict"].partition(",")[0] for one in sources if one["row"]]
+    found = [one["row"]["verdict"] for one in sources if one["row"]]
+    verdicts = ["interim" if verdict.startswith("interim") else verdict for verdict in found]
     counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts)]
     rest = len(sources) - len(verdicts)
     return "; ".join([*counts, *([f"{rest} not yet run in full"] if rest else [])])
@@ -138,6 +139,7 @@ def _templates() -> Environment:
         "device": short_device,
         "seeds": seeds_text,
         "by_seed": by_seed,
+        "reason": reason,
     }
     return made
 
@@ -187,6 +189,12 @@ def by_seed(row: Row, arms: Sequence[Row], most: int) -> list[tuple[int, list[fl
     )
     seeds = sorted({seed for values in found for seed in values})[:most]
     return [(seed, [values.get(seed) for values in found], [each.get(seed) for each in differences]) for seed in seeds]
+
+
+def reason(row: Row) -> str:
+    """Return why the verdict is what it is, without the numbers, which the table has in the claim's unit."""
+    text = re.sub(r" \([+-][\d.e+-]+\)", "", str(row["detail"]).partition(":")[0])
+    return "" if re.search(r"\d", text) else text + "." * bool(text)
 
 
 def duration(seconds: float | None) -> str:

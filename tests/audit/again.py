@@ -15,11 +15,22 @@ import numpy as np
 from matplotlib import image
 
 import kdlib
+from kdlib.run.experiment import replications
 from tests.audit.faults import SAME_BITS, Fault, Faults, compare, in_file, shown
 
-USED = ("README.md", "replications/**/*.py", "replications/*/*.md", "replications/*/*.toml", "results/*/runs.jsonl")
+USED = (
+    "README.md",
+    "DATA.md",
+    "results/commits.json",
+    "results/*/cost.csv",
+    "replications/**/*.py",
+    "replications/*/*.md",
+    "replications/*/*.toml",
+    "results/*/runs.jsonl",
+)
 ENDS = ("csv", "md", "png", "svg", "tex", "txt")
 MADE = ("README.md", "replications/*/README.md", "results/front.*", *(f"results/*/*.{end}" for end in ENDS))
+SITE = ("results/*/results.json", "results/commits.json", "results/site/*")
 
 
 def make_again(root: Path, folder: Path, names: Sequence[str]) -> Faults:
@@ -37,8 +48,9 @@ def make_again(root: Path, folder: Path, names: Sequence[str]) -> Faults:
 
 def check(root: Path, again: Path, names: Sequence[str]) -> Faults:
     """Give a fault for each table, figure and README that is missing, stray or not as it is made again."""
-    for file in sorted({path.relative_to(top) for top in (root, again) for p in MADE for path in top.glob(p)}):
-        if file.parent.name in ("", "results", *names):
+    patterns = MADE + SITE if set(names) == set(replications(root)) else MADE  # the pages are about all replications
+    for file in sorted({path.relative_to(top) for top in (root, again) for p in patterns for path in top.glob(p)}):
+        if file.parent.name in ("", "results", "site", *names):
             yield from in_file(file.as_posix(), _differences(again / file, root / file))
 
 
@@ -51,7 +63,7 @@ def _differences(made: Path, committed: Path) -> Faults:
             yield Fault("", "the picture made again", "other pixels")
     elif made.suffix == ".svg" and not SAME_BITS:  # the last digits may differ, and names made from them
         yield from compare("all but its numbers", *(_without_numbers(path) for path in (made, committed)))
-    elif made.suffix != ".csv" or SAME_BITS:  # otherwise the last digits of a CSV may differ
+    elif made.suffix not in (".csv", ".json") or SAME_BITS:  # otherwise the last digits of a number may differ
         texts = [path.read_text("utf-8").split("\n") for path in (made, committed)]
         for number, lines in enumerate(zip_longest(*texts, fillvalue="nothing"), 1):
             yield from compare(f"line {number}", *lines)

@@ -6,11 +6,13 @@ the ordinary code and must not differ.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from kdlib.run.experiment import Experiment, load_experiment, replications
-from tests.audit import again, figures, provenance, records, tables, traces
+from tests.audit import again, figures, provenance, records, site, tables, traces
 from tests.audit.claims import read_claims
 from tests.audit.faults import Fault, Faults, in_file
 from tests.audit.records import Record
@@ -46,8 +48,9 @@ def derived(root: Path, names: Sequence[str], checked: Tell = lambda file: None)
     file = "results/front.csv"
     yield from in_file(file, _front(root, file))
     checked(file)
+    yield from _pages(root, names, checked)
     for path in sorted(root.glob("results/*/")):
-        if path.name not in replications(root):
+        if path.name not in (*replications(root), "site"):
             yield Fault("", "a folder of the same name in replications/", "none", f"results/{path.name}")
 
 
@@ -68,17 +71,21 @@ def _traces(root: Path, experiment: Experiment, found: Sequence[Record]) -> Faul
 def _tables(root: Path, experiment: Experiment, found: Sequence[Record], checked: Tell) -> Faults:
     judged, source = experiment.judged, read_claims(root / "replications" / experiment.name / "claims.toml")
     groups = records.grouped(record for record in found if record["profile"] in experiment.profiles)
+    made: dict[str, dict[str, Any]] = {}
     for (_, profile), group in groups.items():
         # A reduced profile may train on a part of the data. Its verdicts are those of runs on the same choice of data.
         key = _label(experiment, group[0], judged)
         full = [record for record in found if record["profile"] == judged and _label(experiment, record, judged) == key]
         label = _label(experiment, group[0], profile)
         reduced = profile != judged and experiment.profiles[profile].reduced != ""
-        for part, rows in {
+        parts = {
             "arms": tables.arm_rows(experiment, source, group, not reduced),
             "claims": tables.claim_rows(experiment, source, group, full, profile == judged),
             "ingredients": tables.ingredient_rows(source, group),
-        }.items():
+        }
+        declared = experiment.profiles[profile].seeds if profile == judged else None
+        made[label] = {**parts, "records": group, "declared": declared}
+        for part, rows in parts.items():
             file = f"results/{experiment.name}/{label}-{part}.csv"
             if rows:
                 yield from in_file(file, tables.check_csv(root / file, rows, tables.NAMED[part]))
@@ -90,6 +97,26 @@ def _tables(root: Path, experiment: Experiment, found: Sequence[Record], checked
     file = f"replications/{experiment.name}/bands.toml"
     yield from in_file(file, tables.check_bands(root / file, experiment, source, groups))
     if found:
+        checked(file)
+    file = f"results/{experiment.name}/results.json"
+    yield from in_file(file, site.check_json(root / file, experiment, source, made))
+    checked(file)
+
+
+def _pages(root: Path, names: Sequence[str], checked: Tell) -> Faults:
+    """The pages show what the JSON says, which is checked before."""
+    contents = {}
+    for name in names:
+        file = f"results/site/{name}.html"
+        try:
+            contents[name] = json.loads((root / f"results/{name}/results.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            continue  # a fault of its own
+        yield from in_file(file, site.check_page(root / file, contents[name]))
+        checked(file)
+    if set(names) == set(replications(root)):
+        file = "results/site/index.html"
+        yield from in_file(file, site.check_index(root / file, list(contents.values())))
         checked(file)
 
 

@@ -45,7 +45,8 @@ def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("audit") / "made"
     for folder in ("replications", "results"):
         shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__", "local"))
-    shutil.copy(ROOT / "README.md", root)
+    for name in ("README.md", "DATA.md"):
+        shutil.copy(ROOT / name, root)
     return root
 
 
@@ -72,6 +73,7 @@ def test_it_passes_and_looks_at_every_file(made, history):
     assert [str(fault) for fault in audit.derived(made, NAMES, files.append)] == []
     assert [str(fault) for fault in provenance.check(made, NAMES, history)] == []
     patterns = ("results/*/*.csv", "results/front.csv", "results/*/runs.jsonl", "replications/*/bands.toml")
+    patterns += ("results/*/results.json", "results/site/*.html")
     assert sorted(files) == sorted(str(path.relative_to(made)) for p in patterns for path in made.glob(p))
 
 
