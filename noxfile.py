@@ -29,7 +29,7 @@ REPLICATIONS = sorted(path.parent.name for path in ROOT.glob("replications/*/exp
 
 # Each session is one or more commands of the environment's Python. What follows `--` is added to the last one.
 SESSIONS = {
-    "tests": ("Run the tests (under 5 minutes on 2 cores).", "-m pytest -n 2"),
+    "tests": ("Run the tests (under 5 minutes on 2 cores).", "-m pytest -n 2 --ignore tests/browser"),
     "lint": ("Check style and formatting with ruff.", "-m ruff check .", "-m ruff format --check ."),
     "types": ("Check types with mypy, strictly.", "-m mypy"),
     "bench": (
@@ -48,7 +48,8 @@ SESSIONS = {
         "Inject known distillation bugs into a copy of the source and check that the tests catch each one.",
         "tests/mutants/run.py",
     ),
-    "tables": ("Make the committed tables again from the committed runs.", "-m kdlib tables"),
+    "tables": ("Make the committed tables and pages again from the committed runs.", "-m kdlib tables"),
+    "browser": ("Test the pages in a headless Chromium; skipped where there is none.", "-m pytest tests/browser"),
     **{
         f"replicate_{name}": (
             f"Run replications/{name}; options after --, for example -- --profile smoke.",
@@ -69,7 +70,7 @@ def environment(session: nox.Session) -> None:
         return
     shutil.rmtree(HOME, ignore_errors=True)
     session.run(sys.executable, "-m", "venv", str(HOME), external=True)
-    install = "-m pip install --quiet --disable-pip-version-check -c constraints.txt -e .[test,lint]"
+    install = "-m pip install --quiet --disable-pip-version-check -c constraints.txt -e .[test,lint,browser]"
     run(session, *install.split())
     stamp.write_text(wanted)  # last, so that a broken install has no stamp
 

@@ -1,0 +1,157 @@
+"""The JSON and the pages: numbers on their scales, dots on their axis, Markdown without markup."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from scipy import stats
+
+from kdlib.judge.rules import Outcome
+from kdlib.report import commits, dots, prose, site
+from kdlib.report.markdown import Scale
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_outcome_has_a_tone_and_every_tone_a_sign():
+    assert {site.tone(str(outcome)) for outcome in Outcome} == {"good", "fair", "weak", "open", "bad"}
+    assert site.tone("interim, 2 of 5 seeds, no verdict") == "open"
+    assert site.tone("") == "none"
+    assert site.TONES.keys() == set(Outcome)
+    assert {*site.TONES.values(), "none"} == site.SIGNS.keys()
+
+
+def test_numbers_are_shown_on_the_scale_of_their_row():
+    row = {"percent": True, "decimals": 5, "kind": "effect", "signed": True, "measured": 0.00224, "low": 0.00148}
+    row |= {"high": 0.003, "n": 20}
+    assert (site.measured_text(row), site.between(row, "+")) == ("+0.224", "+0.148 to +0.300")
+    assert site.between(row | {"n": 2}) == "—"
+    assert site.measured_text(row | {"kind": "exact", "measured": 0.0}) == "equal"
+    assert site.measured_text(row | {"kind": "exact", "measured": 3.0}) == "off by 3"
+    assert [site.duration(seconds) for seconds in (None, 12, 90, 7200)] == ["—", "12 s", "2 min", "2.0 h"]
+
+
+def test_anchors_of_different_names_differ():
+    assert site.slug("as described") == "as-described"
+    assert len({site.slug(text) for text in ("a<b", "a>b", "a b", "a_b", "a--b")}) == 5
+
+
+def claim(**rest):
+    arm = {"arm": "student", "role": "distilled", "seeds": [0, 1, 2], "values": [0.70, 0.74, 0.81]}
+    difference = {"arm": "student", "over": "alone", "seeds": [0, 1, 2], "values": [0.01, 0.03, 0.08]}
+    return {
+        "kind": "effect",
+        "percent": False,
+        "decimals": 3,
+        "reported": 0.05,
+        "agrees": [0.03, 0.07],
+        "arms": [arm | {"reported": 0.78, "range": [0.76, 0.80]}],
+        "differences": [difference],
+    } | rest
+
+
+def test_dots_means_and_intervals_are_on_one_axis():
+    values, differences = dots.claim_plots(claim())
+    (row,) = values["rows"]
+    numbers = [0.70, 0.74, 0.81, 0.78, 0.76, 0.80, math.fsum([0.70, 0.74, 0.81]) / 3]
+    low, high = stats.t.interval(0.95, 2, numbers[-1], stats.sem([0.70, 0.74, 0.81]))
+    places = [*row["dots"], row["reported_at"], *row["band_at"], row["mean_at"], row["low_at"], row["high_at"]]
+    line = stats.linregress([*numbers, low, high], places)
+    assert line.rvalue == pytest.approx(1, abs=1e-7)
+    assert 0 <= min(places) < max(places) <= 100
+    assert differences["zero"] == pytest.approx(differences["ticks"][0][0], abs=60)
+    assert [float(text) for _, text in values["ticks"]] == sorted(float(text) for _, text in values["ticks"])
+    assert len(values["ticks"]) >= 3
+
+
+def test_two_seeds_have_no_interval_and_exact_claims_no_plot():
+    arm = claim()["arms"][0] | {"seeds": [0, 1], "values": [0.7, 0.8]}
+    (plot,) = dots.claim_plots(claim(arms=[arm], differences=[]))
+    assert plot["rows"][0]["low"] is None
+    assert dots.claim_plots(claim(kind="exact", differences=[])) == []
+
+
+def test_ticks_have_the_decimals_that_tell_them_apart():
+    axis = dots._Axis([0.9851, 0.9889])
+    texts = [axis.text(tick, Scale(True, 5), "") for tick in axis.ticks]
+    assert len({*texts}) == len(texts) >= 3
+    assert [float(text) for text in texts] == pytest.approx([100 * tick for tick in axis.ticks])
+
+
+README = """# A title
+
+## The paper and ours
+
+1. *One.* Text with `code` and [a link](../grid/README.md#part).
+   It goes on.
+2. *Two* <b>bold</b>.
+
+## What came out
+
+**Recorded.** All.
+
+These are the claims:
+
+<!-- claims:begin -->
+| a |
+<!-- claims:end -->
+
+![figure](../../results/x.png)
+
+The end.
+
+## Cost
+None.
+"""
+
+
+def test_the_numbered_differences_and_the_findings_are_read_from_the_readme():
+    assert prose.title_of(README) == "A title"
+    heading, items = prose.numbered(README)
+    assert heading == "The paper and ours"
+    assert items == ["*One.* Text with `code` and [a link](../grid/README.md#part).\nIt goes on.", "*Two* <b>bold</b>."]
+    assert prose.section_of(README, "What came out") == "**Recorded.** All.\n\nThe end."
+    assert prose.numbered("no list") == ("", [])
+
+
+def test_markdown_becomes_html_without_its_markup_and_with_links_from_the_page():
+    html = prose.rendered(README.partition("1. ")[2], "../../replications/xray")
+    assert '<a href="../../replications/grid/README.md#part">' in html
+    assert "&lt;b&gt;bold&lt;/b&gt;" in html
+    assert "<img" not in html
+    assert "href" not in prose.rendered("[x](javascript:alert(1))", "..")
+
+
+def test_the_row_of_a_data_set_is_found_by_its_name():
+    (row,) = prose.data_sets((ROOT / "DATA.md").read_text(), ["mnist"])
+    assert "CC BY-SA 3.0" in row["licence"]
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_days_of_commits_come_from_git_once_and_then_from_the_file(tmp_path):
+    def git(*arguments):
+        command = ["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=b", *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init")
+    git("commit", "--allow-empty", "-m", "x", "--date", "2026-01-02T03:04:05")
+    commit, day = git("rev-parse", "HEAD"), git("log", "-1", "--format=%cs")
+    (tmp_path / "results").mkdir()
+    assert commits.dates_of(tmp_path, [commit, "unknown"]) == {commit: day}
+    shutil.rmtree(tmp_path / ".git")
+    assert commits.dates_of(tmp_path, [commit]) == {commit: day}
+    assert commits.dates_of(tmp_path, ["0" * 40]) == {}
+
+
+def test_the_pages_are_the_same_bytes_each_time_and_hold_no_time_of_making(tmp_path):
+    found = [json.loads(path.read_text()) for path in sorted(ROOT.glob("results/*/results.json"))]
+    for folder in ("a", "b"):
+        site.write_pages(tmp_path / folder / "site", found)
+    names = sorted(path.name for path in (tmp_path / "a" / "site").iterdir())
+    assert names == sorted(["index.html", *(f"{one['name']}.html" for one in found)])
+    assert all((tmp_path / "a/site" / n).read_bytes() == (tmp_path / "b/site" / n).read_bytes() for n in names)
