@@ -821,3 +821,36 @@ def test_both_derivations_of_intervals_within_a_metrics_ends_agree():
             assert np.array_equal(tables._interval(values, *ends)[1:], expected, equal_nan=True), (metric, values)
             assert math.isnan(expected[0]) == (len(values) < 3 or len({*values}) == 1)
         assert tables._differences(metric) == frames.spread(metric)
+
+
+# ---- the JSON and the pages
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "said"),
+    [
+        ("results/ecg/results.json", '"firmness": 0.7', '"firmness": 0.6', "firmness"),
+        ("results/ecg/results.json", '"values": [0.8', '"values": [0.7', "C1, as described, distilled"),
+        ("results/ecg/results.json", '"seconds": 1', '"seconds": 2', "seconds"),
+        (
+            "results/ecg/results.json",
+            '"claim": "C1",\n  "mode": "as described"',
+            '"claim": "C1",\n  "mode": "controlled"',
+            "headline",
+        ),
+        (
+            "results/site/ecg.html",
+            '+0.058<span class="about unit">',
+            '+0.059<span class="about unit">',
+            "C1, as described, Measured",
+        ),
+        ("results/site/index.html", ">+0.058<", ">+0.068<", "ecg, Measured"),
+        ("results/site/index.html", "</span> replicated</span>", "</span> reversed</span>", "verdict"),
+    ],
+)
+def test_a_changed_number_of_the_json_or_a_page_is_found(root, file, old, new, said):
+    path = root / file
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new, 1))
+    names = NAMES if "index" in file else ["ecg"]
+    assert any(line.startswith(file) and said in line for line in found(root, *names))
