@@ -16,7 +16,7 @@ from kdlib.judge.claims import Choice
 from kdlib.judge.judging import chosen, judge, outcomes, with_choices
 from kdlib.judge.reading import load_claims
 from kdlib.judge.schema import SchemaError
-from kdlib.report import pages
+from kdlib.report import pages, site
 from kdlib.report.sessions import update_bands
 from kdlib.run.experiment import load_experiment
 from kdlib.run.records import read_records
@@ -294,6 +294,7 @@ def write_pages(root):
     update_bands(experiment, records)
     pages.write_pages(experiment, records, root / "results/choosy", committed=records, synthetic=False)
     pages.update_readmes(root, pages.committed(root))
+    site.write_site(root, pages.committed(root))
 
 
 @pytest.fixture
