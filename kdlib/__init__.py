@@ -1,16 +1,12 @@
 """kdlib: knowledge distillation, training that resumes, and a fixed rule for judging replications."""
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kdlib.api import *  # noqa: F403 - the same names, for type checkers
 
-try:
-    __version__ = version("kdlib")
-except PackageNotFoundError:  # run from a checkout that is not installed
-    __version__ = "0+unknown"
+__version__ = "0.2.0"  # pyproject.toml reads it here; CITATION.cff has it too
 
 
 def __getattr__(name: str) -> Any:

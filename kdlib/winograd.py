@@ -56,6 +56,7 @@ def convolution(x: Tensor, layer: nn.Conv2d) -> Tensor:
     assert layer.kernel_size == (3, 3)
     assert layer.padding == layer.stride == (1, 1)
     plain = x.device.type == "cpu" and x.dtype == layer.weight.dtype == torch.float32
+    plain = plain and not torch.compiler.is_exporting()  # an exported network has torch's layers
     many = min(layer.in_channels, layer.out_channels) >= FEWEST and layer.groups == 1
     tiled = AVAILABLE and plain and many and not torch.is_autocast_enabled("cpu")
     result: Tensor = _Convolution.apply(x, layer.weight, layer.bias) if tiled else layer(x)  # type: ignore[no-untyped-call]

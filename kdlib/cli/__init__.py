@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     # Commands are imported when they run: `kd runs list` should not wait for pandas.
     from kdlib import __version__
     from kdlib.cli import commands as kd
-    from kdlib.cli import data, runs
+    from kdlib.cli import data, export, runs
     from kdlib.cli.gpu_check import gpu_check
     from kdlib.cli.new import new
     from kdlib.run.experiment import DEFAULT
@@ -166,6 +166,16 @@ def _parser() -> argparse.ArgumentParser:
         store,
     )
     explain.add_argument("run")
+
+    exported = command("export", export.export, "Write the network of a stored run as an ONNX file.", store)
+    exported.add_argument("run", help="beginning of the run's id")
+    exported.add_argument("file", type=Path, help="the file to write, for example model.onnx")
+    exported.add_argument("--snapshot", default="final", help="which weights of the run (default: final)")
+    exported.add_argument("--data", type=Path, metavar="DIR", help="folder that holds the data sets' folders")
+
+    priced = command("cost", export.cost, "Measure the size and speed of a replication's networks.", common, store)
+    priced.add_argument("name", help="the replication's folder name")
+    priced.add_argument("--profile", default=DEFAULT, help="which profile's arms and stored runs (default: quick)")
 
     look = command("gpu-check", gpu_check, "Say whether a device computes right, and how fast students are on it.")
     look.add_argument("--device", default="cuda", help="cuda (default), cuda:N or cpu")

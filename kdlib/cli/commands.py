@@ -30,9 +30,7 @@ ROOT = Path()
 
 def run(options: argparse.Namespace) -> int:
     """`kd run NAME`."""
-    session = _prepared(
-        options, options.name, options.profile, seeds=_seeds(options), require_real=options.require_real
-    )
+    session = prepared(options, options.name, options.profile, seeds=_seeds(options), require_real=options.require_real)
     name = session.experiment.name
     folder = ROOT / "results" / name
     committed = read_records(folder / "runs.jsonl")
@@ -51,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     return _tell(found.problems, found.left)
 
 
-def _prepared(options: argparse.Namespace, name: str, profile: str, **rest: Any) -> Session:
+def prepared(options: argparse.Namespace, name: str, profile: str, **rest: Any) -> Session:
     """The session that the options ask for; what stands in for missing data is said first."""
     session = prepare(
         name,
@@ -105,7 +103,7 @@ def check(options: argparse.Namespace) -> int:
     for name in names:
         try:
             arms = load_experiment(name).check
-            session = _prepared(options, name, DEFAULT, arms=arms, seeds=(0,), require_real=True)
+            session = prepared(options, name, DEFAULT, arms=arms, seeds=(0,), require_real=True)
             found = sessions.check(session, reporter, checks=len(names))
         except KDError:
             _tell(problems)  # the problems found so far, before the error ends the check
@@ -143,7 +141,7 @@ def record(options: argparse.Namespace) -> int:
     profile = load_experiment(options.name).profile(options.profile)
     # Bands of a reduced profile need more seeds than a session of it trains.
     seeds = _seeds(options) or range(profile.seeds if profile.judged else max(MIN_SEEDS, profile.seeds))
-    session = _prepared(options, options.name, options.profile, seeds=seeds, require_real=True)
+    session = prepared(options, options.name, options.profile, seeds=seeds, require_real=True)
     found = sessions.record(session, ROOT / "results", reporter)
     folder = ROOT / "results" / options.name
     result = sessions.Replication(session, found.records, found.problems, found.notes, found.left)

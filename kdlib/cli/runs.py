@@ -22,12 +22,13 @@ def runs(options: argparse.Namespace) -> int:
         return {"export": _export, "import": _import}[options.action](options)
     if not options.names and options.action in ("show", "prune"):
         raise KDError(f"kd runs {options.action}: expected the beginning of a run's id, found none; see `kd runs list`")
-    store = _store(options.store)
+    store = store_of(options.store)
     ids = [store.resolve_id(prefix) for prefix in options.names] or store.ids()
     return {"list": _list, "show": _show, "verify": _verify, "prune": _prune}[options.action](store, ids)
 
 
-def _store(folder: Path) -> Store:
+def store_of(folder: Path) -> Store:
+    """Return the store in a folder; KDError if there is none."""
     try:
         found = folder.is_dir()
     except OSError as error:
@@ -98,7 +99,7 @@ def _export(options: argparse.Namespace) -> int:
     return _tell(
         "exported",
         export_runs(
-            _store(options.store),
+            store_of(options.store),
             _folder(options),
             prefixes=options.runs,
             profile=options.profile,
@@ -135,7 +136,7 @@ def _tell(what: str, outcome: Outcome) -> int:
 
 def explain(options: argparse.Namespace) -> int:
     """`kd explain RUN`: configuration, parents, numbers, and whether its source files have changed since."""
-    store = _store(options.store)
+    store = store_of(options.store)
     run = store.resolve(options.run)
     about = run.description
     _say(f"run {run.id}: {about.recipe}, protocol {about.protocol}, seed {about.seed}, data {about.data}")

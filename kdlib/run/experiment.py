@@ -143,6 +143,9 @@ class Experiment:
     `load_data` gets an object with the fields of the configuration as attributes, no instance of its class. It is
     called once for all configurations that agree in the fields it has looked at. All runs share what it returns, so
     training functions must not change the data.
+
+    `network(arm, config, data)` returns the network that takes the weights of an arm's runs, or None if there is none.
+    `examples(arm, data, seed)` returns its training and test examples. Both are for `kd export` and `kd cost`.
     """
 
     source: str
@@ -154,6 +157,8 @@ class Experiment:
     check: tuple[str, ...]
     banded: tuple[str, ...]
     data_fields: tuple[str, ...] = ()
+    network: Callable[[Arm, Any, Any], nn.Module | None] = lambda arm, config, data: None
+    examples: Callable[[Arm, Any, int], tuple[Examples, Examples]] = lambda arm, data, seed: (data.train, data.test)
     name: str = ""  # its folder's name, from load_experiment
     folder: Path = field(default_factory=Path)
     about: str = ""  # the first line of its docstring
@@ -263,9 +268,7 @@ def _check_arms(experiment: Experiment) -> None:
 def _check_profiles(experiment: Experiment) -> None:
     names = [arm.name for arm in experiment.arms]
     if DEFAULT not in experiment.profiles:
-        raise KDError(
-            f"expected a profile '{DEFAULT}', which sessions run by default, found {list(experiment.profiles)}"
-        )
+        raise KDError(f"expected a profile '{DEFAULT}', the default of sessions, found {list(experiment.profiles)}")
     if len([profile for profile in experiment.profiles.values() if profile.judged]) > 1:
         raise KDError("expected one profile with judged=True at most, found several; a claim has one verdict")
     for place, wanted in [("check", experiment.check), *((n, p.arms) for n, p in experiment.profiles.items())]:
@@ -279,7 +282,7 @@ def _check_fields(experiment: Experiment, profile: str, config: Any) -> None:
     known = {field.name for field in fields(config)}
     if taken := sorted({"device", "threads", "replicas"} & known):  # a run's description has its own
         raise KDError(
-            f"profile {profile}: expected other names for the configuration's {', '.join(taken)}; rename them"
+            f"profile {profile}: expected other names for its configuration's {', '.join(taken)}; rename them"
         )
     for arm in experiment.arms:
         if unknown := sorted({*arm.change, *(arm.mapped or ())} - known):

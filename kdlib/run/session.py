@@ -28,8 +28,10 @@ __all__ = [
     "Session",
     "Watcher",
     "complete",
+    "data_sets",
     "device_of",
     "failures",
+    "folder_of",
     "left_of_profile",
     "prepare",
     "records_of",
@@ -73,7 +75,7 @@ class Session:
     @property
     def synthetic(self) -> bool:
         """Whether the runs see synthetic data."""
-        needed = _data_sets(self.experiment, self.profile.config)
+        needed = data_sets(self.experiment, self.profile.config)
         return self.profile.synthetic or (bool(needed) and not self.folders)
 
     def jobs(self) -> list[Job]:
@@ -205,18 +207,20 @@ def _folders(
             )
         return {}, ""
     try:
-        return {name: _folder(name, data, downloads) for name in _data_sets(experiment, chosen.config)}, ""
+        return {name: folder_of(name, data, downloads) for name in data_sets(experiment, chosen.config)}, ""
     except DataUnavailable as error:
         if require_real:
             raise
         return {}, str(error)
 
 
-def _data_sets(experiment: Experiment, config: Any) -> tuple[str, ...]:
+def data_sets(experiment: Experiment, config: Any) -> tuple[str, ...]:
+    """Return the names of the data sets that a configuration needs."""
     return experiment.data(config) if callable(experiment.data) else experiment.data
 
 
-def _folder(name: str, data: Path | None, downloads: Callable[[str], Watcher] | None) -> Path:
+def folder_of(name: str, data: Path | None, downloads: Callable[[str], Watcher] | None) -> Path:
+    """Return the folder of a data set, which is downloaded if necessary."""
     if downloads is None:
         return fetch.find(name, data)
     watcher = downloads(name)

@@ -37,7 +37,7 @@ from kdlib.seeds import generator
 from kdlib.targets import SoftTargets, virtual_teacher
 from kdlib.training import Objective, Progress, cosine, epochs, predict_logits
 
-from .teacher import operations, stand_in_features, stored_features, vgg16_cost
+from .teacher import STAND_IN_SIDE, WholeTeacher, operations, stand_in_features, stored_features, vgg16_cost
 
 CLASSES = 2
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -114,6 +114,15 @@ class Scale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return (x.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+
+
+def network(arm: Arm, config: Config, data: Data) -> nn.Sequential:
+    """Return the student, or the whole teacher: the frozen features of pictures, then the head."""
+    if arm.train is not train_binary_teacher:
+        return student_network()
+    if data.weights is None:
+        return WholeTeacher(None, teacher_head(3 * STAND_IN_SIDE**2))
+    return WholeTeacher(vgg16.features(data.weights).tensors, teacher_head(vgg16.CHANNELS[-1]))
 
 
 def teacher_head(features: int) -> nn.Sequential:
@@ -382,6 +391,7 @@ EXPERIMENT = Experiment(
     data=data_sets,
     data_fields=("pictures",),  # --set pictures=oxford_pets is another data set, with tables of its own
     load_data=load_data,
+    network=network,
     arms=ARMS,
     profiles=PROFILES,
     check=("teacher", cell(0.0)),  # what `kd check` trains, with seed 0

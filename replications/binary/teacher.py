@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdlib.data import vgg16
@@ -55,6 +55,26 @@ def stored_features(folder: Path, pictures: Tensor) -> Tensor:
 
     tensors, _ = computed_once(folder, sha256(canonical_json(about).encode())[:32], compute)
     return tensors["features"]
+
+
+class WholeTeacher(nn.Sequential):
+    """The frozen features and the trained head as one network, from pictures uint8 (B, 3, H, W) to one logit (B, 1).
+
+    Its state dict is the head's. `tensors` are VGG16's weights; None: the stand-in without weights.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor] | None, head: nn.Sequential) -> None:
+        super().__init__(*head)
+        self.names = tuple(tensors or ())
+        for name, tensor in (tensors or {}).items():
+            self.register_buffer(name.replace(".", "_"), tensor, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tensors = {name: getattr(self, name.replace(".", "_")) for name in self.names}
+        h = vgg16_features(tensors, x) if tensors else stand_in_features(x)
+        for layer in self:
+            h = layer(h)
+        return h
 
 
 def vgg16_cost(side: int) -> tuple[int, int]:

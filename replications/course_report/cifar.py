@@ -30,7 +30,7 @@ from kdlib.losses import cross_entropy, hard_and_soft, label_smoothing
 from kdlib.metrics import accuracy
 from kdlib.networks import he_uniform_, keras_adam, keras_batch_norm, keras_glorot_, parameter_count
 from kdlib.replicas import Replicas, of_replica, side_by_side
-from kdlib.run.experiment import Run
+from kdlib.run.experiment import Arm, Run
 from kdlib.run.finished import Result, read_teacher
 from kdlib.seeds import generator
 from kdlib.targets import SoftTargets, virtual_teacher
@@ -316,6 +316,10 @@ def distillation_of_each(runs: Sequence[Run]) -> Objective:
 
 
 # ---- training
+
+
+def network(arm: Arm, config: Config, data: Data) -> nn.Module:
+    return ResNet18(config.precision) if arm.train is train_resnet18 else Student(config.precision)
 
 
 def train(runs: Sequence[Run], objective: Objective, soft: Sequence[SoftTargets | None] | None = None) -> list[Result]:

@@ -28,6 +28,7 @@ from replications.course_report.cifar import (
     TEMPERATURES,
     Config,
     cell,
+    network,
     train_distilled,
     train_distilled_sham,
     train_resnet18,
@@ -119,6 +120,7 @@ EXPERIMENT = Experiment(
     protocol=PROTOCOL,
     data=("cifar10",),
     load_data=load_data,
+    network=network,
     arms=ARMS,
     profiles=PROFILES,
     check=("baseline", cell(0.6, 8)),  # what `kd check` trains, with seed 0

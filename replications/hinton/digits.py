@@ -51,6 +51,14 @@ class Perceptron(nn.Module):
             return h.float()
 
 
+def teacher_network(config: Config) -> Perceptron:
+    return Perceptron(config.teacher_width, (config.input_dropout, config.hidden_dropout), config.precision)
+
+
+def student_network(config: Config) -> Perceptron:
+    return Perceptron(config.width, precision=config.precision)
+
+
 class NormLimitedSGD(torch.optim.SGD):
     """SGD with Nesterov momentum; after each step, no hidden unit has incoming weights of more than a largest norm.
 
@@ -100,7 +108,7 @@ def train_teacher(run: Run) -> Result:
     """Train the large network with dropout, jitter and the constraint; the weights are those of the last epoch."""
     run, config = on_device(run)
     train, kept_out = parts_of(run.data.train, config)
-    model = Perceptron(config.teacher_width, (config.input_dropout, config.hidden_dropout), config.precision)
+    model = teacher_network(config)
     # A separate stream: teacher and student then share no first weights.
     he_normal_(model, run.generator("teacher weights")).to(run.device)
     progress = run.progress(model, NormLimitedSGD(model, config.teacher_rate, config.largest_norm))
@@ -197,7 +205,7 @@ def fit(run: Run, examples: Examples, objective: Objective, soft: SoftTargets | 
 
 def student(run: Run) -> Perceptron:
     """Return the student as it begins."""
-    model = Perceptron(run.config.width, precision=run.config.precision)
+    model = student_network(run.config)
     first = replace(run, seed=stream(run)).generator("weights")
     return he_normal_(model, first).to(run.device)
 

@@ -16,17 +16,21 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
+from torch import nn
+
 from kdlib import cli
+from kdlib.batches import Examples
 from kdlib.errors import KDError
 from kdlib.run.experiment import Arm, Experiment, Profile, Run
 from kdlib.run.store import Result
 
-from .config import CLASSES, Config, load_data
-from .digits import train_hard, train_sham, train_soft, train_teacher
+from .config import CLASSES, Config, Data, load_data
+from .digits import student_network, teacher_network, train_hard, train_sham, train_soft, train_teacher
 from .ensembles import MEMBERS, average_members, role, train_by_ensemble
 from .gradients import measure_limit
 from .specialists import (
     SPECIALISTS,
+    PictureNetwork,
     combine,
     train_generalist,
     train_generalist_longer,
@@ -148,6 +152,26 @@ def tried(inputs: float, hidden: float, count: int, rate: float) -> Arm:
     return Arm(name, DESCRIBED, train_teacher, change=change, seed=CHOICE_SEED)
 
 
+# What is no single network that its own run can rebuild: means of networks, measurements, and a specialist, whose
+# classes come from the generalist's predictions.
+NO_NETWORK = (average_members, measure_limit, combine, train_specialist, train_soft_specialist)
+
+
+def network(arm: Arm, config: Config, data: Data) -> nn.Module | None:
+    if arm.train in (*NO_NETWORK, train_elsewhere):
+        return None
+    if arm.train in (train_generalist, train_generalist_longer):
+        return PictureNetwork(config.precision)
+    return teacher_network(config) if arm.train is train_teacher else student_network(config)
+
+
+def examples(arm: Arm, data: Data, seed: int) -> tuple[Examples, Examples]:
+    """Return the training and test examples of an arm's network: digits, or pictures for the generalist."""
+    if arm.train in (train_generalist, train_generalist_longer):
+        return data.pictures, data.test_pictures
+    return data.train, data.test
+
+
 def train_elsewhere(run: Run) -> Result:
     """Refuse: these data or weights are not public, or not available here."""
     raise KDError(f"{run.label}: expected data that cannot be had here; README.md says why. Leave this arm out")
@@ -208,6 +232,8 @@ EXPERIMENT = Experiment(
     protocol=2,  # raise with every edit that can move results
     data=("mnist", "cifar10"),
     load_data=load_data,
+    network=network,
+    examples=examples,
     arms=ARMS,
     profiles=PROFILES,
     check=("teacher", "distilled", "no_threes"),  # what `kd check` trains, with seed 0

@@ -127,7 +127,8 @@ class Network(nn.Module):
                 if isinstance(layer, nn.Linear):
                     h = h if layer is self.dense[-1] else F.relu(h)
                     squares.append(h.float().square().sum())
-        self.activity = torch.stack(squares).sum() / len(x)
+        if not torch.compiler.is_exporting():  # an exported network has its logits alone
+            self.activity = torch.stack(squares).sum() / len(x)
         return h.float()
 
     def initialise(self, generator: torch.Generator) -> Network:
@@ -209,6 +210,10 @@ def load_data(config: Config, folders: Mapping[str, Path]) -> Data:
 
 
 # ---- the arms
+
+
+def network(arm: Arm, config: Config, data: Data) -> Network:
+    return Network(config.size, config.precision)
 
 
 # The text gives no alpha, T and rate; one choice for all arms is also the controlled setting.
@@ -318,6 +323,7 @@ EXPERIMENT = Experiment(
     protocol=3,  # raise with every edit that can move results
     data=("cifar10",),
     load_data=load_data,
+    network=network,
     arms=ARMS,
     profiles=PROFILES,
     check=("scratch_2", "student_2_of_4"),  # what `kd check` trains, with seed 0

@@ -28,6 +28,7 @@ from replications.course_report.cifar import (
     TEMPERATURES,
     Config,
     cell,
+    network,
     train_distilled,
     train_distilled_sham,
     train_resnet18,
@@ -142,6 +143,7 @@ EXPERIMENT = Experiment(
     protocol=PROTOCOL,
     data=("cifar10",),
     load_data=load_data,
+    network=network,
     arms=ARMS,
     profiles=PROFILES,
     # What `kd check` trains, with seed 0. The cell has alpha 1: at alpha 0.2 the bands could not detect a sham teacher.

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlib import cli, winograd
-from kdlib.batches import Batch
+from kdlib.batches import Batch, Examples
 from kdlib.errors import KDError
 from kdlib.losses import hard_and_soft
 from kdlib.metrics import accuracy, classification_metrics, confusion_matrix, refuse_at_chance
@@ -111,8 +111,10 @@ class Vgg16(Network):
 
     def logits(self, h: Tensor) -> Tensor:  # (B, 3, 224, 224) -> (B, K)
         layers = list(self.features)
-        with torch.no_grad():  # two pictures at a time, as many as a processor's cache holds
-            h = torch.cat([convolved(pictures, layers[: self.FROZEN]) for pictures in torch.split(h, 2)])
+        # Two pictures at a time, as many as a processor's cache holds; an exported network takes all at once.
+        parts = (h,) if torch.compiler.is_exporting() else torch.split(h, 2)
+        with torch.no_grad():
+            h = torch.cat([convolved(pictures, layers[: self.FROZEN]) for pictures in parts])
         h = F.relu(self.hidden(convolved(h, layers[self.FROZEN :]).flatten(1)))
         logits: Tensor = self.output(F.dropout(h, 0.5, self.training))
         return logits
@@ -184,7 +186,7 @@ def train_teacher(run: Run) -> Result:
         logits, about, history = recorded_logits(run, train_teacher.__name__)
         measured = measure(run, logits["final.others"]) | about
         return Result({"final": measured}, history, instead_of_weights(logits["final.others"]), logits)
-    model = keras_glorot_(teacher_network(run), run.generator("teacher weights"))
+    model = keras_glorot_(teacher_network(config, data), run.generator("teacher weights"))
     if data.weights is not None:
         model.load_state_dict(model.state_dict() | data.weights.tensors)
     found, progress = train(run, model, hard_targets, validation=torch.from_numpy(data.teacher_validation))
@@ -194,9 +196,9 @@ def train_teacher(run: Run) -> Result:
     return Result({"final": measured}, progress.history, progress.kept, logits)
 
 
-def teacher_network(run: Run) -> Vgg16:
+def teacher_network(config: Config, data: Data) -> Vgg16:
     # Synthetic pictures teach nothing, so a sixteenth of the channels is enough to run everything.
-    return Vgg16(run.config.precision, width=4 if run.data.synthetic else 64)
+    return Vgg16(config.precision, width=4 if data.synthetic else 64)
 
 
 def train_teacher_tested(run: Run) -> Result:
@@ -315,6 +317,18 @@ def about_training(model: nn.Module, progress: Progress) -> dict[str, Any]:
     return {"parameters": parameter_count(model), "epochs": progress.epoch}
 
 
+def network(arm: Arm, config: Config, data: Data) -> Network | None:
+    if arm.train is train_teacher_tested:  # nothing is trained
+        return None
+    return teacher_network(config, data) if arm.train is train_teacher else Student(config.precision)
+
+
+def examples(arm: Arm, data: Data, seed: int) -> tuple[Examples, Examples]:
+    """Return training pictures and the test pictures of a seed."""
+    test = torch.as_tensor(data.parts(seed).test)
+    return data.train, data.others.select(test)
+
+
 def data_sets(config: Config) -> tuple[str, ...]:
     from_weights = config.teacher_start == "imagenet" and not config.recorded_teacher
     return ("chest_xray", "vgg16") if from_weights else ("chest_xray",)
@@ -377,6 +391,8 @@ EXPERIMENT = Experiment(
     data=data_sets,
     data_fields=("teacher_start",),  # a teacher from scratch is another one: --set teacher_start=scratch
     load_data=load_data,
+    network=network,
+    examples=examples,
     arms=ARMS,
     profiles=PROFILES,
     # What `kd check` trains, with seed 0. At T = 6 as printed, the bands could not detect a sham teacher.

@@ -1,0 +1,75 @@
+"""`kd export` writes a stored network as an ONNX file; `kd cost` measures what the networks of a replication cost."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from datetime import date
+from importlib.metadata import version
+
+import torch
+
+from kdlib.cli.commands import ROOT, prepared
+from kdlib.cli.live import Downloading
+from kdlib.cli.runs import store_of
+from kdlib.errors import KDError
+from kdlib.export import OPSET, onnx_file
+from kdlib.report.cost import measured_rows, write_cost
+from kdlib.report.markdown import unescaped
+from kdlib.run.environment import environment
+from kdlib.run.experiment import load_experiment, replications
+from kdlib.run.networks import origin_of, trained_network
+from kdlib.run.session import Session, data_sets, folder_of
+
+CHECKED = 100  # test examples
+
+
+def export(options: argparse.Namespace) -> int:
+    """`kd export RUN FILE`: the network of a stored run, checked on test examples of the run's data."""
+    if options.file.suffix != ".onnx":
+        raise KDError(f"kd export: expected a file name that ends in .onnx, found {options.file}; write model.onnx")
+    run = store_of(options.store).resolve(options.run)
+    origin = origin_of(run, [load_experiment(name) for name in replications(ROOT)])
+    names = () if origin.synthetic else data_sets(origin.experiment, origin.config)
+    folders = {name: folder_of(name, options.data, Downloading) for name in names}
+    data = origin.experiment.load_data(origin.config, folders)
+    network = trained_network(run, options.snapshot, origin, data)
+    _, test = origin.experiment.examples(origin.arm, data, run.description.seed)
+    inputs = test.inputs[:CHECKED]
+    onnx_file(network, inputs, options.file)
+    shape = ", ".join(map(str, inputs.shape[1:]))
+    print(
+        f"{options.file}: {origin.experiment.name}, {origin.arm.name}, seed {run.description.seed}, run {run.id}/"
+        f"{options.snapshot}; ONNX opset {OPSET}, inputs {str(inputs.dtype).removeprefix('torch.')} (N, {shape}), "
+        f"{options.file.stat().st_size / 1e3:.1f} kB"
+    )
+    print(f"onnxruntime gives torch's logits for {len(inputs)} test examples of {data.name}.")
+    return 0
+
+
+def cost(options: argparse.Namespace) -> int:
+    """`kd cost NAME`: measure the networks of a profile; write cost.csv and cost.md to results/<name>."""
+    session = prepared(options, options.name, options.profile)
+    rows = measured_rows(session, lambda network: print(f"measuring {network}", flush=True))
+    folder = ROOT / "results" / session.experiment.name / ("local" if session.synthetic else "")
+    page = write_cost(session, rows, folder, _about(session))
+    print("\n" + unescaped(page))
+    print(f"Written to {folder}")
+    return 0
+
+
+def _about(session: Session) -> dict[str, str]:
+    """What the numbers of a page depend on."""
+    made = environment(session.experiment.folder, "cpu")
+    data = session.experiment.load_data(session.profile.config, session.folders)
+    versions = made["versions"] | {name: version(name) for name in ("onnx", "onnxruntime")}
+    load = f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores" if hasattr(os, "getloadavg") else "not known"
+    return {
+        "data": f"{data.name} (digest {data.digest})",
+        "profile": session.profile_name + (f"; reduced: {session.profile.reduced}" if session.profile.reduced else ""),
+        "device": f"cpu ({made['device']}), 1 thread, {torch.backends.cpu.get_cpu_capability()}",
+        "load average at the end": load,
+        "versions": ", ".join(f"{name} {number}" for name, number in versions.items()) + f", opset {OPSET}",
+        "commit": f"{made['commit'][:10]} ({'clean tree' if made['clean'] else 'uncommitted changes'})",
+        "date": date.today().isoformat(),
+    }

@@ -1,0 +1,146 @@
+"""A network as an ONNX file, in float32 and in int8, and its predictions by onnxruntime (extra `export`)."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kdlib.cost import exported_program
+from kdlib.errors import KDError
+from kdlib.files import atomic_write
+from kdlib.training import predict_logits
+
+__all__ = ["OPSET", "TOLERANCE", "int8_file", "onnx_file", "onnx_predictor", "same_logits"]
+
+OPSET = 20  # of the operators in the files
+TOLERANCE = (
+    1e-4  # of the largest logit: how far onnxruntime's logits may be from torch's, whose sums have another order
+)
+CALIBRATION = 128  # examples, from whose activations static quantisation takes its ranges
+
+
+def onnx_file(module: nn.Module, examples: Tensor, path: Path) -> None:
+    """Write a network in evaluation mode to `path` as ONNX: `inputs` (N, ...), as `examples`, to `logits` (N, K).
+
+    Before, onnxruntime predicts all `examples`. KDError if one logit is further from torch's than TOLERANCE times the
+    largest logit, if torch cannot export the network, and without the packages of the extra `export`.
+    """
+    _packages()
+    program = exported_program(module, examples, any_batch=True)
+    with _quiet():
+        made = torch.onnx.export(
+            program,
+            input_names=["inputs"],
+            output_names=["logits"],
+            opset_version=OPSET,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    assert made is not None
+    content = made.model_proto.SerializeToString()
+    same_logits(predict_logits(module, examples, 64), _predicted(content, examples))
+    atomic_write(path, content)
+
+
+def same_logits(expected: Tensor, found: Tensor) -> None:
+    """Raise KDError unless logits (N, K) differ by at most TOLERANCE times the largest of the expected ones."""
+    scale = max(1.0, float(expected.abs().max()))
+    furthest = float((expected - found).abs().max())
+    if not furthest <= TOLERANCE * scale:  # also if one is NaN
+        raise KDError(
+            f"expected onnxruntime's logits within {TOLERANCE * scale:.1g} of torch's, found a difference of "
+            f"{furthest:.3g}; nothing was written. Report this with the versions of torch and onnxruntime"
+        )
+
+
+def int8_file(source: Path, examples: Tensor, path: Path) -> str:
+    """Write an int8 version of an ONNX file, and return how it was quantised.
+
+    Weights have 8 bits and a scale for each channel. Activations have 8 bits as well: their ranges are those of the
+    first CALIBRATION `examples` (N, ...), training examples for example (static quantisation, QDQ).
+    """
+    _, quantization = _packages()
+    batches = [{"inputs": part.numpy()} for part in torch.split(examples[:CALIBRATION], 16)]
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]
+        def get_next(self) -> Any:
+            return batches.pop(0) if batches else None
+
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        ready, made = Path(folder) / "ready.onnx", Path(folder) / "int8.onnx"
+        quantization.shape_inference.quant_pre_process(str(source), str(ready), skip_symbolic_shape=True)
+        quantization.quantize_static(
+            str(ready),
+            str(made),
+            Reader(),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            # Processors without VNNI instructions add products of 8 bits in 16: 7 bits of the weights cannot overflow.
+            reduce_range=True,
+        )
+        atomic_write(path, made.read_bytes())
+    return f"static, {min(CALIBRATION, len(examples))} examples"
+
+
+def onnx_predictor(path: Path, threads: int = 1) -> Callable[[Tensor], Tensor]:
+    """Return a function from inputs (N, ...) to onnxruntime's logits (N, K), computed on so many threads of the CPU."""
+    return _predictor(path.read_bytes(), threads)
+
+
+def _predicted(content: bytes, inputs: Tensor) -> Tensor:
+    predict = _predictor(content, 1)
+    return torch.cat([predict(part) for part in torch.split(inputs, 64)])
+
+
+def _predictor(content: bytes, threads: int) -> Callable[[Tensor], Tensor]:
+    runtime, _ = _packages()
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors
+    session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+    def predict(inputs: Tensor) -> Tensor:
+        (logits,) = session.run(None, {"inputs": np.ascontiguousarray(inputs.numpy())})
+        return torch.from_numpy(logits)
+
+    return predict
+
+
+def _packages() -> tuple[Any, Any]:
+    """The package onnxruntime and its module for quantisation."""
+    try:
+        import onnx  # noqa: F401  # what torch and onnxruntime need
+        import onnxruntime
+        import onnxscript  # noqa: F401
+        from onnxruntime import quantization
+    except ImportError as error:
+        raise KDError(
+            f"expected the packages onnx, onnxruntime and onnxscript, found no {error.name}; "
+            "install them with: python -m pip install 'kdlib[export]'"
+        ) from error
+    return onnxruntime, quantization
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the progress, the advice and the warnings of the two libraries from the terminal."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

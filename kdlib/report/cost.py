@@ -1,0 +1,256 @@
+"""What the networks of a replication cost: measured on one machine, then written as CSV and as a page.
+
+`kd tables` does not write these files again, because they are measurements and not derived from records.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from kdlib.batches import Examples
+from kdlib.cost import latency, one_thread, prediction_cost
+from kdlib.errors import KDError
+from kdlib.export import int8_file, onnx_file, onnx_predictor
+from kdlib.files import atomic_write
+from kdlib.metrics import accuracy, macro_f1
+from kdlib.report.markdown import NONE, escaped, table
+from kdlib.report.roles import role_of
+from kdlib.run.experiment import Arm
+from kdlib.run.networks import Origin, trained_network
+from kdlib.run.plan import Job, wanted_arms
+from kdlib.run.session import Session
+
+__all__ = ["Row", "cost_page", "measured_rows", "write_cost"]
+
+SAME = 32  # test examples for which onnxruntime must give torch's logits
+PART = 64  # examples predicted at a time
+
+
+class Row(NamedTuple):
+    """One network: the arm that names it, all its arms, the parts it plays, and its numbers by column.
+
+    `run`: whose weights it has, "" if there are none, and then `why`.
+    """
+
+    network: str
+    arms: tuple[str, ...]
+    roles: tuple[str, ...]
+    run: str
+    why: str
+    quantised: str
+    numbers: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Network:
+    arms: list[Arm]  # those with weights that are used first come first
+    module: nn.Module
+
+
+def measured_rows(session: Session, say: Callable[[str], None] = lambda text: None) -> list[Row]:
+    """Return a row for each distinct network of the session's arms, measured on this machine.
+
+    Weights are of the first finished run in the session's store that has some: of a taught student before those of a
+    baseline, and of the first seed. Torch and onnxruntime predict on one thread. `say` is told each network before it
+    is measured. KDError if the experiment names no networks.
+    """
+    networks = _distinct(session)
+    if not networks:
+        raise KDError(
+            f"{session.experiment.name}: expected an experiment with network=..., found none; add a function that "
+            "returns an arm's network (replications/README.md)"
+        )
+    jobs = session.jobs()
+    rows = []
+    for network in networks:
+        say(network.arms[0].name)
+        rows.append(_row(session, jobs, network))
+    return rows
+
+
+def _distinct(session: Session) -> list[_Network]:
+    """The networks of the session's arms: two arms with the same layers have one."""
+    experiment, found = session.experiment, dict[str, _Network]()
+    for arm in wanted_arms(experiment, session.arms):
+        module = experiment.network(arm, experiment.config(arm, session.profile), _data(session, arm))
+        if module is not None:
+            found.setdefault(repr(module), _Network([], module)).arms.append(arm)
+    for network in found.values():
+        network.arms.sort(key=lambda arm: role_of(arm, experiment.arms) in ("baseline", "sham"))
+    return list(found.values())
+
+
+def _data(session: Session, arm: Arm) -> Any:
+    return session.experiment.load_data(session.experiment.config(arm, session.profile), session.folders)
+
+
+def _row(session: Session, jobs: Sequence[Job], network: _Network) -> Row:
+    first, parts = network.arms[0], {role_of(arm, session.experiment.arms) for arm in network.arms}
+    # A baseline with the teacher's layers (a source's released teacher) does not make a student of the teacher.
+    student = "distilled" in parts or parts <= {"baseline", "sham"}
+    roles = [part for part in ("teacher", "assistant") if part in parts] + ["student"] * student
+    module, run, why = network.module, "", "no finished run in the store"
+    for job, arm in ((job, arm) for arm in network.arms for job in jobs if arm.name in job.arms):
+        if session.store.has(job.description):
+            try:
+                origin = Origin(session.experiment, arm, job.config, session.synthetic)
+                stored = session.store.resolve(job.description.id)
+                module, run, why = trained_network(stored, arm.snapshot, origin, _data(session, arm)), stored.id, ""
+                break
+            except KDError:
+                why = "the weights of its runs are not kept"
+    train, test = session.experiment.examples(first, _data(session, first), session.seeds[0])
+    quantised, numbers = _numbers(module.eval(), train, test, trained=bool(run))
+    return Row(first.name, tuple(arm.name for arm in network.arms), tuple(roles), run, why, quantised, numbers)
+
+
+# ---- one network
+
+
+def _numbers(module: nn.Module, train: Examples, test: Examples, trained: bool) -> tuple[str, dict[str, float]]:
+    """How the network was quantised, and its numbers by column of the CSV file."""
+    example = test.inputs[:1]
+    found: dict[str, float] = dict(vars(prediction_cost(module, example)))
+    with tempfile.TemporaryDirectory() as folder, one_thread():
+        float32, int8 = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
+        onnx_file(module, test.inputs[:SAME], float32)
+        how = int8_file(float32, train.inputs, int8)
+        predictors = {"onnx": onnx_predictor(float32), "int8": onnx_predictor(int8)}
+        found |= {"float32_file_bytes": float32.stat().st_size, "int8_file_bytes": int8.stat().st_size}
+        with torch.no_grad():
+            found |= _milliseconds("torch", lambda: module(example))
+        for name, predict in predictors.items():
+            found |= _milliseconds(name, partial(predict, example))
+        for name, predict in predictors.items() if trained else ():
+            found |= _scores(name, predict, test)
+    return how, found
+
+
+def _milliseconds(name: str, predict: Callable[[], object]) -> dict[str, float]:
+    found = latency(predict, clock=time.thread_time)  # one thread, and the machine may be busy
+    return {f"{name}_p50_ms": 1e3 * found.p50_seconds, f"{name}_p95_ms": 1e3 * found.p95_seconds}
+
+
+def _scores(name: str, predict: Callable[[Tensor], Tensor], test: Examples) -> dict[str, float]:
+    """Accuracy and macro F1, from 0 to 1, of all test examples."""
+    logits = torch.cat([predict(part) for part in torch.split(test.inputs, PART)])
+    if logits.shape[1] == 1:  # the logit of class 1
+        logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
+    classes = logits.shape[1]
+    score = macro_f1(logits.argmax(1), test.labels, classes)
+    return {f"{name}_accuracy": accuracy(logits, test.labels), f"{name}_macro_f1": score}
+
+
+# ---- files
+
+COLUMNS = (
+    *("parameters", "flops", "float32_bytes", "float32_file_bytes", "int8_file_bytes", "peak_bytes"),
+    *(f"{name}_{point}_ms" for name in ("torch", "onnx", "int8") for point in ("p50", "p95")),
+    *(f"{name}_{score}" for score in ("accuracy", "macro_f1") for name in ("onnx", "int8")),
+)
+
+
+def write_cost(session: Session, rows: Sequence[Row], folder: Path, about: Mapping[str, str]) -> str:
+    """Write `cost.csv` and `cost.md` to a folder and return the page; `about` says what was measured where and when."""
+    lines = [
+        {
+            "network": row.network,
+            "role": ", ".join(row.roles),
+            "run": row.run,
+            **{name: _rounded(row.numbers.get(name)) for name in COLUMNS},
+        }
+        for row in rows
+    ]
+    page = cost_page(session, rows, about)
+    atomic_write(folder / "cost.csv", pd.DataFrame(lines).to_csv(index=False, lineterminator="\n").encode())
+    atomic_write(folder / "cost.md", page.encode())
+    return page
+
+
+def _rounded(value: float | None) -> float | int | None:
+    return value if value is None or isinstance(value, int) else float(f"{value:.6g}")
+
+
+def cost_page(session: Session, rows: Sequence[Row], about: Mapping[str, str]) -> str:
+    """Return the page: what was measured, the costs, what the source says of them, and how each was measured."""
+    named = f"# {session.experiment.name}\n\n## What it costs\n"
+    head = "\n".join(f"- {name}: {escaped(text)}" for name, text in about.items())
+    costs = pd.DataFrame([_shown(row) for row in rows])
+    parts = [named, head, "", table(costs, right=list(costs.columns[2:-1])), "", *_notes(rows)]
+    if claims := _claims(session.experiment.folder / "cost.toml", rows):
+        parts += ["### What the source says of size and speed", "", table(pd.DataFrame(claims)), ""]
+    return "\n".join([*parts, HOW])
+
+
+def _shown(row: Row) -> dict[str, str]:
+    numbers = row.numbers
+
+    def both(names: Sequence[str], scale: float, decimals: int) -> str:
+        found = [f"{scale * numbers[name]:,.{decimals}f}" if name in numbers else NONE for name in names]
+        return " / ".join(found)
+
+    return {
+        "network": row.network,
+        "role": ", ".join(row.roles),
+        "parameters": f"{numbers['parameters']:,}",
+        "million operations": f"{numbers['flops'] / 1e6:,.3f}",
+        "kB float32 / int8": both(("float32_file_bytes", "int8_file_bytes"), 1e-3, 1),
+        "peak memory, kB": f"{numbers['peak_bytes'] / 1e3:,.0f}",
+        "torch, ms p50 / p95": both(("torch_p50_ms", "torch_p95_ms"), 1, 3),
+        "onnxruntime float32, ms p50 / p95": both(("onnx_p50_ms", "onnx_p95_ms"), 1, 3),
+        "int8, ms p50 / p95": both(("int8_p50_ms", "int8_p95_ms"), 1, 3),
+        "accuracy float32 / int8, %": both(("onnx_accuracy", "int8_accuracy"), 100, 2),
+        "macro F1 float32 / int8": both(("onnx_macro_f1", "int8_macro_f1"), 1, 3),
+        "weights": f"run {row.run}" if row.run else "untrained",
+    }
+
+
+def _notes(rows: Sequence[Row]) -> Iterator[str]:
+    for row in rows:
+        if row.why:
+            yield f"- {row.network}: no accuracy, because {row.why}. The other numbers do not depend on the weights."
+    yield f"- int8: {'; '.join(sorted({row.quantised for row in rows}))}\n"
+
+
+def _claims(path: Path, rows: Sequence[Row]) -> list[dict[str, str]]:
+    """What the source says of size and speed, next to what was measured; none without a `cost.toml`."""
+    if not path.exists():
+        return []
+    by_arm = {arm: row.numbers for row in rows for arm in row.arms}
+    shown = []
+    for claim in tomllib.loads(path.read_text(encoding="utf-8"))["claims"]:
+        names = [claim[key] for key in ("of", "over") if key in claim]
+        values = [by_arm[name][claim["quantity"]] for name in names if name in by_arm]
+        measured = NONE
+        if len(values) == len(names):
+            measured = f"{values[0] / values[1]:.1f} times" if "over" in claim else f"{values[0] / 1e6:.2f} MB"
+        keys = {"claim": claim["statement"], "place": claim["place"], "reported": claim["reported"]}
+        shown.append({name: escaped(text) for name, text in keys.items()} | {"measured": measured})
+    return shown
+
+
+HOW = """How each number was found:
+
+- parameters: numbers in the network, batch norm's moving mean and variance included.
+- million operations: floating-point operations of convolutions and matrix products for one example, counted by torch.
+  A multiplication and its addition are 2 operations.
+- kB: size of the ONNX file, with 1,000 bytes a kB.
+- peak memory: the largest sum of tensors that exist at one time while one example is predicted, parameters included.
+  Memory that a library needs for itself is not counted.
+- ms: the processor time of one prediction with a batch of 1 on one thread, median and 95th percentile of 200
+  predictions after 20 that are not counted. On an idle machine this is the latency; the time in which the thread waits
+  for a core is not counted.
+- accuracy and macro F1: all test examples, predicted by onnxruntime, before and after quantisation. Before it,
+  onnxruntime's logits of 32 test examples were compared with torch's. They agree within 1e-4 of the largest logit.
+"""
