@@ -45,6 +45,12 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the cross-entropy, in nats, with labels int64 (B,) or distributions (B, K), for example mixed labels.
 
     KDError for the empty labels (B, 0) of an unlabelled transfer set.
+
+    >>> logits = torch.tensor([[2.0, 0.0, -1.0]])
+    >>> print(f"{cross_entropy(logits, torch.tensor([0])):.4f}")
+    0.1698
+    >>> print(f"{cross_entropy(logits, torch.tensor([[0.8, 0.2, 0.0]])):.4f}")  # mixed labels
+    0.5698
     """
     logits = check_logits(logits, "the student")
     if isinstance(labels, Tensor) and labels.shape[1:] == (0,):
@@ -62,6 +68,12 @@ def soft_target_kl(student: Tensor, teacher: Tensor, temperature: Number) -> Ten
 
     T^2 keeps the size of the gradient when the temperature changes; without it the gradient falls as 1/T^2. Its
     rounding grows as T^2 too: KDError for a temperature above 2896 in float32, where it may reach 1 nat.
+
+    >>> student, teacher = torch.tensor([[2.0, 0.0, -1.0]]), torch.tensor([[3.0, 1.0, -2.0]])
+    >>> print(f"{soft_target_kl(student, teacher, temperature=4.0):.4f}")
+    0.2877
+    >>> print(f"{soft_target_kl(teacher, teacher, temperature=4.0):.4f}")
+    0.0000
     """
     student, teacher, excluded = _student_and_teacher(student, teacher)
     _check_temperature(temperature, student.dtype)
@@ -78,6 +90,11 @@ def hard_and_soft(
 
     The hard term has temperature 1. Labels are int64 (B,) or distributions (B, K). Source: Hinton, Vinyals, Dean 2015,
     section 2.
+
+    >>> student, teacher = torch.tensor([[2.0, 0.0, -1.0]]), torch.tensor([[3.0, 1.0, -2.0]])
+    >>> loss = hard_and_soft(student, teacher, torch.tensor([0]), hard_weight=0.1, soft_weight=0.9, temperature=4.0)
+    >>> print(f"{loss:.4f}")
+    0.2759
     """
     for name, weight in (("hard_weight", hard_weight), ("soft_weight", soft_weight)):
         check_number(name, weight, 0, math.inf, "a negative weight would maximise this term")
@@ -89,6 +106,10 @@ def kl_plus_mae(student: Tensor, teacher: Tensor, mae_weight: Number) -> Tensor:
     """Return KL(teacher || student), in nats, + mae_weight * mean |teacher's - student's probability| over the classes.
 
     It is the loss of CVxTz's knowledge_distillation (2020), which uses a weight of 0.1.
+
+    >>> student, teacher = torch.tensor([[2.0, 0.0, -1.0]]), torch.tensor([[3.0, 1.0, -2.0]])
+    >>> print(f"{kl_plus_mae(student, teacher, mae_weight=0.1):.4f}")
+    0.0276
     """
     student, teacher, excluded = _student_and_teacher(student, teacher)
     check_number("mae_weight", mae_weight, 0, math.inf, "a negative weight would maximise this term")
@@ -105,6 +126,12 @@ def logit_matching(student: Tensor, teacher: Tensor) -> Tensor:
     For one example of K classes it is sum_k (student_k - teacher_k)^2 / (2 K), after the mean of each row is
     subtracted. Its gradient (student_k - teacher_k) / K is T^2 times that of Hinton, Vinyals, Dean 2015, eq. 4. KDError
     also for -inf, which has no mean.
+
+    >>> student, teacher = torch.tensor([[2.0, 0.0, -1.0]]), torch.tensor([[3.0, 1.0, -2.0]])
+    >>> print(f"{logit_matching(student, teacher):.4f}")
+    0.4444
+    >>> print(f"{soft_target_kl(student.double(), teacher.double(), temperature=1000.0):.3f}")
+    0.444
     """
     student, teacher, _ = _student_and_teacher(student, teacher, minus_infinity=False)
     same_shape(student, teacher)
@@ -117,6 +144,10 @@ def binary_distillation(student_logit: Tensor, teacher_logit: Tensor, labels: Te
     Logits and labels are (B,), or (B, L) for L labels that do not exclude each other. The minimum is not zero but the
     entropy of the targets. KDError for other shapes, for a weight outside 0 to 1 and, on a CPU, for a label that is
     neither 0 nor 1 and a teacher's logit that is NaN.
+
+    >>> student, teacher, labels = torch.tensor([0.5, -1.0]), torch.tensor([2.0, -3.0]), torch.tensor([1, 0])
+    >>> print(f"{binary_distillation(student, teacher, labels, hard_weight=0.5):.4f}")
+    0.4204
     """
     check_number("hard_weight", hard_weight, 0, 1, "the teacher's weight is 1 - hard_weight")
     student_logit, teacher_logit = in_float32(student_logit), in_float32(teacher_logit)
@@ -134,6 +165,9 @@ def binary_logit(logits: Tensor) -> Tensor:
 
     It is z_1 - z_0, whose sigmoid is the softmax's probability of class 1. Logits in 16 bits give float32. KDError for
     another number of logits.
+
+    >>> binary_logit(torch.tensor([[0.5, 2.0], [1.0, 0.0]]))
+    tensor([ 1.5000, -1.0000])
     """
     logits = in_float32(logits)
     if logits.ndim and logits.shape[-1] == 1:
@@ -151,6 +185,10 @@ def label_smoothing(logits: Tensor, labels: Tensor, smoothing: Number) -> Tensor
 
     Labels are int64 (B,). It is the cross-entropy with smoothed labels minus the constant smoothing * ln K
     (Szegedy et al. 2016, section 7).
+
+    >>> logits = torch.tensor([[2.0, 0.0, -1.0]])
+    >>> print(f"{label_smoothing(logits, torch.tensor([0]), smoothing=0.1):.4f}")
+    0.2267
     """
     logits = check_logits(logits, "the student")
     check_number("smoothing", smoothing, 0, 1, "0.1 is usual")

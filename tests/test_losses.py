@@ -1,5 +1,7 @@
 """Every distillation loss against its equation and its known properties."""
 
+import doctest
+
 import numpy as np
 import pytest
 import torch
@@ -367,3 +369,10 @@ def test_a_hard_term_refuses_an_unlabelled_transfer_set(example):
     ):
         with pytest.raises(KDError, match="expected labels for the hard term"):
             loss()
+
+
+def test_the_examples_in_the_docstrings_print_what_they_say():
+    found = doctest.testmod(losses)
+    shown = [name for name in losses.__all__ if ">>>" in (getattr(losses, name).__doc__ or "")]
+    assert (found.failed, shown) == (0, losses.__all__)
+    assert found.attempted > len(shown)
