@@ -27,6 +27,15 @@ HOME = ROOT / ".nox" / "environment"
 PYTHON = HOME / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 REPLICATIONS = sorted(path.parent.name for path in ROOT.glob("replications/*/experiment.py"))
 
+# The modules of the API reference; a package brings its own modules.
+DOCUMENTED = " ".join(
+    f"kdlib.{name}"
+    for name in (
+        *("api", "losses", "targets", "batches", "augment", "training", "replicas", "specialists"),
+        *("specialist_inference", "metrics", "networks", "seeds", "cost", "export", "data", "run", "judge", "report"),
+    )
+)
+
 # Each session is one or more commands of the environment's Python. What follows `--` is added to the last one.
 SESSIONS = {
     "tests": ("Run the tests (under 5 minutes on 2 cores).", "-m pytest -n 2 --ignore tests/browser"),
@@ -50,6 +59,10 @@ SESSIONS = {
     ),
     "tables": ("Make the committed tables and pages again from the committed runs.", "-m kdlib tables"),
     "browser": ("Test the pages in a headless Chromium; skipped where there is none.", "-m pytest tests/browser"),
+    "docs": (
+        "Build the API reference in build/docs; warnings are errors.",
+        f"-W error -m pdoc --docformat markdown --output-directory build/docs {DOCUMENTED}",
+    ),
     **{
         f"replicate_{name}": (
             f"Run replications/{name}; options after --, for example -- --profile smoke.",
@@ -70,7 +83,7 @@ def environment(session: nox.Session) -> None:
         return
     shutil.rmtree(HOME, ignore_errors=True)
     session.run(sys.executable, "-m", "venv", str(HOME), external=True)
-    install = "-m pip install --quiet --disable-pip-version-check -c constraints.txt -e .[test,lint,browser]"
+    install = "-m pip install --quiet --disable-pip-version-check -c constraints.txt -e .[test,lint,browser,docs]"
     run(session, *install.split())
     stamp.write_text(wanted)  # last, so that a broken install has no stamp
 

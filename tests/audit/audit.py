@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kdlib.run.experiment import Experiment, load_experiment, replications
-from tests.audit import again, figures, provenance, records, site, tables, traces
+from tests.audit import again, costs, figures, provenance, records, site, tables, traces
 from tests.audit.claims import read_claims
 from tests.audit.faults import Fault, Faults, in_file
 from tests.audit.records import Record
@@ -45,6 +45,9 @@ def derived(root: Path, names: Sequence[str], checked: Tell = lambda file: None)
         yield from in_file(f"replications/{name}", _tables(root, experiment, found, checked))
         if found:  # nothing of a replication may be recorded yet
             checked(file)
+        if (root / (cost := f"results/{name}/cost.csv")).exists():
+            yield from in_file(cost, costs.check(root / f"results/{name}", found))
+            checked(cost)
     file = "results/front.csv"
     yield from in_file(file, _front(root, file))
     checked(file)

@@ -1,0 +1,100 @@
+"""ONNX files: onnxruntime predicts what torch predicts, in float32 exactly enough and in int8 nearly."""
+
+import sys
+
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from kdlib import export
+from kdlib.errors import KDError
+from kdlib.training import predict_logits
+
+
+class Pictures(nn.Module):
+    """Bytes in, as the networks of the replications."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Dropout(0.5), nn.Linear(8 * 36, 4)
+        )
+
+    def forward(self, x):
+        return self.layers(x.float() / 255)
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    return torch.randint(256, (70, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def model(inputs):
+    torch.manual_seed(2)
+    made = Pictures()
+    for _ in range(20):
+        made(inputs)  # moving averages that are not 0 and 1
+    return made
+
+
+@pytest.fixture(scope="module")
+def file(model, inputs, tmp_path_factory):
+    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    export.onnx_file(model, inputs[:5], path)
+    return path
+
+
+@pytest.mark.parametrize("count", [1, 5, 70])
+def test_any_number_of_examples_gets_the_logits_of_torch(file, model, inputs, count):
+    found = export.onnx_predictor(file)(inputs[:count])
+    expected = predict_logits(model, inputs[:count])
+    assert found.shape == (count, 4)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_the_file_says_its_opset_and_the_names_and_types_of_its_ends(file):
+    made = onnx.load(file)
+    assert {entry.domain: entry.version for entry in made.opset_import}[""] == export.OPSET
+    (first,), (last,) = made.graph.input, made.graph.output
+    assert (first.name, last.name) == ("inputs", "logits")
+    assert first.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert "Dropout" not in {node.op_type for node in made.graph.node}
+
+
+def test_the_network_stays_in_training_mode(file, model):
+    assert model.training
+    assert all(module.training for module in model.modules())
+
+
+def test_int8_is_smaller_and_predicts_nearly_the_same(file, model, inputs, tmp_path):
+    path = tmp_path / "int8.onnx"
+    how = export.int8_file(file, inputs, path)
+    assert how == "static, 70 examples"
+    kinds = {tensor.data_type for tensor in onnx.load(path).graph.initializer}
+    assert onnx.TensorProto.INT8 in kinds
+    assert path.stat().st_size < file.stat().st_size
+    expected, found = predict_logits(model, inputs), export.onnx_predictor(path)(inputs)
+    assert 0 < float((expected - found).abs().max()) < 0.05 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("off", [1e-3, float("nan")])
+def test_other_logits_are_refused_and_nothing_is_written(model, inputs, tmp_path, monkeypatch, off):
+    monkeypatch.setattr(export, "predict_logits", lambda *given: predict_logits(*given) + off)
+    with pytest.raises(KDError, match=r"expected onnxruntime's logits within .* of torch's, found a difference"):
+        export.onnx_file(model, inputs[:3], tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_tolerance_grows_with_the_logits():
+    logits = torch.tensor([[200.0, -3.0]])
+    export.same_logits(logits, logits + 0.015)
+    with pytest.raises(KDError, match=r"found a difference of 0\.025"):
+        export.same_logits(logits, logits + 0.025)
+
+
+def test_a_missing_package_is_named(model, inputs, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(KDError, match=r"onnxruntime.*pip install 'kdlib\[export\]'"):
+        export.onnx_file(model, inputs, tmp_path / "model.onnx")
