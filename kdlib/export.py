@@ -48,7 +48,13 @@ def onnx_file(module: nn.Module, examples: Tensor, path: Path) -> None:
             verbose=False,
         )
     assert made is not None
-    content = made.model_proto.SerializeToString()
+    proto = made.model_proto
+    # Torch notes the source lines, with this machine's paths, at each of them. A small network's file would double.
+    for part in (*proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output, proto.graph):
+        part.ClearField("metadata_props")
+        if hasattr(part, "doc_string"):
+            part.ClearField("doc_string")
+    content = proto.SerializeToString()
     same_logits(predict_logits(module, examples, 64), _predicted(content, examples))
     atomic_write(path, content)
 

@@ -1,6 +1,7 @@
 """ONNX files: onnxruntime predicts what torch predicts, in float32 exactly enough and in int8 nearly."""
 
 import sys
+from pathlib import Path
 
 import onnx
 import pytest
@@ -61,6 +62,15 @@ def test_the_file_says_its_opset_and_the_names_and_types_of_its_ends(file):
     assert (first.name, last.name) == ("inputs", "logits")
     assert first.type.tensor_type.elem_type == onnx.TensorProto.UINT8
     assert "Dropout" not in {node.op_type for node in made.graph.node}
+
+
+def test_the_files_hold_no_path_of_this_machine(file, inputs, tmp_path):
+    export.int8_file(file, inputs, tmp_path / "int8.onnx")
+    for path in (file, tmp_path / "int8.onnx"):
+        content = path.read_bytes()
+        assert b"stack_trace" not in content
+        assert str(Path(__file__).parents[1]).encode() not in content
+    assert file.stat().st_size < 4 * (8 * 9 + 4 * 8 + 8 * 36 * 4 + 4) + 4_000  # the numbers, and little more
 
 
 def test_the_network_stays_in_training_mode(file, model):
