@@ -1,0 +1,78 @@
+"""`kd export` and `kd cost` on runs of profile smoke."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from kdlib.cli import main
+from kdlib.run.experiment import load_experiment
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """A work folder with the replications, and a store with smoke runs of ecg."""
+    root = tmp_path_factory.mktemp("tree")
+    shutil.copytree(ROOT / "replications", root / "replications", ignore=shutil.ignore_patterns("__pycache__"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        assert main(["run", "ecg", "--profile", "smoke", "--arms", "distilled", "--workers", "1"]) == 0
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _in_tree(tree, monkeypatch):
+    monkeypatch.chdir(tree)
+
+
+def run_of(tree, name):
+    (found,) = [path for path in (tree / ".kd/runs").iterdir() if name in (path / "run.json").read_text()]
+    return found.name
+
+
+@pytest.mark.slow
+def test_a_stored_student_is_exported_by_the_beginning_of_its_id(tree, capsys):
+    run = run_of(tree, "train_distilled")
+    assert main(["export", run[:8], "student.onnx"]) == 0
+    assert f"ecg, distilled, seed 0, run {run}/final" in capsys.readouterr().out
+    data = load_experiment("ecg").load_data(load_experiment("ecg").profile("smoke").config, {})
+    logits = onnxruntime.InferenceSession("student.onnx").run(None, {"inputs": data.test.inputs.numpy()})[0]
+    confusion = np.zeros((5, 5), int)
+    np.add.at(confusion, (data.test.labels.numpy(), logits.argmax(1)), 1)
+    assert str(confusion.tolist()).replace(" ", "") in "".join(
+        (tree / ".kd/runs" / run / "run.json").read_text().split()
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["export", "zz", "model.onnx"], "run 'zz': expected the beginning of one id"),
+        (["export", "zz", "model.pt"], "expected a file name that ends in .onnx"),
+        (["export", "zz", "model.onnx", "--store", "nowhere"], "expected a store of runs"),
+    ],
+)
+def test_a_mistake_is_explained(capsys, arguments, said):
+    assert main(arguments) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_cost_of_synthetic_runs_goes_to_the_folder_that_git_ignores(tree):
+    assert main(["cost", "ecg", "--profile", "smoke"]) == 0
+    with (tree / "results/ecg/local/cost.csv").open() as file:
+        teacher, student = csv.DictReader(file)
+    assert (teacher["role"], teacher["parameters"], student["role"], student["parameters"]) == (
+        *("teacher", "17221"),
+        *("student", "3909"),
+    )
+    assert student["run"] == run_of(tree, "train_distilled")
+    assert 0 <= float(student["int8_accuracy"]) <= 1
+    page = (tree / "results/ecg/local/cost.md").read_text()
+    assert "| 4 times    | 4.4 times  |" in page
+    assert "data: synthetic heartbeats" in page
