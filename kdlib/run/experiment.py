@@ -281,9 +281,7 @@ def _check_profiles(experiment: Experiment) -> None:
 def _check_fields(experiment: Experiment, profile: str, config: Any) -> None:
     known = {field.name for field in fields(config)}
     if taken := sorted({"device", "threads", "replicas"} & known):  # a run's description has its own
-        raise KDError(
-            f"profile {profile}: expected other names for its configuration's {', '.join(taken)}; rename them"
-        )
+        raise KDError(f"profile {profile}: expected other names for its fields {', '.join(taken)}; rename them")
     for arm in experiment.arms:
         if unknown := sorted({*arm.change, *(arm.mapped or ())} - known):
             raise KDError(f"arm '{arm.name}': expected fields of the configuration, found {', '.join(unknown)}")
