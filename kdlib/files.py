@@ -25,14 +25,11 @@ from kdlib.errors import KDError
 
 
 @contextmanager
-def locked(
-    path: Path, remedy: str, on_wait: Callable[[], None] = lambda: None, seconds: float = math.inf
-) -> Iterator[None]:
+def locked(path: Path, remedy: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold a kernel lock on a file. A second process that wants the lock calls `on_wait`, then blocks.
 
     A caller that does not want to wait raises an exception in `on_wait`. The operating system releases the lock of a
-    killed process. Raises KDError, which ends with `remedy`, if the lock file cannot be written, and TimeoutError after
-    `seconds` of waiting.
+    killed process. Raises KDError, which ends with `remedy`, if the lock file cannot be written.
     """
     from filelock import FileLock, Timeout
 
@@ -44,9 +41,7 @@ def locked(
             lock.acquire(timeout=0)
         except Timeout:
             on_wait()
-            lock.acquire(timeout=-1 if math.isinf(seconds) else max(0.0, seconds))
-    except Timeout as error:
-        raise TimeoutError(f"{path}: another process has held the lock for {seconds:.0f} s") from error
+            lock.acquire()
     except OSError as error:
         raise KDError(f"{path}: could not be written ({error.strerror}); {remedy}") from error
     try:

@@ -7,7 +7,6 @@ no half run is ever in the list. Whoever moves or replaces a run holds its lock.
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import shutil
@@ -141,15 +140,13 @@ class Store:
         _move(complete, folder)
         clear_work(self.work_folder(run_id))
 
-    def lock(
-        self, run_id: str, waits: Callable[[], None] = lambda: None, seconds: float = math.inf
-    ) -> AbstractContextManager[None]:
-        """Hold the run's kernel lock; a second process that wants the same run calls `waits`, then blocks.
+    def lock_file(self, run_id: str) -> Path:
+        """Return the file that is locked while a run is trained, moved or replaced."""
+        return self.folder / "locks" / f"{run_id}.lock"
 
-        TimeoutError after so many `seconds`.
-        """
-        path = self.folder / "locks" / f"{run_id}.lock"
-        return locked(path, "choose another store with --store DIR", waits, seconds)
+    def lock(self, run_id: str, waits: Callable[[], None] = lambda: None) -> AbstractContextManager[None]:
+        """Hold the run's kernel lock; a second process that wants the same run calls `waits`, then blocks."""
+        return locked(self.lock_file(run_id), "choose another store with --store DIR", waits)
 
     def ids(self) -> list[str]:
         """Return the ids of all run folders, sorted. Other files are not ours and are left out."""
