@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlib.errors import KDError
-from kdlib.files import DamagedFile, load_tensors, save_tensors, set_aside
+from kdlib.files import DamagedFile, is_there, keep_previous, load_tensors, previous, replace, save_tensors, set_aside
 from kdlib.replicas import Replicas
 from kdlib.trace import Tracer, description
 
@@ -34,9 +34,11 @@ class Progress:
     """The state of a training run: model, optimizer, history of epochs, and copies of the weights under a name.
 
     If there is a file at `checkpoint`, the state of the interrupted run is loaded from it. A damaged checkpoint is
-    renamed to `<name>.damaged` and training starts from the first epoch; `notice` then says so.
+    renamed to `<name>.damaged`, and training goes on from the one before it, or starts from the first epoch if there is
+    none; `notice` then says so.
 
-    A checkpoint is written after each epoch, and within an epoch when the last one is CHECKPOINT_SECONDS old.
+    A checkpoint is written after each epoch, and within an epoch when the last one is CHECKPOINT_SECONDS old. The one
+    before it is kept as `previous-<name>`.
     `on_epoch` is called after each epoch's checkpoint. `on_step` is called after each step, and then decides about
     checkpoints within an epoch. `graphs`: on a CUDA device, the loop replays recorded steps (`kdlib.captured`).
     """
@@ -63,7 +65,7 @@ class Progress:
         self.notice = ""
         self.count = 0  # epochs to train in all; the loop sets it
         self.tracer = Tracer(self)
-        if checkpoint is not None and checkpoint.exists():
+        if checkpoint is not None and is_there(checkpoint):
             self._load(checkpoint)
 
     @property
@@ -149,6 +151,7 @@ class Progress:
         # Learning rates are not saved: the loop sets them each epoch from its `rate`.
         notes = {"history": self.history, "optimizer": plain, "traces": self.traces, "state": self.tracer.state}
         notes["settings"] = description(self.optimizer)
+        keep_previous(self.checkpoint)
         save_tensors(self.checkpoint, tensors, notes)
         self.saved_at = time.monotonic()
 
@@ -161,8 +164,12 @@ class Progress:
             if "traces" not in notes:
                 raise DamagedFile(f"{path}: expected a trace of the training, found none; an older kdlib wrote it")
         except DamagedFile as error:
-            aside = set_aside(path)
-            self.notice = f"{error}. Set aside as {aside.name}; this run starts from its first epoch."
+            aside, goes_on = set_aside(path), is_there(previous(path))
+            where = "goes on from the checkpoint before it" if goes_on else "starts from its first epoch"
+            self.notice = " ".join([self.notice, f"{error}. Set aside as {aside.name}; this run {where}."]).strip()
+            if goes_on:
+                replace(previous(path), path)
+                self._load(path)
             return
         found = description(self.optimizer)
         if notes.get("settings", found) != found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from kdlib.errors import KDError
-from kdlib.files import canonical_json, sha256
+from kdlib.files import DamagedFile, canonical_json, is_there, read_file, sha256
 from kdlib.precision import arithmetic, set_precision
 from kdlib.progress import CHECKPOINT_SECONDS, Progress
 from kdlib.run.alive import refuse_dead, shown
@@ -134,7 +135,7 @@ def _train(
     origin = begun_with if any(bound) else made_by["source"]
     checkpoint = work / f"checkpoint-{origin}.safetensors"
     clock = Clock(work / f"seconds-{origin}.txt")
-    if not checkpoint.exists() and list(work.glob("checkpoint-*.safetensors")):
+    if not is_there(checkpoint) and list(work.glob("checkpoint-*.safetensors")):
         text = (
             f"{work} holds a checkpoint of other source files than these, or of another parent; this run starts from "
             "its first epoch"
@@ -203,10 +204,10 @@ class Clock:
     def __init__(self, path: Path) -> None:
         self.path, self.began = path, time.monotonic()
         self.last, self.epoch_seconds = self.began, 0.0  # end of the last epoch, and its length
-        try:
-            self.before = float(path.read_text())
-        except (OSError, ValueError):  # the first session, or a damaged file: it costs a number in a table, no result
-            self.before = 0.0
+        self.before = 0.0
+        with suppress(DamagedFile, ValueError):  # the first session, or a damaged file: it costs a number in a table
+            before = float(read_file(path))
+            self.before = before if math.isfinite(before) else 0.0
 
     @property
     def seconds(self) -> float:

@@ -7,7 +7,6 @@ no half run is ever in the list. Whoever moves or replaces a run holds its lock.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import time
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 
 from kdlib.errors import KDError
-from kdlib.files import DamagedFile, atomic_write, is_there, locked, save_tensors, sha256
+from kdlib.files import DamagedFile, atomic_write, is_there, locked, replace, save_tensors, sha256
 from kdlib.run.finished import (
     ID_LENGTH,
     MANIFEST,
@@ -94,7 +93,7 @@ class Store:
         target = self.folder / "damaged" / f"{folder.name}.{time.time_ns()}"
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(folder, target)
+            replace(folder, target)
         except FileNotFoundError:
             pass  # another process was first
         except OSError as error:
@@ -257,7 +256,7 @@ def json_file(value: Any) -> bytes:
 def _move(source: Path, target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(source, target)
+        replace(source, target)
     except OSError as error:
         raise KDError(
             f"{target}: could not be written ({error.strerror}); choose another store with --store DIR"
