@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kdlib.errors import KDError
-from kdlib.files import atomic_write, read_file
+from kdlib.files import read_file
 
 __all__ = ["refuse_dead", "shown"]
 
@@ -35,8 +35,8 @@ def shown(locks: Sequence[Path]) -> Iterator[None]:
                     os.utime(sign)
 
     for sign in signs:
-        with suppress(KDError):  # on a full disk, others wait for the lock, however long
-            atomic_write(sign, f"process {os.getpid()} of machine {platform.node()}\n".encode())
+        with suppress(OSError):  # on a full disk, others wait for the lock, however long
+            sign.write_text(f"process {os.getpid()} of machine {platform.node()}\n", encoding="utf-8")
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
     try:

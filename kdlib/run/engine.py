@@ -6,7 +6,7 @@ Sessions that have one store share the work: a run that another session trains i
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,7 +64,7 @@ def execute(
     session = _Session(store, compute, report, limit)
     wanted = {job.description.id for job in jobs}
     for job in jobs:
-        if (run := store.find(job.description, notices(job, report))) is not None:
+        if (run := session.find(job, notices(job, report))) is not None:
             session.summary.stored.add(run.id)
             # A stored run waits for a parent that is still to be trained: it may become another than the run had.
             if all(parent not in wanted - session.summary.finished.keys() for parent, _ in job.parents.values()):
@@ -151,6 +151,14 @@ class _Session:
         settled = self.summary.finished.keys() | self.summary.failed.keys()
         return [job for job in group if job.description.id not in settled]
 
+    def find(self, job: Job, notice: Callable[[str], None] = lambda text: None) -> FinishedRun | None:
+        """Return a job's run in the store, or None. A run that cannot be read fails, and the others go on."""
+        try:
+            return self.store.find(job.description, notice)
+        except KDError as error:
+            self.fail(job, str(error))
+            return None
+
     def accept(self, run: FinishedRun, job: Job) -> None:
         """Count a run in the store as finished and give the notices about it, or refuse it for another parent."""
         summary = self.summary
@@ -171,9 +179,11 @@ class _Session:
     def settle(self, group: Group, outcome: Outcome) -> None:
         """Note what has become of the jobs of a group that was trained."""
         for job in self.missing(group):
-            run = self.store.find(job.description)  # a group may have failed after some of its runs were saved
+            run = self.find(job)  # a group may have failed after some of its runs were saved
             if run is not None:
                 self.accept(run, job)
+            elif job.description.id in self.summary.failed:
+                continue
             elif outcome.stopped:
                 self.summary.left.add(job.description.id)
                 self.report(Event("stopped", job, "at a checkpoint, because the time is up"))

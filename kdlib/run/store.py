@@ -30,6 +30,7 @@ from kdlib.run.finished import (
     FinishedRun,
     Result,
     read_run,
+    read_settled,
 )
 
 __all__ = [
@@ -131,12 +132,18 @@ class Store:
     def publish(self, run_id: str, complete: Path) -> None:
         """Rename the folder of a complete run into place and clear its work folder. The caller holds the run's lock.
 
-        What is in its place is moved to `folder`/damaged: `find` said that it is not a run.
+        A damaged run in its place is moved to `folder`/damaged. A good one, which someone has copied there meanwhile,
+        stays, and `complete` is not used.
         """
         folder = self.run_folder(run_id)
-        if is_there(folder):
+        try:
+            if is_there(folder):
+                read_settled(folder)
+            else:
+                _move(complete, folder)
+        except DamagedFile:
             self.set_aside(folder)
-        _move(complete, folder)
+            _move(complete, folder)
         clear_work(self.work_folder(run_id))
 
     def lock_file(self, run_id: str) -> Path:
