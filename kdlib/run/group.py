@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from kdlib.errors import KDError
-from kdlib.files import DamagedFile, canonical_json, is_there, read_file, sha256
+from kdlib.files import DamagedFile, canonical_json, is_there, read_file, set_aside, sha256
 from kdlib.precision import arithmetic, set_precision
 from kdlib.progress import CHECKPOINT_SECONDS, Progress
 from kdlib.run.alive import refuse_dead, shown
@@ -205,9 +205,14 @@ class Clock:
         self.path, self.began = path, time.monotonic()
         self.last, self.epoch_seconds = self.began, 0.0  # end of the last epoch, and its length
         self.before = 0.0
-        with suppress(DamagedFile, ValueError):  # the first session, or a damaged file: it costs a number in a table
+        try:
             before = float(read_file(path))
             self.before = before if math.isfinite(before) else 0.0
+        except ValueError:  # it was cut: this costs a number in a table, no result
+            pass
+        except DamagedFile:  # the first session, or a pipe, on which `save` would wait
+            if is_there(path):
+                set_aside(path)
 
     @property
     def seconds(self) -> float:

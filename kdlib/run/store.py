@@ -199,13 +199,12 @@ def _names(folder: Path) -> list[str]:
 
 def clear_work(folder: Path) -> None:
     """Delete the work folder of a finished run, but no file that was set aside as damaged."""
-    for path in list(folder.glob("*")):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        elif ".damaged" not in path.name:
-            with suppress(OSError):
+    with suppress(OSError):  # the run is finished, whatever is left here
+        for path in list(folder.iterdir()):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            elif ".damaged" not in path.name:
                 path.unlink()
-    with suppress(OSError):
         folder.rmdir()
 
 
