@@ -10,6 +10,7 @@ import os
 import platform
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,22 +22,24 @@ __all__ = ["refuse_dead", "shown"]
 
 BEAT_SECONDS = 30.0
 DEAD_SECONDS = 600.0  # a machine that sleeps or swaps may miss some beats
+AGAIN_SECONDS = 1.0
 
 
 @contextmanager
-def shown(locks: Sequence[Path]) -> Iterator[None]:
-    """Keep a fresh file next to each of the locks that this process holds."""
-    signs, ended = [_sign(lock) for lock in locks], threading.Event()
+def shown(signs: Sequence[Path]) -> Iterator[None]:
+    """Keep these files fresh. This process holds the locks that they are about."""
+    ended, holder = threading.Event(), f"process {os.getpid()} of machine {platform.node()}\n"
+
+    def show() -> None:
+        for sign in signs:
+            with suppress(OSError):  # on a full disk, others wait for the lock, however long
+                sign.write_text(holder, encoding="utf-8")
 
     def beat() -> None:
         while not ended.wait(BEAT_SECONDS):
-            for sign in signs:
-                with suppress(OSError):
-                    os.utime(sign)
+            show()
 
-    for sign in signs:
-        with suppress(OSError):  # on a full disk, others wait for the lock, however long
-            sign.write_text(f"process {os.getpid()} of machine {platform.node()}\n", encoding="utf-8")
+    show()
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
     try:
@@ -49,14 +52,16 @@ def shown(locks: Sequence[Path]) -> Iterator[None]:
                 sign.unlink()
 
 
-def refuse_dead(lock: Path) -> None:
+def refuse_dead(lock: Path, sign: Path) -> None:
     """Raise KDError for a lock whose holder has shown no sign of life for DEAD_SECONDS.
 
     A holder that has never shown one trains nothing, and soon releases its lock.
     """
-    sign = _sign(lock)
     try:
-        silent, holder = _now(lock.parent) - sign.stat().st_mtime, read_file(sign).decode(errors="replace").strip()
+        if _silent_seconds(sign) <= DEAD_SECONDS:
+            return
+        time.sleep(AGAIN_SECONDS)  # the sign may be of a killed process, and the new holder about to replace it
+        silent, holder = _silent_seconds(sign), read_file(sign).decode(errors="replace").strip()
     except (OSError, KDError):
         return
     if silent > DEAD_SECONDS:
@@ -67,11 +72,8 @@ def refuse_dead(lock: Path) -> None:
         )
 
 
-def _sign(lock: Path) -> Path:
-    return lock.with_suffix(".alive")
-
-
-def _now(folder: Path) -> float:
-    """The present time by the clock of the file system: those of the machines may differ."""
-    with tempfile.TemporaryFile(dir=folder) as file:
-        return os.fstat(file.fileno()).st_mtime
+def _silent_seconds(sign: Path) -> float:
+    """The age of a sign of life by the clock of the file system: those of the machines may differ."""
+    written = sign.stat().st_mtime
+    with tempfile.TemporaryFile(dir=sign.parent) as file:
+        return os.fstat(file.fileno()).st_mtime - written

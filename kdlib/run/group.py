@@ -100,16 +100,15 @@ def _held(group: Group, store: Store) -> Iterator[None]:
     names = sorted(job.description.id for job in group)
     if len(group) > 1:  # `kd runs import` knows a group by its work folder
         names.append(_work_folder(group, store).name)
-    files = [store.lock_file(name) for name in names]
 
-    def taken(file: Path) -> None:
-        refuse_dead(file)
+    def taken(name: str) -> None:
+        refuse_dead(store.lock_file(name), store.sign_file(name))
         raise _Elsewhere
 
     with ExitStack() as locks:
-        for name, file in zip(names, files, strict=True):
-            locks.enter_context(store.lock(name, partial(taken, file)))
-        locks.enter_context(shown(files))
+        for name in names:
+            locks.enter_context(store.lock(name, partial(taken, name)))
+        locks.enter_context(shown([store.sign_file(name) for name in names]))
         yield
 
 

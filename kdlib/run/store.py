@@ -10,8 +10,8 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -150,9 +150,17 @@ class Store:
         """Return the file that is locked while a run is trained, moved or replaced."""
         return self.folder / "locks" / f"{run_id}.lock"
 
-    def lock(self, run_id: str, waits: Callable[[], None] = lambda: None) -> AbstractContextManager[None]:
+    def sign_file(self, run_id: str) -> Path:
+        """Return the file that a session refreshes while it trains a run (`kdlib.run.alive`)."""
+        return self.lock_file(run_id).with_suffix(".alive")
+
+    @contextmanager
+    def lock(self, run_id: str, waits: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Hold the run's kernel lock; a second process that wants the same run calls `waits`, then blocks."""
-        return locked(self.lock_file(run_id), "choose another store with --store DIR", waits)
+        with locked(self.lock_file(run_id), "choose another store with --store DIR", waits):
+            with suppress(OSError):  # that of a killed process would say that this one is dead
+                self.sign_file(run_id).unlink()
+            yield
 
     def ids(self) -> list[str]:
         """Return the ids of all run folders, sorted. Other files are not ours and are left out."""

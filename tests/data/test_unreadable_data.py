@@ -31,7 +31,8 @@ looks = {
 
 def told(name, look):
     try:
-        print(name, "returned", look())
+        look()
+        print(name, "returned")
     except DataError as error:
         print(name, "damaged", error)
     except KDError as error:

@@ -150,22 +150,32 @@ def test_without_flock_a_lock_that_another_machine_has_left_is_told(toy, tmp_pat
 
 def test_a_session_shows_that_it_is_alive_until_it_releases_its_locks(tmp_path, monkeypatch):
     monkeypatch.setattr(alive, "BEAT_SECONDS", 0.05)
-    locks = [tmp_path / "one.lock", tmp_path / "two.lock"]
-    with alive.shown(locks):
-        for lock in locks:
-            sign = lock.with_suffix(".alive")
-            assert sign.read_text().startswith(f"process {os.getpid()} of machine ")
+    lock, signs, threads = tmp_path / "lock", [tmp_path / "one", tmp_path / "two"], threading.active_count()
+    with alive.shown(signs):
+        assert all(sign.read_text().startswith(f"process {os.getpid()} of machine ") for sign in signs)
+        for sign in signs:
             os.utime(sign, (0, 0))
-            with pytest.raises(KDError, match="expected a sign of life"):
-                alive.refuse_dead(lock)
+            alive.refuse_dead(lock, sign)  # it looks a second time
+            assert sign.stat().st_mtime > 0
+        signs[0].unlink()  # as when the process takes a lock again
         deadline = time.monotonic() + 60
-        while min(lock.with_suffix(".alive").stat().st_mtime for lock in locks) == 0 and time.monotonic() < deadline:
+        while not signs[0].exists() and time.monotonic() < deadline:
             time.sleep(0.02)
-        for lock in locks:
-            alive.refuse_dead(lock)
     assert not list(tmp_path.iterdir())
-    assert threading.active_count() == 1
-    alive.refuse_dead(locks[0])  # who has shown none may be about to
+    assert threading.active_count() == threads
+    alive.refuse_dead(lock, signs[0])  # who has shown none may be about to
+    signs[0].touch()
+    os.utime(signs[0], (0, 0))
+    with pytest.raises(KDError, match="expected a sign of life"):
+        alive.refuse_dead(lock, signs[0])
+
+
+def test_who_holds_a_lock_for_a_moment_is_not_taken_for_a_process_that_was_killed_before(tmp_path):
+    store = Store(tmp_path)
+    store.lock_file("run").parent.mkdir()
+    store.sign_file("run").write_text("of a killed process")
+    with store.lock("run"):
+        assert not store.sign_file("run").exists()
 
 
 def test_a_run_in_training_has_a_sign_of_life(server, tmp_path):
