@@ -135,15 +135,14 @@ class Workers:
 
     def _outcome(self, worker: _Worker) -> Outcome | None:
         """Pass the events of a process on, and return how its group has ended; None while it is trained."""
-        try:
-            while worker.connection.poll():
-                message = worker.connection.recv()
-                if isinstance(message, Outcome):
-                    return message
-                self.report(message)
-        except (EOFError, OSError):
-            return self._replace(worker)
-        return None
+        while True:
+            try:
+                message = worker.connection.recv() if worker.connection.poll() else None
+            except (EOFError, OSError):
+                return self._replace(worker)
+            if message is None or isinstance(message, Outcome):
+                return message
+            self.report(message)
 
     def _replace(self, worker: _Worker) -> Outcome | None:
         """Begin the group of a process that is gone in a new one, unless it was begun too often."""
@@ -195,7 +194,7 @@ def _work(connection: Connection, setting: Setting) -> None:
         signal.signal(number, signal.SIG_IGN)  # they are the parent's, which kills its workers
     torch.set_num_threads(setting.compute.threads)
     _end_with_parent()
-    with suppress(EOFError):
+    with suppress(EOFError, OSError):  # the other side is closed, or gone
         while True:
             group = connection.recv()
             connection.send(train_group(group, setting, connection.send))
