@@ -6,12 +6,11 @@ import argparse
 import io
 import os
 import select
-import shlex
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from kdlib.cli.again import how_to_go_on
 from kdlib.cli.stopping import INTERRUPTED, STOPPED, Stopped, Stopping
 from kdlib.errors import KDError
 
@@ -49,7 +48,10 @@ def _status(options: argparse.Namespace, given: Sequence[str]) -> int:
             print("Stopped." + how_to_go_on(given), flush=True)
         return status
     except KDError as error:
-        print(f"kd: {error}", file=sys.stderr)
+        from kdlib.report.terminal import printable
+
+        for line in f"kd: {error}".split("\n"):
+            print(printable(line), file=sys.stderr)
         return 2
     except BrokenPipeError as error:
         if not _nobody_reads():
@@ -76,32 +78,15 @@ def run_experiment(module: str) -> None:
     sys.exit(main(["run", module.split(".")[1], *sys.argv[1:]]))
 
 
-def how_to_go_on(arguments: Sequence[str]) -> str:
-    """Return what a stopped `run` or `record` has saved and which command continues it; nothing for other commands.
-
-    The last line is the command alone, as it runs in this environment.
-    """
-    if not arguments or arguments[0] not in ("run", "record"):
-        return ""
-    lines = [" Every finished run is saved, and every other run up to its last checkpoint. To continue:"]
-    if arguments[0] == "run" and len(arguments) > 1 and not arguments[1].startswith("-"):
-        rest = ["--", *arguments[2:]] if arguments[2:] else []
-        lines += [shlex.join(["nox", "-s", f"replicate_{arguments[1]}", *rest]), "or, without nox:"]
-    kd = [sys.executable, "-m", "kdlib"]
-    if Path(sys.argv[0]).stem == "kd":
-        found = shutil.which("kd")
-        kd = ["kd"] if found and Path(found).samefile(sys.argv[0]) else [sys.argv[0]]
-    return "\n".join([*lines, shlex.join([*kd, *arguments])])
-
-
-def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Return the options of a command line. Names may follow options, which argparse alone refuses."""
+def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the options of a command line, itself included. Names may follow options, which argparse refuses."""
     parser = _parser()
     options, left = parser.parse_known_args(arguments)
     if left:
         if not hasattr(options, "names") or any(text.startswith("-") for text in left):
             parser.error(f"unrecognized arguments: {' '.join(left)}")
         options.names += left
+    options.given = list(arguments)
     return options
 
 
@@ -123,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(command=function)
         return added
 
-    common, store, limits = _common(), _store(), _limits()
+    common, store, limits = _common(), _store(), _sessions()
     one = command(
         "run", kd.run, "Run a replication: train what the store lacks, judge, write tables.", common, store, limits
     )
@@ -216,13 +201,16 @@ def _store() -> argparse.ArgumentParser:
     return options
 
 
-def _limits() -> argparse.ArgumentParser:
+def _sessions() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument(
         "--minutes",
         type=_minutes,
         metavar="M",
         help="stop training after so many minutes, at checkpoints, with status 3; the last line continues",
+    )
+    options.add_argument(
+        "--print", action="store_true", help="print the whole Markdown tables before the summary of the session"
     )
     options.add_argument(
         "--order",

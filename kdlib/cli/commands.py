@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kdlib.cli.again import lines_of_command, with_options
 from kdlib.cli.live import Downloading, reporter
 from kdlib.cli.stopping import STOPPED
 from kdlib.errors import KDError
@@ -15,10 +16,13 @@ from kdlib.judge.verdicts import MIN_SEEDS
 from kdlib.report import sessions
 from kdlib.report.markdown import unescaped
 from kdlib.report.pages import draw_data, update_readmes, write_pages
+from kdlib.report.steps import Step, next_steps
+from kdlib.report.summary import lines_of
+from kdlib.report.terminal import printable
 from kdlib.run.costs import Cost, costs
 from kdlib.run.experiment import DEFAULT, load_experiment, replications
-from kdlib.run.records import read_records
-from kdlib.run.session import Session, left_of_profile, prepare
+from kdlib.run.records import Record, read_records
+from kdlib.run.session import Session, prepare
 
 ROOT = Path()
 
@@ -40,17 +44,7 @@ def run(options: argparse.Namespace) -> int:
     if pages:
         data = session.experiment.load_data(session.profile.config, session.folders)
         draw_data(session.experiment, data, folder / "local" / f"{found.label}-data.png")
-    for page in pages:
-        print("\n" + unescaped(page))
-    print(f"Written to {folder / 'local'}" if pages else "Nothing was written: no run has finished.")
-    for note in found.notes:
-        print(note)
-    left, whole = left_of_profile(session)
-    if left and not found.left:
-        print(
-            f"{left} of the {whole} runs of profile {session.profile_name} are left. To go on: "
-            f"nox -s replicate_{name} -- --profile {session.profile_name} (and your other options)"
-        )
+    _tell_summary(options, found, pages, committed, folder / "local")
     if session.unavailable:
         _tell_of_stand_in(session)
     return _tell(found.problems, found.left)
@@ -116,7 +110,7 @@ def check(options: argparse.Namespace) -> int:
             _tell(problems)  # the problems found so far, before the error ends the check
             raise
         for note in found.notes:
-            print(f"{name}: {note}")
+            print(printable(f"{name}: {note}"))
         problems += [f"{name}: {problem}" for problem in found.problems]
     return _tell(problems)
 
@@ -150,9 +144,37 @@ def record(options: argparse.Namespace) -> int:
     seeds = _seeds(options) or range(profile.seeds if profile.judged else max(MIN_SEEDS, profile.seeds))
     session = _prepared(options, options.name, options.profile, seeds=seeds, require_real=True)
     found = sessions.record(session, ROOT / "results", reporter)
-    for line in [*map(unescaped, found.pages), *found.notes]:
-        print(line)
+    folder = ROOT / "results" / options.name
+    result = sessions.Replication(session, found.records, found.problems, found.notes, found.left)
+    _tell_summary(options, result, found.pages, read_records(folder / "runs.jsonl"), folder)
     return _tell(found.problems, found.left)
+
+
+def _tell_summary(
+    options: argparse.Namespace,
+    result: sessions.Replication,
+    pages: Sequence[str],
+    committed: Sequence[Record],
+    folder: Path,
+) -> None:
+    """Print what a session ends with: the tables if they are asked for, its summary, and its notes."""
+    if options.print:
+        for page in pages:
+            print("\n" + unescaped(page))
+    steps = []
+    for step in next_steps(result, committed):
+        steps += [step.text, *lines_of_command(_command(options.given, step))]
+    print()
+    for line in [*lines_of(result, committed, folder, steps), *map(printable, result.notes)]:
+        print(line)
+
+
+def _command(given: Sequence[str], step: Step) -> list[str]:
+    """The arguments of a command that was given, changed so that it does a further step."""
+    once = {"--seed", "--seeds", "--minutes"}
+    if step.seeds is None:
+        return with_options(given, {*once, "--arm", "--arms"})
+    return with_options(given, once, ["--seeds", str(step.seeds)])
 
 
 def tables(options: argparse.Namespace) -> int:
@@ -201,7 +223,7 @@ def show_list(options: argparse.Namespace) -> int:
 def _tell(problems: Sequence[str], left: int = 0) -> int:
     """Print what fails a session, and how many runs the end of its time has left; return the exit status."""
     for problem in problems:
-        print(f"FAILED  {problem}", file=sys.stderr, flush=True)
+        print(printable(f"FAILED  {problem}"), file=sys.stderr, flush=True)
     if left:
         print(f"The time is up: {left} run{'s are' if left > 1 else ' is'} not finished.")
     if problems:

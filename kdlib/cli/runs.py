@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kdlib.errors import KDError
 from kdlib.files import DamagedFile, is_there, not_read, read_file
+from kdlib.report.terminal import printable
 from kdlib.run.environment import source_digest
 from kdlib.run.experiment import load_experiment, replications
 from kdlib.run.store import FinishedRun, Store, prune, read_run
@@ -38,7 +39,7 @@ def _store(folder: Path) -> Store:
 
 def _say(text: str) -> None:
     """Print a line that holds text from a file: what is not printable would do something to a terminal."""
-    print("".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text))
+    print(printable(text))
 
 
 def _list(store: Store, ids: list[str]) -> int:

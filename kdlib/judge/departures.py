@@ -14,7 +14,7 @@ from scipy import special
 
 from kdlib.judge.bands import BAND_LEVEL, Band, Bands, inside_ranges
 from kdlib.judge.claims import Reported
-from kdlib.judge.intervals import t_quantile
+from kdlib.judge.intervals import limits, t_quantile
 from kdlib.judge.judging import Metrics, outcomes
 
 __all__ = ["SESSION_LEVEL", "Compared", "Miss", "changes", "compared", "misses", "of_banded_seeds"]
@@ -140,11 +140,9 @@ def _widened(band: Band, outside: float) -> Band:
 
 
 def _on_scale(metric: str, band: Band) -> Band:
-    """Return the part of a band that the metric can reach: shares lie in 0 to 1, losses and nats above 0."""
-    share = metric.endswith(("accuracy", "f1", "agreement"))
-    if not share and not metric.endswith(("loss", "entropy", "kl")):
-        return band
-    return replace(band, low=max(band.low, 0.0), high=min(band.high, 1.0 if share else math.inf))
+    """Return the part of a band that the metric can reach."""
+    least, most = limits(metric)
+    return replace(band, low=max(band.low, least), high=min(band.high, most))
 
 
 def _shown(metric: str, band: Band) -> str:

@@ -18,6 +18,7 @@ __all__ = [
     "f1_interval",
     "holm",
     "kendall_tau",
+    "limits",
     "needed_seeds",
     "prediction_interval",
     "sample_std",
@@ -37,6 +38,15 @@ class Interval(NamedTuple):
     one_sided_low: float
     one_sided_high: float
     p: float = math.nan
+
+
+def limits(metric: str) -> tuple[float, float]:
+    """Return the least and the largest value that a metric can have: shares lie in 0 to 1, losses and nats above 0."""
+    if metric.endswith(("accuracy", "f1", "agreement")):
+        return 0.0, 1.0
+    if metric == "errors" or metric.endswith(("loss", "entropy", "kl")):
+        return 0.0, math.inf
+    return -math.inf, math.inf
 
 
 # ---- over seeds and runs

@@ -9,11 +9,23 @@ import numpy as np
 
 from kdlib.judge import intervals
 from kdlib.judge.bands import Bands
-from kdlib.judge.claims import Claim, Effect, Exact, Ingredient, Reported, Value, fixed_rival, pairs, reported_range
+from kdlib.judge.claims import (
+    Claim,
+    Effect,
+    Exact,
+    Ingredient,
+    Reported,
+    Trend,
+    Value,
+    fixed_rival,
+    pairs,
+    reported_range,
+)
+from kdlib.judge.intervals import limits
 from kdlib.judge.judging import Metrics, judge, of_declared, with_choices
 from kdlib.judge.verdicts import Outcome, Verdict, all_equal
 from kdlib.report.markdown import mark
-from kdlib.run.experiment import Arm
+from kdlib.run.experiment import Arm, Profile
 from kdlib.run.records import Record, measured
 
 if TYPE_CHECKING:
@@ -21,26 +33,34 @@ if TYPE_CHECKING:
 
 __all__ = [
     "arms_table",
+    "bounds",
     "claims_table",
     "ingredients_table",
+    "is_reduced",
     "metrics_of",
     "on_claims_scale",
     "part_differences",
     "says",
+    "spread",
 ]
 
 NAN = float("nan")
+LEAST = 3  # seeds of an interval: that of two is about nine times as wide as their distance
+
+Bounds = tuple[float, float]
 
 # ---- arms
 
 
 def arms_table(
-    experiment_arms: Sequence[Arm], reported: Reported, records: Sequence[Record], synthetic: bool = False
+    experiment_arms: Sequence[Arm], reported: Reported, records: Sequence[Record], reduced: bool = False
 ) -> pd.DataFrame:
     """Return one row for each arm with records, in the experiment's order; shares stay shares.
 
     For each metric of the source: mean, standard deviation, 95% t interval over seeds, the mean half-width of the test
     set's own 95% interval, the reported number with its range, and whether the mean lies inside (None: unknown).
+    `reduced`: the runs are shortened or on synthetic data. They are not expected to reach the source's numbers, so
+    there is no range.
     """
     import pandas as pd
 
@@ -52,11 +72,16 @@ def arms_table(
         seeds = numbers[arm.name]
         row: dict[str, Any] = {"arm": arm.name, "modes": ", ".join(arm.modes), "n": len(seeds)}
         for metric in metrics_of(reported):
-            row |= _metric(arm.name, metric, seeds, reported, _confusions(arm.name, records), synthetic)
+            row |= _metric(arm.name, metric, seeds, reported, _confusions(arm.name, records), reduced)
         for key in ("agreement", "teacher_kl", "entropy", "parameters", "epochs"):
             row[key] = _mean([run[key] for run in seeds.values() if key in run])
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def is_reduced(profile: Profile, synthetic: bool) -> bool:
+    """Return whether runs of a profile are not expected to reach the source's numbers."""
+    return synthetic or bool(profile.reduced and not profile.judged)
 
 
 def metrics_of(reported: Reported) -> list[str]:
@@ -73,16 +98,16 @@ def _metric(
     seeds: Mapping[int, Mapping[str, float]],
     reported: Reported,
     confusions: Sequence[Any],
-    synthetic: bool,
+    reduced: bool,
 ) -> dict[str, Any]:
     values = [run[metric] for run in seeds.values() if metric in run]
-    mean, several = _mean(values), len(values) > 1
-    low, high = intervals.t_interval(values)[:2] if several and not all_equal(values) else (NAN, NAN)
-    value = reported.value(arm, metric)
-    span = reported_range(value, len(values)) if value and values else (NAN, NAN)
+    mean, value = _mean(values), reported.value(arm, metric)
+    low, high = bounds(values, limits(metric))
+    ranged = value is not None and bool(values) and not reduced
+    span = within(reported_range(value, len(values)), limits(metric)) if value and ranged else (NAN, NAN)
     known = {
         "": mean,
-        "_std": float(np.std(values, ddof=1)) if several else NAN,
+        "_std": float(np.std(values, ddof=1)) if len(values) > 1 else NAN,
         "_low": low,
         "_high": high,
         "_test_set": _mean([_test_set(metric, confusion) for confusion in confusions]),
@@ -90,14 +115,31 @@ def _metric(
         "_reported_std": NAN if value is None or value.std is None else value.std,
         "_range_low": span[0],
         "_range_high": span[1],
-        # The numbers of synthetic data lie in a range of the source by chance only.
-        "_inside": span[0] <= mean <= span[1] if value and values and not synthetic else None,
+        "_inside": span[0] <= mean <= span[1] if ranged else None,
     }
     return {metric + key: number for key, number in known.items()}
 
 
 def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if len(values) else NAN
+
+
+def bounds(values: Sequence[float], span: Bounds) -> Bounds:
+    """Return the 95% t interval of the mean within `span`, the metric's limits; (nan, nan) for fewer than 3 values."""
+    if len(values) < LEAST or all_equal(values):
+        return NAN, NAN
+    return within(intervals.t_interval(values)[:2], span)
+
+
+def within(interval: Bounds, span: Bounds) -> Bounds:
+    """Return the part of an interval that lies within `span`; (nan, nan) stays."""
+    return max(interval[0], span[0]), min(interval[1], span[1])
+
+
+def spread(metric: str) -> Bounds:
+    """Return the least and the largest difference of two values of a metric."""
+    least, most = limits(metric)
+    return least - most, most - least
 
 
 def _confusions(arm: str, records: Iterable[Record]) -> list[Any]:
@@ -183,7 +225,7 @@ def ingredients_table(reported: Reported, records: Sequence[Record]) -> pd.DataF
     rows = []
     for part in reported.ingredients:
         found = part_differences(part, numbers, metric)
-        low, high = intervals.t_interval(found)[:2] if not all_equal(found) else (NAN, NAN)
+        low, high = bounds(found, spread(metric))
         rows.append(
             {
                 "role": part.role,
@@ -212,13 +254,20 @@ def _named(differs: Sequence[str]) -> str:
 
 
 def on_claims_scale(claim: Claim, verdict: Verdict) -> tuple[float, float, float]:
-    """Return mean and bounds on the claim's scale: if one arm is compared with a number, those of the arm itself."""
-    rival = fixed_rival(claim)
-    if rival is None:
+    """Return mean and bounds on the claim's scale: if one arm is compared with a number, those of the arm itself.
+
+    The bounds lie within that scale; they are nan for fewer than 3 seeds.
+    """
+    if isinstance(claim, Exact):
         return verdict.mean, verdict.low, verdict.high
+    low, high = (verdict.low, verdict.high) if verdict.n >= LEAST else (NAN, NAN)
+    rival, mean = fixed_rival(claim), verdict.mean
+    if rival is None:
+        span = (-1.0, 1.0) if isinstance(claim, Trend) else spread(claim.metric)
+        return mean, *within((low, high), span)
     if claim.lower_is_better:
-        return rival - verdict.mean, rival - verdict.high, rival - verdict.low
-    return rival + verdict.mean, rival + verdict.low, rival + verdict.high
+        return rival - mean, *within((rival - high, rival - low), limits(claim.metric))
+    return rival + mean, *within((rival + low, rival + high), limits(claim.metric))
 
 
 _GISTS = (

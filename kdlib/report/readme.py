@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from kdlib.errors import KDError
 from kdlib.judge.claims import Claim, Reported
-from kdlib.judge.intervals import t_interval
 from kdlib.judge.judging import Metrics, judge, of_declared, with_choices
-from kdlib.judge.verdicts import all_equal, headline
-from kdlib.report.frames import on_claims_scale, part_differences
+from kdlib.judge.verdicts import headline
+from kdlib.report.frames import bounds, on_claims_scale, part_differences, spread
 from kdlib.report.markdown import NONE, aim, escaped, found, percent, scale, table, unit
 from kdlib.run.records import Record, measured
 
@@ -66,10 +65,8 @@ def _transfer(reported: Reported, numbers: Metrics) -> str:
     if not differences:
         return NONE
     shown, mean = scale(reported, metric), sum(differences) / len(differences)
-    if all_equal(differences):
-        return shown.show(mean, "+")
-    bounds = t_interval(differences)
-    return f"{shown.show(mean, '+')} ({shown.between(bounds.low, bounds.high, '+')})"
+    between = shown.between(*bounds(differences, spread(metric)), "+")
+    return shown.show(mean, "+") + ("" if between == NONE else f" ({between})")
 
 
 def summary_table(lines: Sequence[Mapping[str, str]]) -> str:

@@ -22,7 +22,7 @@ from kdlib.errors import KDError
 from kdlib.files import locked
 from kdlib.judge.bands import bands_of, read_bands, write_bands
 from kdlib.judge.departures import SESSION_LEVEL, changes, compared
-from kdlib.report.frames import arms_table, claims_table
+from kdlib.report.frames import arms_table, claims_table, is_reduced
 from kdlib.report.pages import reported_of, write_pages
 from kdlib.report.pairs import pair_faults
 from kdlib.run.engine import Summary
@@ -66,7 +66,8 @@ class Replication:
     def arms(self) -> pd.DataFrame:
         """One row for each arm: what was measured next to what is reported."""
         session = self.session
-        return arms_table(session.experiment.arms, reported_of(session.experiment), self.records, session.synthetic)
+        reduced = is_reduced(session.profile, session.synthetic)
+        return arms_table(session.experiment.arms, reported_of(session.experiment), self.records, reduced)
 
     @property
     def claims(self) -> pd.DataFrame:
@@ -189,12 +190,16 @@ def check(session: Session, reporter: Reporter = silent, checks: int = 1) -> Rep
 
 @dataclass(frozen=True)
 class Recording:
-    """The outcome of `record`: failed runs, the pages written, what was not recorded, and how many runs are left."""
+    """The outcome of `record`: failed runs, the pages written, what was not recorded, how many runs are left.
+
+    `records` are those of the session.
+    """
 
     problems: list[str]
     pages: list[str]
     notes: list[str] = field(default_factory=list)
     left: int = 0
+    records: list[Record] = field(default_factory=list)
 
 
 def record(session: Session, results: Path, reporter: Reporter = silent) -> Recording:
@@ -231,7 +236,7 @@ def record(session: Session, results: Path, reporter: Reporter = silent) -> Reco
         records = read_records(path)  # in the order of the file, so that tables do not depend on that of recording
         update_bands(experiment, [r for r in records if r.profile == session.profile_name])
         pages = write_pages(experiment, records, folder, committed=records, synthetic=False)
-    return Recording(problems, pages, notes, len(summary.left))
+    return Recording(problems, pages, notes, len(summary.left), new)
 
 
 def _recordable(session: Session, jobs: Sequence[Job], summary: Summary, recorded: Sequence[Record]) -> list[Job]:

@@ -10,7 +10,7 @@ from kdlib.files import atomic_write
 from kdlib.judge.bands import Bands
 from kdlib.judge.claims import Choice, Claim, Reported
 from kdlib.judge.judging import chosen, of_declared
-from kdlib.report.frames import arms_table, claims_table, ingredients_table, metrics_of
+from kdlib.report.frames import arms_table, claims_table, ingredients_table, is_reduced, metrics_of
 from kdlib.report.markdown import (
     NONE,
     arms_shown,
@@ -173,11 +173,12 @@ def _choice(choice: Choice, arm: str | None) -> str:
 _NOTES = """\
 `results/README.md` explains every column, kind of claim and outcome. In short:
 
-- `95% over seeds` is Student's t interval of the mean: other seeds would change it. `test-set ±` is half the 95%
-  interval of one run over the test examples, averaged over the seeds: other test examples would change it. Neither
-  contains the other.
+- `95% over seeds` is Student's t interval of the mean: other seeds would change it. It needs 3 seeds. `test-set ±` is
+  half the 95% interval of one run over the test examples, averaged over the seeds: other test examples would change
+  it. Neither contains the other. An interval is cut where the metric ends: a share at 0 and 1, a loss at 0.
 - `reported` is the source's number ± its standard deviation (n - 1) and its number of runs. `range` is where a mean of
-  n runs should lie; `inside` says whether it lies there.
+  n runs should lie; `inside` says whether it lies there. Shortened runs have no range, because they are not expected
+  to reach the source's numbers.
 - `agreement` is the share of test examples for which an arm and its teacher predict the same class. `KL`, from the
   teacher to the arm, and `entropy`, of the arm's predictions, are means over the test examples.
 - Differences are between runs that share a seed. They are positive if the claim's first arm does better.
@@ -225,7 +226,7 @@ def write_tables(
     A label that says more than the profile marks other data than the source's: its verdicts are an analogue's.
     """
     about = experiment.profile(profile)
-    arms = arms_table(experiment.arms, reported, records, synthetic)
+    arms = arms_table(experiment.arms, reported, records, is_reduced(about, synthetic))
     declared = about.seeds if about.judged else None
     claims = claims_table(
         reported, records, judged_bands, declared=declared, synthetic=synthetic, analogue=label != profile

@@ -61,8 +61,9 @@ def _tables(root: Path, experiment: Experiment, found: Sequence[Record], checked
         key = _label(experiment, group[0], judged)
         full = [record for record in found if record["profile"] == judged and _label(experiment, record, judged) == key]
         label = _label(experiment, group[0], profile)
+        reduced = profile != judged and experiment.profiles[profile].reduced != ""
         for part, rows in {
-            "arms": tables.arm_rows(experiment, source, group),
+            "arms": tables.arm_rows(experiment, source, group, not reduced),
             "claims": tables.claim_rows(experiment, source, group, full, profile == judged),
             "ingredients": tables.ingredient_rows(source, group),
         }.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -77,25 +78,31 @@ def choice(metric: str, among: Sequence[str], records: Sequence[Record]) -> str:
     return max(among, key=lambda arm: round(float(np.sum(list(found[arm].values()))), 9))
 
 
-def arm_rows(experiment: Experiment, source: Source, records: Sequence[Record]) -> Rows:
-    """Return a row for each arm that has records, in the experiment's order."""
+def arm_rows(experiment: Experiment, source: Source, records: Sequence[Record], expected: bool) -> Rows:
+    """Return a row for each arm that has records, in the experiment's order.
+
+    `expected`: the runs should reach the source's numbers, because their profile is the judged one or not reduced.
+    """
     rows: Rows = {}
     for arm in experiment.arms:
         if found := [record["metrics"][record["arms"][arm.name]] for record in records if arm.name in record["arms"]]:
             row: dict[str, Any] = {"n": len(found)}
             for metric in source.metrics:
-                row |= _of_metric(source, arm.name, metric, found)
+                row |= _of_metric(source, arm.name, metric, found, expected)
             rows[arm.name] = row | {
                 name: _mean([metrics[name] for metrics in found if name in metrics]) for name in FURTHER
             }
     return rows
 
 
-def _of_metric(source: Source, arm: str, metric: str, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _of_metric(
+    source: Source, arm: str, metric: str, found: Sequence[Mapping[str, Any]], expected: bool
+) -> dict[str, Any]:
     values = [metrics[metric] for metrics in found if metric in metrics]
-    (mean, low, high), reported = _interval(values), value_of(source.values, arm, metric)
+    (mean, low, high), reported = _interval(values, *ends(metric)), value_of(source.values, arm, metric)
     confusions = [tuple(map(tuple, metrics["confusion"])) for metrics in found if "confusion" in metrics]
-    least, most = reported.range(len(values)) if reported and values else (NAN, NAN)
+    ranged = reported is not None and len(values) > 0 and expected
+    least, most = _cut(*reported.range(len(values)), *ends(metric)) if reported and ranged else (NAN, NAN)
     row = {
         "": mean,
         "_std": float(np.std(values, ddof=1)) if len(values) > 1 else NAN,
@@ -106,14 +113,34 @@ def _of_metric(source: Source, arm: str, metric: str, found: Sequence[Mapping[st
         "_reported_std": reported.std if reported and reported.std is not None else NAN,
         "_range_low": least,
         "_range_high": most,
-        "_inside": bool(least <= mean <= most) if reported and values else "",
+        "_inside": bool(least <= mean <= most) if ranged else "",
     }
     return {metric + end: value for end, value in row.items()}
 
 
-def _interval(values: Sequence[float]) -> tuple[float, float, float]:
+def _interval(values: Sequence[float], least: float, most: float) -> tuple[float, float, float]:
+    """Return the mean and its bounds, which two values do not have, between the ends of the metric."""
     found = sample(values)
-    return (found.mean, found.low, found.high) if found.std else (found.mean, NAN, NAN)
+    low, high = (found.low, found.high) if found.std and found.n > 2 else (NAN, NAN)
+    return found.mean, *_cut(low, high, least, most)
+
+
+def ends(metric: str) -> tuple[float, float]:
+    """Return the least and the largest value of a metric; infinite if it has none."""
+    if re.search(r"(accuracy|f1|agreement)$", metric):
+        return 0.0, 1.0
+    return (0.0 if re.search(r"(loss|entropy|kl|^errors)$", metric) else -math.inf), math.inf
+
+
+def _differences(metric: str) -> tuple[float, float]:
+    """Return the ends of a difference of two values of a metric."""
+    most = 1.0 if ends(metric) == (0.0, 1.0) else math.inf
+    return -most, most
+
+
+def _cut(low: float, high: float, least: float, most: float) -> tuple[float, float]:
+    """Return bounds that are not beyond the ends; nan stays."""
+    return float(np.clip(low, least, most)), float(np.clip(high, least, most))
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -151,7 +178,7 @@ def ingredient_rows(source: Source, records: Sequence[Record]) -> Rows:
     found, rows = series(records, metric), {}
     for part in source.ingredients:
         values = differences(found, part["arm"], part["over"])
-        row = dict(zip(("difference", "low", "high"), _interval(values), strict=True))
+        row = dict(zip(("difference", "low", "high"), _interval(values, *_differences(metric)), strict=True))
         named = {"arm": part["arm"], "over": part["over"], "differs": _differs(part["differs"])}
         rows[part["label"]] = {**named, "metric": metric, **row, "n": len(values)}
     return rows
@@ -163,11 +190,14 @@ def _differs(words: Sequence[str]) -> str:
 
 def _on_scale(claim: Claim, found: Sample) -> tuple[float, float, float]:
     """Return mean and bounds of the value itself if the claim is about one arm's value."""
-    if claim.origin is None:
+    if claim.kind == "exact":
         return found.mean, found.low, found.high
+    low, high = (found.low, found.high) if found.n > 2 else (NAN, NAN)
+    if claim.origin is None:
+        return found.mean, *_cut(low, high, *((-1.0, 1.0) if claim.kind == "trend" else _differences(claim.metric)))
     if claim.lower:
-        return claim.origin - found.mean, claim.origin - found.high, claim.origin - found.low
-    return claim.origin + found.mean, claim.origin + found.low, claim.origin + found.high
+        return claim.origin - found.mean, *_cut(claim.origin - high, claim.origin - low, *ends(claim.metric))
+    return claim.origin + found.mean, *_cut(claim.origin + low, claim.origin + high, *ends(claim.metric))
 
 
 # ---- bands

@@ -25,12 +25,12 @@ import pytest
 from matplotlib import image
 from scipy import stats
 
-from kdlib.judge import judging, reading
-from kdlib.report import pages
+from kdlib.judge import intervals, judging, reading
+from kdlib.report import frames, pages
 from kdlib.run.environment import source_digest
 from kdlib.run.experiment import load_experiment, replications
 from kdlib.run.records import read_records
-from tests.audit import __main__, again, audit, claims, faults, provenance, records, rule, statistics, traces
+from tests.audit import __main__, again, audit, claims, faults, provenance, records, rule, statistics, tables, traces
 
 ROOT = Path(__file__).parents[2]
 NAMES = replications(ROOT)
@@ -781,3 +781,15 @@ def test_both_derivations_of_firmness_and_margin_agree(kind, tmp_path):
         assert rule.firmness(ours, found) == expected.firmness
         margin, beyond = expected.margin
         assert rule.margin(ours, found) == (margin, str(beyond))
+
+
+def test_both_derivations_of_intervals_within_a_metrics_ends_agree():
+    named = {claim.metric for name in NAMES for claim in pages.reported_of(load_experiment(name)).claims.values()}
+    for metric in {*named, "training_loss", "teacher_kl", "agreement", "extra_errors"}:
+        ends = tables.ends(metric)
+        assert ends == intervals.limits(metric)
+        for values in ([0.1, 0.9], [0.02, 0.9, 0.1], [0.99, 0.4, 1.0], [0.5, 0.5, 0.5]):
+            expected = frames.bounds(values, ends)
+            assert np.array_equal(tables._interval(values, *ends)[1:], expected, equal_nan=True), (metric, values)
+            assert math.isnan(expected[0]) == (len(values) < 3 or len({*values}) == 1)
+        assert tables._differences(metric) == frames.spread(metric)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from kdlib.errors import KDError
+from kdlib.judge import intervals
 from kdlib.judge.bands import Bands
 from kdlib.judge.claims import AS_DESCRIBED, Trend
 from kdlib.judge.reading import load_claims
@@ -313,7 +314,7 @@ def test_the_reported_range_is_next_to_the_mean(reported):
     assert alone["accuracy_inside"] is None  # nothing is reported of it
     outside = [replace(r, metrics={"final": r.metrics["final"] | {"macro_f1": 0.9 + r.seed / 100}}) for r in five()]
     assert frames.arms_table(ARMS, reported, outside)["macro_f1_inside"].tolist() == [False, False]
-    assert frames.arms_table(ARMS, reported, five(), synthetic=True)["macro_f1_inside"].tolist() == [
+    assert frames.arms_table(ARMS, reported, five(), reduced=True)["macro_f1_inside"].tolist() == [
         None,
         None,
     ]
@@ -327,10 +328,61 @@ def test_one_seed_has_no_interval(reported):
     assert "95% over seeds" not in shown  # no arm has one
     assert (shown["macro F1"], shown["agreement"], shown["parameters"]) == ("0.781", "0.900", "3,909")
     assert (shown["entropy (nats)"], "KL (nats)" in shown) == ("0.300", False)  # no run has a KL
-    two = [*records, record("alone", 0, macro_f1=0.6), record("alone", 1, macro_f1=0.7)]
-    column = markdown.arms_shown(frames.arms_table(ARMS, reported, two), reported, ["macro_f1"])["95% over seeds"]
-    low, high = stats.ttest_1samp([0.6, 0.7], 0).confidence_interval(0.95)
-    assert column.tolist() == [f"{low:.3f} to {high:.3f}", "—"]
+    scores = [0.6, 0.7, 0.64]
+    for n, interval in ((2, False), (3, True)):  # two seeds have none either
+        several = [*records, *(record("alone", seed, macro_f1=f1) for seed, f1 in enumerate(scores[:n]))]
+        shown = markdown.arms_shown(frames.arms_table(ARMS, reported, several), reported, ["macro_f1"])
+        assert ("95% over seeds" in shown) == interval
+    low, high = stats.ttest_1samp(scores, 0).confidence_interval(0.95)
+    assert shown["95% over seeds"].tolist() == [f"{low:.3f} to {high:.3f}", "—"]
+
+
+def test_no_interval_leaves_the_scale_of_its_metric(reported):
+    wild = {"alone": [0.05, 0.9, 0.1], "student": [0.99, 0.5, 1.0]}
+    runs = [
+        record(arm, seed, macro_f1=f1, accuracy=f1, entropy=f1)
+        for arm, scores in wild.items()
+        for seed, f1 in enumerate(scores)
+    ]
+    arms = frames.arms_table(ARMS, reported, runs).set_index("arm")
+    assert [arms.loc["alone", "macro_f1_low"], arms.loc["student", "macro_f1_high"]] == [0.0, 1.0]
+    high = stats.ttest_1samp(wild["alone"], 0).confidence_interval(0.95).high
+    assert arms.loc["alone", "macro_f1_high"] == min(high, 1.0)
+    assert arms.loc["student", "accuracy_range_high"] == pytest.approx(0.9645)  # is not cut
+    found = frames.claims_table(reported, runs, None, declared=None).set_index("claim")
+    interval = stats.ttest_1samp(np.subtract(wild["student"], wild["alone"]), 0).confidence_interval(0.95)
+    assert interval.high > 1
+    assert interval.low < -1
+    assert list(found.loc["C1", ["low", "high"]]) == [-1.0, 1.0]  # a difference of two shares
+    assert found.loc["C3", "high"] == 1.0  # the share itself
+    assert found.loc["C3", "low"] == pytest.approx(stats.ttest_1samp(wild["student"], 0).confidence_interval(0.95).low)
+
+
+@pytest.mark.parametrize(
+    ("metric", "expected"),
+    [
+        ("unseen_accuracy", (0, 1)),
+        ("macro_f1", (0, 1)),
+        ("training_loss", (0, math.inf)),
+        ("errors", (0, math.inf)),
+        ("extra_errors", (-math.inf, math.inf)),  # a difference
+        ("gap", (-math.inf, math.inf)),
+    ],
+)
+def test_the_limits_of_a_metric(metric, expected):
+    assert intervals.limits(metric) == expected
+
+
+def test_reduced_runs_have_no_range(reported):
+    frame = frames.arms_table(ARMS, reported, five("quick"), reduced=True)
+    shown = markdown.arms_shown(frame, reported, frames.metrics_of(reported))
+    assert not [head for head in shown if "range" in head or "inside" in head]
+    assert "macro F1: reported" in shown
+    config = Config()
+    assert frames.is_reduced(Profile(config, 2, reduced="2 epochs"), synthetic=False)
+    assert frames.is_reduced(Profile(config, 5), synthetic=True)
+    assert not frames.is_reduced(Profile(config, 5), synthetic=False)  # in another precision, say
+    assert not frames.is_reduced(Profile(config, 5, reduced="bfloat16", judged=True), synthetic=False)
 
 
 def test_percent_only_where_the_source_writes_percent(reported):
