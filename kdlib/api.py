@@ -22,7 +22,7 @@ from kdlib.targets import (
     smoothed_labels,
     virtual_teacher,
 )
-from kdlib.training import Progress, epochs, hard_targets, predict_logits
+from kdlib.training import Progress, epochs, hard_targets, predict_logits, predict_soft_targets
 
 __all__ = [
     "Batch",
@@ -49,6 +49,7 @@ __all__ = [
     "mix_logits",
     "mixup",
     "predict_logits",
+    "predict_soft_targets",
     "smoothed_labels",
     "soft_target_kl",
     "unmixed",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kdlib.checks import check_number, readable
 from kdlib.errors import KDError
 
 __all__ = ["Mix", "balanced_draw", "flip_and_shift", "mixup", "unmixed"]
@@ -15,11 +17,25 @@ __all__ = ["Mix", "balanced_draw", "flip_and_shift", "mixup", "unmixed"]
 
 @dataclass(frozen=True, eq=False)
 class Mix:
-    """A plan of N mixed rows: row i is weight[i] * values[first[i]] + (1 - weight[i]) * values[second[i]]."""
+    """A plan of N mixed rows: row i is weight[i] * values[first[i]] + (1 - weight[i]) * values[second[i]].
+
+    KDError unless there are as many weights as rows and, on a CPU, all of them are from 0 to 1.
+    """
 
     first: Tensor  # int64 (N,)
     second: Tensor  # int64 (N,)
     weight: Tensor  # float (N,), of the first partner
+
+    def __post_init__(self) -> None:
+        """Refuse a plan that mixes nothing sensible (KDError)."""
+        shapes = [tuple(part.shape) for part in (self.first, self.second, self.weight)]
+        weight = readable(self.weight)
+        outside = weight is not None and not bool(((weight >= 0) & (weight <= 1)).all())
+        if outside or shapes != [(len(self.first),)] * 3:
+            raise KDError(
+                f"expected rows (N,), rows (N,) and weights (N,) from 0 to 1, found shapes {shapes}"
+                f"{' and weights outside' if outside else ''}; mixup makes such a plan"
+            )
 
     def __getitem__(self, rows: Tensor) -> Mix:
         """Return the plan for some of its rows, in their order."""
@@ -35,8 +51,13 @@ def balanced_draw(labels: Tensor, count: int, classes: int, generator: torch.Gen
     """Return row numbers (count,), drawn with replacement, for labels (N,).
 
     Each draw takes a class, all equally likely, then one of its rows, all equally likely. KDError if a class has no row
-    or a label is not a class.
+    or a label is not a class, and for labels that are not whole numbers (N,).
     """
+    if labels.ndim != 1 or labels.is_floating_point() or (len(labels) and int(labels.min()) < 0):
+        raise KDError(
+            f"expected whole labels (N,) from 0 on, found {labels.dtype} of shape {tuple(labels.shape)}"
+            "; give one class number for each row"
+        )
     sizes = labels.bincount(minlength=classes).cpu()
     absent = [k for k in range(classes) if sizes[k] == 0]
     if absent or len(sizes) > classes:
@@ -54,8 +75,9 @@ def balanced_draw(labels: Tensor, count: int, classes: int, generator: torch.Gen
 def mixup(rows: Tensor, alpha: float, generator: torch.Generator) -> Mix:
     """Return a plan that mixes row i of rows (N,) with row N-1-i.
 
-    Each pair has its own weight from Beta(alpha, alpha) (Zhang et al. 2018).
+    Each pair has its own weight from Beta(alpha, alpha) (Zhang et al. 2018). KDError unless alpha is above 0.
     """
+    check_number("alpha", alpha, 0, math.inf, "0.2 is usual; `unmixed` mixes nothing", above=True)
     # torch's Beta takes no generator. NumPy's computes with logarithms if alpha is small, so it never gives 0/0.
     seed = int(torch.randint(2**63 - 1, (), generator=generator))
     weight = torch.from_numpy(np.random.default_rng(seed).beta(alpha, alpha, len(rows)))
@@ -71,8 +93,13 @@ def flip_and_shift(pictures: Tensor, largest: int, generator: torch.Generator) -
     """Return pictures (B, C, H, W), each mirrored with probability 1/2 and shifted along both axes.
 
     A shift is 0, 1, ... or `largest` pixels, all equally likely, with a random sign. The gap is filled with the pixels
-    of the border.
+    of the border. KDError for another shape, and for a shift that is negative or leaves nothing of a picture.
     """
+    if pictures.ndim != 4 or not 0 <= largest < min(pictures.shape[2:]):
+        raise KDError(
+            "expected pictures (B, C, H, W) and a shift from 0 to less than H and W, found "
+            f"{tuple(pictures.shape)} and {largest}; use unsqueeze(1) for pictures without channels"
+        )
     count, channels, height, width = pictures.shape
     draws = torch.randint(0, 2 * (largest + 1), (count, 2), generator=generator)
     shift = (draws // 2) * (1 - 2 * (draws % 2))

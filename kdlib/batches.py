@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import operator
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import repeat
@@ -12,20 +15,30 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdlib.augment import Mix
+from kdlib.checks import check_classes
 from kdlib.errors import KDError
+from kdlib.files import array_digest
 from kdlib.seeds import generator
 from kdlib.targets import SoftTargets, mix_logits, selected_rows
 
-__all__ = ["Batch", "Batches", "Examples"]
+__all__ = ["Batch", "Batches", "Examples", "TeacherAtChance"]
 
 # Index 32 steps at once: indexing at every step dominates for small students, and indexing a whole epoch copies the
 # data set.
 STEPS_PER_GATHER = 32
 
 
-@dataclass(frozen=True, eq=False)
+class TeacherAtChance(UserWarning):
+    """The soft targets know no more of the labels than chance does."""
+
+
+@dataclass(frozen=True, eq=False, init=False)
 class Examples:
     """Inputs (N, ...), labels int64 (N,), the digest of the data, and the view: how the inputs are augmented.
+
+    Without `digest`, it is computed from inputs and labels (`kdlib.files.array_digest`). A digest that you give is a
+    name: soft targets and checkpoints are compared with it, not with the content. `dataclasses.replace` keeps the
+    digest; give `digest=None` with other inputs.
 
     The labels of an unlabelled transfer set are empty rows, int64 (N, 0). Losses with a hard term refuse them.
     """
@@ -33,17 +46,23 @@ class Examples:
     inputs: Tensor
     labels: Tensor
     digest: str
-    view: str = "plain"
+    view: str
 
-    def __post_init__(self) -> None:
+    def __init__(self, inputs: Tensor, labels: Tensor, digest: str | None = None, view: str = "plain") -> None:
         """Refuse labels that are not one integer for each input, nor an empty row for each (KDError)."""
-        count = len(self.inputs)
-        if self.labels.shape not in ((count,), (count, 0)) or self.labels.dtype != torch.int64:
+        for name, values in (("inputs", inputs), ("labels", labels)):
+            if not isinstance(values, Tensor):
+                raise KDError(f"{name}: expected a tensor, found {type(values).__name__}; use torch.as_tensor({name})")
+        count = len(inputs)
+        if labels.shape not in ((count,), (count, 0)) or labels.dtype != torch.int64:
             raise KDError(
-                f"expected int64 labels of shape ({len(self.inputs)},), one per input, found "
-                f"{self.labels.dtype} of shape {tuple(self.labels.shape)}; use labels.long(), or without labels "
+                f"expected int64 labels of shape ({count},), one per input, found "
+                f"{labels.dtype} of shape {tuple(labels.shape)}; use labels.long(), or without labels "
                 "labels=torch.empty(len(inputs), 0, dtype=torch.int64)"
             )
+        digest = digest or array_digest(inputs, labels)
+        for name, value in (("inputs", inputs), ("labels", labels), ("digest", digest), ("view", view)):
+            object.__setattr__(self, name, value)  # the class is frozen
 
     def to(self, device: torch.device) -> Examples:
         """Return the same examples on a device."""
@@ -63,8 +82,12 @@ class Examples:
         """Return the same examples as an unlabelled transfer set: soft targets still fit, a hard term is refused."""
         return replace(self, labels=self.labels.new_empty(len(self.labels), 0))
 
-    def check(self, soft: SoftTargets, view: str = "") -> None:
-        """Refuse soft targets of other data, of another view or with another number of rows (KDError).
+    def check(self, soft: SoftTargets, view: str = "") -> float | None:
+        """Return the share of examples whose label is the teacher's most probable class; None without labels.
+
+        Refuses soft targets of other data, of another view or with another number of rows, and logits that are not (N,
+        K) (KDError). Data are compared by their digests. Warns (TeacherAtChance) if the teacher agrees with the
+        labels no better than chance: often its rows are in another order than the examples.
 
         `view` is the view in which the student gets the inputs, if they are augmented later; by default it is the
         examples' own.
@@ -80,6 +103,31 @@ class Examples:
                 f"(data {expected[0]}, view {expected[1]!r}, {expected[2]} rows), found those of run "
                 f"{soft.teacher_run} (data {found[0]}, view {found[1]!r}, {found[2]} rows); {remedy}"
             )
+        if soft.logits.ndim != 2:
+            raise KDError(
+                f"expected logits of shape (N, K), one row per example, found {tuple(soft.logits.shape)} of run "
+                f"{soft.teacher_run}; one number an example is (N, 1): use logits.unsqueeze(1)"
+            )
+        return _agreement(soft, self.labels) if self.labels.ndim == 1 and len(self.labels) else None
+
+
+def _agreement(soft: SoftTargets, labels: Tensor) -> float:
+    """The share of rows whose most probable class is their label; TeacherAtChance if chance explains it."""
+    logits, count = soft.logits.to(labels.device), len(labels)
+    found = (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(1)  # one logit: binary
+    share = float((found == labels).double().mean())
+    every = torch.unique(labels)
+    classes, predicted = ((values == every[:, None]).double().mean(1) for values in (labels, found))
+    # With these shares of classes, answers that know nothing agree as often, up to about two standard deviations.
+    chance = float((classes * predicted).sum())
+    if share < 1 and len(every) > 1 and share <= chance + 2 * math.sqrt(chance * (1 - chance) / count):
+        warnings.warn(
+            f"the teacher is at chance: run {soft.teacher_run} agrees with the labels of {share:.1%} of {count} "
+            f"examples, and chance with {chance:.1%}; check that its rows are in the order of the examples",
+            TeacherAtChance,
+            stacklevel=3,
+        )
+    return share
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -95,7 +143,8 @@ class Batch:
 class Batches:
     """Batches of an epoch, a pure function of the epoch's number: `for batch in batches(epoch)`.
 
-    The last batch may be short. `soft` holds the teacher's logits for the examples.
+    The last batch may be short; `drop_last` leaves it out, and with it other rows in each epoch. `soft` holds the
+    teacher's logits for the examples.
 
     `mix(epoch)` plans an epoch of mixed rows. Inputs, labels and soft targets are mixed with the same weights, and the
     labels become distributions over `classes` classes.
@@ -104,7 +153,8 @@ class Batches:
     other, in their order, so it may draw from a generator. `view` names what it does ("flip+shift").
 
     Raises KDError for soft targets of other data or of another view than the inputs of the batches, for a mix without
-    `classes`, for `augment` without `view` or `view` without `augment`, and for a mix together with `augment`.
+    `classes`, for `augment` without `view` or `view` without `augment`, for a mix together with `augment`, for a size
+    below 1, and for fewer examples than one batch has.
     """
 
     def __init__(
@@ -117,7 +167,14 @@ class Batches:
         classes: int | None = None,
         augment: Callable[[int], Callable[[Tensor], Tensor]] | None = None,
         view: str = "",
+        drop_last: bool = False,
     ) -> None:
+        size = operator.index(size)
+        if size < 1 or len(examples.inputs) < (size if drop_last else 1):
+            raise KDError(
+                f"expected a batch size of at least 1, and examples for a batch, found size {size} and "
+                f"{len(examples.inputs)} examples; take a smaller size or more examples"
+            )
         _check_mix(examples, mix, classes)
         _check_augmentation(augment, view, mix)
         if soft is not None:
@@ -125,12 +182,15 @@ class Batches:
         self.examples, self.size, self.seed, self.mix, self.augment = examples, size, seed, mix, augment
         self.soft = None if soft is None else soft.logits.to(examples.inputs.device)
         self.soft_origin = None if soft is None else soft.origin()
-        self.view = view or examples.view
+        self.view, self.drop_last = view or examples.view, drop_last
+        if classes is not None:
+            check_classes(examples.labels.cpu(), classes)
         self.one_hot = None if classes is None else F.one_hot(examples.labels, classes).to(examples.inputs)
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
-        return -(-len(self.examples.inputs) // self.size)
+        count = len(self.examples.inputs)
+        return count // self.size if self.drop_last else -(-count // self.size)
 
     def __call__(self, epoch: int) -> Iterator[Batch]:
         """Yield the epoch's batches, in an order that depends only on seed and epoch.
@@ -147,13 +207,16 @@ class Batches:
             yield from batches if augment is None else _augmented(batches, augment)
 
     def order(self, epoch: int) -> Tensor:
-        """Return the row numbers (N,) of an epoch in their order, on the examples' device."""
+        """Return the row numbers (N,) of an epoch in their order, on the examples' device; with `drop_last` fewer."""
         order = torch.randperm(len(self.examples.inputs), generator=generator(self.seed, "order", epoch))
+        if self.drop_last:
+            order = order[: len(self) * self.size]
         return order.to(self.examples.inputs.device)
 
     def about(self) -> dict[str, Any]:
         """Return what the batches are made of, for the trace: data, view, size, and the origin of the soft targets."""
-        return {"digest": self.examples.digest, "view": self.view, "size": self.size, "soft": self.soft_origin}
+        made = {"digest": self.examples.digest, "view": self.view, "size": self.size, "soft": self.soft_origin}
+        return made | {"drop_last": True} if self.drop_last else made
 
     def _plain(self, rows: Tensor) -> Batch:
         soft = None if self.soft is None else self.soft.index_select(0, rows)

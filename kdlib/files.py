@@ -230,13 +230,31 @@ def _digest(tensors: Mapping[str, Tensor], notes: Any) -> str:
     return sha256((tensor_digest(tensors) + canonical_json(notes)).encode())
 
 
-def array_digest(*arrays: NDArray[Any]) -> str:
-    """Return a data set's digest: the first 16 hex digits of the SHA-256 of its arrays' types, shapes and bytes."""
+def array_digest(*arrays: NDArray[Any] | Tensor) -> str:
+    """Return a data set's digest: the first 16 hex digits of the SHA-256 of its arrays' types, shapes and bytes.
+
+    A tensor has the digest of the NumPy array with its numbers. KDError for what is neither, and for arrays of Python
+    objects: their bytes are addresses in memory.
+    """
     digest = hashlib.sha256()
     for array in arrays:
-        digest.update(f"{array.dtype.newbyteorder('<')}|{array.shape}|".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
+        kind, content = _content(array)
+        digest.update(f"{kind}|{tuple(array.shape)}|".encode())
+        digest.update(content)
     return digest.hexdigest()[:16]
+
+
+def _content(array: NDArray[Any] | Tensor) -> tuple[str, bytes]:
+    """The type and the bytes of an array or a tensor."""
+    if isinstance(array, Tensor):
+        array = array.detach().cpu().resolve_conj().resolve_neg()
+        if array.dtype == torch.bfloat16:  # NumPy has no such type
+            return "bfloat16", array.contiguous().view(torch.int16).numpy().tobytes()
+        array = array.numpy()
+    if not isinstance(array, np.ndarray) or array.dtype.hasobject:
+        kind = f"an array of {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
+        raise KDError(f"expected arrays or tensors of numbers, found {kind}; use numpy.asarray(..., dtype=...)")
+    return str(array.dtype.newbyteorder("<")), np.ascontiguousarray(array).tobytes()
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Any = None) -> None:

@@ -1,8 +1,13 @@
 """Distillation losses: pure functions of logits (B, K) that return the mean over the batch, a 0-d tensor.
 
 The teacher is given by its logits and receives no gradient. Weights and temperatures are numbers or 0-d tensors, so
-that `torch.vmap` can map them over many students. KDError if student and teacher differ in shape, and if a hard term
-gets the empty labels of an unlabelled transfer set.
+that `torch.vmap` can map them over many students. Logits in 16 bits are taken to float32, and so is the loss.
+
+KDError for what would give a wrong number: logits that are not (B, K) with K >= 2, student and teacher of different
+shapes, labels outside the classes, rows of mixed labels that are no distributions, the empty labels of an unlabelled
+transfer set in a hard term, a temperature that is not above 0, a negative weight, and a teacher's logit that is NaN or
++inf. -inf excludes a class; its term of the sum is 0. On a CUDA device only shapes and Python's numbers are checked,
+since a look at values would make the CPU wait at every step.
 
 Every logarithm is a log-softmax, which is finite for all finite logits. Keras clips probabilities at 1e-7 instead. Both
 agree to 1e-6 unless an output is saturated (a probability below 1e-7): there Keras's gradient is zero and this one is
@@ -11,10 +16,13 @@ not.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdlib.checks import check_labels, check_logits, check_number, check_values, in_float32, readable
 from kdlib.errors import KDError, same_shape
 
 __all__ = [
@@ -30,29 +38,37 @@ __all__ = [
 
 Number = float | Tensor
 
+NO_LABEL = -(2**62)
+
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the cross-entropy, in nats, with labels int64 (B,) or distributions (B, K), for example mixed labels.
 
     KDError for the empty labels (B, 0) of an unlabelled transfer set.
     """
-    if labels.shape[1:] == (0,):
+    logits = check_logits(logits, "the student")
+    if isinstance(labels, Tensor) and labels.shape[1:] == (0,):
         raise KDError(
             "expected labels for the hard term of the loss, found an unlabelled transfer set; "
             "use soft_target_kl or logit_matching alone, or examples with labels"
         )
-    return F.cross_entropy(logits, labels)
+    labels = check_labels(labels, *logits.shape)
+    # torch leaves out rows with the label -100 unless it is told another number; none is left out here.
+    return F.cross_entropy(logits, labels, ignore_index=NO_LABEL)
 
 
 def soft_target_kl(student: Tensor, teacher: Tensor, temperature: Number) -> Tensor:
     """Return T^2 KL(teacher_T || student_T), in nats, summed over classes (Hinton, Vinyals, Dean 2015, section 2).
 
-    T^2 keeps the size of the gradient when the temperature changes; without it the gradient falls as 1/T^2.
+    T^2 keeps the size of the gradient when the temperature changes; without it the gradient falls as 1/T^2. Its
+    rounding grows as T^2 too: KDError for a temperature above 2896 in float32, where it may reach 1 nat.
     """
+    student, teacher, excluded = _student_and_teacher(student, teacher)
+    _check_temperature(temperature, student.dtype)
     same_shape(student, teacher)
     teacher_log_probs = F.log_softmax(teacher.detach() / temperature, dim=-1)
     student_log_probs = F.log_softmax(student / temperature, dim=-1)
-    return temperature**2 / len(student) * _summed_kl(teacher_log_probs, student_log_probs)
+    return temperature**2 / len(student) * _summed_kl(teacher_log_probs, student_log_probs, excluded)
 
 
 def hard_and_soft(
@@ -63,6 +79,8 @@ def hard_and_soft(
     The hard term has temperature 1. Labels are int64 (B,) or distributions (B, K). Source: Hinton, Vinyals, Dean 2015,
     section 2.
     """
+    for name, weight in (("hard_weight", hard_weight), ("soft_weight", soft_weight)):
+        check_number(name, weight, 0, math.inf, "a negative weight would maximise this term")
     soft = soft_target_kl(student, teacher, temperature)
     return hard_weight * cross_entropy(student, labels) + soft_weight * soft
 
@@ -72,19 +90,23 @@ def kl_plus_mae(student: Tensor, teacher: Tensor, mae_weight: Number) -> Tensor:
 
     It is the loss of CVxTz's knowledge_distillation (2020), which uses a weight of 0.1.
     """
+    student, teacher, excluded = _student_and_teacher(student, teacher)
+    check_number("mae_weight", mae_weight, 0, math.inf, "a negative weight would maximise this term")
     same_shape(student, teacher)
     teacher_log_probs = F.log_softmax(teacher.detach(), dim=-1)
     student_log_probs = F.log_softmax(student, dim=-1)
     distance = F.l1_loss(student_log_probs.exp(), teacher_log_probs.exp())
-    return _summed_kl(teacher_log_probs, student_log_probs) / len(student) + mae_weight * distance
+    return _summed_kl(teacher_log_probs, student_log_probs, excluded) / len(student) + mae_weight * distance
 
 
 def logit_matching(student: Tensor, teacher: Tensor) -> Tensor:
     """Return half the mean squared difference of zero-mean logits: the limit of soft_target_kl as T -> infinity.
 
     For one example of K classes it is sum_k (student_k - teacher_k)^2 / (2 K), after the mean of each row is
-    subtracted. Its gradient (student_k - teacher_k) / K is T^2 times that of Hinton, Vinyals, Dean 2015, eq. 4.
+    subtracted. Its gradient (student_k - teacher_k) / K is T^2 times that of Hinton, Vinyals, Dean 2015, eq. 4. KDError
+    also for -inf, which has no mean.
     """
+    student, teacher, _ = _student_and_teacher(student, teacher, minus_infinity=False)
     same_shape(student, teacher)
     return (student - teacher.detach()).var(dim=-1, correction=0).mean() / 2
 
@@ -93,11 +115,15 @@ def binary_distillation(student_logit: Tensor, teacher_logit: Tensor, labels: Te
     """Return hard_weight BCE(labels) + (1 - hard_weight) BCE(teacher's probability), in nats, the mean over all logits.
 
     Logits and labels are (B,), or (B, L) for L labels that do not exclude each other. The minimum is not zero but the
-    entropy of the targets. KDError for other shapes and, on a CPU, for a label that is neither 0 nor 1.
+    entropy of the targets. KDError for other shapes, for a weight outside 0 to 1 and, on a CPU, for a label that is
+    neither 0 nor 1 and a teacher's logit that is NaN.
     """
+    check_number("hard_weight", hard_weight, 0, 1, "the teacher's weight is 1 - hard_weight")
+    student_logit, teacher_logit = in_float32(student_logit), in_float32(teacher_logit)
     for other in (teacher_logit, labels):
         _one_logit_each(student_logit, other)
     _refuse_other_than_0_and_1(labels)
+    _refuse_nan(teacher_logit)
     # BCE is linear in its target: mixing the targets mixes the losses.
     targets = hard_weight * labels.to(student_logit) + (1 - hard_weight) * teacher_logit.detach().sigmoid()
     return F.binary_cross_entropy_with_logits(student_logit, targets)
@@ -106,8 +132,10 @@ def binary_distillation(student_logit: Tensor, teacher_logit: Tensor, labels: Te
 def binary_logit(logits: Tensor) -> Tensor:
     """Return one logit (...) for each example, that of class 1, from logits (..., 1) or (..., 2) of two classes.
 
-    It is z_1 - z_0, whose sigmoid is the softmax's probability of class 1. KDError for another number of logits.
+    It is z_1 - z_0, whose sigmoid is the softmax's probability of class 1. Logits in 16 bits give float32. KDError for
+    another number of logits.
     """
+    logits = in_float32(logits)
     if logits.ndim and logits.shape[-1] == 1:
         return logits[..., 0]
     if logits.ndim and logits.shape[-1] == 2:
@@ -124,8 +152,23 @@ def label_smoothing(logits: Tensor, labels: Tensor, smoothing: Number) -> Tensor
     Labels are int64 (B,). It is the cross-entropy with smoothed labels minus the constant smoothing * ln K
     (Szegedy et al. 2016, section 7).
     """
+    logits = check_logits(logits, "the student")
+    check_number("smoothing", smoothing, 0, 1, "0.1 is usual")
     uniform = logits.new_zeros(logits.shape)
     return hard_and_soft(logits, uniform, labels, 1 - smoothing, smoothing, temperature=1)
+
+
+def _student_and_teacher(student: Tensor, teacher: Tensor, minus_infinity: bool = True) -> tuple[Tensor, Tensor, bool]:
+    """The logits of both in 32 or 64 bits, and whether the teacher may exclude classes by -inf."""
+    student, teacher = check_logits(student, "the student"), check_logits(teacher, "the teacher")
+    return student, teacher, check_values(teacher, "the teacher", minus_infinity)
+
+
+def _check_temperature(temperature: Number, dtype: torch.dtype) -> None:
+    # The sum over the classes is rounded at about eps, and then multiplied by T^2.
+    largest = torch.finfo(dtype).eps ** -0.5
+    remedy = "1 leaves the logits as they are, and logit_matching is the limit of high temperatures"
+    check_number("temperature", temperature, 0, largest, remedy, above=True)
 
 
 def _one_logit_each(student_logit: Tensor, other: Tensor) -> None:
@@ -137,16 +180,26 @@ def _one_logit_each(student_logit: Tensor, other: Tensor) -> None:
 
 
 def _refuse_other_than_0_and_1(labels: Tensor) -> None:
-    # Elsewhere than on a CPU the look would make the processor wait at every step, and vmap does not allow it.
-    if labels.dtype == torch.bool or labels.device.type != "cpu" or torch._C._functorch.is_batchedtensor(labels):
+    values = readable(labels)
+    if values is None or values.dtype == torch.bool:
         return
-    wrong = labels[(labels != 0) & (labels != 1)]  # NaN is one of them
-    if len(wrong):
+    wrong = (values != 0) & (values != 1)  # NaN is one of them
+    if bool(wrong.any()):
+        place = wrong.nonzero()[0].tolist()
         raise KDError(
-            f"expected labels 0 and 1, found {wrong[0].item():g} and {len(wrong)} such labels in all; correct them, or "
-            "give soft labels as teacher logits"
+            f"expected labels 0 and 1, found {values[wrong][0].item():g} in row {', '.join(map(str, place))} and "
+            f"{int(wrong.sum())} such labels in all; correct them, or give soft labels as teacher logits"
         )
 
 
-def _summed_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    return (log_p.exp() * (log_p - log_q)).sum()
+def _refuse_nan(teacher_logit: Tensor) -> None:
+    values = readable(teacher_logit)
+    if values is not None and bool(values.isnan().any()):
+        row = values.isnan().nonzero()[0].tolist()
+        raise KDError(f"expected a teacher's logits, found nan in row {', '.join(map(str, row))}; correct the teacher")
+
+
+def _summed_kl(log_p: Tensor, log_q: Tensor, excluded: bool) -> Tensor:
+    terms = log_p.exp() * (log_p - log_q)
+    # A class that the teacher excludes, by the logit -inf, adds 0 log 0 = 0 and not NaN.
+    return (terms.masked_fill(log_p == -math.inf, 0) if excluded else terms).sum()

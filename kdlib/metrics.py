@@ -1,7 +1,12 @@
-"""Measures of predictions, computed in float64 from torch tensors or NumPy arrays, and the refusal of a bad teacher."""
+"""Measures of predictions, computed in float64 from torch tensors or NumPy arrays, and the refusal of a bad teacher.
+
+KDError for what has no right answer: logits that are not (N, K) with K >= 2, no row, NaN or +inf, labels and predicted
+classes outside the classes or with fractions. The logit -inf is a class that is excluded.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdlib.checks import check_classes, check_logits, check_values
 from kdlib.errors import KDError, same_shape
 
 __all__ = [
@@ -36,8 +42,7 @@ def accuracy(logits: Array, labels: Array) -> float:
 
 def error_count(logits: Array, labels: Array) -> int:
     """Return the number of rows whose largest logit (N, K) is not that of the label (N,)."""
-    predicted, true = _predictions(logits), _integers(labels)
-    same_shape(predicted, true)
+    predicted, true = _predictions_and_labels(logits, labels)
     return int((predicted != true).sum())
 
 
@@ -50,8 +55,15 @@ def agreement(logits_a: Array, logits_b: Array) -> float:
 
 def confusion_matrix(predictions: Array, labels: Array, classes: int) -> list[list[int]]:
     """Return the counts (K, K): a row per label, a column per predicted class. Predictions and labels are (N,)."""
-    predicted, true = _integers(predictions), _integers(labels)
+    predicted, true = _integers(predictions, "predicted classes"), _integers(labels)
     same_shape(predicted, true)
+    if true.ndim != 1 or classes < 1:
+        raise KDError(
+            f"expected predictions and labels (N,) and at least one class, found shape {tuple(true.shape)} and "
+            f"{classes} classes; give the predicted classes, logits.argmax(1), and flatten places"
+        )
+    check_classes(true.cpu(), classes)
+    check_classes(predicted.cpu(), classes, "predicted classes")
     counts = (true * classes + predicted).bincount(minlength=classes * classes)
     matrix: list[list[int]] = counts.view(classes, classes).tolist()
     return matrix
@@ -59,6 +71,8 @@ def confusion_matrix(predictions: Array, labels: Array, classes: int) -> list[li
 
 def macro_f1(predictions: Array, labels: Array, classes: int) -> float:
     """Return the macro F1, from 0 to 1: the unweighted mean of F1 over all classes. Predictions and labels are (N,)."""
+    if len(labels) == 0:
+        raise KDError("expected at least one label for the macro F1, found none; give the rows to measure")
     return macro_f1_of_confusion(confusion_matrix(predictions, labels, classes))
 
 
@@ -73,6 +87,11 @@ def f1_by_class(matrices: Array) -> Tensor:
     It is 2 TP / (2 TP + FP + FN), and 0 for a class that is neither a label nor predicted.
     """
     counts = torch.as_tensor(matrices, dtype=torch.float64)
+    if counts.ndim < 2 or counts.shape[-1] != counts.shape[-2] or not bool((counts >= 0).all()):
+        raise KDError(
+            f"expected confusion matrices (..., K, K) of counts, found shape {tuple(counts.shape)}"
+            "; confusion_matrix makes one of predicted classes and labels"
+        )
     involved = counts.sum(-2) + counts.sum(-1)  # 2 TP + FP + FN
     return 2 * counts.diagonal(dim1=-2, dim2=-1) / involved.clamp(min=1)
 
@@ -97,24 +116,29 @@ def classification_metrics(
 def mean_entropy(logits: Array) -> float:
     """Return the mean entropy of the predicted distributions, in nats, of logits (N, K)."""
     log_probs = _log_probs(logits)
-    return float(-(log_probs.exp() * log_probs).sum(-1).mean())
+    return float(-_expected(log_probs, log_probs).mean())
 
 
 def mean_kl(teacher_logits: Array, student_logits: Array) -> float:
-    """Return the mean of KL(teacher || student), in nats, of logits (N, K)."""
+    """Return the mean of KL(teacher || student), in nats, of logits (N, K).
+
+    It is infinite if the student excludes a class that the teacher does not.
+    """
     teacher, student = _log_probs(teacher_logits), _log_probs(student_logits)
     same_shape(teacher, student)
-    return float((teacher.exp() * (teacher - student)).sum(-1).mean())
+    return float(_expected(teacher, teacher - student).mean())
 
 
 def expected_calibration_error(logits: Array, labels: Array, bins: int = 15) -> float:
     """Return the mean gap between accuracy and confidence, from 0 to 1, over equal bins (low, high].
 
-    Logits are (N, K), labels (N,). Each bin counts by its number of rows (Guo et al. 2017, eq. 3).
+    Logits are (N, K), labels (N,). Each bin counts by its number of rows (Guo et al. 2017, eq. 3). KDError for less
+    than one bin.
     """
+    if bins < 1:
+        raise KDError(f"bins: expected at least 1, found {bins}; 15 is usual")
+    _, true = _predictions_and_labels(logits, labels)
     confidence, predicted = _log_probs(logits).exp().max(-1)
-    true = _integers(labels)
-    same_shape(predicted, true)
     gap = (predicted == true).double() - confidence
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=gap.device)
     number = torch.bucketize(confidence, edges[1:-1])
@@ -132,7 +156,7 @@ def refuse_at_chance(logits: Tensor, labels: Tensor, score: Callable[[Tensor, Te
     constant = torch.zeros_like(logits)
     constant[:, labels.mode().values] = 1
     chance, reached = score(constant, labels), score(logits, labels)
-    if reached <= chance:
+    if not reached > chance:  # also NaN
         raise KDError(
             f"{who}: expected a teacher above chance ({chance:.3f}, the score of the most frequent class), found "
             f"{reached:.3f}; its students are not started. Train it longer or check its inputs"
@@ -140,12 +164,38 @@ def refuse_at_chance(logits: Tensor, labels: Tensor, score: Callable[[Tensor, Te
 
 
 def _log_probs(logits: Array) -> Tensor:
-    return F.log_softmax(torch.as_tensor(logits).detach().double(), dim=-1)
+    return F.log_softmax(_checked(logits).double(), dim=-1)
+
+
+def _expected(log_probs: Tensor, values: Tensor) -> Tensor:
+    """The mean of values (N, K) in each row's distribution, (N,); a class of probability 0 counts as 0."""
+    return (log_probs.exp() * values).masked_fill(log_probs == -math.inf, 0).sum(-1)
 
 
 def _predictions(logits: Array) -> Tensor:
-    return torch.as_tensor(logits).argmax(-1)
+    return _checked(logits).argmax(-1)
 
 
-def _integers(values: Array) -> Tensor:
-    return torch.as_tensor(values).long()
+def _predictions_and_labels(logits: Array, labels: Array) -> tuple[Tensor, Tensor]:
+    values = _checked(logits)
+    predicted = values.argmax(-1)
+    same_shape(predicted, torch.as_tensor(labels))
+    true = _integers(labels)
+    check_classes(true.cpu(), values.shape[1])
+    return predicted, true
+
+
+def _checked(logits: Array) -> Tensor:
+    if isinstance(logits, dict) or (isinstance(logits, tuple) and any(isinstance(part, Tensor) for part in logits)):
+        raise KDError(f"expected logits (N, K), found {type(logits).__name__}; pick one of the model's outputs")
+    values = torch.as_tensor(logits).detach()
+    values = check_logits(values if values.is_floating_point() else values.double())
+    check_values(values.cpu(), "the model")
+    return values
+
+
+def _integers(values: Array, what: str = "labels") -> Tensor:
+    found = torch.as_tensor(values)
+    if found.is_floating_point() and not bool((found == found.round()).all()):  # also NaN
+        raise KDError(f"expected {what} that are whole numbers, found others; use the number of each row's class")
+    return found.long()

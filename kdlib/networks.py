@@ -23,20 +23,24 @@ TRUNCATED_STD = 0.87962566103423978
 def keras_glorot_(module: M, generator: torch.Generator) -> M:
     """Give every dense and convolutional layer Glorot-uniform weights and zero biases, and return the module.
 
-    This is Keras's default.
+    This is Keras's default. KDError for a layer whose weight is computed, as by a weight norm.
     """
     return _initialise(module, lambda w, fan_in, fan_out: _uniform(w, 6 / (fan_in + fan_out), generator))
 
 
 def he_uniform_(module: M, generator: torch.Generator) -> M:
-    """Give every dense and convolutional layer He-uniform weights and zero biases, and return the module."""
+    """Give every dense and convolutional layer He-uniform weights and zero biases, and return the module.
+
+    KDError for a layer whose weight is computed, as by a weight norm.
+    """
     return _initialise(module, lambda w, fan_in, fan_out: _uniform(w, 6 / fan_in, generator))
 
 
 def he_normal_(module: M, generator: torch.Generator) -> M:
     """Give every dense and convolutional layer He-normal weights and zero biases, and return the module.
 
-    As in Keras, the normal distribution is cut at two standard deviations.
+    As in Keras, the normal distribution is cut at two standard deviations. KDError for a layer whose weight is
+    computed, as by a weight norm.
     """
 
     def draw(weight: Tensor, fan_in: int, fan_out: int) -> Tensor:
@@ -90,7 +94,12 @@ def parameter_count(module: nn.Module) -> int:
 
 def _initialise(module: M, draw: Callable[[Tensor, int, int], Tensor]) -> M:
     for layer in module.modules():
-        if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d):
+        if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):
+            if not isinstance(layer.weight, nn.Parameter):
+                raise KDError(
+                    f"expected layers with weights of their own, found {type(layer).__name__} whose weight is computed "
+                    "(weight norm, for example); initialise first, then add the norm"
+                )
             # Draw on the CPU, so that training starts from the same weights on every device.
             weight = torch.empty(layer.weight.shape)
             field = weight[0, 0].numel()

@@ -3,13 +3,16 @@
 Between epochs, a checkpoint holds the weights, the optimizer's state, the history, the weights that were kept, and the
 trace. Within an epoch, it also holds the losses of the steps done and the state of the generators of dropout. So the
 training goes on after these steps and ends in the same bytes as one that was not interrupted.
+
+A checkpoint also says whose it is: label, `about`, seeds, data and optimizer. Another training's is refused.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +21,16 @@ from torch import Tensor, nn
 
 from kdlib.errors import KDError
 from kdlib.files import DamagedFile, is_there, keep_previous, load_tensors, previous, replace, save_tensors, set_aside
+from kdlib.ownership import FORMAT, REMEDY, Loops, json_of, refuse_another
+from kdlib.packing import pack, unpack, unwrapped
+from kdlib.rates import Rates
 from kdlib.replicas import Replicas
 from kdlib.trace import Tracer, description
 
 __all__ = ["CHECKPOINT_SECONDS", "NonFiniteLoss", "Progress"]
 
 CHECKPOINT_SECONDS = 120.0  # so a kill costs at most this much work, one step and one evaluation
+PARTS = ("model", "kept", "optimizer", "extras", "rates", "begun_with")
 
 
 class NonFiniteLoss(KDError):
@@ -35,7 +42,15 @@ class Progress:
 
     If there is a file at `checkpoint`, the state of the interrupted run is loaded from it. A damaged checkpoint is
     renamed to `<name>.damaged`, and training goes on from the one before it, or starts from the first epoch if there is
-    none; `notice` then says so.
+    none; `notice` then says so. KDError if it is the checkpoint of a training with another label, `about`, network or
+    optimizer; `epochs` compares seeds and data.
+
+    `about` holds what else tells this training from others, for example {"temperature": 4.0}: numbers, texts, lists
+    and dicts. The loop cannot see such numbers in an objective.
+
+    `extras` are further objects, under a name, whose state belongs to the training and is in the checkpoint: a
+    scheduler of torch, an average of the weights, anything with `state_dict` and `load_state_dict`. Your code steps
+    and updates them, in the body of the loop.
 
     A checkpoint is written after each epoch, and within an epoch when the last one is CHECKPOINT_SECONDS old. The one
     before it is kept as `previous-<name>`.
@@ -48,13 +63,17 @@ class Progress:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         *,
-        checkpoint: Path | None = None,
+        checkpoint: Path | str | None = None,
         label: str = "",
+        about: Mapping[str, Any] | None = None,
+        extras: Mapping[str, Any] | None = None,
         on_epoch: Callable[[Progress], None] | None = None,
         on_step: Callable[[Progress], None] | None = None,
         graphs: bool = False,
     ) -> None:
-        self.model, self.optimizer, self.checkpoint, self.label = model, optimizer, checkpoint, label
+        self.model, self.optimizer, self.label = model, optimizer, label
+        self.checkpoint = None if checkpoint is None else Path(checkpoint)
+        self.extras = dict(extras or {})
         self.on_epoch, self.on_step, self.graphs = on_epoch, on_step, graphs
         self.history: list[dict[str, float]] = []
         self.losses: list[Tensor] = []  # of the steps of the current epoch; empty between epochs
@@ -63,15 +82,30 @@ class Progress:
         self.saved_at = time.monotonic()
         self.kept: dict[str, dict[str, Tensor]] = {}
         self.notice = ""
+        self.frozen: list[nn.Module] = []  # modules that remain in evaluation mode; the loop sets them
         self.count = 0  # epochs to train in all; the loop sets it
         self.tracer = Tracer(self)
-        if checkpoint is not None and is_there(checkpoint):
-            self._load(checkpoint)
+        self.loops = Loops()
+        self._check()
+        self._owner = {"label": label, "about": json_of(about, self._place()), "extras": sorted(self.extras)}
+        self.rates = Rates(optimizer, self.extras)
+        self._first = self.rates.first
+        self._begun_with: dict[str, Any] = {}  # the rates at the beginning of the current epoch
+        self._loaded: dict[str, Any] = {}  # the rates of the checkpoint
+        if self.checkpoint is not None:
+            self._packed({})  # what a checkpoint cannot hold is refused now, not after an epoch
+            if is_there(self.checkpoint):
+                self._load(self.checkpoint)
 
     @property
     def traces(self) -> list[dict[str, Any]]:
         """What the loop did, for each student (`kdlib.trace`)."""
         return self.tracer.traces
+
+    @property
+    def network(self) -> nn.Module:
+        """The model without the wrappers of torch.compile and of data parallelism: files keep its names of weights."""
+        return unwrapped(self.model)
 
     @property
     def epoch(self) -> int:
@@ -95,25 +129,48 @@ class Progress:
 
     def keep(self, name: str) -> None:
         """Copy the model's current weights under `name`; this replaces an older copy of that name."""
-        self.kept[name] = {key: value.detach().clone() for key, value in self.model.state_dict().items()}
+        self.kept[name] = {
+            key: value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+            for key, value in self.network.state_dict().items()
+        }
 
     def restore(self, name: str) -> None:
-        """Load the weights kept under `name` into the model."""
-        self.model.load_state_dict(self.kept[name])
+        """Load the weights kept under `name` into the model; KDError if there are none."""
+        if name not in self.kept:
+            raise KDError(f"expected weights kept under {name!r}, found {[*self.kept]}; call keep({name!r}) first")
+        self.network.load_state_dict(self.kept[name])
 
     @property
     def due(self) -> bool:
         """Whether the last checkpoint is so old that one is to be written within the epoch."""
         return self.checkpoint is not None and time.monotonic() - self.saved_at >= CHECKPOINT_SECONDS
 
+    def loop_begins(self, batches: Any, seeds: Sequence[int], count: int, *, rate: bool) -> None:
+        """Take a loop of `count` epochs in all; `rate`: it sets the learning rates itself.
+
+        KDError if the checkpoint's epochs were trained with other seeds, data or learning rates, or are too many.
+        """
+        self.count, place, begun = count, self._place(), self.epoch + bool(self.resumed[0])
+        self.rates.loop_begins(rate, self.optimizer, self.checkpoint is not None, place)
+        if self.loops.begins(batches, seeds, count, self.epoch, begun, place):
+            self.rates.refuse_others(self._first, place, REMEDY)
+            # Again: code between two loops may have set what this loop had changed when it stopped.
+            self.rates.restore(self.optimizer, self._loaded)
+
     def epoch_begins(self) -> int:
         """Take over the steps of this epoch that the checkpoint holds, and return their number."""
+        self.loops.trains(self.epoch + 1)
         (self.losses, self._states), self.resumed = self.resumed, ([], [])
+        if self.losses:  # the batches of these steps may change the learning rate again
+            self.rates.restore(self.optimizer, self._begun_with)
+        elif self.checkpoint is not None:
+            self._begun_with = self.rates.values(self.optimizer)
         return len(self.losses)
 
     def steps_are_skipped(self) -> None:
-        """Set dropout's generators as they were after the last step that the checkpoint holds."""
-        for generator, state in zip(_layer_generators(self.model), self._states, strict=True):
+        """Set dropout's generators and the learning rates as they were after the checkpoint's last step."""
+        self.rates.restore(self.optimizer, self._loaded)
+        for generator, state in zip(_layer_generators(self.network), self._states, strict=True):
             generator.set_state(state)
 
     def step_ends(self, loss: Tensor) -> None:
@@ -133,36 +190,53 @@ class Progress:
         """Write the checkpoint atomically; without a path, do nothing."""
         if self.checkpoint is None:
             return
-        tensors = {f"model/{key}": value for key, value in self.model.state_dict().items()}
-        tensors |= {f"kept/{name}/{key}": value for name, kept in self.kept.items() for key, value in kept.items()}
-        state = self.optimizer.state_dict()
-        plain: dict[str, dict[str, Any]] = {}
-        for index, entries in state["state"].items():
-            for key, value in entries.items():
-                if isinstance(value, Tensor):
-                    tensors[f"optimizer/{index}/{key}"] = value
-                else:
-                    plain.setdefault(str(index), {})[key] = value
+        tensors: dict[str, Tensor] = {}
         if self.losses:
             self.tracer.note_state()
             tensors["epoch/losses"] = torch.stack(self.losses)
-            states = [generator.get_state() for generator in _layer_generators(self.model)]
+            states = [generator.get_state() for generator in _layer_generators(self.network)]
             tensors |= {f"epoch/{number}": state for number, state in enumerate(states)}
-        # Learning rates are not saved: the loop sets them each epoch from its `rate`.
-        notes = {"history": self.history, "optimizer": plain, "traces": self.traces, "state": self.tracer.state}
-        notes["settings"] = description(self.optimizer)
+        notes = {"format": FORMAT, "owner": self._owner, "first": self._first, "loops": self.loops.stored}
+        notes |= {"history": self.history, "traces": self.traces, "state": self.tracer.state}
+        notes |= {"settings": description(self.optimizer), **self._packed(tensors)}
         keep_previous(self.checkpoint)
         save_tensors(self.checkpoint, tensors, notes)
         self.saved_at = time.monotonic()
 
+    def _packed(self, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        """The states of all objects as JSON; their tensors are added to `tensors`."""
+        parts = {
+            "model": self.network.state_dict(),
+            "kept": self.kept,
+            "optimizer": self.optimizer.state_dict()["state"],
+            "extras": {name: value.state_dict() for name, value in self.extras.items()},
+            "rates": self.rates.values(self.optimizer),
+            "begun_with": self._begun_with if self.losses else {},
+        }
+        return {name: pack(state, name, tensors) for name, state in parts.items()}
+
+    def _place(self) -> str:
+        return self.label or "training" if self.checkpoint is None else f"{self.label or 'training'}, {self.checkpoint}"
+
+    def _check(self) -> None:
+        """Refuse what could not be resumed."""
+        if isinstance(self.network, Replicas) and self.network is not self.model:
+            raise KDError(
+                f"{self._place()}: expected Replicas as they are, found them within {type(self.model).__name__}; "
+                "leave the wrapper out: the loop must seed the members' dropout"
+            )
+        for name, value in self.extras.items():
+            if not (hasattr(value, "state_dict") and hasattr(value, "load_state_dict")):
+                raise KDError(
+                    f"extras: expected objects with state_dict and load_state_dict, found {type(value).__name__} under "
+                    f"{name!r}; leave it out, or give it these methods"
+                )
+
     def _load(self, path: Path) -> None:
+        if path.is_dir():
+            raise KDError(f"{self._place()}: expected the name of a file, found a folder; add a name to it")
         try:
             tensors, notes = load_tensors(path)
-            expected = {f"model/{name}": value.shape for name, value in self.model.state_dict().items()}
-            if expected != {name: value.shape for name, value in tensors.items() if name.startswith("model/")}:
-                raise DamagedFile(f"{path}: expected the weights of this network, found those of another")
-            if "traces" not in notes:
-                raise DamagedFile(f"{path}: expected a trace of the training, found none; an older kdlib wrote it")
         except DamagedFile as error:
             aside, goes_on = set_aside(path), is_there(previous(path))
             where = "goes on from the checkpoint before it" if goes_on else "starts from its first epoch"
@@ -171,38 +245,29 @@ class Progress:
                 replace(previous(path), path)
                 self._load(path)
             return
-        found = description(self.optimizer)
-        if notes.get("settings", found) != found:
-            raise KDError(
-                f"{self.label or 'training'}: expected the optimizer of the checkpoint {path}, {notes['settings']}, "
-                f"found {found}; make the optimizer that the training had when it stopped, or delete the checkpoint"
-            )
-        model: dict[str, Tensor] = {}
-        epoch: dict[str, Tensor] = {}
-        state: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in notes["optimizer"].items()}
-        for name, value in tensors.items():
-            part, _, rest = name.partition("/")
-            key, _, inner = rest.partition("/")
-            if part == "model":
-                model[rest] = value
-            elif part == "kept":
-                self.kept.setdefault(key, {})[inner] = value
-            elif part == "epoch":
-                epoch[rest] = value
-            else:
-                state.setdefault(int(key), {})[inner] = value
-        self.model.load_state_dict(model)
-        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        own = {"owner": self._owner, "first": self._first, **self._packed({})}
+        refuse_another(notes, own, self._place())
+        device = next(self.model.parameters()).device
+        parts = {name: unpack(notes[name], tensors, device) for name in PARTS}
+        self.network.load_state_dict(parts["model"])
+        self.kept, self._loaded, self._begun_with = parts["kept"], parts["rates"], parts["begun_with"]
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": parts["optimizer"], "param_groups": groups})
         # Fused optimizers pair weights and moments by their place in memory, so a moment needs the strides of its
         # weight. The file does not keep strides.
         for parameter, entries in self.optimizer.state.items():
             for key, value in entries.items():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     entries[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        for name, value in self.extras.items():
+            value.load_state_dict(parts["extras"][name])
+        self.rates.restore(self.optimizer, self._loaded)
+        self._first, self.loops.stored = notes["first"], notes["loops"]
         self.history = notes["history"]
         self.tracer.traces, self.tracer.state = notes["traces"], notes["state"]
+        epoch = {name.removeprefix("epoch/"): value for name, value in tensors.items() if name.startswith("epoch/")}
         if epoch:
-            losses = epoch.pop("losses").to(next(self.model.parameters()).device)
+            losses = epoch.pop("losses").to(device)
             self.resumed = list(losses.unbind()), [epoch[number] for number in sorted(epoch, key=int)]
 
 

@@ -19,6 +19,7 @@ Shapes: R replicas, B batch, K classes.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import repeat, zip_longest
@@ -28,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from kdlib.architecture import refuse_differences, refuse_what_cannot_be_stacked
 from kdlib.batches import STEPS_PER_GATHER, Batch, Batches
 from kdlib.errors import KDError
 from kdlib.products import ConvolutionsAsProducts
@@ -46,34 +48,35 @@ class Replicas(nn.Module):
     `convolutions`: "grouped" makes one convolution of R groups of the members' convolutions, "products" makes R matrix
     products. They differ in rounding and in speed, by device and number of channels.
 
-    Raises KDError unless there is at least one member and all have the same names and shapes of parameters and buffers.
+    Parameters and modules that are frozen in the members (`requires_grad`, evaluation mode) are frozen in the replicas.
+
+    Raises KDError unless there is at least one member and all are the same in everything but the values of parameters
+    and buffers (`kdlib.architecture`), and for members that cannot be stacked.
     """
 
     def __init__(self, members: Sequence[nn.Module], convolutions: str = "grouped") -> None:
         super().__init__()
-        shapes = [{name: value.shape for name, value in member.state_dict().items()} for member in members]
-        if not members or any(shape != shapes[0] for shape in shapes):
-            found = f"{len(members)} of different shapes" if members else "none"
-            raise KDError(f"expected networks of one architecture, found {found}; train the others in a separate group")
+        refuse_differences(members)
         if convolutions not in CONVOLUTIONS:
             raise KDError(f"convolutions: expected {' or '.join(CONVOLUTIONS)}, found {convolutions!r}")
         self._as_products = convolutions == "products"
         # In a list, so that torch does not register it: only its architecture is used, never its weights.
         self._template = [copy.deepcopy(members[0])]
         self._draws = int(getattr(members[0], "draws", 0))
+        refuse_what_cannot_be_stacked(members[0], bool(self._draws))
+        self._frozen = [name for name, module in members[0].named_modules() if members[0].training > module.training]
         self.generators: list[torch.Generator] = []  # of the members' dropout
+        self._proved = False  # one training step has shown that no buffer is replaced
         self._names: dict[str, str] = {}
-        for kind, register in (("named_parameters", self._stack), ("named_buffers", self._stack_buffer)):
-            for parts in zip(*(getattr(member, kind)() for member in members), strict=True):
-                register(parts[0][0], [value.detach() for _, value in parts])
-
-    def _stack(self, name: str, values: Sequence[Tensor]) -> None:
-        self._names[name] = name.replace(".", "/")
-        self.register_parameter(self._names[name], nn.Parameter(torch.stack(list(values))))
-
-    def _stack_buffer(self, name: str, values: Sequence[Tensor]) -> None:
-        self._names[name] = name.replace(".", "/")
-        self.register_buffer(self._names[name], torch.stack(list(values)))
+        every = [dict(member.named_parameters()) | dict(member.named_buffers()) for member in members]
+        kept = members[0].state_dict().keys()
+        for name, first in every[0].items():
+            self._names[name] = name.replace(".", "/")  # torch allows no dot here
+            stacked = torch.stack([parts[name].detach() for parts in every])
+            if isinstance(first, nn.Parameter):
+                self.register_parameter(self._names[name], nn.Parameter(stacked, first.requires_grad))
+            else:
+                self.register_buffer(self._names[name], stacked, persistent=name in kept)
 
     def __len__(self) -> int:
         """Return the number of members."""
@@ -91,8 +94,7 @@ class Replicas(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return outputs (R, B, K) of inputs (R, B, ...); KDError if the members' dropout has no seeds."""
-        template = self._template[0]
-        template.train(self.training)
+        self._in_mode(self._template[0])
         state = {name: getattr(self, stacked) for name, stacked in self._names.items()}
         arguments: tuple[Tensor, ...] = (inputs,)
         if self.training and self._draws:
@@ -103,18 +105,48 @@ class Replicas(nn.Module):
             shape = (inputs.shape[1], self._draws)
             arguments += (torch.stack([torch.rand(shape, generator=g, device=g.device) for g in self.generators]),)
         with ConvolutionsAsProducts() if self._as_products else nullcontext():
-            outputs: Tensor = torch.vmap(lambda state, arguments: functional_call(template, state, arguments))(
-                state, arguments
-            )
+            try:
+                outputs: Tensor = torch.vmap(self._outputs_of_one)(state, arguments)
+            except RuntimeError as error:
+                if not re.search("vmap|atching rule", str(error)):
+                    raise
+                raise KDError(
+                    f"expected members that torch.vmap can map over, found: {str(error).splitlines()[0]}; give the "
+                    "members' random layers `draws`, replace the layer, or train the members one by one"
+                ) from error
+        self._proved = self._proved or self.training
+        return outputs
+
+    def _outputs_of_one(self, state: dict[str, Tensor], arguments: tuple[Tensor, ...]) -> Tensor:
+        template = self._template[0]
+
+        def refuse_others(*_: object) -> None:
+            # A new tensor in a buffer's place would be lost, as functional_call puts the template's own back.
+            for name, buffer in template.named_buffers():
+                if buffer is not state[name]:
+                    raise KDError(
+                        f"expected members that change their buffers in place, found that {name} is replaced; use "
+                        f"self.{name}.copy_(...), or train the members one by one"
+                    )
+
+        with nullcontext() if self._proved else template.register_forward_hook(refuse_others):
+            outputs: Tensor = functional_call(template, state, arguments)
         return outputs
 
     def member(self, number: int) -> nn.Module:
         """Return a copy of one member as a separate network."""
         found = copy.deepcopy(self._template[0])
-        found.load_state_dict(
-            of_replica({name: getattr(self, stacked) for name, stacked in self._names.items()}, number)
-        )
-        return found.to(next(iter(self.parameters())).device).train(self.training)
+        own = of_replica({name: getattr(self, stacked).detach() for name, stacked in self._names.items()}, number)
+        with torch.no_grad():
+            for name, value in (*found.named_parameters(), *found.named_buffers()):
+                value.copy_(own[name])
+        return self._in_mode(found.to(next(iter(self.parameters())).device))
+
+    def _in_mode(self, network: nn.Module) -> nn.Module:
+        network.train(self.training)
+        for name in self._frozen:
+            network.get_submodule(name).training = False
+        return network
 
 
 def of_replica(stacked: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
@@ -152,7 +184,10 @@ def _plain_batches_of_one_data_set(members: Sequence[Any]) -> list[Batches] | No
     """The members if all have the same examples, size and kind of targets, as they are; otherwise None."""
     if not all(type(member) is Batches and member.mix is None and member.augment is None for member in members):
         return None
-    kinds = {(*_place(member.examples.inputs), *_place(member.examples.labels), member.size) for member in members}
+    kinds = {
+        (*_place(member.examples.inputs), *_place(member.examples.labels), member.size, member.drop_last)
+        for member in members
+    }
     with_targets = {member.soft is None for member in members}
     return [*members] if len(kinds) == len(with_targets) == 1 else None
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import operator
+from typing import SupportsIndex
 
 import torch
 
 
-def derive_seed(seed: int, name: str, epoch: int = 0) -> int:
-    """Return a 63-bit seed: the first bits of the SHA-256 of (seed, name, epoch)."""
-    digest = hashlib.sha256(f"{seed}/{name}/{epoch}".encode()).digest()
+def derive_seed(seed: SupportsIndex, name: str, epoch: SupportsIndex = 0) -> int:
+    """Return a 63-bit seed: the first bits of the SHA-256 of (seed, name, epoch), of which two are whole numbers."""
+    # As an index: 3.0 and True would be written otherwise than 3, and so be other seeds.
+    digest = hashlib.sha256(f"{operator.index(seed)}/{name}/{operator.index(epoch)}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def generator(seed: int, name: str, epoch: int = 0) -> torch.Generator:
+def generator(seed: SupportsIndex, name: str, epoch: SupportsIndex = 0) -> torch.Generator:
     """Return a generator with the seed of `derive_seed`.
 
     It is a CPU generator, so that a run on a GPU gets the same order and the same draws.

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdlib.checks import check_values
 from kdlib.errors import KDError
 from kdlib.specialists import Subset, check_subset
 
@@ -33,8 +34,10 @@ TO_BOUNDARY = 0.9  # of the way to the nearest zero that a step may go
 def active_specialists(generalist: Tensor, subsets: Sequence[Subset], n: int = 1) -> Tensor:
     """Return a mask (N, M): whether one of the n most probable classes of logits (N, K) is in the specialist's subset.
 
-    KDError unless 1 <= n <= K, or for a subset that `check_subset` refuses (Hinton, Vinyals, Dean 2015, section 5.4).
+    KDError unless 1 <= n <= K, for a subset that `check_subset` refuses, and for NaN or +inf (Hinton, Vinyals, Dean
+    2015, section 5.4).
     """
+    check_values(generalist.cpu(), "the generalist")
     classes = generalist.shape[-1]
     if not 1 <= n <= classes:
         raise KDError(f"expected 1 <= n <= {classes}, the number of classes, found {n}")

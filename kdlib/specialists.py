@@ -20,6 +20,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from kdlib.checks import check_number, check_values, in_float32
 from kdlib.errors import KDError
 
 __all__ = [
@@ -55,8 +56,10 @@ def kmeans_clusters(probs: Tensor, count: int, generator: torch.Generator) -> li
     """Return `count` disjoint subsets that together hold all classes, in order of their smallest class.
 
     The columns of the covariance matrix of a generalist's predictions, probs (N, K), are clustered by k-means, the best
-    of 10 starts. A subset may have one class. KDError without scikit-learn, or unless 1 <= count <= K.
+    of 10 starts. A subset may have one class. KDError without scikit-learn, unless 1 <= count <= K, and for numbers
+    that are no probabilities.
     """
+    _refuse_other_than_probabilities(probs)
     try:
         from sklearn.cluster import KMeans
     except ImportError as error:
@@ -77,8 +80,9 @@ def correlation_clusters(probs: Tensor) -> list[Subset]:
     belong together. The weight of two classes is the correlation of their predictions, probs (N, K), plus 1 / (K - 1),
     because predictions sum to one: errors that are spread evenly over K classes have a correlation of -1 / (K - 1).
     From subsets of one class on, the two with the largest sum of weights between them are joined, while it is positive.
-    A class with a constant prediction remains alone.
+    A class with a constant prediction remains alone. KDError for numbers that are no probabilities.
     """
+    _refuse_other_than_probabilities(probs)
     covariance = probs.double().t().cov()
     spread = covariance.diagonal().sqrt()
     weights = covariance / (spread.unsqueeze(1) * spread) + 1 / (len(spread) - 1)
@@ -91,6 +95,14 @@ def correlation_clusters(probs: Tensor) -> list[Subset]:
         between[kept], between[:, kept] = sums, sums
         between[joined], between[:, joined] = -torch.inf, -torch.inf
     return _subsets(cluster_of.tolist())
+
+
+def _refuse_other_than_probabilities(probs: Tensor) -> None:
+    if probs.ndim != 2 or not bool(((probs >= 0) & (probs <= 1)).all()):
+        raise KDError(
+            f"expected a generalist's predictions (N, K), probabilities from 0 to 1, found shape {tuple(probs.shape)} "
+            f"with numbers from {float(probs.min()):g} to {float(probs.max()):g}; use logits.softmax(1)"
+        )
 
 
 def _subsets(cluster_of: list[int]) -> list[Subset]:
@@ -127,10 +139,13 @@ def dustbin_logits(logits: Tensor, subset: Subset, temperature: float = 1.0) -> 
 
     At `temperature` the softmax gives the dustbin class the sum of the probabilities outside the subset. The usual 1 is
     right for a specialist that is asked at 1, as in `kdlib.specialist_inference`, also if its loss has a higher
-    temperature: summed at that, the dustbin class is too probable at 1. KDError for a subset that `check_subset`
-    refuses.
+    temperature: summed at that, the dustbin class is too probable at 1. Logits in 16 bits give float32. KDError for a
+    subset that `check_subset` refuses, a temperature that is not above 0, and NaN or +inf.
     """
     check_subset(subset, logits.shape[-1])
+    check_number("temperature", temperature, 0, math.inf, "1 leaves the logits as they are", above=True)
+    logits = in_float32(logits)
+    check_values(logits, "the generalist")
     rest = [k for k in range(logits.shape[-1]) if k not in subset]
     dustbin = temperature * (logits[:, rest] / temperature).logsumexp(1, keepdim=True)
     return torch.cat([logits[:, list(subset)], dustbin], dim=1)
@@ -175,6 +190,8 @@ def oversampling(labels: Tensor, rows: Tensor, subset: Subset) -> float:
 def corrected_dustbin(logits: Tensor, oversampled: float) -> Tensor:
     """Return logits (N, S + 1) with ln(oversampled) added to the dustbin class, the last one (`oversampling`).
 
-    A specialist that is exact on its training set is then exact on data in their natural proportions.
+    A specialist that is exact on its training set is then exact on data in their natural proportions. KDError unless
+    `oversampled` is above 0.
     """
+    check_number("oversampled", oversampled, 0, math.inf, "`oversampling` returns it", above=True)
     return torch.cat([logits[:, :-1], logits[:, -1:] + math.log(oversampled)], dim=1)

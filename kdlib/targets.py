@@ -6,6 +6,7 @@ A transfer set need not be the training set. `SoftTargets.select` and `Examples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdlib.checks import check_classes, check_number, check_values, in_float32
 from kdlib.errors import KDError
 from kdlib.files import tensor_digest
 
@@ -35,6 +37,8 @@ class SoftTargets:
     `teacher_run` is the id of the teacher's run and `part` the part of its logits ("final.train"), `data_digest` the
     digest of the examples, `view` the augmentation of the inputs that the teacher got. `Examples.check` compares data
     and view with those of the student's examples.
+
+    KDError for logits that are no tensor (N, ...), that are NaN or +inf, and for a row of -inf alone.
     """
 
     logits: Tensor
@@ -43,14 +47,24 @@ class SoftTargets:
     view: str = "plain"
     part: str = ""
 
+    def __post_init__(self) -> None:
+        """Refuse logits that are no teacher's (KDError)."""
+        if not isinstance(self.logits, Tensor) or self.logits.ndim < 1:
+            raise KDError(
+                f"expected a teacher's logits, a tensor (N, K), found {type(self.logits).__name__}; predict_logits "
+                "makes them, and torch.as_tensor makes a tensor of an array"
+            )
+        check_values(self.logits.detach().cpu())
+
     def origin(self) -> dict[str, str]:
         """Return where the logits come from, and the SHA-256 of their bytes."""
         digest = tensor_digest({"logits": self.logits})
         return {"run": self.teacher_run, "part": self.part, "sha256": digest}
 
     def probabilities(self, temperature: float = 1.0) -> Tensor:
-        """Return the teacher's distributions (N, K) at a temperature."""
-        return F.softmax(self.logits / temperature, dim=-1)
+        """Return the teacher's distributions (N, K) at a temperature above 0, from logits in 16 bits as float32."""
+        _check_temperature(temperature)
+        return F.softmax(in_float32(self.logits) / temperature, dim=-1)
 
     def select(self, rows: Tensor) -> SoftTargets:
         """Return the soft targets of some rows, for a transfer set: row numbers (n,) or a mask (N,).
@@ -81,12 +95,16 @@ class SoftTargets:
 def selected_rows(rows: Tensor, count: int, digest: str) -> tuple[Tensor, str]:
     """Return row numbers (n,) of data with `count` rows, and a digest made from the data's digest and these rows.
 
-    `rows` are row numbers or a mask (count,). KDError for a mask of another length.
+    `rows` are row numbers or a mask (count,). KDError for a mask of another length and for rows outside.
     """
     if rows.dtype == torch.bool:
         if rows.shape != (count,):
             raise KDError(f"expected a mask of shape ({count},), one per row, found {tuple(rows.shape)}")
         rows = rows.nonzero()[:, 0]
+    if rows.ndim != 1 or rows.is_floating_point():
+        raise KDError(f"expected whole row numbers (n,) or a mask, found {rows.dtype} of shape {tuple(rows.shape)}")
+    if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < count:
+        raise KDError(f"expected row numbers from 0 to {count - 1}, found {int(rows.min())} to {int(rows.max())}")
     return rows, f"{digest}, rows {tensor_digest({'rows': rows.long()})[:16]}"
 
 
@@ -119,9 +137,14 @@ def mean_of_distributions(
 
     Each member has logits (N, K). The arithmetic mean holds at this temperature only: the mean of softened
     distributions is not the softened mean. The geometric mean holds at every temperature: it is the softmax of the
-    mean logits. KDError for another `kind` (Hinton, Vinyals, Dean 2015, section 1).
+    mean logits. Logits in 16 bits give float32. KDError for another `kind`, no member, members of different shapes and
+    a temperature that is not above 0 (Hinton, Vinyals, Dean 2015, section 1).
     """
-    log_probs = F.log_softmax(torch.stack(list(logits)) / temperature, dim=-1)
+    _check_temperature(temperature)
+    shapes = {tuple(member.shape) for member in logits}
+    if len(shapes) != 1:
+        raise KDError(f"expected logits of members, all of one shape, found shapes {sorted(shapes) or 'of no member'}")
+    log_probs = F.log_softmax(torch.stack([in_float32(member) for member in logits]) / temperature, dim=-1)
     if kind == "geometric":
         return temperature * log_probs.mean(dim=0)
     if kind == "arithmetic":
@@ -132,8 +155,15 @@ def mean_of_distributions(
 def mix_logits(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
     """Return logits (N, K) with the softmax weight * softmax(first) + (1 - weight) * softmax(second) at temperature 1.
 
-    `first` and `second` are (N, K), `weight` is (N,). The result is the logarithm of the mixture.
+    `first` and `second` are (N, K), `weight` is (N,). The result is the logarithm of the mixture, of logits in 16 bits
+    in float32. KDError for other shapes.
     """
+    if first.shape != second.shape or weight.shape != first.shape[:-1]:
+        raise KDError(
+            f"expected logits (N, K) of both partners and weights (N,), found {tuple(first.shape)}, "
+            f"{tuple(second.shape)} and {tuple(weight.shape)}; give a weight for each row"
+        )
+    first, second = in_float32(first), in_float32(second)
     weight = weight.unsqueeze(-1)
     return torch.logaddexp(
         weight.log() + F.log_softmax(first, dim=-1), torch.log1p(-weight) + F.log_softmax(second, dim=-1)
@@ -141,21 +171,41 @@ def mix_logits(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
 
 
 def smoothed_labels(labels: Tensor, classes: int, smoothing: float) -> Tensor:
-    """Return distributions (N, K) for labels (N,): (1 - smoothing) one_hot + smoothing / K (Szegedy et al. 2016)."""
-    return (1 - smoothing) * F.one_hot(labels, classes) + smoothing / classes
+    """Return distributions (N, K) for labels (N,): (1 - smoothing) one_hot + smoothing / K (Szegedy et al. 2016).
+
+    KDError for a label outside the classes and for a smoothing outside 0 to 1.
+    """
+    check_number("smoothing", smoothing, 0, 1, "0.1 is usual")
+    return (1 - smoothing) * _one_hot(labels, classes) + smoothing / classes
 
 
 def virtual_teacher(labels: Tensor, classes: int, correct_probability: float, temperature: float) -> Tensor:
     """Return logits (N, K) of a teacher that is made by hand from labels (N,): the virtual teacher of Yuan et al. 2020.
 
     At `temperature` its distribution has correct_probability on the label and (1 - correct_probability) / (K - 1) on
-    each other class; at another temperature it is sharper or softer. KDError unless 0 < correct_probability < 1.
+    each other class; at another temperature it is sharper or softer. KDError unless 0 < correct_probability < 1 and
+    temperature > 0, for fewer than two classes, and for a label outside the classes.
     """
+    _check_temperature(temperature)
     if not 0 < correct_probability < 1:
         raise KDError(
             f"expected 0 < correct_probability < 1, found {correct_probability}; "
             "a certain teacher is a hard target: use cross_entropy"
         )
-    correct = F.one_hot(labels, classes).bool()
+    correct = _one_hot(labels, classes).bool()
     probs = torch.where(correct, correct_probability, (1 - correct_probability) / (classes - 1))
     return temperature * probs.log()
+
+
+def _check_temperature(temperature: float) -> None:
+    check_number("temperature", temperature, 0, math.inf, "1 leaves the logits as they are", above=True)
+
+
+def _one_hot(labels: Tensor, classes: int) -> Tensor:
+    if labels.is_floating_point() or labels.ndim != 1 or classes < 2:
+        raise KDError(
+            f"expected whole labels (N,) of two or more classes, found {labels.dtype} of shape {tuple(labels.shape)} "
+            f"and {classes} classes; use labels.long(), one for each row"
+        )
+    check_classes(labels.cpu(), classes)
+    return F.one_hot(labels.long(), classes)

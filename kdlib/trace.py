@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from kdlib.batches import Batch
 from kdlib.errors import KDError
 from kdlib.files import canonical_json, sha256, tensor_digest
+from kdlib.packing import pack, tensors_of_state
 from kdlib.replicas import Replicas
 from kdlib.seeds import generator
 
@@ -155,19 +156,18 @@ class Tracer:
         """Weights and buffers of each student, as it has them when it is trained alone."""
         model = self.progress.model
         if isinstance(model, Replicas):
-            return [model.member(number).state_dict() for number in range(len(model))]
-        return [model.state_dict()]
+            return [tensors_of_state(model.member(number).state_dict()) for number in range(len(model))]
+        return [tensors_of_state(self.progress.network.state_dict())]
 
     def _layers(self) -> list[tuple[str, nn.Module]]:
         model = self.progress.model
-        return list((model.member(0) if isinstance(model, Replicas) else model).named_modules())
+        return list((model.member(0) if isinstance(model, Replicas) else self.progress.network).named_modules())
 
     def _state(self) -> str:
-        tensors = {f"model/{name}": value for name, value in self.progress.model.state_dict().items()}
-        for index, entries in self.progress.optimizer.state_dict()["state"].items():
-            for name, value in entries.items():
-                tensors[f"optimizer/{index}/{name}"] = torch.as_tensor(value)
-        return tensor_digest(tensors)
+        state = tensors_of_state(self.progress.network.state_dict())
+        tensors = {f"model/{name}": value for name, value in state.items()}
+        notes = pack(self.progress.optimizer.state_dict()["state"], "optimizer", tensors)
+        return sha256(f"{tensor_digest(tensors)} {canonical_json(notes)}".encode())
 
 
 def _roll(trace: dict[str, Any], name: str, content: bytes) -> None:

@@ -16,18 +16,27 @@ has checkpoints within it.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from itertools import islice
+from typing import SupportsIndex
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdlib.batches import Batch
+from kdlib.batches import Batch, Examples
 from kdlib.captured import CapturedStep
+from kdlib.checks import check_number
+from kdlib.errors import KDError
+from kdlib.files import tensor_digest
 from kdlib.losses import cross_entropy
+from kdlib.packing import tensors_of_state, unwrapped
+from kdlib.predictions import evaluating, predict_logits
 from kdlib.progress import NonFiniteLoss, Progress
 from kdlib.replicas import Replicas
 from kdlib.seeds import derive_seed
+from kdlib.targets import SoftTargets
 
 __all__ = [
     "NonFiniteLoss",
@@ -38,6 +47,7 @@ __all__ = [
     "evaluating",
     "hard_targets",
     "predict_logits",
+    "predict_soft_targets",
     "train_step",
 ]
 
@@ -52,9 +62,15 @@ def hard_targets(outputs: Tensor, batch: Batch) -> Tensor:
 def cosine(first: float, count: int) -> Callable[[int], float]:
     """Return a `rate` for `epochs`: it falls from `first` in epoch 1 along half a cosine, to 0 after `count` epochs.
 
-    Loshchilov and Hutter 2017 (arXiv 1608.03983, Eq. 5), changed once an epoch and without restarts.
+    Loshchilov and Hutter 2017 (arXiv 1608.03983, Eq. 5), changed once an epoch and without restarts. KDError in an
+    epoch after `count`, where the cosine would rise again.
     """
-    return lambda epoch: first / 2 * (1 + math.cos(math.pi * (epoch - 1) / count))
+
+    def rate(epoch: int) -> float:
+        check_number("epoch of the cosine", epoch, 1, count + 1, "make the cosine for all epochs that are trained")
+        return first / 2 * (1 + math.cos(math.pi * (epoch - 1) / count))
+
+    return rate
 
 
 def epochs(
@@ -63,7 +79,7 @@ def epochs(
     objective: Objective,
     *,
     count: int,
-    seed: int | Sequence[int],
+    seed: SupportsIndex | Sequence[SupportsIndex],
     rate: Callable[[int], float] | None = None,
 ) -> Iterator[int]:
     """Train until `count` epochs are done; yield each epoch's number (from 1) after its last step.
@@ -74,33 +90,47 @@ def epochs(
     interruption. Replicas need one seed for each member. A run that was interrupted within an epoch goes through the
     batches of the steps done again, without a step.
 
+    The model is in training mode during the steps. A module that is in evaluation mode when the loop starts, within a
+    model that is in training mode, remains so in all epochs: a frozen batch norm, or a teacher within the student.
+
     The mean loss of the epoch is recorded as `training_loss`, that of replica r as `training_loss/r`. Raises
-    NonFiniteLoss, with run, epoch and step, if a loss is NaN or infinite.
+    NonFiniteLoss, with run, epoch and step, if a loss is NaN or infinite. KDError for `batches` that is no such
+    function, such as a DataLoader, for an epoch without batches, and for a loss that is not one number per student.
     """
-    progress.count = count
+    if not callable(batches):
+        raise KDError(
+            f"expected a function from the epoch to its batches, found {type(batches).__name__}; use Batches, or write "
+            "a function of the epoch that yields Batch(inputs, labels, row numbers), as kdlib/README.md does for a "
+            "DataLoader"
+        )
+    if progress.model.training:  # otherwise, the body of an earlier loop left it in evaluation mode
+        progress.frozen = [module for module in progress.model.modules() if not module.training]
+    seeds = _seeds(seed, progress.model)
+    progress.loop_begins(batches, seeds, count, rate=rate is not None)
     tracer = progress.tracer
     if not tracer.traces:
         tracer.begin(batches)
     make_step = _step(progress, objective)
     for epoch in range(progress.epoch + 1, count + 1):
         if rate is not None:
-            for group in progress.optimizer.param_groups:
-                group["lr"] = rate(epoch)
+            progress.rates.set_all(progress.optimizer, rate(epoch))
         if progress.resumed[0]:
             tracer.refuse_changes(progress.label)
-        tracer.epoch_begins(epoch, _seed_layers(progress.model, [seed] if isinstance(seed, int) else seed, epoch))
+        tracer.epoch_begins(epoch, _seed_layers(progress.model, seeds, epoch))
         progress.model.train()
+        for module in progress.frozen:
+            module.training = False
         done = progress.epoch_begins()
         if isinstance(make_step, CapturedStep):
             make_step.refresh()
-        for step, batch in enumerate(tracer.watch(batches(epoch)), 1):
+        for step, batch in enumerate(tracer.watch(_checked(batches(epoch), epoch)), 1):
             if step > done:
                 loss = make_step(batch)
                 tracer.step_ends(batch, objective)
                 progress.step_ends(loss)
             elif step == done:
                 progress.steps_are_skipped()
-        means = _mean_losses(progress.losses, epoch, progress.label)
+        means = _mean_losses(progress.losses, epoch, progress.label, batches)
         tracer.epoch_ends(progress.losses[0])
         progress.epoch_ends(means)
         yield epoch
@@ -122,13 +152,68 @@ def _step(progress: Progress, objective: Objective) -> Callable[[Batch], Tensor]
 def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, objective: Objective, batch: Batch) -> Tensor:
     """Make one step of the optimizer on one batch; return the loss before the step, 0-d or for Replicas (R,).
 
-    The loss stays on its device.
+    The loss stays on its device. KDError for an objective that returns anything else.
     """
     optimizer.zero_grad(set_to_none=True)
     loss = objective(model(batch.inputs), batch)
+    _check_loss(loss, model)
     loss.sum().backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     return loss.detach()
+
+
+def _check_loss(loss: object, model: nn.Module) -> None:
+    shape = (len(model),) if isinstance(model, Replicas) else ()
+    if not isinstance(loss, Tensor) or loss.shape != shape:
+        found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        remedy = (
+            "map the loss of one student over all of them with torch.vmap"
+            if shape
+            else "take the mean over the batch, loss.mean(), and return the loss alone"
+        )
+        kind = f"one loss for each of the {shape[0]} replicas" if shape else "one loss for the batch, a 0-d tensor"
+        raise KDError(f"expected {kind} from the objective, found {found}; {remedy}")
+    if not loss.requires_grad:
+        raise KDError(
+            "expected a loss that depends on the model's weights, found one without a gradient; compute it from the "
+            "outputs as they are, and leave at least one weight with requires_grad"
+        )
+
+
+def _checked(batches: Iterable[Batch], epoch: int) -> Iterator[Batch]:
+    """Pass on the batches; KDError if there is none, and for anything but a Batch of tensors."""
+    batch = None
+    for batch in batches:
+        wrong = batch if not isinstance(batch, Batch) else _no_tensor(batch)
+        if wrong is not None:
+            raise KDError(
+                "expected batches that are Batch(inputs, labels, row numbers, soft targets), all of them tensors, "
+                f"found {type(wrong).__name__} in epoch {epoch}; make them as kdlib/README.md does for a DataLoader"
+            )
+        yield batch
+    if batch is None:
+        raise KDError(
+            f"expected batches in epoch {epoch}, found none; batches(epoch) must make new ones each time that it is "
+            "called, and there must be examples"
+        )
+
+
+def _no_tensor(batch: Batch) -> object:
+    """What is not a tensor among the parts of a batch, or None; inputs may be a dictionary, for example."""
+    parts: tuple[object, ...] = (batch.labels, batch.indices, *(() if batch.soft is None else (batch.soft,)))
+    if isinstance(batch.inputs, np.ndarray):
+        return batch.inputs
+    return next((part for part in parts if not isinstance(part, Tensor)), None)
+
+
+def _seeds(seed: SupportsIndex | Sequence[SupportsIndex], model: nn.Module) -> list[int]:
+    try:
+        seeds = [operator.index(seed)]  # type: ignore[arg-type]  # NumPy's whole numbers too
+    except TypeError:
+        seeds = [operator.index(one) for one in seed]  # type: ignore[union-attr]
+    if len(seeds) != 1 and not isinstance(model, Replicas):
+        raise KDError(f"expected one seed for one model, found {len(seeds)}; several are for Replicas")
+    return seeds
 
 
 def _seed_layers(model: nn.Module, seeds: Sequence[int], epoch: int) -> list[int]:
@@ -141,7 +226,9 @@ def _seed_layers(model: nn.Module, seeds: Sequence[int], epoch: int) -> list[int
     return derived
 
 
-def _mean_losses(losses: list[Tensor], epoch: int, label: str) -> dict[str, float]:
+def _mean_losses(
+    losses: list[Tensor], epoch: int, label: str, batches: Callable[[int], Iterable[Batch]]
+) -> dict[str, float]:
     # Read once an epoch, not at each step: reading a loss makes the CPU wait for the accelerator.
     every = torch.stack(losses).double()
     finite = torch.isfinite(every.view(len(losses), -1)).all(1)
@@ -151,7 +238,7 @@ def _mean_losses(losses: list[Tensor], epoch: int, label: str) -> dict[str, floa
         which = f" of replica {int((~torch.isfinite(first)).nonzero()[0])}, counted from 0," if first.ndim else ""
         raise NonFiniteLoss(
             f"{label or 'training'}: expected a finite loss, found {first.tolist()}{which} at epoch "
-            f"{epoch}, step {step} of {len(losses)}; lower the learning rate or check the inputs"
+            f"{epoch}, step {step} of {len(losses)}; {_remedy(batches(epoch), epoch, step)}"
         )
     if every.ndim == 1:
         return {"training_loss": math.fsum(every.tolist()) / len(losses)}
@@ -161,23 +248,30 @@ def _mean_losses(losses: list[Tensor], epoch: int, label: str) -> dict[str, floa
     }
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch to evaluation mode without gradients; afterwards, also after an error, restore the mode of each module."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+def _remedy(batches: Iterable[Batch], epoch: int, step: int) -> str:
+    """What to do about the loss of a step that is not finite: the epoch's batches are made again and looked at."""
+    batch = next(islice(batches, step - 1, None), None)
+    for name in ("inputs", "labels", "soft"):
+        part = getattr(batch, name, None)
+        if not isinstance(part, Tensor) or not part.is_floating_point():
+            continue
+        wrong = ~part.isfinite() & ~((part == -math.inf) & (name == "soft"))  # a teacher may exclude classes
+        if bool(wrong.any()):
+            place = wrong.nonzero()[0].tolist()
+            return f"the batch's {name} have {part[tuple(place)].item()} at {place}, so correct the data"
+    if epoch == step == 1:
+        return "no step had been made, so check the initial weights, the inputs' scale and the objective"
+    return "lower the learning rate or check the inputs"
 
 
-def predict_logits(model: nn.Module, inputs: Tensor, size: int = 1024) -> Tensor:
-    """Return logits (N, K) of inputs (N, ...), computed `size` rows at a time in evaluation mode.
+def predict_soft_targets(teacher: nn.Module, examples: Examples, run: str = "", size: int = 1024) -> SoftTargets:
+    """Return the teacher's logits (N, K) of the examples, with the examples' digest and view.
 
-    Afterwards the model is in its mode of before.
+    `run` names the teacher; without it, the name is made from the SHA-256 of the weights. Warns (TeacherAtChance) as
+    `Examples.check` does.
     """
-    with evaluating(model):
-        return torch.cat([model(part) for part in torch.split(inputs, size)])
+    logits = predict_logits(teacher, examples.inputs, size)
+    name = run or f"weights {tensor_digest(tensors_of_state(unwrapped(teacher).state_dict()))[:16]}"
+    soft = SoftTargets(logits, name, examples.digest, examples.view)
+    examples.check(soft)
+    return soft

@@ -1,6 +1,7 @@
 """Batches: what belongs together stays together, and an epoch is a function of its number."""
 
 import math
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -9,8 +10,9 @@ import torch
 from scipy.special import softmax
 
 from kdlib.augment import flip_and_shift, mixup
-from kdlib.batches import STEPS_PER_GATHER, Batches, Examples
+from kdlib.batches import STEPS_PER_GATHER, Batches, Examples, TeacherAtChance
 from kdlib.errors import KDError
+from kdlib.files import array_digest
 from kdlib.losses import soft_target_kl
 from kdlib.replicas import side_by_side
 from kdlib.seeds import generator
@@ -103,6 +105,90 @@ def test_refuses_soft_targets_of_other_data_view_or_length(examples, soft, diges
             check(soft)
         assert f"those of run run (data data, view 'plain', {N} rows); predict" in str(caught.value)
     examples.check(soft)
+
+
+# ---- identity by content
+
+
+def test_without_a_name_the_digest_is_that_of_the_content(examples, soft):
+    inputs, labels = examples.inputs, examples.labels
+    own = Examples(inputs, labels)
+    assert own.digest == array_digest(inputs.numpy(), labels.numpy())
+    assert own.digest == Examples(inputs.clone(), labels.clone(), None).digest == own.to(torch.device("cpu")).digest
+    altered = inputs.clone()
+    altered[3, 1] += 1
+    others = [
+        Examples(altered, labels),
+        Examples(inputs.flip(0), labels.flip(0)),
+        Examples(inputs, labels.flip(0)),
+        Examples(inputs.float(), labels),
+        Examples(inputs[1:], labels[1:]),
+        own.select(torch.arange(N)),
+        replace(own, inputs=altered, digest=None),
+    ]
+    assert len({own.digest, *(other.digest for other in others)}) == len(others)  # the altered one is there twice
+    for other in others:
+        with pytest.raises(KDError, match="expected soft targets of these examples"):
+            Batches(other, SIZE, 0, replace(soft, data_digest=own.digest))
+    Batches(own.without_labels(), SIZE, 0, replace(soft, data_digest=own.digest))
+
+
+# ---- the teacher's agreement with the labels
+
+
+def test_check_gives_the_teachers_accuracy(examples, soft):
+    expected = float(np.mean(soft.logits.numpy().argmax(1) == examples.labels.numpy()))
+    assert examples.check(soft) == pytest.approx(expected)
+    perfect = replace(soft, logits=torch.eye(K)[examples.labels])
+    assert examples.check(perfect) == 1.0
+    assert examples.without_labels().check(soft) is None
+    one_logit = replace(soft, logits=examples.labels[:, None] * 2.0 - 1)
+    assert replace(examples, labels=(examples.labels > 0).long()).check(one_logit) == 1.0
+
+
+def rows_in_another_order(logits, labels):
+    return logits[torch.randperm(N, generator=generator(1, "order"))]
+
+
+def one_class(logits, labels):  # an accuracy of 90% can be chance
+    return torch.eye(K)[torch.zeros(N, dtype=torch.int64)]
+
+
+def most_in_another_order(logits, labels):
+    return torch.cat([logits[: N // 50], rows_in_another_order(logits, labels)[N // 50 :]])
+
+
+@pytest.mark.parametrize("spoil", [rows_in_another_order, one_class, most_in_another_order])
+@pytest.mark.parametrize("skewed", [False, True])
+def test_a_teacher_at_chance_is_said(examples, spoil, skewed):
+    labels = torch.where(torch.arange(N) % 7 > 0, 0, examples.labels) if skewed else examples.labels
+    data = replace(examples, labels=labels)
+    good = torch.eye(K)[torch.where(torch.arange(N) % 3 > 0, labels, (labels + 1) % K)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data.check(SoftTargets(good, "run", "data"))
+    spoilt = SoftTargets(spoil(good, labels), "7", "data")
+    for make in (lambda: data.check(spoilt), lambda: Batches(data, SIZE, 0, spoilt)):
+        with pytest.warns(TeacherAtChance, match=rf"the teacher is at chance: run 7 agrees .* of {N} examples"):
+            make()
+
+
+def test_examples_of_one_class_say_nothing_about_chance(examples):
+    labels = torch.zeros_like(examples.labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        replace(examples, labels=labels).check(SoftTargets(torch.eye(K)[labels], "run", "data"))
+        few = Examples(examples.inputs[:4], torch.tensor([0, 1, 2, 0]))
+        few.check(SoftTargets(torch.eye(K)[few.labels], "run", few.digest))
+
+
+def test_logits_that_are_no_numbers_or_no_rows_are_refused(examples, soft):
+    logits = soft.logits.clone()
+    logits[17, 2] = float("nan")
+    with pytest.raises(KDError, match=r"found nan at \[17, 2\], counted from row 0"):
+        Batches(examples, SIZE, 0, replace(soft, logits=logits))
+    with pytest.raises(KDError, match=rf"expected logits of shape \(N, K\), .* found \({N},\)"):
+        examples.check(replace(soft, logits=logits[:, 0]))
 
 
 # ---- augmentation

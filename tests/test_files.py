@@ -166,6 +166,28 @@ def test_array_digest_is_sha256_over_type_shape_and_bytes():
     assert len({by_hand, *others}) == 5
 
 
+def test_array_digest_of_a_tensor_is_that_of_its_numbers():
+    numbers = np.arange(12).reshape(3, 4)
+    for kind in ("<f4", "<f8", "<i8", "u1", "?", "<c8"):
+        array = numbers.astype(kind)
+        assert array_digest(torch.from_numpy(array)) == array_digest(array)
+        assert array_digest(torch.from_numpy(array).t()) == array_digest(array.T)
+    tensor = torch.from_numpy(numbers).float()
+    assert array_digest(tensor.clone().requires_grad_()) == array_digest(tensor)
+    half = [tensor.to(kind) for kind in (torch.bfloat16, torch.float16, torch.int16)]
+    bits = half[0].view(torch.int16).numpy().tobytes()
+    by_hand = hashlib.sha256(b"bfloat16|(3, 4)|" + bits).hexdigest()[:16]
+    assert array_digest(half[0]) == by_hand
+    assert len({array_digest(value) for value in (tensor, *half)}) == 4
+    assert array_digest(tensor, half[0]) != array_digest(half[0], tensor)
+
+
+@pytest.mark.parametrize("other", [[1, 2], np.array([{}]), 3.0, np.array([None, 1])], ids=str)
+def test_array_digest_refuses_what_has_no_bytes_of_its_own(other):
+    with pytest.raises(KDError, match="expected arrays or tensors of numbers, found"):
+        array_digest(other)
+
+
 def test_every_flipped_byte_is_seen(tmp_path):
     path = tmp_path / "file"
     save_tensors(path, {"weights": torch.arange(3.0)}, NOTES)

@@ -30,12 +30,14 @@ def test_the_library_guide_runs_from_top_to_bottom(capsys):
     for number, code in enumerate(codes):
         exec(compile(code, f"kdlib/README.md, block {number}", "exec"), names)
     assert len(codes) >= 7
-    history, verdict = capsys.readouterr().out.strip().splitlines()
+    agreement, history, verdict = capsys.readouterr().out.strip().splitlines()
+    assert float(agreement.split()[-4].rstrip("%")) > 60
     assert "'train_accuracy'" in history
     assert "n" in verdict
     student, again = names["student"], names["again"]
     assert all(torch.equal(a, b) for a, b in zip(student.parameters(), again.parameters(), strict=True))
     assert names["progress"].epoch == 6
+    assert int(names["average"].n_averaged) == names["averaged"].epoch == names["scheduler"].last_epoch == 3
     best = min(entry["loss"] for entry in names["progress"].history)
     assert 1 - names["accuracy"](names["predict_logits"](student, names["inputs"]), names["labels"]) == best
 

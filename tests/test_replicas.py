@@ -244,12 +244,11 @@ def test_a_killed_and_resumed_group_gives_the_bytes_of_an_unbroken_one(tmp_path)
         assert all(torch.equal(*pair) for pair in tensors.values())
 
 
-def test_a_checkpoint_of_fewer_replicas_is_set_aside(tmp_path):
+def test_a_checkpoint_of_fewer_replicas_is_refused(tmp_path):
     for _ in epochs(group(SEEDS[:2], tmp_path / "c"), batches_of(SEEDS[:2]), each_hard, count=1, seed=SEEDS[:2]):
         pass
-    progress = group(SEEDS, tmp_path / "c")
-    assert "expected the weights of this network" in progress.notice
-    assert progress.epoch == 0
+    with pytest.raises(KDError, match=r"network.hidden/weight: the checkpoint has 'float32 \(2, 16, 5\)'"):
+        group(SEEDS, tmp_path / "c")
 
 
 # ---- members

@@ -10,11 +10,21 @@ import pytest
 import torch
 from torch import nn
 
-from kdlib.batches import Batch, Batches, Examples
+from kdlib.batches import Batch, Batches, Examples, TeacherAtChance
 from kdlib.losses import hard_and_soft
 from kdlib.seeds import derive_seed, generator
 from kdlib.targets import SoftTargets
-from kdlib.training import NonFiniteLoss, Progress, cosine, epochs, evaluating, hard_targets, predict_logits, train_step
+from kdlib.training import (
+    NonFiniteLoss,
+    Progress,
+    cosine,
+    epochs,
+    evaluating,
+    hard_targets,
+    predict_logits,
+    predict_soft_targets,
+    train_step,
+)
 
 N, K, SIZE, SEED = 37, 3, 8, 4
 
@@ -139,7 +149,7 @@ def test_dropout_differs_between_epochs(examples):
 def test_rate_is_applied_each_epoch(examples):
     model = network()
     optimizer = torch.optim.SGD(
-        [{"params": model[0].parameters()}, {"params": model[4].parameters(), "lr": 5.0}], lr=0.5
+        [{"params": model[0].parameters()}, {"params": model[4].parameters(), "weight_decay": 0.1}], lr=0.5
     )
     seen = []
 
@@ -226,7 +236,7 @@ def test_a_run_that_diverged_leaves_the_last_good_epoch(examples, tmp_path):
                 hard_targets,
                 count=9,
                 seed=SEED,
-                rate=lambda epoch: 0.01 if epoch < 2 else math.inf,
+                rate=lambda epoch: 0.01 if epoch < 2 else 1e38,
             )
         )
     again = network()
@@ -269,6 +279,22 @@ def test_logits_are_those_of_the_layers_written_out(examples):
     hidden = (examples.inputs @ first.weight.T + first.bias - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
     by_hand = torch.relu(hidden * norm.weight + norm.bias) @ last.weight.T + last.bias
     assert torch.allclose(predict_logits(model, examples.inputs), by_hand, atol=1e-5)
+
+
+def test_soft_targets_of_a_teacher_carry_the_identity_of_data_and_teacher(examples):
+    teacher = network()
+    data = Examples(examples.inputs, predict_logits(teacher, examples.inputs).argmax(1), view="plain, cut")
+    soft = predict_soft_targets(teacher, data, size=5)
+    assert torch.equal(soft.logits, predict_logits(teacher, data.inputs, 5))
+    assert (soft.data_digest, soft.view) == (data.digest, "plain, cut")
+    assert data.check(soft) == 1.0
+    other, model = network(), nn.DataParallel(teacher)
+    nn.init.zeros_(other[4].bias)
+    names = [predict_soft_targets(model, data).teacher_run for model in (teacher, other, model)]
+    assert names[0] == soft.teacher_run == names[2] != names[1]
+    assert predict_soft_targets(teacher, data, "mine").teacher_run == "mine"
+    with pytest.warns(TeacherAtChance):
+        predict_soft_targets(teacher, Examples(data.inputs, data.labels.roll(7)))
 
 
 @pytest.mark.parametrize("size", [1, 8, N, 1000])
@@ -521,16 +547,6 @@ def test_a_deleted_checkpoint_begins_a_new_training(tmp_path, examples):
     assert resume(path).epoch == 0
     trained(path, examples, stop=2)
     assert os.listdir(tmp_path) == ["c"]
-
-
-def test_a_checkpoint_of_another_network_is_set_aside(tmp_path, examples):
-    trained(tmp_path / "c", examples, stop=2)
-    model = nn.Sequential(nn.Linear(5, 8), nn.Linear(8, K))
-    before = bits(model)
-    progress = Progress(model, adam(model), checkpoint=tmp_path / "c")
-    assert "another" in progress.notice
-    assert progress.epoch == 0
-    assert same(bits(model), before)
 
 
 def test_on_epoch_is_called_after_the_checkpoint_is_written(tmp_path, examples):

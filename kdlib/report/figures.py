@@ -1,176 +1,214 @@
-"""Drawing for the figures of several replications: arms side by side with a dot for each seed, means and intervals."""
+"""Figures from shared parts: the file of each, its text alternative, and its data as a table.
+
+A replication's `figures.py` says which parts its figure has. A part without records is left out.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import io
-import textwrap
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from kdlib.files import atomic_write
 from kdlib.judge.claims import Reported
-from kdlib.judge.intervals import t_interval
+from kdlib.report.panels import COLUMNS, Metrics, Panel, Quantity
+from kdlib.report.roles import COLORS
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-__all__ = [
-    "Metrics",
-    "Numbers",
-    "accuracies",
-    "bars",
-    "claim",
-    "differences",
-    "heat",
-    "maps",
-    "mean_and_interval",
-    "means",
-    "reported_means",
-    "save",
-    "seeds",
-    "strip",
-]
+if TYPE_CHECKING:
+    import pandas as pd
 
-Metrics = Mapping[str, Mapping[int, Mapping[str, float]]]  # by arm and seed
-Numbers = NDArray[np.float64]
-Names = Sequence[Sequence[str]]  # of arms, in rows and columns
-Ticks = tuple[Sequence[float], Sequence[float]]  # of rows and columns
+__all__ = ["WIDTH", "Drawing", "Part", "compose", "save", "style", "write"]
+
+WIDTH = 10.0  # inches
+# Text becomes outlines: it looks the same where the font is missing. The salt makes the names of parts repeat.
+_STYLE: Any = {
+    "svg.fonttype": "path",
+    "svg.hashsalt": "kdlib",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "text.parse_math": False,
+}
 
 
-def accuracies(found: Metrics, arm: str) -> Numbers:
-    """Return the test accuracy of each seed, in percent; empty if the arm is not recorded."""
-    return 100 * np.array([metrics["accuracy"] for _, metrics in sorted(found.get(arm, {}).items())])
+def style() -> AbstractContextManager[None]:
+    """Return the context in which each figure is drawn and saved."""
+    return matplotlib.rc_context(_STYLE)
 
 
-def mean_and_interval(axes: Axes, place: float, values: Numbers, color: str) -> None:
-    """Draw a square at the mean and, for two values or more, a line along the 95% interval (Student's t)."""
-    axes.plot(place, values.mean(), "s", color=color, markersize=5)
-    if len(values) > 1 and np.ptp(values) > 0:
-        bounds = t_interval(values)
-        axes.plot([place, place], [bounds.low, bounds.high], color=color, linewidth=1.5)
+class Drawing(NamedTuple):
+    """A figure, one or two sentences for those who cannot see it, and a row for each mark in it."""
+
+    figure: Figure
+    alt: str
+    data: pd.DataFrame
 
 
-def strip(axes: Axes, found: Metrics, reported: Reported, arms: Sequence[tuple[str, str, str]]) -> None:
-    """Draw accuracies of arms (name, label, colour): a dot for each seed, mean and interval; in black the source's."""
-    for place, (arm, _, color) in enumerate(arms):
-        if value := reported.value(arm, "accuracy"):
-            spread = 100 * value.std if value.std else None
-            axes.errorbar(
-                place + 0.32,
-                100 * value.value,
-                yerr=spread,
-                fmt="D",
-                color="black",
-                markersize=4,
-                capsize=3,
-                linewidth=1,
-            )
-        if len(values := accuracies(found, arm)):
-            aside = np.linspace(-0.18, 0.18, len(values)) if len(values) > 1 else 0
-            axes.plot(place - 0.1 + aside, values, "o", color=color, markersize=3.5, alpha=0.7)
-            mean_and_interval(axes, place + 0.18, values, color)
-    axes.set_xticks(range(len(arms)), [label for _, label, _ in arms], fontsize=8)
-    axes.set(ylabel="accuracy on test (%); black: reported", xlim=(-0.5, len(arms) - 0.5))
+class Part(NamedTuple):
+    """A panel that may be drawn: it is left out unless `least` of its arms have records."""
+
+    name: str
+    quantity: Quantity
+    arms: Collection[str]
+    draw: Callable[[Panel], None]
+    least: int = 1
+    width: float = 1.0
+    aside: float = 0.0
+    across: bool = False
 
 
-def differences(
-    found: Metrics, metric: str, pairs: Sequence[tuple[str, str, str]], scale: float = 1
-) -> dict[str, Numbers]:
-    """Return differences times `scale` of pairs (label, arm, rival), by label, one for each seed that both have."""
-    values = {}
-    for label, arm, over in pairs:
-        if both := sorted(found.get(arm, {}).keys() & found.get(over, {}).keys()):
-            values[label] = scale * np.array([found[arm][seed][metric] - found[over][seed][metric] for seed in both])
-    return values
+def compose(
+    rows: Sequence[tuple[float, Sequence[Part]]], found: Metrics, reported: Reported, symbols: Sequence[Line2D] = ()
+) -> Drawing | None:
+    """Return rows of parts, each with its height in inches, over an explanation of the symbols; None without records.
+
+    `symbols` are those of this figure only.
+    """
+    kept = [(high, [part for part in parts if len(found.keys() & {*part.arms}) >= part.least]) for high, parts in rows]
+    kept = [(high, parts) for high, parts in kept if parts]
+    if not kept:
+        return None
+    with style():
+        heights = [*(high for high, _ in kept), 0.6]
+        figure = plt.figure(figsize=(WIDTH, sum(heights)), layout="constrained")
+        subfigures: Any = figure.subfigures(len(heights), 1, height_ratios=heights)
+        *strips, foot = subfigures
+        panels = []
+        for strip_of, (_, parts) in zip(strips, kept, strict=True):
+            widths = [part.width for part in parts]
+            for axes, part in zip(
+                strip_of.subplots(1, len(parts), width_ratios=widths, squeeze=False)[0], parts, strict=True
+            ):
+                panels.append(_drawn(part, axes, found, reported))
+        _explain(foot, panels, symbols)
+        return Drawing(figure, _alt(panels), _data(panels))
 
 
-def bars(axes: Axes, values: Mapping[str, Numbers], xlabel: str, title: str) -> None:
-    """Draw paired differences, the first on top: a bar to the mean, a line along the 95% interval, a dot a seed."""
-    for row, each in enumerate(values.values()):
-        axes.barh(row, float(each.mean()), color="#4477aa", alpha=0.8, height=0.6)
-        axes.plot(each, np.full(len(each), row), "o", color="white", markeredgecolor="black", markersize=3)
-        if len(each) > 1 and np.ptp(each) > 0:
-            bounds = t_interval(each)
-            axes.plot([bounds.low, bounds.high], [row, row], color="black", linewidth=1.2)
-    axes.set_yticks(range(len(values)), [textwrap.fill(label, 30) for label in values], fontsize=8)
-    axes.invert_yaxis()
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.set(xlabel=xlabel, title=f"{title} (95% interval; dots: seeds)")
-    axes.title.set_fontsize(10)
+def _drawn(part: Part, axes: Any, found: Metrics, reported: Reported) -> Panel:
+    panel = Panel(axes, part.name, part.quantity, found, reported, part.aside, part.across)
+    axes.set_title(part.name)
+    (axes.set_xlabel if part.across else axes.set_ylabel)(part.quantity.label)
+    part.draw(panel)
+    if axes.get_legend_handles_labels()[0] and axes.get_legend() is None:
+        axes.legend(frameon=False, fontsize=8.5)
+    return panel
 
 
-def claim(axes: Axes, value: float, of: str) -> None:
-    """Mark the reported difference among the bars, and say which difference it is."""
-    axes.axvline(value, color="black", linestyle="--", linewidth=0.8)
-    axes.set_xlabel(f"{axes.get_xlabel()}\ndashed: reported, {of}")
+def _symbols(panels: Sequence[Panel]) -> list[Line2D]:
+    """Explain the marks that the panels have."""
+    rows = [row for panel in panels for row in panel.rows]
+    marks = {row["mark"] for row in rows}
+    any_interval = any(row["mark"] == "mean" and row["low"] != "" for row in rows)
+    any_range = any(row["mark"] == "reported" and row["low"] != "" for row in rows)
+    shown: list[tuple[bool, str, dict[str, Any]]] = [
+        ("seed" in marks, "a seed", {"marker": "o", "markersize": 3.2, "alpha": 0.55}),
+        ("mean" in marks, "mean of the seeds", {"marker": "s", "markersize": 6.5}),
+        (any_interval, "its 95% interval (from 3 seeds on)", {"linestyle": "-", "linewidth": 1.8}),
+        (
+            "reported" in marks,
+            "reported",
+            {"marker": "D", "markersize": 5.5, "markeredgecolor": "black", "color": "white"},
+        ),
+        (any_range, "range for a mean of our n", {"linestyle": "-", "linewidth": 0.9, "color": "black"}),
+    ]
+    return [
+        Line2D([], [], **{"color": "#444444", "linestyle": "", **how}, label=label)
+        for there, label, how in shown
+        if there
+    ]
 
 
-def means(found: Metrics, arms: Names) -> Numbers:
-    """Return mean accuracies over the seeds, in percent; NaN for an arm that is not recorded."""
-    return np.array(
-        [[values.mean() if len(values := accuracies(found, arm)) else np.nan for arm in row] for row in arms]
-    )
+def _explain(foot: Any, panels: Sequence[Panel], symbols: Sequence[Line2D]) -> None:
+    """Write below the panels what colours and symbols mean."""
+    used = {color for panel in panels for color in panel.colors}
+    roles = [Patch(color=color, label=role) for role, color in COLORS.items() if color in used]
+    how = {"frameon": False, "fontsize": 8.5, "columnspacing": 1.4, "borderaxespad": 0.0}
+    if roles:
+        foot.legend(handles=roles, loc="upper center", ncols=len(roles), **how)
+    handles = [*_symbols(panels), *symbols]
+    foot.legend(handles=handles, loc="lower center", ncols=len(handles), **how)
 
 
-def reported_means(reported: Reported, arms: Names) -> Numbers:
-    """Return the source's accuracies in percent; NaN for an arm that it does not report."""
-    values = [[reported.value(arm, "accuracy") for arm in row] for row in arms]
-    return np.array([[100 * value.value if value else np.nan for value in row] for row in values])
+def _data(panels: Sequence[Panel]) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame([row for panel in panels for row in panel.rows], columns=COLUMNS, dtype=object)
 
 
-def seeds(counts: Sequence[int]) -> str:
-    """Return the number of seeds as text: 'n = 5' or 'n = 1 to 5'."""
-    return f"n = {' to '.join(map(str, dict.fromkeys((min(counts, default=0), max(counts, default=0)))))}"
+def _alt(panels: Sequence[Panel]) -> str:
+    """Say what the first two panels show, and name the others."""
+    told = [text for panel in panels if (text := _told(panel))]
+    others = [panel.name for panel in panels if _told(panel) in told[2:]]
+    return " ".join([*told[:2], *([f"Other panels: {'; '.join(others)}."] if others else [])])
 
 
-def maps(axes: Sequence[Axes], found: Metrics, reported: Reported, arms: Names, ticks: Ticks) -> None:
-    """Three heat maps of arms by alpha (down) and T (across): measured, reported, and their difference."""
-    ours, theirs = means(found, arms), reported_means(reported, arms)
-    counts = [len(found[arm]) for row in arms for arm in row if arm in found]
-    scale = Normalize(np.nanmin([ours, theirs]), np.nanmax([ours, theirs]))
-    largest = max(1.0, np.nanmax(np.abs(ours - theirs), initial=0))
-    title = f"measured: {len(counts)} of {ours.size} cells recorded" + (f", {seeds(counts)}" if counts else "")
-    heat(axes[0], ours, ticks, title, "viridis", scale)
-    heat(axes[1], theirs, ticks, "reported, one run a cell", "viridis", scale)
-    heat(axes[2], ours - theirs, ticks, "measured - reported", "RdBu", Normalize(-largest, largest), "+.2f")
+def _told(panel: Panel) -> str:
+    """Return the means of a panel in a sentence; of many only the lowest and the highest."""
+    rows = [row for row in panel.rows if row["mark"] in ("mean", "curve")]
+    rows = list({(row["series"], row["arm"], row["over"]): row for row in rows}.values())  # a curve: its end
+    texts = [_number(panel, row, rows) for row in rows]
+    if len(rows) > 8:
+        order = sorted(range(len(rows)), key=lambda place: float(rows[place]["value"]))
+        texts = [f"from {texts[order[0]]} to {texts[order[-1]]}"]
+    claimed = [row for row in panel.rows if row["mark"] == "reported" and row["over"]]
+    texts += [f"reported, {row['at']}: {row['value']:{panel.quantity.form}}" for row in claimed]
+    unit = panel.quantity.label
+    return f"{panel.name.replace(chr(10), ' ')}. Means over the seeds, {unit}: {'; '.join(texts)}." if rows else ""
 
 
-def heat(
-    axes: Axes, values: Numbers, ticks: Ticks, title: str, colors: str, scale: Normalize, form: str = ".2f"
-) -> None:
-    """Draw values by alpha (down) and T (across) as colours and numbers; a place without a number is hatched."""
-    axes.patch.set(hatch="////", facecolor="white", edgecolor="#cccccc")
-    image = axes.imshow(values, cmap=colors, norm=scale, aspect="auto")
-    for (row, column), value in np.ndenumerate(values):
-        if np.isfinite(value):
-            red, green, blue, _ = image.cmap(scale(value))
-            dark = 0.3 * red + 0.6 * green + 0.1 * blue < 0.5
-            axes.text(
-                column,
-                row,
-                format(value, form),
-                ha="center",
-                va="center",
-                fontsize=8,
-                color="white" if dark else "black",
-            )
-    alphas, temperatures = ticks
-    axes.set_xticks(range(len(temperatures)), [str(t) for t in temperatures])
-    axes.set_yticks(range(len(alphas)), [str(alpha) for alpha in alphas])
-    axes.set(xlabel="T", ylabel="alpha, the teacher's weight")
-    axes.set_title(title, fontsize=10)
+def _number(panel: Panel, row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return a mean, with its name, and the reported number next to it."""
+    name = row["arm"] if row["mark"] == "curve" else row["at"]
+    if [other["at"] for other in rows].count(row["at"]) > 1 and row["series"]:
+        name = f"{row['series']}, {name}"
+    same = [r for r in panel.rows if r["mark"] == "reported" and r["arm"] == row["arm"] and not r["over"]]
+    form = panel.quantity.form
+    theirs = [] if row["over"] or row["mark"] == "curve" else [f" (reported {r['value']:{form}})" for r in same[:1]]
+    return f"{name}: {row['value']:{form}}{''.join(theirs)}"
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write the figure and close it; without the versions of the libraries, so that equal numbers give equal bytes."""
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=130, metadata={"Software": None})
+# ---- files
+
+
+def write(drawing: Drawing, folder: Path, label: str) -> None:
+    """Write `<label>.svg` and `.png`, `<label>-figure.txt` (the text alternative) and `<label>-figure.csv`."""
+    save(drawing.figure, folder / f"{label}.svg", folder / f"{label}.png")
+    atomic_write(folder / f"{label}-figure.txt", f"{drawing.alt}\n".encode())
+    content = drawing.data.to_csv(index=False, lineterminator="\n")
+    atomic_write(folder / f"{label}-figure.csv", content.encode())
+
+
+def save(figure: Figure, *paths: Path) -> None:
+    """Write the figure in the formats of the paths' ends, and close it.
+
+    Date, names and versions of libraries are left out, so that equal numbers give equal bytes.
+    """
+    with style():
+        for path in paths:
+            content = io.BytesIO()
+            about = {"Software": None} if path.suffix == ".png" else {"Date": None, "Creator": None}
+            figure.savefig(content, format=path.suffix[1:], dpi=130, metadata=about)
+            atomic_write(path, content.getvalue() if path.suffix == ".png" else _steady(content.getvalue()))
     plt.close(figure)
-    atomic_write(path, content.getvalue())
+
+
+def _steady(svg: bytes) -> bytes:
+    """Rename what matplotlib names by digests of unrounded numbers: the layout's last digits do not always repeat.
+
+    The names begin with a digest of the file, so that several files fit in one page.
+    """
+    pattern = rb"\b(?:[phm]|C[0-9a-f]+_[0-9a-f]+_)[0-9a-f]{10}\b"
+    numbers = {name: b"%d" % number for number, name in enumerate(dict.fromkeys(re.findall(pattern, svg)))}
+    digest = hashlib.sha256(re.sub(pattern, lambda match: numbers[match[0]], svg)).hexdigest()[:8].encode()
+    return re.sub(pattern, lambda match: b"x" + digest + b"-" + numbers[match[0]], svg)

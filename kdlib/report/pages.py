@@ -12,6 +12,9 @@ from kdlib.files import atomic_write
 from kdlib.judge.bands import read_bands
 from kdlib.judge.claims import Reported
 from kdlib.judge.reading import load_claims
+from kdlib.report.figures import write
+from kdlib.report.front_picture import CAPTION, write_front
+from kdlib.report.markdown import escaped
 from kdlib.report.readme import replace_table, section, summary_line, summary_table
 from kdlib.report.tables import MADE_OF, write_tables
 from kdlib.run.experiment import Experiment, load_experiment, replications
@@ -43,6 +46,7 @@ def write_pages(
         data = digest if profile_name == judged else judged_data.get(label.replace(profile_name, judged, 1), digest)
         if synthetic and not experiment.profile(profile_name).synthetic:
             label += "-synthetic"
+        picture = _picture(experiment, group, reported, folder, label)
         page = write_tables(
             folder,
             label,
@@ -52,20 +56,36 @@ def write_pages(
             profile=profile_name,
             synthetic=synthetic,
             judged_bands=bands.get((data, judged)),
+            picture=picture,
         )
         pages.append(page)
-        if (experiment.folder / "figures.py").exists():
-            figures = importlib.import_module(f"replications.{experiment.name}.figures")
-            figures.draw(group, reported, folder / f"{label}.png")
     return pages
+
+
+def _picture(experiment: Experiment, group: Sequence[Record], reported: Reported, folder: Path, label: str) -> str:
+    """Write the figure, if there is a `figures.py` that draws these records; return its Markdown."""
+    figures = _figures(experiment)
+    if hasattr(figures, "draw_local") and folder.name == "local":
+        figures.draw_local(group, folder / f"{label}-pictures.png")
+    drawing = figures.draw(group, reported) if figures else None
+    if drawing is None:
+        return ""
+    write(drawing, folder, label)
+    return f"![{escaped(drawing.alt)}]({label}.svg)"
+
+
+def _figures(experiment: Experiment) -> Any:
+    """Return the module `figures` of a replication; None if it has none."""
+    if not (experiment.folder / "figures.py").exists():
+        return None
+    return importlib.import_module(f"replications.{experiment.name}.figures")
 
 
 def draw_data(experiment: Experiment, data: Any, path: Path) -> None:
     """Draw the data if `figures.py` has a function `draw_data`; `path` is in a folder that git ignores."""
-    if (experiment.folder / "figures.py").exists():
-        figures = importlib.import_module(f"replications.{experiment.name}.figures")
-        if hasattr(figures, "draw_data"):
-            figures.draw_data(data, path)
+    figures = _figures(experiment)
+    if hasattr(figures, "draw_data"):
+        figures.draw_data(data, path)
 
 
 def _label(experiment: Experiment, record: Record) -> str:
@@ -73,7 +93,10 @@ def _label(experiment: Experiment, record: Record) -> str:
 
 
 def update_readmes(root: Path) -> None:
-    """Write one row for each replication into the top README, and tables of judged runs into the replications' own."""
+    """Write the front picture, and one row for each replication, into the top README.
+
+    Write tables of judged runs into the replications' own READMEs.
+    """
     rows, shown = [], {}
     for name in replications(root):
         experiment, results = load_experiment(name), root / "results" / name
@@ -88,6 +111,8 @@ def update_readmes(root: Path) -> None:
             places = {"claims": section(text, "Claims"), "ingredients": section(text, MADE_OF)}
             _update(root / "replications" / name / "README.md", places, needed=False)
     _update(root / "README.md", {"table": summary_table(rows), **shown})
+    picture = f"![{escaped(write_front(root))}](results/front.svg)\n\n{CAPTION}"
+    _update(root / "README.md", {"front": picture}, needed=False)
 
 
 def _update(path: Path, places: dict[str, str], needed: bool = True) -> None:

@@ -11,6 +11,7 @@ from kdlib.judge.bands import Bands
 from kdlib.judge.claims import Choice, Claim, Reported
 from kdlib.judge.judging import chosen, of_declared
 from kdlib.report.frames import arms_table, claims_table, ingredients_table, is_reduced, metrics_of
+from kdlib.report.latex import latex_of
 from kdlib.report.markdown import (
     NONE,
     arms_shown,
@@ -109,8 +110,9 @@ def page(
     *,
     judged: bool,
     synthetic: bool = False,
+    picture: str = "",
 ) -> str:
-    """Return the Markdown of a replication's tables; `heading` is what `header` returns."""
+    """Return the Markdown of a replication's tables; `heading` is what `header` returns, `picture` its figure's."""
     shown = arms_shown(arms, reported, metrics_of(reported))
     verdicts = claims_shown(claims, reported, judged, synthetic)
     parts = ingredients_shown(ingredients, reported)
@@ -130,6 +132,7 @@ def page(
                 table(verdicts, right),
                 "\n".join([*(_statement(claim) for claim in reported.claims.values()), *choices]),
                 *made_of,
+                *(["## Figure", picture] if picture else []),
                 "## How to read this",
                 _NOTES + _of_one_teacher(experiment.arms, arms),
             ]
@@ -220,8 +223,9 @@ def write_tables(
     profile: str,
     synthetic: bool = False,
     judged_bands: Bands | None = None,
+    picture: str = "",
 ) -> str:
-    """Write `<label>.md` and `<label>-arms.csv`, `-claims.csv`, `-ingredients.csv`, each whole; return the Markdown.
+    """Write `<label>.md`, `.tex`, and `-arms.csv`, `-claims.csv`, `-ingredients.csv`, each whole; return the Markdown.
 
     A label that says more than the profile marks other data than the source's: its verdicts are an analogue's.
     """
@@ -245,6 +249,7 @@ def write_tables(
         choices,
         judged=about.judged,
         synthetic=synthetic,
+        picture=picture,
     )
     frames = {"arms": arms, "claims": claims, "ingredients": ingredients}
     for name, frame in frames.items():
@@ -252,4 +257,7 @@ def write_tables(
             content = frame.to_csv(index=False, lineterminator="\n")
             atomic_write(folder / f"{label}-{name}.csv", content.encode())
     atomic_write(folder / f"{label}.md", text.encode())
+    shown = arms_shown(arms, reported, metrics_of(reported)), claims_shown(claims, reported, about.judged, synthetic)
+    numbers_right = [column for frame in shown for column in frame.columns if column not in _LEFT]
+    atomic_write(folder / f"{label}.tex", latex_of(experiment.name, label, *shown, numbers_right).encode())
     return text

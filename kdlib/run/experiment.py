@@ -109,11 +109,12 @@ class Run:
             model,
             optimizer,
             checkpoint=self.checkpoint,
-            label=self.label,
             on_epoch=self.on_epoch,
             on_step=self.on_step,
             graphs=self.compute.graphs,
         )
+        # Afterwards, as it does not say whose the checkpoint is: arms of several names may share one run.
+        made.label = self.label
         self.trainings.append(made)
         return made
 

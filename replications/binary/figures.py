@@ -2,48 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
+import numpy as np
 
 from kdlib.judge.claims import Reported
-from kdlib.judge.intervals import t_interval
 from kdlib.judge.judging import chosen
-from kdlib.report.figures import Metrics, accuracies, bars, differences, mean_and_interval, save, seeds
+from kdlib.report.figures import Drawing, Part, compose
+from kdlib.report.panels import ACCURACY, GAIN, Metrics, Panel, Quantity, Spot, values_of
+from kdlib.report.parts import OTHERS, colors_of, differences, height_of, strip
+from kdlib.report.roles import COLORS
 from kdlib.run.records import Record, measured
 
-from .experiment import ALPHAS, cell
+from .experiment import ALPHAS, ARMS, cell
 
-BLUE, RED, GREY, OLIVE = "#4477aa", "#ee6677", "#777777", "#999933"
-# Arms by alpha, label, colour, mark, shift to the right.
-CONTROLS = (
-    ({0.5: "sham_alpha_0_5", 0.0: "sham"}, "sham", GREY, "v", -0.012),
-    ({0.5: "smoothed_alpha_0_5", 0.0: "smoothed"}, "smoothed labels", RED, "^", 0.012),
+VALIDATION = Quantity("validation_accuracy", "accuracy on validation (%)", 100)
+SHOWN = (  # arm, label
+    ("teacher", "teacher"),
+    (cell(1.0), "alpha 1,\nlabels alone"),
+    (cell(0.5), "alpha 0.5"),
+    (cell(0.0), "alpha 0,\nteacher alone"),
+    ("smoothed", "smoothed\nlabels,\nalpha 0"),
+    ("sham", "sham,\nalpha 0"),
 )
+CONTROLS = (  # arms by alpha, label
+    ({0.5: "sham_alpha_0_5", 0.0: "sham"}, "sham"),
+    ({0.5: "smoothed_alpha_0_5", 0.0: "smoothed"}, "smoothed labels"),
+)
+# What is trained without the teacher's answers, whatever it needs to be told.
+WITHOUT = {cell(1.0): COLORS["baseline"], "smoothed": OTHERS[1], "smoothed_alpha_0_5": OTHERS[1]}
 BEST = "best alpha"
 
 
-def draw(records: Sequence[Record], reported: Reported, path: Path) -> None:
-    """Write the figure of one profile's records; the teacher, far above the students, has an axis with a gap below."""
-    figure, axes = plt.subplot_mosaic(
-        "TD;SD", figsize=(12.5, 5), width_ratios=(1.3, 1), height_ratios=(1, 4), layout="constrained"
-    )
-    found = measured(records)
+def draw(records: Sequence[Record], reported: Reported) -> Drawing | None:
+    """Return the figure of one profile's records; the teacher is far above the students."""
+    found, colors = measured(records), colors_of(ARMS) | WITHOUT
     best = chosen(reported.choices[0], found)
-    teacher_line(axes["T"], found)
-    against_alpha(axes["S"], found, best)
-    bars(axes["D"], differences(found, "accuracy", pairs(best), scale=100), "", "")
-    axes["D"].set_title("Differences of pairs that share a seed\n(95% interval; dots: seeds)", fontsize=10)
-    axes["D"].set_xlabel("difference of accuracy on test (points)" + below_teacher(found, best))
-    save(figure, path)
-
-
-def below_teacher(found: Metrics, best: str | None) -> str:
-    """Return what the figure says of C1, whose difference is too large to be drawn next to the others."""
-    values = differences(found, "accuracy", [("C1", best or "", "teacher")], scale=100).get("C1")
-    return "" if values is None else f"\n{BEST} over the teacher (C1): {values.mean():+.1f}, not drawn"
+    curve = Part(
+        "Against alpha; dotted: validation, which chooses alpha",
+        ACCURACY,
+        [cell(alpha) for alpha in ALPHAS],
+        lambda panel: against_alpha(panel, best, colors),
+        least=2,
+        aside=0.015,
+    )
+    gains = differences("Differences of pairs that share a seed", GAIN, pairs(best), found, colors)
+    return compose(
+        [(3.8, [strip("Arms", ACCURACY, SHOWN, colors), curve]), (height_of(gains), [gains])], found, reported
+    )
 
 
 def pairs(best: str | None) -> list[tuple[str, str, str]]:
@@ -54,51 +61,52 @@ def pairs(best: str | None) -> list[tuple[str, str, str]]:
     ]
     over_controls = [
         (f"alpha {alpha:g}, over {label}", cell(alpha), control)
-        for controls, label, *_ in CONTROLS
+        for controls, label in CONTROLS
         for alpha, control in controls.items()
     ]
     return [*((label, best, rival) for label, rival in of_best if best), *over_controls]
 
 
-def against_alpha(axes: Axes, found: Metrics, best: str | None) -> None:
+def against_alpha(panel: Panel, best: str | None, colors: Mapping[str, str]) -> None:
     """Draw accuracy on test, and on validation, against alpha, and the controls at their alphas."""
-    counts = [len(found[cell(alpha)]) for alpha in ALPHAS if cell(alpha) in found]
-    rows = [(alpha, values) for alpha in ALPHAS if len(values := accuracies(found, cell(alpha)))]
-    if rows:
-        axes.plot(*zip(*((alpha, values.mean()) for alpha, values in rows), strict=True), color=BLUE, label="test")
-        validation = [(alpha, validation_mean(found, cell(alpha))) for alpha, _ in rows]
-        axes.plot(*zip(*validation, strict=True), ":", color=BLUE, label="validation, which chooses alpha")
-    for alpha, values in rows:
-        mean_and_interval(axes, alpha, values, BLUE)
-        if cell(alpha) == best:
-            label = f"{BEST}: {alpha:g}"
-            axes.plot(alpha, values.mean(), "o", color="black", markersize=12, markerfacecolor="none", label=label)
-    for controls, label, color, mark, aside in CONTROLS:
-        shown = [(alpha + aside, v) for alpha, arm in controls.items() if len(v := accuracies(found, arm))]
-        for place, values in shown:
-            mean_and_interval(axes, place, values, color)
-        if shown:
-            means = [(place, values.mean()) for place, values in shown]
-            axes.plot(*zip(*means, strict=True), mark, color=color, markersize=8, label=label)
-    axes.set(xlabel="alpha, the weight of the labels (1: no teacher)", ylabel="accuracy (%)", xticks=ALPHAS)
-    axes.set_title(f"students ({seeds(counts)}): means and 95% intervals", fontsize=10)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=8)
+    spots = [Spot(cell(alpha), alpha, f"alpha {alpha:g}", colors[cell(alpha)], series="students") for alpha in ALPHAS]
+    panel.line(spots, "students, test")
+    validation(panel, spots)
+    for aside, (controls, label) in zip((-0.045, 0.045), CONTROLS, strict=True):
+        for alpha, arm in controls.items():
+            panel.arm(Spot(arm, alpha + aside, f"alpha {alpha:g}", colors[arm], series=label, marker="v^"[aside > 0]))
+        if panel.found.keys() & controls.values():
+            how: dict[str, Any] = {
+                "color": colors[controls[0.0]],
+                "marker": "v^"[aside > 0],
+                "linestyle": "",
+                "markersize": 6.5,
+            }
+            panel.axes.plot([], [], label=label, **how)
+    for alpha in [alpha for alpha in ALPHAS if cell(alpha) == best]:
+        panel.axes.axvline(alpha, color="black", linestyle=":", linewidth=0.8, label=f"{BEST}: {alpha:g}")
+    panel.axes.set(xlabel="alpha, the weight of the labels (1: no teacher)", xticks=ALPHAS)
 
 
-def validation_mean(found: Metrics, arm: str) -> float:
-    values = [metrics["validation_accuracy"] for metrics in found[arm].values()]
-    return 100 * sum(values) / len(values)
+def validation(panel: Panel, spots: Sequence[Spot]) -> None:
+    """Draw the mean accuracy on validation as a dotted line."""
+    shown = [(spot, means_of(panel.found, spot.arm)) for spot in spots if spot.arm in panel.found]
+    for spot, (mean, n) in shown:
+        panel.note(
+            "mean",
+            mean,
+            at=spot.at,
+            arm=spot.arm,
+            series="students, validation",
+            n=n,
+            quantity=VALIDATION.label,
+            metric=VALIDATION.metric,
+        )
+    if shown:
+        places, means = [spot.place for spot, _ in shown], [mean for _, (mean, _) in shown]
+        panel.plot(places, means, ":", color=COLORS["distilled"], label="students, validation")
 
 
-def teacher_line(axes: Axes, found: Metrics) -> None:
-    """Draw the teacher's mean accuracy as a line, and its 95% interval as a band."""
-    axes.set(xlim=(-0.05, 1.05), xticks=[], ylabel="accuracy (%)")
-    values = accuracies(found, "teacher")
-    axes.set_title(f"teacher ({seeds([len(values)])})", fontsize=10)
-    if not len(values):
-        return
-    axes.axhline(float(values.mean()), color=OLIVE, label="teacher")
-    if len(values) > 1 and values.std() > 0:
-        bounds = t_interval(values)
-        axes.axhspan(bounds.low, bounds.high, color=OLIVE, alpha=0.2, linewidth=0)
+def means_of(found: Metrics, arm: str) -> tuple[float, int]:
+    values = list(values_of(found, VALIDATION.metric, arm).values())
+    return float(np.mean(VALIDATION.factor * np.array(values))), len(values)

@@ -17,15 +17,20 @@ from matplotlib.ticker import ScalarFormatter
 
 from kdlib.data import cifar10, fetch, mnist
 from kdlib.data.pictures import Bytes
-from kdlib.judge.claims import Reported
-from kdlib.report.figures import Metrics, Numbers, mean_and_interval, save
+from kdlib.judge.claims import Effect, Reported
+from kdlib.report.figures import Drawing, Part, compose, save
+from kdlib.report.panels import Panel, Quantity, Spot
+from kdlib.report.parts import OTHERS, colors_of, differences, strip
 from kdlib.run.records import Record, measured
 
-from .experiment import SWEPT, swept
+from .experiment import ARMS, SWEPT, swept
 
-COLORS = {800: "#4477aa", 300: "#228833", 30: "#ee6677"}  # by width
-# Arm, label.
-ARMS = (
+FRAMED = "Covariance of the generalist's predictions; framed: the classes of a specialist"
+WIDTHS = {30: OTHERS[0], 300: OTHERS[1], 800: OTHERS[2]}  # colours
+ERRORS = Quantity("errors", "errors of 10,000 test digits", form=",.1f")
+FEWER = Quantity("errors", "difference of errors of 10,000 (below 0: better)", form="+,.1f")
+COVARIANCE = Quantity("covariance", "covariance of predicted probabilities (thousandths)", 1000)
+SHOWN = (  # arm, label
     ("teacher", "teacher"),
     ("baseline", "hard\ntargets"),
     ("distilled", "distilled"),
@@ -33,77 +38,81 @@ ARMS = (
     ("ensemble_arithmetic", "ensemble\nof 10"),
     ("by_ensemble_arithmetic", "by\nensemble"),
 )
-POINTS = (
-    ("no_threes_corrected", "o", "chosen on test, as the paper did"),
-    ("no_threes_matched", "s", "chosen without labels"),
+POINTS = (  # arm, marker, colour, label
+    ("no_threes_corrected", "o", OTHERS[1], "chosen on test, as the paper did"),
+    ("no_threes_matched", "s", OTHERS[2], "chosen without labels"),
 )
 SIDE = 10  # threes in a row of the contact sheet
 
 
-def draw(records: Sequence[Record], reported: Reported, path: Path) -> None:
-    """Write the figure of one profile's records."""
-    figure, ((arms, temperatures), (bias, classes)) = plt.subplots(2, 2, figsize=(12, 9), layout="constrained")
-    found = measured(records)
-    by_arm(arms, found, reported)
-    against_temperature(temperatures, found)
-    against_bias(bias, records, found)
-    clusters(classes, records)
-    save(figure, path)
-    place = fetch.where("mnist")  # the pictures stay on this machine: no data set's pictures are committed
-    if path.parent.name == "local" and place is not None and not records[0].data_name.startswith("synthetic"):
-        contact_sheet(records, mnist.digits(place.path).test_images, path.with_name(f"{path.stem}-threes.png"))
+def draw(records: Sequence[Record], reported: Reported) -> Drawing | None:
+    """Return the figure of one profile's records."""
+    found, colors, first = measured(records), colors_of(ARMS), reported.claims["C1"]
+    assert isinstance(first, Effect)
+    pairs = [(part.label, part.arm, part.rival) for part in reported.ingredients]
+    pairs.insert(0, ("distilled over hard targets", "distilled", "baseline"))
+    claim = ("distilled over hard targets", "distilled", "baseline", -first.reported)
+    sweep = [swept(width, T) for width in SWEPT for T in temperatures_of(width)]
+    by_bias = Part(
+        "Taught without any 3: errors against the bias",
+        ERRORS,
+        [arm for arm, *_ in POINTS],
+        lambda panel: against_bias(panel, records),
+    )
+    rows = [
+        (
+            3.8,
+            [
+                strip("Main arms", ERRORS, SHOWN, colors),
+                differences("What the teacher adds", FEWER, pairs, found, colors, claim),
+            ],
+        ),
+        (3.8, [Part("Errors against the temperature", ERRORS, sweep, against_temperature, least=2), by_bias]),
+        (4.8, [Part(FRAMED, COVARIANCE, ["generalist"], lambda panel: clusters(panel, records))]),
+    ]
+    return compose(rows, found, reported)
 
 
-def errors(found: Metrics, arm: str) -> Numbers:
-    return np.array([metrics["errors"] for _, metrics in sorted(found.get(arm, {}).items())], np.float64)
+def draw_local(records: Sequence[Record], path: Path) -> None:
+    """Draw threes that a student recognises; they stay on this machine: no data set's pictures are committed."""
+    place = fetch.where("mnist")
+    if place is not None and not records[0].data_name.startswith("synthetic"):
+        contact_sheet(records, mnist.digits(place.path).test_images, path)
 
 
-def by_arm(axes: Axes, found: Metrics, reported: Reported) -> None:
-    """Draw the errors of the main arms: seeds, mean and interval; in black the paper's."""
-    for place, (arm, _) in enumerate(ARMS):
-        if value := reported.value(arm, "errors"):
-            axes.plot(place + 0.25, value.value, "D", color="black", markersize=5)
-        if len(values := errors(found, arm)):
-            axes.plot(np.full(len(values), place - 0.1), values, "o", color=COLORS[800], markersize=3.5, alpha=0.7)
-            mean_and_interval(axes, place + 0.1, values, COLORS[800])
-    axes.set_xticks(range(len(ARMS)), [label for _, label in ARMS], fontsize=8)
-    axes.set(ylabel="errors of 10,000 test digits; black: reported", xlim=(-0.5, len(ARMS) - 0.5))
-    axes.set_title("Main arms: each seed, mean and 95% interval", fontsize=10)
+def temperatures_of(width: int) -> list[float]:
+    return sorted({*SWEPT[width], 20.0})
 
 
-def against_temperature(axes: Axes, found: Metrics) -> None:
+def against_temperature(panel: Panel) -> None:
     """Draw the errors of students against T, by width."""
-    for width, temperatures in SWEPT.items():
-        every = sorted({*temperatures, 20.0})
-        rows = [(T, values) for T in every if len(values := errors(found, swept(width, T)))]
-        if rows:
-            means = [values.mean() for _, values in rows]
-            axes.plot([T for T, _ in rows], means, color=COLORS[width], label=f"{width} units")
-        for T, values in rows:
-            mean_and_interval(axes, T, values, COLORS[width])
-    axes.set(xscale="log", xlabel="T", ylabel="errors of 10,000 test digits")
-    axes.set_xticks(SWEPT[30], [f"{T:g}" for T in SWEPT[30]])
-    axes.xaxis.minorticks_off()
-    plain_logarithm(axes)
-    axes.set_title("Errors against the temperature, by units per layer", fontsize=10)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=8)
+    for width, color in WIDTHS.items():
+        label = f"{width} units"
+        spots = [Spot(swept(width, T), T, f"T {T:g}", color, series=label) for T in temperatures_of(width)]
+        panel.line(spots, label)
+    panel.axes.set(xscale="log", xlabel="T")
+    panel.axes.set_xticks(SWEPT[30], [f"{T:g}" for T in SWEPT[30]])
+    panel.axes.xaxis.minorticks_off()
+    plain_logarithm(panel.axes)
+    panel.axes.legend(frameon=False, fontsize=8.5, title="units per layer")
 
 
-def against_bias(axes: Axes, records: Sequence[Record], found: Metrics) -> None:
+def against_bias(panel: Panel, records: Sequence[Record]) -> None:
     """Draw the errors of each student without 3s against what is added to its bias of 3, and both chosen points."""
     for record in with_arm(records, "no_threes"):
-        curve = np.array(record.metrics["final"]["curve"])
-        axes.plot(curve[:, 0], curve[:, 1], color="#bbbbbb", linewidth=1)
-    for arm, marker, label in POINTS:
-        if seeds := found.get(arm, {}).values():
-            places = [metrics["bias"] for metrics in seeds], [metrics["errors"] for metrics in seeds]
-            axes.plot(*places, marker, color="#4477aa" if marker == "o" else "#ee6677", label=label)
-    axes.set(xlabel="added to the bias of class 3", ylabel="errors of 10,000 test digits")
-    plain_logarithm(axes)
-    axes.set_title("Taught without any 3: errors against the bias", fontsize=10)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=8)
+        curve = record.metrics["final"]["curve"]
+        panel.axes.plot(*zip(*curve, strict=True), color="#bbbbbb", linewidth=1)
+        for bias, errors in curve:
+            panel.note("bias", errors, series="each bias", at=bias, arm="no_threes", seed=record.seed)
+    for arm, marker, color, label in POINTS:
+        seeds = panel.found.get(arm, {})
+        for seed, metrics in sorted(seeds.items()):
+            panel.note("seed", metrics["errors"], series=label, at=metrics["bias"], arm=arm, seed=seed)
+        places = [metrics["bias"] for metrics in seeds.values()], [metrics["errors"] for metrics in seeds.values()]
+        if seeds:
+            panel.axes.plot(*places, marker, color=color, label=label)
+    panel.axes.set_xlabel("added to the bias of class 3; grey: each student")
+    plain_logarithm(panel.axes)
 
 
 def plain_logarithm(axes: Axes) -> None:
@@ -111,26 +120,35 @@ def plain_logarithm(axes: Axes) -> None:
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.yaxis.set_minor_formatter(ScalarFormatter())
-    axes.tick_params(axis="y", which="minor", labelsize=7)
+    axes.tick_params(axis="y", which="minor", labelsize=8)
 
 
-def clusters(axes: Axes, records: Sequence[Record]) -> None:
+def clusters(panel: Panel, records: Sequence[Record]) -> None:
     """Draw the covariance of the first generalist's predictions; frames: the classes of its specialists."""
-    axes.set_title("Covariance of the generalist's predictions; framed: specialists", fontsize=10)
-    for record in with_arm(records, "generalist")[:1]:
-        subsets = [subset for _, subset in sorted(specialists_of(records, record.seed).items())]
-        order = [k for subset in subsets for k in subset]
-        order += [k for k in range(len(cifar10.CLASSES)) if k not in order]
-        values = 1000 * np.array(record.metrics["final"]["covariance"])[np.ix_(order, order)]
-        largest = np.abs(values - np.diag(values.diagonal())).max()
-        axes.figure.colorbar(axes.imshow(values, cmap="RdBu", vmin=-largest, vmax=largest), ax=axes, label="x 1/1000")
-        names = [cifar10.CLASSES[k] for k in order]
-        axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=8)
-        axes.set_yticks(range(len(names)), names, fontsize=8)
-        first = 0
-        for subset in subsets:
-            axes.add_patch(Rectangle((first - 0.5, first - 0.5), len(subset), len(subset), fill=False, linewidth=2))
-            first += len(subset)
+    record = with_arm(records, "generalist")[0]
+    subsets = [subset for _, subset in sorted(specialists_of(records, record.seed).items())]
+    order = [k for subset in subsets for k in subset]
+    order += [k for k in range(len(cifar10.CLASSES)) if k not in order]
+    names = [cifar10.CLASSES[k] for k in order]
+    values = panel.quantity.factor * np.array(record.metrics["final"]["covariance"])[np.ix_(order, order)]
+    for (row, column), value in np.ndenumerate(values):
+        at = f"{names[row]}, {names[column]}"
+        panel.note("covariance", float(value), at=at, arm="generalist", seed=record.seed)
+    largest = np.abs(values - np.diag(values.diagonal())).max()
+    edges = np.arange(len(order) + 1) - 0.5
+    scale = {"cmap": "PuOr", "vmin": -largest, "vmax": largest}
+    mesh = panel.axes.pcolormesh(edges, edges, values, edgecolors="white", linewidth=0.5, **scale)
+    panel.axes.figure.colorbar(mesh, ax=panel.axes, label=panel.quantity.label, extend="both")
+    panel.axes.set_aspect("equal")
+    panel.axes.invert_yaxis()
+    panel.axes.set_ylabel("")
+    panel.axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=8.5)
+    panel.axes.set_yticks(range(len(names)), names, fontsize=8.5)
+    first = 0
+    for subset in subsets:
+        corner = (first - 0.5, first - 0.5)
+        panel.axes.add_patch(Rectangle(corner, len(subset), len(subset), fill=False, linewidth=2))
+        first += len(subset)
 
 
 def specialists_of(records: Sequence[Record], seed: int) -> dict[str, list[int]]:

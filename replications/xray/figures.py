@@ -1,63 +1,73 @@
 """The figure of the x-ray replication, which `kd tables` draws, and a sheet of the views, for the session's own folder.
 
-The figure: validation accuracy by epoch, and what the difference between the source's two students is made of.
+The figure: accuracy by arm, validation accuracy by epoch, and what the difference between the source's two students is
+made of.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
 
 from kdlib.data.chest_xray import CLASSES
 from kdlib.judge.claims import Effect, Reported
-from kdlib.report.figures import bars, claim, differences, save
+from kdlib.report.figures import Drawing, Part, compose, save
+from kdlib.report.panels import Panel, Quantity
+from kdlib.report.parts import OTHERS, colors_of, differences, height_of, strip
 from kdlib.run.records import Record, measured
 
 from .data import Data
+from .experiment import ARMS
 
-CURVES = {
-    "teacher": "#999933",
-    "baseline": "#66ccee",
-    "baseline_50": "#4477aa",
-    "distilled_T_2": "#228833",
-    "distilled_T_6_fresh": "#ee6677",
-    "sham": "#999999",
-}
+ON_300 = Quantity("accuracy", "accuracy on 300 test pictures (%)", 100)
+UNSEEN = Quantity("unseen_accuracy", "difference of accuracy on unseen pictures (points)", 100, "+.2f")
+VALIDATION = Quantity("validation_accuracy", "accuracy on 300 validation pictures (%)", 100)
+SHOWN = (  # arm, label
+    ("teacher", "teacher"),
+    ("baseline", "from\nscratch"),
+    ("baseline_50", "from\nscratch,\n50 epochs"),
+    ("distilled_T_2", "distilled,\nT 2"),
+    ("distilled_T_6", "distilled,\nT 2,\nthen 6"),
+    ("distilled_T_6_fresh", "distilled,\nT 6"),
+    ("sham", "sham"),
+)
+CURVES = ("teacher", "baseline", "baseline_50", "distilled_T_2", "distilled_T_6_fresh", "sham")
+SECOND = {"baseline_50": OTHERS[1], "distilled_T_2": OTHERS[0]}  # the second arms of a role, told from the first
 PICTURES = 2  # of each class on the sheet
 
 
-def draw(records: Sequence[Record], reported: Reported, path: Path) -> None:
-    """Write the figure of one profile's records."""
-    parts = [(part.label, part.arm, part.rival) for part in reported.ingredients]
-    values = differences(measured(records), "unseen_accuracy", parts, scale=100)
-    size = 11, max(4.2, 1 + 0.4 * len(values))  # so high that the bars' names do not touch each other
-    figure, (left, right) = plt.subplots(1, 2, figsize=size, width_ratios=(1.1, 1), layout="constrained")
-    for arm, color in CURVES.items():
-        curves(left, [record for record in records if arm in record.arms], arm, color)
-    left.set(xlabel="epochs trained", ylabel="accuracy on 300 validation pictures (%)")
-    left.set_title("Each seed; thick: mean of the seeds that are still training", fontsize=10)
-    if left.get_legend_handles_labels()[0]:  # matplotlib warns of a legend without entries
-        left.legend(frameon=False, fontsize=8, loc="lower right")
-    bars(right, values, "difference of accuracy, unseen pictures (points)", "What the difference is made of")
-    first = reported.claims["C1"]
+def draw(records: Sequence[Record], reported: Reported) -> Drawing | None:
+    """Return the figure of one profile's records."""
+    found, colors, first = measured(records), colors_of(ARMS), reported.claims["C1"]
     assert isinstance(first, Effect)
-    claim(right, 100 * first.reported, "C1, on 300 test pictures")
-    save(figure, path)
+    pairs = [(part.label, part.arm, part.rival) for part in reported.ingredients]
+    claim = ("C1, on 300 test pictures", "distilled_T_6", "baseline", first.reported)
+    ingredients = differences("What the difference is made of", UNSEEN, pairs, found, colors, claim)
+    title = "Line: mean of the seeds that still train;\nband: lowest to highest"
+    shown = [arm for arm in CURVES if histories_of(records, arm)]
+    by_epoch = Part(title, VALIDATION, shown, lambda panel: curves(panel, records, colors))
+    return compose(
+        [(3.8, [strip("Arms", ON_300, SHOWN, colors), by_epoch]), (height_of(ingredients), [ingredients])],
+        found,
+        reported,
+    )
 
 
-def curves(axes: Axes, records: Sequence[Record], arm: str, color: str) -> None:
-    """Draw the validation accuracy of each run of an arm, and their mean."""
-    scores = [[100 * entry["validation_accuracy"] for entry in record.history] for record in records if record.history]
-    for each in scores:
-        axes.plot(range(1, len(each) + 1), each, color=color, linewidth=0.6, alpha=0.5)
-    if scores:
-        longest = max(map(len, scores))
-        means = [np.mean([each[at] for each in scores if at < len(each)]) for at in range(longest)]
-        axes.plot(range(1, longest + 1), means, color=color, linewidth=1.8, label=f"{arm} (n = {len(scores)})")
+def histories_of(records: Sequence[Record], arm: str) -> dict[int, list[float]]:
+    """Return the validation accuracy by epoch of each seed of an arm."""
+    there = [record for record in records if arm in record.arms and record.history]
+    return {record.seed: [entry["validation_accuracy"] for entry in record.history] for record in there}
+
+
+def curves(panel: Panel, records: Sequence[Record], colors: Mapping[str, str]) -> None:
+    """Draw the validation accuracy of each arm by epoch."""
+    for arm in CURVES:
+        if histories := histories_of(records, arm):
+            panel.curve(arm, histories, SECOND.get(arm, colors[arm]))
+    panel.axes.set_xlabel("epochs trained")
 
 
 def draw_data(data: Data, path: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kdlib.run.experiment import Experiment, load_experiment, replications
-from tests.audit import again, provenance, records, tables, traces
+from tests.audit import again, figures, provenance, records, tables, traces
 from tests.audit.claims import read_claims
 from tests.audit.faults import Fault, Faults, in_file
 from tests.audit.records import Record
@@ -43,9 +43,21 @@ def derived(root: Path, names: Sequence[str], checked: Tell = lambda file: None)
         yield from in_file(f"replications/{name}", _tables(root, experiment, found, checked))
         if found:  # nothing of a replication may be recorded yet
             checked(file)
+    file = "results/front.csv"
+    yield from in_file(file, _front(root, file))
+    checked(file)
     for path in sorted(root.glob("results/*/")):
         if path.name not in replications(root):
             yield Fault("", "a folder of the same name in replications/", "none", f"results/{path.name}")
+
+
+def _front(root: Path, file: str) -> Faults:
+    rows: tables.Rows = {}
+    for name in replications(root):
+        found, _ = records.read(root / f"results/{name}/runs.jsonl")
+        source = read_claims(root / "replications" / name / "claims.toml")
+        rows |= figures.front_rows(name, load_experiment(name), source, found)
+    yield from tables.check_csv(root / file, rows, tables.NAMED["front"])
 
 
 def _traces(root: Path, experiment: Experiment, found: Sequence[Record]) -> Faults:
@@ -71,6 +83,10 @@ def _tables(root: Path, experiment: Experiment, found: Sequence[Record], checked
             if rows:
                 yield from in_file(file, tables.check_csv(root / file, rows, tables.NAMED[part]))
                 checked(file)
+        file = f"results/{experiment.name}/{label}-figure.csv"
+        if (root / file).exists():  # whether there is a figure, is seen when it is made again
+            yield from in_file(file, figures.check_figure(root / file, source, group))
+            checked(file)
     file = f"replications/{experiment.name}/bands.toml"
     yield from in_file(file, tables.check_bands(root / file, experiment, source, groups))
     if found:

@@ -29,7 +29,8 @@ class Verdict(NamedTuple):
 
 
 Rows = dict[str, dict[str, Any]]  # by name and column; nan and "" are empty cells
-NAMED = {"arms": ["arm"], "claims": ["claim", "mode"], "ingredients": ["ingredient"]}  # the cells that name a row
+NAMED = {"arms": ["arm"], "claims": ["claim", "mode"], "ingredients": ["ingredient"]}
+NAMED["front"] = ["replication", "claim", "part"]  # the cells that name a row
 FURTHER = ("agreement", "teacher_kl", "entropy", "parameters", "epochs")
 
 
@@ -240,10 +241,11 @@ def check_csv(path: Path, rows: Rows, keys: Sequence[str]) -> Faults:
     for name in (name for name in rows if name in table):
         for column, value in rows[name].items():
             expected = "" if isinstance(value, float) and math.isnan(value) else value
-            yield from compare(f"row {name}, column {column}", expected, _parsed(table[name][column]))
+            yield from compare(f"row {name}, column {column}", expected, parsed(table[name][column]))
 
 
-def _parsed(cell: str) -> str | float | bool:
+def parsed(cell: str) -> str | float | bool:
+    """Return a cell of a CSV file as a number or a truth value, if it is one."""
     try:
         return float(cell)
     except ValueError:

@@ -71,7 +71,7 @@ def test_it_passes_and_looks_at_every_file(made, history):
     files: list[str] = []
     assert [str(fault) for fault in audit.derived(made, NAMES, files.append)] == []
     assert [str(fault) for fault in provenance.check(made, NAMES, history)] == []
-    patterns = ("results/*/*.csv", "results/*/runs.jsonl", "replications/*/bands.toml")
+    patterns = ("results/*/*.csv", "results/front.csv", "results/*/runs.jsonl", "replications/*/bands.toml")
     assert sorted(files) == sorted(str(path.relative_to(made)) for p in patterns for path in made.glob(p))
 
 
@@ -88,6 +88,7 @@ def test_it_shares_nothing_with_what_it_checks():
 
 
 AGAIN_ONLY = "needed_n"  # a column that is only compared with the table made again
+NAMES_A_ROW = ("seed", "at")  # columns of a figure's table: the numbers in them say what the others are of
 NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
 
 
@@ -117,12 +118,16 @@ def test_every_changed_number_is_found(root, monkeypatch, name, same_bits):
         count += 1
         return other
 
-    for path in [*root.glob(f"results/{name}/*.csv"), root / f"replications/{name}/bands.toml"]:
+    for path in [
+        *root.glob(f"results/{name}/*.csv"),
+        root / "results/front.csv",
+        root / f"replications/{name}/bands.toml",
+    ]:
         content, count = path.read_text(), 0
         if path.suffix == ".csv":
             heads, *rows = csv.reader(content.splitlines())
             changed = io.StringIO()
-            kept = [head == AGAIN_ONLY for head in heads]
+            kept = [head == AGAIN_ONLY or head in NAMES_A_ROW for head in heads]
             cells = [
                 [
                     cell if k or not re.fullmatch(NUMBER, cell) else change(cell)
@@ -139,6 +144,27 @@ def test_every_changed_number_is_found(root, monkeypatch, name, same_bits):
         named = [fault for fault in audit.derived(root, [name]) if fault.file == str(path.relative_to(root))]
         assert len(named) == count, path
         path.write_text(content)
+
+
+@pytest.mark.parametrize("column", ["seed", "arm", "over", "metric"])
+def test_a_changed_name_of_a_drawn_number_is_found(root, column):
+    path = root / "results/mnist/full-figure.csv"
+    heads, *rows = csv.reader(path.read_text().splitlines())
+    place = heads.index(column)
+    others = {"seed": "19", "arm": "teacher", "over": "sham", "metric": "entropy"}
+    line = next(row for row in rows if row[heads.index("mark")] == "seed" and row[heads.index("arm")] == "distilled")
+    line[place] = others[column]
+    changed = io.StringIO()
+    csv.writer(changed, lineterminator="\n").writerows([heads, *rows])
+    path.write_text(changed.getvalue())
+    assert {fault.file for fault in audit.derived(root, ["mnist"])} == {"results/mnist/full-figure.csv"}
+
+
+def test_a_seed_that_is_left_out_of_a_figure_is_found(root):
+    path = root / "results/mnist/full-figure.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([lines[0], *lines[2:]]))
+    assert [fault.place for fault in audit.derived(root, ["mnist"])] == ["line 21, teacher, its seeds"]
 
 
 def test_every_changed_line_is_found(made, root):
@@ -636,7 +662,7 @@ def test_the_program_ends_with_status_1_after_one_changed_digit(root):
     )
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stdout.count("FAULT        results/grid/quick-arms.csv, ") == 2  # by the rule, and made again
-    assert done.stdout.endswith("5 files derived again from their records, 2 faults\n")
+    assert done.stdout.endswith("7 files derived again from their records, 2 faults\n")
 
 
 def test_the_program_ends_with_status_0_if_nothing_is_wrong(made, monkeypatch, capsys):

@@ -1,7 +1,5 @@
 """The figure of Hinton's experiments: points, curves, frames and the contact sheet show the numbers of the records."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from matplotlib import image
@@ -9,6 +7,8 @@ from matplotlib import pyplot as plt
 from matplotlib.patches import Rectangle
 
 from kdlib.judge.reading import load_claims
+from kdlib.report import pages
+from kdlib.report.panels import Panel
 from kdlib.run.experiment import load_experiment
 from kdlib.run.records import Record, measured
 from replications.hinton import figures
@@ -45,48 +45,75 @@ RECORDS = [
 ]
 
 
+def panel(quantity):
+    reported = load_claims(EXPERIMENT.folder / "claims.toml", [arm.name for arm in EXPERIMENT.arms])
+    return Panel(plt.figure().subplots(), "A panel", quantity, measured(RECORDS), reported)
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
 def test_errors_against_temperature_are_means_by_width():
-    figure, axes = plt.subplots()
-    figures.against_temperature(axes, measured(RECORDS))
-    lines = {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()}
+    there = panel(figures.ERRORS)
+    figures.against_temperature(there)
+    lines = {line.get_label(): line.get_xydata().tolist() for line in there.axes.get_lines()}
     assert lines["30 units"] == [[4, 410], [8, 500]]
     assert lines["800 units"] == [[20, 80]]
     assert "300 units" not in lines
-    plt.close(figure)
 
 
 def test_the_curve_of_the_bias_and_the_two_chosen_points():
-    figure, axes = plt.subplots()
-    figures.against_bias(axes, RECORDS, measured(RECORDS))
-    curve, test, matched = (line.get_xydata().tolist() for line in axes.get_lines())
+    there = panel(figures.ERRORS)
+    figures.against_bias(there, RECORDS)
+    curve, test, matched = (line.get_xydata().tolist() for line in there.axes.get_lines())
     assert curve == [[-1, 300], [0, 200], [1, 150]]
     assert (test, matched) == ([[2.5, 110]], [[pytest.approx(0.1), 190]])
-    plt.close(figure)
+    rows = [(row["mark"], row["arm"], row["at"], row["value"]) for row in there.rows]
+    assert rows == [
+        ("bias", "no_threes", "-1", 300),
+        ("bias", "no_threes", "0", 200),
+        ("bias", "no_threes", "1", 150),
+        ("seed", "no_threes_corrected", "2.5", 110),
+        ("seed", "no_threes_matched", "0.1", 190),
+    ]
 
 
 def test_frames_are_around_the_classes_of_the_specialists():
-    figure, axes = plt.subplots()
-    figures.clusters(axes, RECORDS)
-    frames = [(patch.get_xy(), patch.get_width()) for patch in axes.patches if isinstance(patch, Rectangle)]
+    there = panel(figures.COVARIANCE)
+    figures.clusters(there, RECORDS)
+    frames = [(patch.get_xy(), patch.get_width()) for patch in there.axes.patches if isinstance(patch, Rectangle)]
     assert frames == [((-0.5, -0.5), 3), ((2.5, 2.5), 2)]
-    labels = [label.get_text() for label in axes.get_xticklabels()]
+    labels = [label.get_text() for label in there.axes.get_xticklabels()]
     assert labels[:5] == ["cat", "dog", "horse", "automobile", "truck"]
     assert len({*labels}) == 10
-    assert (axes.images[0].get_array().diagonal()[:5] == [3000, 5000, 7000, 1000, 9000]).all()
-    plt.close(figure)
+    values = there.axes.collections[0].get_array().reshape(10, 10)
+    assert (values.diagonal()[:5] == [3000, 5000, 7000, 1000, 9000]).all()
+    assert [row["value"] for row in there.rows if row["at"] == "horse, horse"] == [7000]
 
 
 def test_the_whole_figure_and_the_sheet_are_drawn(tmp_path):
     reported = load_claims(EXPERIMENT.folder / "claims.toml", [arm.name for arm in EXPERIMENT.arms])
-    figures.draw(RECORDS, reported, tmp_path / "figure.png")
-    assert [path.name for path in tmp_path.iterdir()] == ["figure.png"]
+    drawing = figures.draw(RECORDS, reported)
+    assert len([axes for axes in drawing.figure.axes if axes.get_title()]) == 4
     digits = np.zeros((4, 1, 28, 28), np.uint8)
     digits[3] = 255
     figures.contact_sheet(RECORDS, digits, tmp_path / "sheet.png")
     assert (image.imread(tmp_path / "sheet.png")[..., 0] < 0.1).mean() == pytest.approx(0.01, abs=0.005)
 
 
-def test_nothing_is_drawn_of_arms_without_records(tmp_path):
+def test_nothing_is_drawn_of_arms_without_records():
     reported = load_claims(EXPERIMENT.folder / "claims.toml", [arm.name for arm in EXPERIMENT.arms])
-    figures.draw([replace(RECORDS[3])], reported, tmp_path / "figure.png")
-    assert (tmp_path / "figure.png").exists()
+    drawing = figures.draw([RECORDS[3]], reported)
+    assert {*drawing.data["panel"]} == {"Main arms"}
+
+
+def test_pictures_of_the_data_are_for_a_folder_that_git_ignores(tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, "write_tables", lambda *_, **__: "")
+    monkeypatch.setattr(figures.fetch, "where", lambda name: pytest.fail("the data are looked for"))
+    pages.write_pages(EXPERIMENT, RECORDS[3:4], tmp_path, committed=[], synthetic=False)
+    assert not list(tmp_path.glob("*-pictures.png"))
+    with pytest.raises(pytest.fail.Exception):
+        pages.write_pages(EXPERIMENT, RECORDS[3:4], tmp_path / "local", committed=[], synthetic=False)

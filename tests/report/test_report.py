@@ -522,6 +522,7 @@ def test_the_page_and_its_csv_files(reported, tmp_path):
         "full-arms.csv",
         "full-claims.csv",
         "full.md",
+        "full.tex",
     ]
     arms = list(csv.DictReader((tmp_path / "out" / "full-arms.csv").read_text().splitlines()))
     assert float(arms[1]["macro_f1"]) == np.mean(F1["student"])  # to the last bit

@@ -1,0 +1,108 @@
+"""Whether several networks are one architecture: the same in everything but the values of parameters and buffers."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from kdlib.errors import KDError
+from kdlib.files import tensor_digest
+
+__all__ = ["refuse_differences", "refuse_what_cannot_be_stacked"]
+
+PLAIN = (int, float, complex, str, bytes, type(None), type, torch.dtype, torch.device, torch.Size)
+MAX_DEPTH = 6  # of attributes within attributes, which may refer to each other
+REMEDY = "train the others in a separate group"
+
+
+def refuse_differences(members: Sequence[nn.Module]) -> None:
+    """Refuse no member, and members that differ in anything but the values of tensors (KDError).
+
+    That is: classes and names of modules, their attributes (the rate of dropout, a stride), their mode, hooks, and
+    name, shape, type, device and `requires_grad` of parameters and buffers.
+    """
+    if not members:
+        raise KDError(f"expected networks of one architecture, found none; {REMEDY}")
+    first = _of(members[0])
+    for number, member in enumerate(members[1:], 1):
+        other = _of(member)
+        for name in (*first, *other):
+            if first.get(name, "absent") != other.get(name, "absent"):
+                found = f"{first.get(name, 'absent')} and, in member {number}, {other.get(name, 'absent')}"
+                raise KDError(
+                    "expected networks of one architecture, that differ in the values of tensors only, found "
+                    f"{name}: {found}; {REMEDY}"
+                )
+
+
+def refuse_what_cannot_be_stacked(member: nn.Module, has_draws: bool) -> None:
+    """Refuse a network that vmap would map over wrongly, or from whose stack no member could be taken (KDError)."""
+    for name, module in member.named_modules():
+        if isinstance(module, _DropoutNd) and module.p > 0 and not has_draws:
+            problem = f"dropout with its own random numbers in {name!r}; give the network `draws`, as Replicas says"
+        elif type(module).get_extra_state is not nn.Module.get_extra_state:
+            problem = f"an extra state in {type(module).__name__} {name!r}; keep it in buffers"
+        elif any("/" in part for part in (name, *module._parameters, *module._buffers)):
+            problem = f"a name with / in {type(module).__name__} {name!r}; rename it"
+        else:
+            continue
+        raise KDError(f"expected a network that can be stacked, found {problem}, or train the members one by one")
+    if next(member.parameters(), None) is None:
+        raise KDError("expected a network that can be stacked, found no parameter; there is nothing to train")
+
+
+def _of(network: nn.Module) -> dict[str, Any]:
+    """All that members must share, by name."""
+    found: dict[str, Any] = {}
+    stacked = {id(value) for value in (*network.parameters(), *network.buffers())}
+    for path, module in network.named_modules(remove_duplicate=False):  # tied modules under all of their names
+        place = path or "the network"
+        found[place] = type(module).__qualname__
+        for name, value in module.__dict__.items():
+            if name not in ("_modules", "_parameters", "_buffers"):
+                # Hooks are under numbers that count over all modules of the process.
+                content = list(value.values()) if "hooks" in name and isinstance(value, dict) else value
+                found[f"{place}, {name}"] = _layout(content, stacked)
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            found[f"{place}, {name}"] = _layout(tensor, stacked)
+    # Weights that are tied in one member must be tied in all.
+    found["parameters"] = [name for name, _ in network.named_parameters()]
+    return found
+
+
+def _layout(value: Any, stacked: set[int], depth: int = 0) -> Any:
+    """What can be compared of an attribute; the values of stacked tensors and states of generators are left out."""
+
+    def inner(part: Any) -> Any:
+        return _layout(part, stacked, depth + 1)
+
+    if isinstance(value, PLAIN):
+        return value
+    if isinstance(value, Tensor):
+        kind = [str(value.dtype), str(value.device), tuple(value.shape), value.requires_grad]
+        return kind if id(value) in stacked else [*kind, tensor_digest({"values": value})]
+    if isinstance(value, np.ndarray | np.generic):
+        return [str(value.dtype), value.shape, value.tobytes()]
+    if depth > MAX_DEPTH:
+        return type(value).__qualname__
+    if isinstance(value, functools.partial):
+        return ["partial", *map(inner, (value.func, value.args, value.keywords))]
+    if isinstance(value, types.MethodType):
+        return inner(value.__func__)
+    if isinstance(value, types.FunctionType):
+        cells = [inner(cell.cell_contents) for cell in value.__closure__ or ()]
+        return [value.__qualname__, value.__code__, cells, inner(value.__defaults__)]
+    if isinstance(value, Mapping):
+        return {str(key): inner(part) for key, part in value.items()}
+    if isinstance(value, Set):
+        return sorted(str(inner(part)) for part in value)
+    if isinstance(value, Sequence):
+        return [inner(part) for part in value]
+    return [type(value).__qualname__, inner(dict(getattr(value, "__dict__", {})))]

@@ -1,0 +1,160 @@
+"""What losses, metrics and targets refuse: logits, labels and numbers that would give a wrong result without an error.
+
+Shapes and types are always checked. Values are checked where they can be read without a wait: on a CPU, also within
+`torch.vmap`; not on a CUDA device, and not while torch compiles.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdlib.errors import KDError
+
+__all__ = ["check_classes", "check_labels", "check_logits", "check_number", "check_values", "in_float32", "readable"]
+
+ONE_LOGIT = (
+    "for one logit of each example use binary_distillation, or make two: torch.stack([torch.zeros_like(z), z], -1)"
+)
+FLATTEN = (
+    "flatten the places first, of logits and labels: logits.flatten(0, -2) for token sequences (N, L, K), "
+    "logits.movedim(1, -1).flatten(0, -2) for maps (N, K, H, W), labels.flatten()"
+)
+
+
+def readable(values: Tensor) -> Tensor | None:
+    """Return the tensor without vmap's wrappers, which may have more axes; None if its values are not to be read."""
+    if torch.compiler.is_compiling():
+        return None
+    while torch._C._functorch.is_functorch_wrapped_tensor(values):
+        values = torch._C._functorch.get_unwrapped(values)
+    if type(values) not in (Tensor, torch.nn.Parameter) or not values.is_cpu:
+        return None
+    return values.detach() if values.requires_grad else values
+
+
+def check_number(name: str, value: Any, low: float, high: float, remedy: str, above: bool = False) -> None:
+    """Refuse a number or 0-d tensor that is not finite and from `low` to `high`; `above`: nor `low` (KDError)."""
+    if isinstance(value, Tensor):
+        if value.ndim:
+            raise KDError(
+                f"{name}: expected a number or a 0-d tensor, found a tensor of shape {tuple(value.shape)}; map over "
+                "several with torch.vmap"
+            )
+        found = readable(value)
+        numbers = [] if found is None else found.flatten().tolist()
+    else:
+        numbers = [value]
+    for number in numbers:
+        if not (low <= number <= high and math.isfinite(number)) or (above and number == low):
+            bounds = f"above {low:g}" if above else f"from {low:g}"
+            bounds += " and finite" if math.isinf(high) else f"{' and at most' if above else ' to'} {high:g}"
+            raise KDError(f"{name}: expected a number {bounds}, found {number}; {remedy}")
+
+
+def check_logits(logits: Any, whose: str = "the model") -> Tensor:
+    """Return logits (N, K); those in 16 bits as float32, in which the logarithms of softmax are exact enough.
+
+    KDError for another shape, fewer than two classes, no row, or a type without fractions.
+    """
+    if not isinstance(logits, Tensor):
+        raise KDError(
+            f"expected logits of {whose}, a tensor (N, K), found {type(logits).__name__}; pick one of the outputs, for "
+            "example outputs[0] or outputs['logits'], and make a tensor of an array"
+        )
+    if logits.ndim != 2 or logits.shape[1] < 2 or len(logits) == 0:
+        single = logits.ndim < 2 or logits.shape[-1] == 1
+        remedy = ONE_LOGIT if single else FLATTEN if logits.ndim > 2 else "give at least one row and two classes"
+        raise KDError(
+            f"expected logits of {whose} of shape (N, K), N rows of K >= 2 classes, found "
+            f"{tuple(logits.shape)}; {remedy}"
+        )
+    if not logits.is_floating_point():
+        raise KDError(f"expected logits of {whose} of floating point, found {logits.dtype}; use logits.float()")
+    return in_float32(logits)
+
+
+def in_float32(logits: Tensor) -> Tensor:
+    """Return logits in 16 bits as float32, others as they are; KDError for what is no tensor."""
+    if not isinstance(logits, Tensor):
+        raise KDError(f"expected logits, a tensor, found {type(logits).__name__}; pick one of the model's outputs")
+    return logits.float() if logits.is_floating_point() and logits.dtype.itemsize < 4 else logits
+
+
+def check_values(logits: Tensor, whose: str = "the teacher", minus_infinity: bool = True) -> bool:
+    """Refuse logits (..., K) with NaN or infinity (KDError); -inf, a class that is excluded, may be allowed.
+
+    Return whether there may be such a class: True also where values are not read.
+    """
+    values = readable(logits)
+    if values is None:
+        return True
+    if math.isfinite(values.sum().item()):
+        return False  # the usual case by one operation; a sum of large finite numbers may overflow
+    wrong = values.isnan() | (values == math.inf)
+    wrong |= (values == -math.inf) & (torch.tensor(not minus_infinity) | (values == -math.inf).all(-1, keepdim=True))
+    if bool(wrong.any()):
+        allowed = "finite, or -inf for classes that are excluded" if minus_infinity else "finite"
+        raise KDError(
+            f"expected logits of {whose} that are {allowed}, found {values[wrong][0].item()} {_place(wrong)}; correct "
+            f"what made them: the logarithm of a probability 0, for example, or a network that diverged"
+        )
+    return True
+
+
+def check_labels(labels: Any, rows: int, classes: int) -> Tensor:
+    """Return labels (N,) as int64, or distributions (N, K) as they are.
+
+    KDError for another shape or type, for a label outside the classes, and for a row that is no distribution.
+    """
+    if not isinstance(labels, Tensor):
+        raise KDError(f"expected labels, a tensor, found {type(labels).__name__}; use torch.as_tensor(labels)")
+    kind = (rows, classes) if labels.is_floating_point() else (rows,)
+    if labels.shape != kind or labels.is_complex():
+        raise KDError(
+            f"expected labels for logits ({rows}, {classes}): integers ({rows},), or distributions ({rows}, {classes}) "
+            f"of floating point, found {labels.dtype} of shape {tuple(labels.shape)}; use "
+            "labels.argmax(1) for rows of 0 and 1, labels.squeeze(1) for (N, 1), labels.long() for whole numbers"
+        )
+    if labels.is_floating_point():
+        _check_distributions(labels)
+        return labels
+    check_classes(labels, classes)
+    return labels.long()
+
+
+def check_classes(labels: Tensor, classes: int, what: str = "labels") -> None:
+    """Refuse integers that are not from 0 to `classes` - 1, with the row of the first one (KDError)."""
+    values = readable(labels)
+    if values is None or values.numel() == 0:
+        return
+    low, high = values.to(torch.int64).aminmax()
+    if low.item() < 0 or high.item() >= classes:
+        wrong = (values < 0) | (values >= classes)
+        raise KDError(
+            f"expected {what} from 0 to {classes - 1}, of {classes} classes, found {values[wrong][0].item()} "
+            f"{_place(wrong)}, and {int(wrong.sum())} outside in all; leave these rows out, or number from 0"
+        )
+
+
+def _check_distributions(rows: Tensor) -> None:
+    """Refuse rows (N, K) that are not distributions: numbers from 0 to 1 with the sum 1 (KDError)."""
+    values = readable(rows)
+    if values is not None:  # the tolerance is for labels in 16 bits
+        sums = values.sum(-1, dtype=torch.float64)
+        wrong = ~((values.amin(-1) >= 0) & ((sums - 1).abs() <= 0.01))  # also NaN
+        if bool(wrong.any()):
+            raise KDError(
+                f"expected labels that are distributions, from 0 to 1 with sum 1, found the sum "
+                f"{sums[wrong][0].item():g} or a number below 0 {_place(wrong)}; use the softmax of logits, and "
+                "binary_distillation for labels that do not exclude each other"
+            )
+
+
+def _place(wrong: Tensor) -> str:
+    """Where the first wrong value is: its row, or its indices."""
+    place = wrong.nonzero()[0].tolist()
+    return f"in row {place[0]}" if wrong.ndim == 1 else f"at {place}, counted from row 0"

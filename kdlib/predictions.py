@@ -1,0 +1,97 @@
+"""Predictions in evaluation mode, whatever mode a network is in: of a student, or of a teacher in an objective."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kdlib.checks import check_number
+from kdlib.errors import KDError
+
+__all__ = ["evaluating", "predict_logits"]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch to evaluation mode without gradients; afterwards, also after an error, restore the mode of each module."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def predict_logits(
+    model: nn.Module, inputs: Tensor | Iterable[Tensor], size: int = 1024, output: int | str | None = None
+) -> Tensor:
+    """Return logits (N, K) of inputs (N, ...), computed `size` rows at a time in evaluation mode without gradients.
+
+    Afterwards the model is in its mode of before. Data that are larger than memory are an iterator of inputs (B, ...)
+    of any sizes. Of a model that returns a tuple, a dictionary or an object, `output` picks one part: its number, key
+    or attribute. KDError for outputs that are not one row for each input.
+    """
+    with evaluating(model):
+        return torch.cat([_one_output(model(part), output, len(part)) for part in _parts(inputs, size)])
+
+
+def _parts(inputs: Any, size: int) -> Iterable[Tensor]:
+    if isinstance(inputs, Tensor | np.ndarray):
+        check_number("size", size, 1, math.inf, "it is the number of rows at a time")
+        yield from torch.split(torch.as_tensor(inputs), operator.index(size))
+        return
+    part = None
+    for part in () if isinstance(inputs, list | tuple | dict) else inputs:
+        if not isinstance(part, Tensor):
+            raise KDError(
+                f"expected an iterator of inputs, tensors (B, ...), found one of {type(part).__name__}; of a "
+                "DataLoader use (inputs for inputs, labels in loader)"
+            )
+        yield part
+    if part is None:
+        raise KDError(
+            f"expected inputs (N, ...), a tensor, an array or an iterator of tensors (B, ...), found "
+            f"{type(inputs).__name__} without such parts; use torch.stack for a list of examples"
+        )
+
+
+def _one_output(outputs: Any, output: int | str | None, rows: int) -> Tensor:
+    if output is not None and not isinstance(outputs, Tensor):
+        by_name = isinstance(output, str) and not hasattr(outputs, "keys")
+        try:
+            found = getattr(outputs, str(output)) if by_name else outputs[output]
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            raise KDError(
+                f"output: expected a part of the model's outputs, {_names(outputs)}, found {output!r}"
+            ) from error
+    elif output is not None:
+        raise KDError(f"output: expected none for a model that returns one tensor, found {output!r}; leave it out")
+    else:
+        found = outputs
+    if not isinstance(found, Tensor):
+        raise KDError(
+            f"expected logits, a tensor, found {type(found).__name__}; pick one with output=..., of {_names(outputs)}"
+        )
+    if found.ndim == 0 or len(found) != rows:
+        raise KDError(
+            f"expected one row of outputs for each of {rows} inputs, found shape {tuple(found.shape)}; let the model "
+            "keep the first axis, also for a single input"
+        )
+    return found
+
+
+def _names(outputs: Any) -> str:
+    if hasattr(outputs, "keys"):
+        return ", ".join(repr(key) for key in outputs.keys())  # noqa: SIM118  # model outputs have keys of their own
+    return (
+        f"0 to {len(outputs) - 1}" if isinstance(outputs, tuple | list) else f"an attribute of {type(outputs).__name__}"
+    )

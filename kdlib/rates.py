@@ -1,0 +1,101 @@
+"""Learning rates of a training: from a function of the epoch, from torch's schedulers, or set by hand."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
+
+from kdlib.errors import KDError
+from kdlib.packing import pack
+from kdlib.trace import description
+
+__all__ = ["Rates"]
+
+
+class Rates:
+    """The values of the optimizer's groups (learning rate, momentum, ...), and the state of torch's schedulers.
+
+    `first` describes them as they were when the training began, before any step.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, extras: Mapping[str, Any]) -> None:
+        self.schedulers = {name: value for name, value in extras.items() if isinstance(value, LRScheduler)}
+        self.fresh = [float(group["lr"]) for group in optimizer.param_groups]
+        self.first = {
+            "optimizer": description(optimizer),
+            "rates": self.fresh,
+            "schedulers": {name: pack(value.state_dict(), name, {}) for name, value in self.schedulers.items()},
+        }
+        self.given = False  # whether the loop sets them from its `rate`
+
+    def loop_begins(self, given: bool, optimizer: torch.optim.Optimizer, resumable: bool, place: str) -> None:
+        """Refuse (KDError) learning rates that would be lost: of several groups, or of a scheduler."""
+        self.given = given
+        if given and len({*self.fresh}) > 1:
+            raise KDError(
+                f"{place}: expected groups of one learning rate with `rate`, which is that of all groups, found "
+                f"{self.fresh}; leave `rate` out, and give a scheduler of torch to Progress(..., extras=...)"
+            )
+        if given and self.schedulers:
+            raise KDError(f"{place}: expected `rate` or a scheduler, found both; leave `rate` out")
+        scheduled = any("initial_lr" in group for group in optimizer.param_groups)  # a scheduler leaves it there
+        if not given and resumable and scheduled and not self.schedulers:
+            raise KDError(
+                f"{place}: expected the optimizer's scheduler in the checkpoint, found that Progress does not have it; "
+                'use Progress(..., extras={"scheduler": scheduler})'
+            )
+
+    def refuse_others(self, first: Mapping[str, Any], place: str, remedy: str) -> None:
+        """Refuse (KDError) to go on from a checkpoint whose training began with other learning rates."""
+        if not self.given and first["rates"] != self.fresh:
+            raise KDError(
+                f"{place}: expected the learning rates that the training began with, {first['rates']}, found "
+                f"{self.fresh}; give the optimizer these, or the new ones by `rate`, or {remedy}"
+            )
+
+    def set_all(self, optimizer: torch.optim.Optimizer, value: float) -> None:
+        """Set the learning rate of all groups; KDError unless it is a finite number that is not negative."""
+        value = float(value)
+        if not (math.isfinite(value) and value >= 0):
+            raise KDError(f"rate: expected finite learning rates of 0 or more, found {value}; correct the function")
+        for group in optimizer.param_groups:
+            _set(group, "lr", value)
+
+    def values(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Return a copy of the values of all groups, and of the schedulers' states."""
+        groups = [
+            {name: value for name, value in group.items() if _is_held(name, value)} for group in optimizer.param_groups
+        ]
+        schedulers = {name: scheduler.state_dict() for name, scheduler in self.schedulers.items()}
+        return copy.deepcopy({"groups": groups, "schedulers": schedulers})
+
+    def restore(self, optimizer: torch.optim.Optimizer, values: Mapping[str, Any]) -> None:
+        """Set the groups' values and the schedulers' states, but not learning rates that the loop sets itself."""
+        for group, found in zip(optimizer.param_groups, values["groups"], strict=True):
+            for name, value in found.items():
+                if not (name == "lr" and self.given):
+                    _set(group, name, value)
+        for name, scheduler in self.schedulers.items():
+            scheduler.load_state_dict(copy.deepcopy(values["schedulers"][name]))
+
+
+def _set(group: dict[str, Any], name: str, value: Any) -> None:
+    if isinstance(own := group.get(name), Tensor):  # the same tensor: what was compiled or recorded knows it
+        own.fill_(value)
+    else:
+        group[name] = value
+
+
+def _is_held(name: str, value: Any) -> bool:
+    """Whether a checkpoint can hold a value of a group; the others stay as the optimizer was made with."""
+    try:
+        pack(value, name, {})
+    except KDError:
+        return False
+    return name != "params"

@@ -1,0 +1,231 @@
+"""Replicas refuse members that differ in more than tensors, keep what is frozen, and fail before a step."""
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+from kdlib.batches import Batches, Examples
+from kdlib.errors import KDError
+from kdlib.replicas import Replicas, side_by_side
+from kdlib.seeds import generator
+from kdlib.training import Progress, epochs
+
+N, K, SEEDS = 12, 3, (0, 1)
+
+
+class Member(nn.Module):
+    """Attributes of many kinds that members must share, and two tensors that they need not."""
+
+    draws = 1
+
+    def __init__(self, **changed):
+        super().__init__()
+        self.layer, self.norm = nn.Linear(5, K), nn.BatchNorm1d(K)
+        self.dropout = nn.Dropout(0.0)
+        self.scale, self.sizes, self.options = 1.0, [1, 2], {"kind": {"a"}}
+        self.activation = functools.partial(nn.functional.leaky_relu, negative_slope=0.1)
+        self.function = lambda x, factor=2.0: x * factor
+        self.constant, self.kept_out = torch.ones(2), [torch.zeros(1)]
+        for name, value in changed.items():
+            setattr(self, name, value)
+
+    def forward(self, x, uniform=None):
+        return self.norm(self.activation(self.layer(x)) * self.scale)
+
+
+class Same(nn.Linear):
+    pass
+
+
+def made(factor):
+    return lambda x: x * factor
+
+
+CHANGES = {
+    "scale": 2.0,
+    "sizes": [1, 3],
+    "options": {"kind": {"b"}},
+    "activation": functools.partial(nn.functional.leaky_relu, negative_slope=0.2),
+    "function": lambda x, factor=3.0: x * factor,
+    "constant": torch.zeros(2),
+    "kept_out": [torch.ones(1)],
+    "draws": 2,
+    "layer": Same(5, K),
+    "norm": nn.BatchNorm1d(K, momentum=0.2),
+    "dropout": nn.Dropout(0.5),
+    "extra": 1,
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_members_that_differ_in_anything_but_tensors_are_refused(name):
+    with pytest.raises(KDError, match=rf"of one architecture.* found .*{name}.*in member 2"):
+        Replicas([Member(), Member(), Member(**{name: CHANGES[name]})])
+
+
+def changed(change):
+    member = Member()
+    change(member)
+    return member
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda member: member.layer.weight.requires_grad_(False),
+        lambda member: member.norm.eval(),
+        lambda member: member.double(),
+        lambda member: member.layer.register_forward_hook(lambda *_: None),
+        lambda member: setattr(member.norm, "momentum", None),
+        lambda member: setattr(member.norm, "weight", member.norm.bias),
+    ],
+    ids=["requires_grad", "mode", "type", "hook", "momentum", "tied"],
+)
+def test_members_that_were_changed_in_one_way_are_refused(change):
+    with pytest.raises(KDError, match="of one architecture"):
+        Replicas([Member(), changed(change)])
+    Replicas([changed(change), changed(change)])
+
+
+def test_functions_with_the_same_code_and_other_numbers_are_other_functions():
+    Replicas([Member(function=made(2)), Member(function=made(2))])
+    with pytest.raises(KDError, match="function"):
+        Replicas([Member(function=made(2)), Member(function=made(3))])
+
+
+# ---- what no member could be taken from, or vmap could not map over
+
+
+class Extra(nn.Linear):
+    def get_extra_state(self):
+        return 1
+
+    def set_extra_state(self, state):
+        pass
+
+
+def with_slash():
+    member = nn.Sequential(nn.Linear(5, K))
+    member.add_module("a/b", nn.Linear(K, K))
+    return member
+
+
+@pytest.mark.parametrize(
+    ("make", "found"),
+    [
+        (lambda: Extra(5, K), "an extra state"),
+        (with_slash, "a name with /"),
+        (lambda: nn.Sequential(nn.Linear(5, K), nn.Dropout(0.1)), "dropout"),
+        (lambda: nn.ReLU(), "no parameter"),
+    ],
+)
+def test_members_that_cannot_be_stacked_are_refused_at_once(make, found):
+    with pytest.raises(KDError, match=f"that can be stacked, found {found}"):
+        Replicas([make(), make()])
+
+
+class Averaging(nn.Module):
+    def __init__(self, in_place):
+        super().__init__()
+        self.layer, self.in_place = nn.Linear(5, K), in_place
+        self.register_buffer("average", torch.zeros(()))
+
+    def forward(self, x):
+        if self.training and self.in_place:
+            self.average.mul_(0.5).add_(x.mean())
+        elif self.training:
+            self.average = 0.5 * self.average + x.mean()
+        return self.layer(x)
+
+
+def test_a_buffer_that_is_replaced_would_be_lost_and_is_refused():
+    inputs = torch.randn(2, 4, 5, generator=generator(0, "x"))
+    with pytest.raises(KDError, match=r"change their buffers in place, found that average is replaced"):
+        Replicas([Averaging(False), Averaging(False)])(inputs)
+    model = Replicas([Averaging(True), Averaging(True)])
+    model(inputs), model(inputs)
+    torch.testing.assert_close(model.average, 1.5 * inputs.mean((1, 2)))
+
+
+class Random(nn.Linear):
+    def forward(self, x):
+        return nn.functional.dropout(super().forward(x), 0.5, self.training)
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.LSTM(5, K)
+
+    def forward(self, x):
+        return self.layer(x)[0]
+
+
+@pytest.mark.parametrize("make", [lambda: Random(5, K), Recurrent], ids=["dropout", "lstm"])
+def test_layers_that_vmap_cannot_map_over_are_refused_at_the_first_step(make):
+    with pytest.raises(KDError, match=r"that torch\.vmap can map over"):
+        Replicas([make(), make()])(torch.zeros(2, 4, 5))
+
+
+# ---- frozen, tied and non-persistent
+
+
+class Tied(nn.Module):
+    """Two layers of one weight, a frozen bias, a frozen batch norm and a buffer that is not in state_dict()."""
+
+    def __init__(self, seed):
+        super().__init__()
+        self.first, self.norm, self.second, self.head = (
+            nn.Linear(5, 5),
+            nn.BatchNorm1d(5),
+            nn.Linear(5, 5),
+            nn.Linear(5, K),
+        )
+        with torch.no_grad():
+            for number, parameter in enumerate(self.parameters()):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator(seed, "weights", number)) / 2)
+        self.second.weight = self.first.weight
+        self.first.bias.requires_grad_(False)
+        self.register_buffer("shift", torch.randn(5, generator=generator(seed, "shift")), persistent=False)
+        self.norm.eval()
+
+    def forward(self, x):
+        return self.head(self.second(self.norm(self.first(x)).relu()) + self.shift)
+
+
+def train(model, batches, objective, seed):
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    progress = Progress(model, torch.optim.Adam(parameters, lr=0.01))
+    for _ in epochs(progress, batches, objective, count=3, seed=seed):
+        pass
+    return model
+
+
+def test_replicas_with_frozen_and_tied_parts_end_where_single_networks_do():
+    inputs = torch.randn(N, 5, generator=generator(0, "inputs"))
+    examples = Examples(inputs, inputs[:, :K].argmax(1), "data")
+    batches = [Batches(examples, 4, seed) for seed in SEEDS]
+    loss = nn.functional.cross_entropy
+    members = [Tied(seed) for seed in SEEDS]
+    model = Replicas(members)
+    assert {name for name, parameter in model.named_parameters() if not parameter.requires_grad} == {"first/bias"}
+    assert "shift" not in model.state_dict()
+    train(model, side_by_side(batches), lambda o, b: torch.vmap(loss)(o, b.labels), SEEDS)
+    for number, (member, seed) in enumerate(zip(members, SEEDS, strict=True)):
+        train(member, batches[number], lambda o, b: loss(o, b.labels), seed)
+        found = model.member(number)
+        for name, value in (member.state_dict() | {"shift": member.shift}).items():
+            torch.testing.assert_close((found.state_dict() | {"shift": found.shift})[name], value, msg=name)
+        assert torch.equal(found.norm.running_mean, torch.zeros(5))
+        assert found.second.weight is found.first.weight
+        assert not found.first.bias.requires_grad
+        assert torch.equal(found.first.bias, Tied(seed).first.bias)
+        assert [module.training for module in found.modules()] == [module.training for module in member.modules()]
+
+
+def test_a_member_of_replicas_in_evaluation_mode_is_in_it_too_and_frozen_parts_return_with_training():
+    model = Replicas([Tied(seed) for seed in SEEDS])
+    assert not any(module.training for module in model.eval().member(0).modules())
+    assert [name for name, module in model.train().member(0).named_modules() if not module.training] == ["norm"]
