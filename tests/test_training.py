@@ -504,7 +504,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_training_gives_the_same(tmp_path,
 
 def resume(path):
     model = network()
-    return Progress(model, adam(model), checkpoint=path)
+    return Progress(model, adam(model), checkpoint=path, label="run")
 
 
 @pytest.mark.parametrize("links", [True, False])
