@@ -7,8 +7,10 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,16 +25,15 @@ from torch import Tensor
 
 from kdlib.errors import KDError
 
+PAUSES = (0.05, 0.2, 0.7)  # seconds before a rename that was refused is tried again
+
 
 @contextmanager
-def locked(
-    path: Path, remedy: str, on_wait: Callable[[], None] = lambda: None, seconds: float = math.inf
-) -> Iterator[None]:
+def locked(path: Path, remedy: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold a kernel lock on a file. A second process that wants the lock calls `on_wait`, then blocks.
 
     A caller that does not want to wait raises an exception in `on_wait`. The operating system releases the lock of a
-    killed process. Raises KDError, which ends with `remedy`, if the lock file cannot be written, and TimeoutError after
-    `seconds` of waiting.
+    killed process. Raises KDError, which ends with `remedy`, if the lock file cannot be written.
     """
     from filelock import FileLock, Timeout
 
@@ -44,9 +45,7 @@ def locked(
             lock.acquire(timeout=0)
         except Timeout:
             on_wait()
-            lock.acquire(timeout=-1 if math.isinf(seconds) else max(0.0, seconds))
-    except Timeout as error:
-        raise TimeoutError(f"{path}: another process has held the lock for {seconds:.0f} s") from error
+            lock.acquire()
     except OSError as error:
         raise KDError(f"{path}: could not be written ({error.strerror}); {remedy}") from error
     try:
@@ -99,6 +98,46 @@ def read_file(path: Path, *, follow: bool = True) -> bytes:
         raise not_read(path, error) from error
 
 
+def replace(source: Path, target: Path) -> None:
+    """Rename a file or a folder to a name that may be taken, as `os.replace` does; try a refusal again for a second.
+
+    A virus scanner may have just opened the file, and Windows then refuses.
+    """
+    for pause in (*PAUSES, None):
+        try:
+            os.replace(source, target)
+            return
+        except OSError as error:
+            if pause is None or error.errno not in (errno.EACCES, errno.EPERM, errno.EBUSY):
+                raise
+            time.sleep(pause)
+
+
+def previous(path: Path) -> Path:
+    """Return the place of the version of a file before the present one, if `keep_previous` was called."""
+    return path.with_name(f"previous-{path.name}")
+
+
+def keep_previous(path: Path) -> None:
+    """Keep a file, which is about to be replaced, under a second name; KDError if that cannot be done.
+
+    The file itself stays in its place. If it was deleted, the version before it is deleted too.
+    """
+    kept, new = previous(path), path.with_name(f".{previous(path).name}")
+    try:
+        if not is_there(path):
+            kept.unlink(missing_ok=True)
+            return
+        new.unlink(missing_ok=True)  # left by a killed process
+        try:
+            os.link(path, new)
+        except OSError:  # not every file system has hard links
+            shutil.copyfile(path, new)
+        replace(new, kept)
+    except OSError as error:
+        raise _not_written(kept, error) from error
+
+
 def set_aside(path: Path) -> Path:
     """Rename a damaged file to `<name>.damaged`, or with a number if that name is taken; return the new path."""
     target, number = path.with_name(f"{path.name}.damaged"), 1
@@ -106,7 +145,7 @@ def set_aside(path: Path) -> Path:
         number += 1
         target = path.with_name(f"{path.name}.damaged-{number}")
     try:
-        path.rename(target)
+        replace(path, target)
     except OSError as error:
         raise KDError(
             f"{path}: damaged, and cannot be renamed to {target.name} ({error.strerror}); remove it by hand"
@@ -156,14 +195,17 @@ def atomic_write(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp makes private files, but others are meant to read results
-        os.replace(temporary, path)
+        replace(Path(temporary), path)
     except OSError as error:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
-        raise KDError(
-            f"{path}: {_why(error)} ({len(content)} bytes to write). "
-            "Nothing that was complete is lost: mend this, then run the same command again."
-        ) from error
+        raise _not_written(path, error, f" ({len(content)} bytes to write)") from error
+
+
+def _not_written(path: Path, error: OSError, what: str = "") -> KDError:
+    return KDError(
+        f"{path}: {_why(error)}{what}. Nothing that was complete is lost: mend this, then run the same command again."
+    )
 
 
 def _why(error: OSError) -> str:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlib.errors import KDError
-from kdlib.files import DamagedFile, is_there, load_tensors, save_tensors, set_aside
+from kdlib.files import DamagedFile, is_there, keep_previous, load_tensors, previous, replace, save_tensors, set_aside
 from kdlib.ownership import FORMAT, REMEDY, Loops, json_of, refuse_another
 from kdlib.packing import pack, unpack, unwrapped
 from kdlib.rates import Rates
@@ -41,8 +41,9 @@ class Progress:
     """The state of a training run: model, optimizer, history of epochs, and copies of the weights under a name.
 
     If there is a file at `checkpoint`, the state of the interrupted run is loaded from it. A damaged checkpoint is
-    renamed to `<name>.damaged` and training starts from the first epoch; `notice` then says so. KDError if it is the
-    checkpoint of a training with another label, `about`, network or optimizer; `epochs` compares seeds and data.
+    renamed to `<name>.damaged`, and training goes on from the one before it, or starts from the first epoch if there is
+    none; `notice` then says so. KDError if it is the checkpoint of a training with another label, `about`, network or
+    optimizer; `epochs` compares seeds and data.
 
     `about` holds what else tells this training from others, for example {"temperature": 4.0}: numbers, texts, lists
     and dicts. The loop cannot see such numbers in an objective.
@@ -51,7 +52,8 @@ class Progress:
     scheduler of torch, an average of the weights, anything with `state_dict` and `load_state_dict`. Your code steps
     and updates them, in the body of the loop.
 
-    A checkpoint is written after each epoch, and within an epoch when the last one is CHECKPOINT_SECONDS old.
+    A checkpoint is written after each epoch, and within an epoch when the last one is CHECKPOINT_SECONDS old. The one
+    before it is kept as `previous-<name>`.
     `on_epoch` is called after each epoch's checkpoint. `on_step` is called after each step, and then decides about
     checkpoints within an epoch. `graphs`: on a CUDA device, the loop replays recorded steps (`kdlib.captured`).
     """
@@ -197,6 +199,7 @@ class Progress:
         notes = {"format": FORMAT, "owner": self._owner, "first": self._first, "loops": self.loops.stored}
         notes |= {"history": self.history, "traces": self.traces, "state": self.tracer.state}
         notes |= {"settings": description(self.optimizer), **self._packed(tensors)}
+        keep_previous(self.checkpoint)
         save_tensors(self.checkpoint, tensors, notes)
         self.saved_at = time.monotonic()
 
@@ -235,8 +238,12 @@ class Progress:
         try:
             tensors, notes = load_tensors(path)
         except DamagedFile as error:
-            aside = set_aside(path)
-            self.notice = f"{error}. Set aside as {aside.name}; this run starts from its first epoch."
+            aside, goes_on = set_aside(path), is_there(previous(path))
+            where = "goes on from the checkpoint before it" if goes_on else "starts from its first epoch"
+            self.notice = " ".join([self.notice, f"{error}. Set aside as {aside.name}; this run {where}."]).strip()
+            if goes_on:
+                replace(previous(path), path)
+                self._load(path)
             return
         own = {"owner": self._owner, "first": self._first, **self._packed({})}
         refuse_another(notes, own, self._place())

@@ -22,6 +22,7 @@ from kdlib.files import (
     load_tensors,
     read_json,
     save_tensors,
+    set_aside,
     sha256,
     tensor_digest,
 )
@@ -92,6 +93,26 @@ def test_a_write_that_fails_says_why(tmp_path, monkeypatch, number, words):
     with pytest.raises(KDError, match=words) as caught:
         atomic_write(tmp_path / "file", b"new")
     assert str(tmp_path / "file") in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [1, 13, 16])
+def test_a_rename_that_is_refused_for_a_moment_is_tried_again(tmp_path, monkeypatch, number):
+    """A virus scanner has the new file open; Windows then refuses."""
+    rename, refusals = os.replace, []
+
+    def scanned(source, target):
+        if len(refusals) < 2:
+            refusals.append(target)
+            raise OSError(number, os.strerror(number))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", scanned)
+    atomic_write(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
+    assert len(refusals) == 2
+    refusals.clear()
+    assert set_aside(tmp_path / "file").read_bytes() == b"new"
+    assert len(refusals) == 2
 
 
 def test_a_file_in_the_way_of_a_folder(tmp_path):

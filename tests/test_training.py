@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 import re
 from collections import Counter
 
@@ -496,9 +497,56 @@ def test_a_damaged_checkpoint_is_set_aside_and_training_gives_the_same(tmp_path,
     path.write_bytes(damaged)
     resumed = trained(path, examples)
     assert str(path) in resumed.notice
-    assert "Set aside as checkpoint.safetensors.damaged; this run starts from its first epoch" in resumed.notice
+    assert "Set aside as checkpoint.safetensors.damaged; this run goes on from the checkpoint before" in resumed.notice
     assert path.with_name("checkpoint.safetensors.damaged").read_bytes() == damaged
     assert same_everything(resumed, trained(None, examples))
+
+
+def resume(path):
+    model = network()
+    return Progress(model, adam(model), checkpoint=path, label="run")
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_checkpoint_before_the_last_one_is_kept(tmp_path, examples, monkeypatch, links):
+    if not links:  # as on exFAT
+
+        def refuse(*_):
+            raise OSError(1, "Operation not permitted")
+
+        monkeypatch.setattr("kdlib.files.os.link", refuse)
+    path = tmp_path / "c"
+    trained(path, examples, stop=2)  # stopped before the checkpoint of epoch 2
+    assert os.listdir(tmp_path) == ["c"]
+    first = path.read_bytes()
+    trained(path, examples, stop=4)
+    assert sorted(os.listdir(tmp_path)) == ["c", "previous-c"]
+    assert (resume(path).epoch, resume(tmp_path / "previous-c").epoch) == (3, 2)
+    path.write_bytes(b"")
+    assert resume(path).epoch == 2
+    path.write_bytes(first)
+    assert resume(path).epoch == 1
+
+
+def test_two_damaged_checkpoints_are_set_aside_and_kept(tmp_path, examples):
+    path = tmp_path / "c"
+    trained(path, examples, stop=3)
+    path.write_bytes(b"last")
+    (tmp_path / "previous-c").write_bytes(b"before")
+    resumed = trained(path, examples)
+    assert "Set aside as c.damaged; this run goes on from the checkpoint before it." in resumed.notice
+    assert "Set aside as c.damaged-2; this run starts from its first epoch." in resumed.notice
+    assert [(tmp_path / name).read_bytes() for name in ("c.damaged", "c.damaged-2")] == [b"last", b"before"]
+    assert same_everything(resumed, trained(None, examples))
+
+
+def test_a_deleted_checkpoint_begins_a_new_training(tmp_path, examples):
+    path = tmp_path / "c"
+    trained(path, examples, stop=3)
+    path.unlink()
+    assert resume(path).epoch == 0
+    trained(path, examples, stop=2)
+    assert os.listdir(tmp_path) == ["c"]
 
 
 def test_on_epoch_is_called_after_the_checkpoint_is_written(tmp_path, examples):

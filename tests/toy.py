@@ -150,6 +150,11 @@ def train_killed(run: Run) -> Result:
     return train(run, hard)
 
 
+def train_always_killed(run: Run) -> Result:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return train(run, hard)
+
+
 MODES = ("controlled",)
 ARMS = (
     Arm("teacher", MODES, train_teacher),
@@ -161,6 +166,8 @@ ARMS = (
     Arm("crashed", MODES, train_crashed),
     Arm("diverged", MODES, train_student, change={"rate": 1e30}),
     Arm("killed", MODES, train_killed),
+    Arm("always_killed", MODES, train_always_killed),
+    Arm("below_killed", MODES, train_distilled, {"teacher": "always_killed"}),
     Arm("baseline", MODES, train_student),
     Arm("distilled", MODES, train_distilled, {"teacher": "teacher"}),
     Arm("distilled_early", MODES, train_distilled, {"teacher": "early_teacher"}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import select
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,9 +53,24 @@ def _status(options: argparse.Namespace, given: Sequence[str]) -> int:
         for line in f"kd: {error}".split("\n"):
             print(printable(line), file=sys.stderr)
         return 2
-    except BrokenPipeError:  # `kd runs list | head`: as a process that SIGPIPE ends
+    except BrokenPipeError as error:
+        if not _nobody_reads():
+            print(
+                f"kd: a process that this one talks to is gone ({error}); run the same command again", file=sys.stderr
+            )
+            return 2
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return 141  # `kd runs list | head`: as a process that SIGPIPE ends
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of standard output or of the errors is gone."""
+    if not hasattr(select, "poll"):  # Windows
+        return True
+    poll = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        poll.register(stream.fileno(), 0)  # a lost reader is reported anyway
+    return bool(poll.poll(0))
 
 
 def run_experiment(module: str) -> None:

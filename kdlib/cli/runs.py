@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from kdlib.errors import KDError
-from kdlib.files import DamagedFile, not_read, read_file
+from kdlib.files import DamagedFile, is_there, not_read, read_file
 from kdlib.report.terminal import printable
 from kdlib.run.environment import source_digest
 from kdlib.run.experiment import load_experiment, replications
@@ -143,7 +143,7 @@ def explain(options: argparse.Namespace) -> int:
     _say("configuration: " + ", ".join(f"{key}={value}" for key, value in about.config.items()))
     for role, parent in about.parents.items():
         parent_id = parent.partition("/")[0]
-        known = store.run_folder(parent_id).exists()
+        known = is_there(store.run_folder(parent_id))
         _say(f"{role}: run {parent}" + ("" if known else " (not in this store)"))
     environment = run.environment
     states = {True: "clean tree", False: "with uncommitted edits", None: "state of the tree not known"}
@@ -163,7 +163,7 @@ def explain(options: argparse.Namespace) -> int:
         "source files: "
         + (f"as they are now in {', '.join(same)}" if same else "edited since, or another replication's")
     )
-    weights = "kept" if (run.folder / "weights.safetensors").exists() else "pruned"
+    weights = "kept" if is_there(run.folder / "weights.safetensors") else "pruned"
     _say(f"weights: {weights}, SHA-256 {run.weights_sha256}")
     for snapshot, metrics in run.metrics.items():
         numbers = (

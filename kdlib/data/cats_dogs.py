@@ -16,6 +16,7 @@ import numpy as np
 from kdlib.data import DataError
 from kdlib.data.picture_files import Named, Skipped, decoded, listed, refuse_damaged, refuse_empty_classes
 from kdlib.data.pictures import Bytes, Pictures
+from kdlib.files import DamagedFile, read_file
 
 CLASSES = ("cat", "dog")
 SIDE = 96
@@ -72,8 +73,8 @@ def oxford_pets(folder: Path | str) -> CatsDogs:
 
 def _oxford_list(path: Path) -> list[Named]:
     try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeError) as error:
+        lines = read_file(path).decode().splitlines()
+    except (DamagedFile, UnicodeError) as error:
         raise DataError(f"{path}: expected a list of pictures, found: {error}. See DATA.md for the layout.") from error
     files = []
     for number, line in enumerate(lines, 1):

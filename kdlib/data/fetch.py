@@ -21,7 +21,7 @@ from kdlib.data.cache import cache_folder
 from kdlib.data.sources import SOURCES, File, Packed, Source
 from kdlib.data.unpack import gunzip, unpack
 from kdlib.errors import KDError
-from kdlib.files import locked
+from kdlib.files import locked, replace
 
 Progress = Callable[[str, int, int], None]  # file, bytes of the whole set received so far, bytes expected
 LIMITS = transfer.Limits()
@@ -121,9 +121,9 @@ def fetch(name: str, progress: Progress | None = None, on_wait: Callable[[], Non
                 source.check(staging)
             except BaseException:
                 if damaged:  # put it back, so that later calls report it as damaged instead of missing
-                    os.replace(staging, folder)
+                    replace(staging, folder)
                 raise
-            os.replace(staging, folder)
+            replace(staging, folder)
     except DataUnavailable:
         raise
     except DataError as error:
@@ -194,7 +194,7 @@ def _take_back(source: Source, folder: Path, staging: Path) -> None:
     """Start from the files of a damaged set or a broken download, without those that have no hash to check them."""
     if folder.exists():
         shutil.rmtree(staging, ignore_errors=True)
-        os.replace(folder, staging)
+        replace(folder, staging)
     staging.mkdir(exist_ok=True)
     for file in source.files():
         if file.sha256 is None and file.name.endswith("/"):
@@ -265,7 +265,7 @@ def _unpack_all(source: Source, staging: Path) -> None:
             if not _is_there(unpacked, name):
                 raise DataError(f"{path}: expected {name} in this archive, found none. {transfer.REMEDY}")
             (staging / name).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(unpacked / name, staging / name)
+            replace(unpacked / name, staging / name)
         shutil.rmtree(unpacked)
         path.unlink()
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from kdlib.data import DataError
 from kdlib.data.pictures import Bytes, Pictures
+from kdlib.files import DamagedFile, not_read
 
 FOLDER = "MNIST/raw"  # torchvision puts the files here, below its root
 CLASSES = 10
@@ -88,5 +89,8 @@ def _content(path: Path, most_bytes: int) -> bytes:
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             return file.read(most_bytes)
-    except (OSError, EOFError, zlib.error) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: expected a readable file, found: {error}. {REMEDY}") from error
+    except (OSError, MemoryError) as error:
+        problem = not_read(path, error)
+        raise DataError(f"{problem}. {REMEDY}") if isinstance(problem, DamagedFile) else problem from error

@@ -24,7 +24,8 @@ from PIL import Image
 from kdlib.data import DataError
 from kdlib.data.cache import computed_once
 from kdlib.data.pictures import Bytes
-from kdlib.files import canonical_json, sha256
+from kdlib.errors import KDError
+from kdlib.files import DamagedFile, canonical_json, not_read, sha256
 
 ENDINGS = (".jpg", ".jpeg")
 MOST_BYTES = 2**25  # of a file
@@ -128,6 +129,10 @@ def decode(content: bytes, side: int, mode: str) -> Bytes:
         raise
     except Image.DecompressionBombError as error:  # Pillow refuses still larger pictures itself
         raise UnfitError(TOO_LARGE) from error
+    except MemoryError as error:
+        raise KDError(
+            "expected memory to decode a picture, found too little; free some, then run the same command again"
+        ) from error
     except Exception as error:  # a hostile file may raise anything in a decoder
         raise UnfitError("not a whole JPEG picture") from error
     return np.asarray(small).reshape(side, side, -1).transpose(2, 0, 1)
@@ -147,8 +152,13 @@ def _content(folder: Path, name: str) -> bytes:
         if about.st_size > MOST_BYTES:
             raise UnfitError(f"{about.st_size} bytes, more than {MOST_BYTES}")
         content = path.read_bytes()
-    except (OSError, RuntimeError) as error:  # RuntimeError: links that lead in a circle
-        raise UnfitError(f"not readable ({getattr(error, 'strerror', error)})") from error
+    except RuntimeError as error:  # links that lead in a circle
+        raise UnfitError(f"not readable ({error})") from error
+    except (OSError, MemoryError) as error:  # without a file that is only not read just now, the data would be others
+        problem = not_read(path, error)
+        if isinstance(problem, DamagedFile):
+            raise UnfitError(f"not readable ({getattr(error, 'strerror', error)})") from error
+        raise problem from error
     if not content:
         raise UnfitError("empty")
     return content

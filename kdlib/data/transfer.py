@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
 from kdlib.data import DataUnavailable
+from kdlib.files import replace
 
 if TYPE_CHECKING:
     from requests import Response, Session
@@ -65,7 +65,7 @@ def download(
         except _WrongContentError:
             partial.unlink()
             raise
-        os.replace(partial, temporary)
+        replace(partial, Path(temporary))
 
     for attempt in range(1, limits.attempts + 1):
         if sha256 is None:
@@ -98,7 +98,7 @@ def copy(source: Path, target: Path, sha256: str | None, most_bytes: int) -> int
         raise DataUnavailable(f"{source}: expected SHA-256 {sha256}, found {found}. {REMEDY}")
     temporary = target.with_name(target.name + ".part")
     temporary.write_bytes(content)
-    os.replace(temporary, target)
+    replace(temporary, target)
     return len(content)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
 import shutil
 import tarfile
 import tempfile
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from kdlib.data import DataError
+from kdlib.files import replace
 
 CHUNK_BYTES = 2**20
 REMEDY = "Delete the archive and fetch it again from its source."
@@ -43,7 +43,7 @@ def unpack(archive: Path, folder: Path, most_bytes: int, most_members: int) -> N
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         _extract(archive, staging, most_bytes, most_members)
-        os.replace(staging, folder)
+        replace(staging, folder)
     except (DataError, tarfile.TarError, zlib.error, EOFError, OSError) as error:
         expected = f"an archive of at most {most_members} plain files and {most_bytes} bytes"
         raise DataError(f"{archive}: expected {expected}, found {error}. {REMEDY}") from error
@@ -63,7 +63,7 @@ def gunzip(packed: Path, target: Path, most_bytes: int) -> None:
             bounded = _Bounded(file, most_bytes)  # type: ignore[arg-type]
             while chunk := bounded.read(CHUNK_BYTES):
                 out.write(chunk)
-        os.replace(temporary, target)
+        replace(temporary, target)
     except (DataError, zlib.error, EOFError, OSError) as error:
         raise DataError(
             f"{packed}: expected a gzipped file of at most {most_bytes} bytes, found {error}. {REMEDY}"

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from kdlib.data import DataError
+from kdlib.files import DamagedFile, not_read, read_file
 
 CHANNELS = (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)  # into and out of the 13 convolutions
 PLACES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # in torchvision's vgg16().features
@@ -79,8 +80,11 @@ def _shapes() -> list[tuple[int, ...]]:
 
 def _read_keras(path: Path) -> dict[str, Tensor]:
     try:
-        return safetensors.torch.load_file(path)
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        # Python opens the file: safetensors reports every failure to open one as a missing file.
+        return safetensors.torch.load(read_file(path))
+    except (MemoryError, RuntimeError) as error:
+        raise not_read(path, error) from error
+    except (DamagedFile, ValueError, safetensors.SafetensorError) as error:
         raise DataError(f"{path}: expected a safetensors file, found unreadable content ({error}). {REMEDY}") from error
 
 
@@ -91,7 +95,9 @@ def _read_torchvision(path: Path) -> dict[str, Tensor]:
         raise DataError(f"{path}: expected a SHA-256 that begins with {TORCHVISION_SHA256}, found {found}. {REMEDY}")
     try:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch names no errors for a file that is cut or altered
+    except (OSError, MemoryError, RuntimeError) as error:  # its SHA-256 is right, so it is not damaged
+        raise not_read(path, error) from error
+    except Exception as error:  # torch names no errors for a file that is not its own
         raise DataError(f"{path}: expected tensors, found unreadable content ({error}). {REMEDY}") from error
     if not isinstance(loaded, dict):
         raise DataError(f"{path}: expected tensors by name, found a {type(loaded).__name__}. {REMEDY}")

@@ -7,7 +7,6 @@ Nothing in the source is changed or trusted, and no link in it is followed.
 from __future__ import annotations
 
 import math
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kdlib.errors import KDError
-from kdlib.files import DamagedFile, atomic_write, is_there, not_read, read_file, set_aside, sha256, tensors_of
+from kdlib.files import DamagedFile, atomic_write, is_there, not_read, read_file, replace, set_aside, sha256, tensors_of
 from kdlib.run.finished import MANIFEST, WEIGHTS, FinishedRun, read_run, read_settled
 from kdlib.run.store import Store, clear_work, json_file, write_manifest
 
@@ -209,6 +208,6 @@ def _seconds(work: Path, checkpoint: str) -> bytes:
 
 def _replace(source: Path, target: Path) -> None:
     try:
-        os.replace(source, target)
+        replace(source, target)
     except OSError as error:
         raise KDError(f"{target}: could not be written ({error.strerror}); change its permissions") from error

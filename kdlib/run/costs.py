@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from kdlib.run.plan import Job
 from kdlib.run.records import Record
-from kdlib.run.session import Session
+from kdlib.run.session import Session, is_stored
 
 __all__ = ["Cost", "costs"]
 
@@ -29,7 +29,7 @@ def costs(session: Session, jobs: Sequence[Job], past: Sequence[Record]) -> tupl
     until: dict[str, float] = {}  # seconds of a run and of the runs it waits for
     for job in jobs:
         about = known.get(job.arms[0], {})
-        stored = session.store.has(job.description)
+        stored = is_stored(session, job)
         cost = Cost(job, stored, about.get("seconds"), about.get("stored_bytes"))
         found.append(cost)
         seconds = 0.0 if stored else cost.seconds or 0.0

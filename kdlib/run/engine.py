@@ -1,8 +1,12 @@
-"""Runs, trained in the order of their plan, in this process or in several, until all are there or the time is up."""
+"""Runs, trained in the order of their plan, in this process or in several, until all are there or the time is up.
+
+Sessions that have one store share the work: a run that another session trains is left to it, and the next one is begun.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +21,8 @@ from kdlib.run.store import FinishedRun, Store
 from kdlib.run.workers import Here, Workers
 
 __all__ = ["Summary", "execute"]
+
+PAUSE = 0.5  # seconds, until a run that another session trains is looked at again
 
 
 @dataclass
@@ -49,14 +55,16 @@ def execute(
     same bytes. If one run of a group is missing, the whole group is trained.
 
     With a `limit`, a run that cannot reach a checkpoint in time is not begun, and the others stop at one. They are in
-    the summary's `left`; a later session goes on with them. Returns the outcome of each job; `report` is told of each
-    event.
+    the summary's `left`; a later session goes on with them.
+
+    A run that another session trains is passed over. When nothing else is left, this session waits for it. Returns the
+    outcome of each job; `report` is told of each event.
     """
     limit = limit or Limit()
     session = _Session(store, compute, report, limit)
     wanted = {job.description.id for job in jobs}
     for job in jobs:
-        if (run := store.find(job.description, notices(job, report))) is not None:
+        if (run := session.find(job, notices(job, report))) is not None:
             session.summary.stored.add(run.id)
             # A stored run waits for a parent that is still to be trained: it may become another than the run had.
             if all(parent not in wanted - session.summary.finished.keys() for parent, _ in job.parents.values()):
@@ -68,6 +76,10 @@ def execute(
     return session.summary
 
 
+def _name(group: Group) -> str:
+    return group[0].description.id
+
+
 @dataclass
 class _Session:
     """What is settled so far, and what settles the rest."""
@@ -77,9 +89,12 @@ class _Session:
     report: Report
     limit: Limit
     summary: Summary = field(default_factory=Summary)
+    again: dict[str, float] = field(default_factory=dict)  # when a run of another session is looked at again
+    waits: set[str] = field(default_factory=set)  # for these runs of other sessions
 
     def work(self, todo: list[Group], trainer: Here | Workers) -> None:
         """Train the groups, those first that come first, as soon as their parents are there."""
+        places = {_name(group): place for place, group in enumerate(todo)}
         while todo or trainer.busy:
             todo = [group for group in todo if not self.blocked(group)]
             ready = self.ready(todo, trainer.busy)
@@ -87,12 +102,28 @@ class _Session:
             startable = [] if self.summary.left else [group for group in ready if self.limit.allows(group)]
             if not startable and not trainer.busy:
                 break  # nothing is left, or not enough time
-            for group in startable[: trainer.free]:
+            now = [group for group in startable if self.again.get(_name(group), 0.0) <= time.monotonic()]
+            for group in now[: trainer.free]:
                 todo.remove(group)
                 trainer.begin(group)
+            if not now and not trainer.busy:
+                self.wait(startable)
             for group, outcome in trainer.ended():
-                self.settle(group, outcome)
+                if outcome.elsewhere:
+                    self.again[_name(group)] = time.monotonic() + PAUSE
+                    todo = sorted([*todo, group], key=lambda group: places[_name(group)])
+                else:
+                    self.settle(group, outcome)
         self.summary.left.update(job.description.id for group in todo for job in self.missing(group))
+
+    def wait(self, groups: Sequence[Group]) -> None:
+        """Wait a moment for other sessions, which train all groups that could be begun."""
+        for group in groups:
+            if _name(group) not in self.waits:
+                self.waits.add(_name(group))
+                text = "another session is training this run; this one waits for it"
+                self.report(Event("notice", group[0], text))
+        time.sleep(PAUSE)
 
     def ready(self, todo: Sequence[Group], running: bool) -> list[Group]:
         """The groups whose parents are all there. A parent that is left waits for another session, as they do."""
@@ -120,6 +151,14 @@ class _Session:
         settled = self.summary.finished.keys() | self.summary.failed.keys()
         return [job for job in group if job.description.id not in settled]
 
+    def find(self, job: Job, notice: Callable[[str], None] = lambda text: None) -> FinishedRun | None:
+        """Return a job's run in the store, or None. A run that cannot be read fails, and the others go on."""
+        try:
+            return self.store.find(job.description, notice)
+        except KDError as error:
+            self.fail(job, str(error))
+            return None
+
     def accept(self, run: FinishedRun, job: Job) -> None:
         """Count a run in the store as finished and give the notices about it, or refuse it for another parent."""
         summary = self.summary
@@ -140,9 +179,11 @@ class _Session:
     def settle(self, group: Group, outcome: Outcome) -> None:
         """Note what has become of the jobs of a group that was trained."""
         for job in self.missing(group):
-            run = self.store.find(job.description)  # a group may have failed after some of its runs were saved
+            run = self.find(job)  # a group may have failed after some of its runs were saved
             if run is not None:
                 self.accept(run, job)
+            elif job.description.id in self.summary.failed:
+                continue
             elif outcome.stopped:
                 self.summary.left.add(job.description.id)
                 self.report(Event("stopped", job, "at a checkpoint, because the time is up"))

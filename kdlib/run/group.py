@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,9 +17,10 @@ import torch
 
 from kdlib.batches import TeacherAtChance
 from kdlib.errors import KDError
-from kdlib.files import canonical_json, sha256
+from kdlib.files import DamagedFile, canonical_json, is_there, read_file, set_aside, sha256
 from kdlib.precision import arithmetic, set_precision
 from kdlib.progress import CHECKPOINT_SECONDS, Progress
+from kdlib.run.alive import refuse_dead, shown
 from kdlib.run.environment import environment
 from kdlib.run.events import Event, Report
 from kdlib.run.experiment import Compute, Experiment, Run, load_experiment
@@ -33,10 +35,11 @@ Group = list[Job]  # jobs that are trained in one loop; most groups have one
 
 
 class Outcome(NamedTuple):
-    """How the training of a group ended: neither error nor stop means that its runs are in the store."""
+    """How the training of a group ended; without a reason, its runs are in the store."""
 
     error: str = ""
     stopped: bool = False  # at a checkpoint, because the time is up
+    elsewhere: bool = False  # nothing was done, because another session trains one of its runs
 
 
 @dataclass(frozen=True)
@@ -54,31 +57,31 @@ def notices(job: Job, report: Report) -> Callable[[str], None]:
     return lambda text: report(Event("notice", job, text))
 
 
+class _Elsewhere(Exception):
+    """Another session trains a run of this group."""
+
+
 def train_group(group: Group, setting: Setting, report: Report) -> Outcome:
-    """Train what the store lacks of a group. The traceback of an unexpected error goes to its work folder."""
+    """Train what the store lacks of a group, unless another session does so: it waits for none.
+
+    The traceback of an unexpected error goes to the group's work folder.
+    """
     store = setting.store
     try:
         experiment = load_experiment(group[0].experiment)
-        # Of the code that this process has imported: the files may be edited while it waits for a lock, or trains.
+        # Of the code that this process has imported: the files may be edited while it trains.
         made_by = environment(experiment.folder, setting.compute.device)
-        with ExitStack() as locks:
-            for job in sorted(group, key=lambda job: job.description.id):
-                waits = partial(notices(job, report), "another session is training this run; this one waits for it")
-                try:
-                    seconds = setting.deadline - time.monotonic()
-                    locks.enter_context(store.lock(job.description.id, waits, seconds))
-                except TimeoutError as error:
-                    raise OutOfTime from error
-            if len(group) > 1:  # `kd runs import` knows a group by its work folder
-                locks.enter_context(store.lock(_work_folder(group, store).name))
+        with _held(group, store):
             missing = [job for job in group if store.find(job.description, notices(job, report)) is None]
             if missing:
-                if time.monotonic() >= setting.deadline:  # after a long wait for the locks, or for this process
+                if time.monotonic() >= setting.deadline:  # this process may have taken long to start
                     raise OutOfTime
                 for job in missing:
                     report(Event("started", job))
                 _train(experiment, made_by, group, missing, setting, report)
         return Outcome()
+    except _Elsewhere:
+        return Outcome(elsewhere=True)
     except OutOfTime:
         return Outcome(stopped=True)
     except KDError as error:
@@ -91,6 +94,24 @@ def train_group(group: Group, setting: Setting, report: Report) -> Outcome:
         except OSError as problem:  # a full disk may be what went wrong in the first place
             return Outcome(f"{type(error).__name__}: {error} (its traceback could not be written: {problem})")
         return Outcome(f"{type(error).__name__}: {error} (traceback in {log})")
+
+
+@contextmanager
+def _held(group: Group, store: Store) -> Iterator[None]:
+    """Hold the locks of a group's runs, and show that this process is alive."""
+    names = sorted(job.description.id for job in group)
+    if len(group) > 1:  # `kd runs import` knows a group by its work folder
+        names.append(_work_folder(group, store).name)
+
+    def taken(name: str) -> None:
+        refuse_dead(store.lock_file(name), store.sign_file(name))
+        raise _Elsewhere
+
+    with ExitStack() as locks:
+        for name in names:
+            locks.enter_context(store.lock(name, partial(taken, name)))
+        locks.enter_context(shown([store.sign_file(name) for name in names]))
+        yield
 
 
 def _work_folder(group: Group, store: Store) -> Path:
@@ -115,7 +136,7 @@ def _train(
     origin = begun_with if any(bound) else made_by["source"]
     checkpoint = work / f"checkpoint-{origin}.safetensors"
     clock = Clock(work / f"seconds-{origin}.txt")
-    if not checkpoint.exists() and list(work.glob("checkpoint-*.safetensors")):
+    if not is_there(checkpoint) and list(work.glob("checkpoint-*.safetensors")):
         text = (
             f"{work} holds a checkpoint of other source files than these, or of another parent; this run starts from "
             "its first epoch"
@@ -186,10 +207,15 @@ class Clock:
     def __init__(self, path: Path) -> None:
         self.path, self.began = path, time.monotonic()
         self.last, self.epoch_seconds = self.began, 0.0  # end of the last epoch, and its length
+        self.before = 0.0
         try:
-            self.before = float(path.read_text())
-        except (OSError, ValueError):  # the first session, or a damaged file: it costs a number in a table, no result
-            self.before = 0.0
+            before = float(read_file(path))
+            self.before = before if math.isfinite(before) else 0.0
+        except ValueError:  # it was cut: this costs a number in a table, no result
+            pass
+        except DamagedFile:  # the first session, or a pipe, on which `save` would wait
+            if is_there(path):
+                set_aside(path)
 
     @property
     def seconds(self) -> float:

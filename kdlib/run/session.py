@@ -290,4 +290,12 @@ def left_of_profile(session: Session) -> tuple[int, int]:
     experiment, profile = session.experiment, session.profile
     whole = replace(session, arms=experiment.arms_of(profile), seeds=tuple(range(profile.seeds)))
     jobs = whole.jobs()
-    return sum(not session.store.has(job.description) for job in jobs), len(jobs)
+    return sum(not is_stored(session, job) for job in jobs), len(jobs)
+
+
+def is_stored(session: Session, job: Job) -> bool:
+    """Return whether the store has a job's run; a run that cannot be read just now counts as missing."""
+    try:
+        return session.store.has(job.description)
+    except KDError:
+        return False

@@ -7,13 +7,11 @@ no half run is ever in the list. Whoever moves or replaces a run holds its lock.
 from __future__ import annotations
 
 import json
-import math
-import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ import torch
 from torch import Tensor
 
 from kdlib.errors import KDError
-from kdlib.files import DamagedFile, atomic_write, is_there, locked, save_tensors, sha256
+from kdlib.files import DamagedFile, atomic_write, is_there, locked, replace, save_tensors, sha256
 from kdlib.run.finished import (
     ID_LENGTH,
     MANIFEST,
@@ -32,6 +30,7 @@ from kdlib.run.finished import (
     FinishedRun,
     Result,
     read_run,
+    read_settled,
 )
 
 __all__ = [
@@ -95,7 +94,7 @@ class Store:
         target = self.folder / "damaged" / f"{folder.name}.{time.time_ns()}"
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(folder, target)
+            replace(folder, target)
         except FileNotFoundError:
             pass  # another process was first
         except OSError as error:
@@ -133,23 +132,35 @@ class Store:
     def publish(self, run_id: str, complete: Path) -> None:
         """Rename the folder of a complete run into place and clear its work folder. The caller holds the run's lock.
 
-        What is in its place is moved to `folder`/damaged: `find` said that it is not a run.
+        A damaged run in its place is moved to `folder`/damaged. A good one, which someone has copied there meanwhile,
+        stays, and `complete` is not used.
         """
         folder = self.run_folder(run_id)
-        if is_there(folder):
+        try:
+            if is_there(folder):
+                read_settled(folder)
+            else:
+                _move(complete, folder)
+        except DamagedFile:
             self.set_aside(folder)
-        _move(complete, folder)
+            _move(complete, folder)
         clear_work(self.work_folder(run_id))
 
-    def lock(
-        self, run_id: str, waits: Callable[[], None] = lambda: None, seconds: float = math.inf
-    ) -> AbstractContextManager[None]:
-        """Hold the run's kernel lock; a second process that wants the same run calls `waits`, then blocks.
+    def lock_file(self, run_id: str) -> Path:
+        """Return the file that is locked while a run is trained, moved or replaced."""
+        return self.folder / "locks" / f"{run_id}.lock"
 
-        TimeoutError after so many `seconds`.
-        """
-        path = self.folder / "locks" / f"{run_id}.lock"
-        return locked(path, "choose another store with --store DIR", waits, seconds)
+    def sign_file(self, run_id: str) -> Path:
+        """Return the file that a session refreshes while it trains a run (`kdlib.run.alive`)."""
+        return self.lock_file(run_id).with_suffix(".alive")
+
+    @contextmanager
+    def lock(self, run_id: str, waits: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Hold the run's kernel lock; a second process that wants the same run calls `waits`, then blocks."""
+        with locked(self.lock_file(run_id), "choose another store with --store DIR", waits):
+            with suppress(OSError):  # that of a killed process would say that this one is dead
+                self.sign_file(run_id).unlink()
+            yield
 
     def ids(self) -> list[str]:
         """Return the ids of all run folders, sorted. Other files are not ours and are left out."""
@@ -196,13 +207,12 @@ def _names(folder: Path) -> list[str]:
 
 def clear_work(folder: Path) -> None:
     """Delete the work folder of a finished run, but no file that was set aside as damaged."""
-    for path in list(folder.glob("*")):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        elif ".damaged" not in path.name:
-            with suppress(OSError):
+    with suppress(OSError):  # the run is finished, whatever is left here
+        for path in list(folder.iterdir()):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            elif ".damaged" not in path.name:
                 path.unlink()
-    with suppress(OSError):
         folder.rmdir()
 
 
@@ -260,7 +270,7 @@ def json_file(value: Any) -> bytes:
 def _move(source: Path, target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(source, target)
+        replace(source, target)
     except OSError as error:
         raise KDError(
             f"{target}: could not be written ({error.strerror}); choose another store with --store DIR"

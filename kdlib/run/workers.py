@@ -6,21 +6,23 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from types import TracebackType
-from typing import Any
 
 import torch
 
-from kdlib.errors import KDError
-from kdlib.run.events import Report
+from kdlib.run.events import Event, Report
 from kdlib.run.group import Group, Outcome, Setting, train_group
 
 __all__ = ["Here", "Workers"]
+
+RESTARTS = 3  # of a group whose process was ended from outside
 
 # What ends a session: Ctrl-C, a job's end, and Slurm's warning before it. Windows lacks the last one.
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
@@ -51,63 +53,114 @@ class Here:
         """Nothing has to be ended."""
 
 
+@dataclass
+class _Worker:
+    """A training process, the way to it, and the group that it trains; it is idle without one."""
+
+    process: BaseProcess
+    connection: Connection
+    group: Group = field(default_factory=list)
+
+    def end(self, at_once: bool) -> None:
+        """End the process: at once, or when it has done its work."""
+        if at_once:
+            self.process.kill()  # it ignores SIGTERM
+        self.connection.close()
+        self.process.join()
+
+
 class Workers:
-    """Trains groups in `count` spawned processes side by side."""
+    """Trains groups in `count` spawned processes side by side.
+
+    A process that is ended from outside is replaced, and its group goes on from its checkpoint. (The kernel ends the
+    largest process if memory is short.) A group whose process was ended more than RESTARTS times has failed.
+    """
 
     def __init__(self, count: int, setting: Setting, report: Report) -> None:
         self.count, self.setting, self.report = count, setting, report
-        self.running: dict[Future[Outcome], Group] = {}
+        self.workers: list[_Worker] = []
+        self.deaths: Counter[str] = Counter()  # by the id of a group's first run
 
     def __enter__(self) -> Workers:
-        """Prepare the pool; each worker starts with its first group."""
-        context = multiprocessing.get_context("spawn")
-        self.others = set(multiprocessing.active_children())
-        with _signals_wait():  # its locks start a process
-            self.events = context.SimpleQueue()
-        arguments = self.setting.compute.threads, self.events
-        self.pool = ProcessPoolExecutor(self.count, context, initializer=_start_worker, initargs=arguments)
+        """Each process starts with its first group."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the workers: at once if something is running, because its last checkpoint is on disk."""
-        if kind is not None:
-            for process in set(multiprocessing.active_children()) - self.others:
-                process.kill()  # they ignore SIGTERM
-        self.pool.shutdown(wait=True, cancel_futures=True)
+        """End the processes: at once if something is running, because its last checkpoint is on disk."""
+        for worker in self.workers:
+            worker.end(at_once=kind is not None)
+
+    @property
+    def running(self) -> list[_Worker]:
+        """The processes that have a group."""
+        return [worker for worker in self.workers if worker.group]
 
     @property
     def free(self) -> int:
-        """The number of workers without a group."""
+        """The number of groups that can be begun."""
         return self.count - len(self.running)
 
     @property
     def busy(self) -> bool:
-        """Whether a worker has a group."""
+        """Whether a process has a group."""
         return bool(self.running)
 
     def begin(self, group: Group) -> None:
-        """Give a group to a free worker."""
+        """Give a group to a process that has none."""
+        worker = next((worker for worker in self.workers if not worker.group), None) or self._started()
+        worker.group = group
+        with suppress(OSError):  # the process is gone, as `ended` finds out
+            worker.connection.send(group)
+
+    def _started(self) -> _Worker:
+        context = multiprocessing.get_context("spawn")
+        here, there = context.Pipe()  # one for each process: one that is killed within a message spoils no other's
         with _signals_wait():
-            self.running[self.pool.submit(_train_in_worker, group, self.setting)] = group
+            process = context.Process(target=_work, args=(there, self.setting))
+            process.start()
+            self.workers.append(_Worker(process, here))
+        there.close()  # now the process alone has this end, and its death is the end of the pipe
+        return self.workers[-1]
 
     def ended(self) -> list[tuple[Group, Outcome]]:
         """Wait a moment, pass events on, and return the groups that have ended since the last call, and how."""
-        done, _ = wait(self.running, timeout=0.2, return_when=FIRST_COMPLETED)
-        while not self.events.empty():  # an event is in the pipe before its `put` returns, so none is missed
-            self.report(self.events.get())
-        return [(self.running.pop(future), _outcome(future)) for future in done]
+        ready = wait([worker.connection for worker in self.running], timeout=0.2)
+        found = [(worker, self._outcome(worker)) for worker in self.running if worker.connection in ready]
+        ended = [(worker.group, outcome) for worker, outcome in found if outcome is not None]
+        for worker, outcome in found:
+            worker.group = [] if outcome is not None else worker.group
+        return ended
 
+    def _outcome(self, worker: _Worker) -> Outcome | None:
+        """Pass the events of a process on, and return how its group has ended; None while it is trained."""
+        while True:
+            try:
+                message = worker.connection.recv() if worker.connection.poll() else None
+            except (EOFError, OSError):
+                return self._replace(worker)
+            if message is None or isinstance(message, Outcome):
+                return message
+            self.report(message)
 
-def _outcome(future: Future[Outcome]) -> Outcome:
-    try:
-        return future.result()
-    except BrokenProcessPool:
-        raise KDError(
-            "a training process was ended from outside (out of memory?); everything finished is "
-            "stored: run the same command again, with --workers 1 if memory is short"
-        ) from None
+    def _replace(self, worker: _Worker) -> Outcome | None:
+        """Begin the group of a process that is gone in a new one, unless it was begun too often."""
+        group, name = worker.group, worker.group[0].description.id
+        worker.end(at_once=True)
+        self.workers.remove(worker)
+        self.deaths[name] += 1
+        status = worker.process.exitcode or 0
+        how = f"by signal {-status}" if status < 0 else f"with status {status}"
+        if self.deaths[name] > RESTARTS:
+            return Outcome(
+                f"its training process was ended from outside {self.deaths[name]} times, now {how} (out of memory?). "
+                "Its last checkpoint is kept: run the same command again, with --workers 1 if memory is short"
+            )
+        text = f"its training process was ended from outside, {how}; a new process goes on from the last checkpoint"
+        self.report(Event("notice", group[0], text))
+        self.begin(group)
+        return None
 
 
 @contextmanager
@@ -135,13 +188,16 @@ def _signals_wait() -> Iterator[None]:
             signal.raise_signal(number)
 
 
-def _start_worker(threads: int, events: Any) -> None:
-    global _events
-    _events = events
+def _work(connection: Connection, setting: Setting) -> None:
+    """Train the groups that come, and send their events and outcomes, until the other side is closed."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # they are the parent's, which kills its workers
-    torch.set_num_threads(threads)
+    torch.set_num_threads(setting.compute.threads)
     _end_with_parent()
+    with suppress(EOFError, OSError):  # the other side is closed, or gone
+        while True:
+            group = connection.recv()
+            connection.send(train_group(group, setting, connection.send))
 
 
 def _end_with_parent() -> None:
@@ -154,10 +210,3 @@ def _end_with_parent() -> None:
         os._exit(1)  # the last epoch's checkpoint is on disk
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-_events: Any = None  # a worker's way to the session; a queue can only be handed over when a process starts
-
-
-def _train_in_worker(group: Group, setting: Setting) -> Outcome:
-    return train_group(group, setting, _events.put)

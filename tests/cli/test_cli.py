@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -323,3 +324,23 @@ def test_ctrl_c_says_how_to_continue_and_the_same_command_does(tree):
     assert again.returncode == 0, again.stderr
     assert "epoch 1/" not in again.stdout
     assert "epoch 20/20" in again.stdout
+
+
+def test_a_lost_reader_ends_a_command_and_a_lost_process_is_told(tree, monkeypatch, capfd):
+    """Both are a BrokenPipeError."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kdlib", "list"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait(60)) == (b"", 141)
+    process.stderr.close()
+
+    def lost(options):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("kdlib.cli.commands.show_list", lost)
+    assert main(["list"]) == 2
+    assert "kd: a process that this one talks to is gone" in capfd.readouterr().err

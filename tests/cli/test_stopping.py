@@ -179,6 +179,7 @@ def test_the_statuses_of_a_stop(monkeypatch, capsys, stop, status):
     assert cli.main(["run", "toy", "--seed", "3"]) == status
     printed = capsys.readouterr()
     said = printed.out if status == 3 else printed.err
+    assert said.startswith("\nStopped. Every finished run is saved, and every other run up to its last checkpoint.")
     assert said.splitlines()[-1].endswith("kdlib run toy --seed 3")
 
 

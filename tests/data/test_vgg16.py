@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 
 from kdlib.data import DataError, vgg16
+from kdlib.errors import KDError
 
 CHANNELS = (3, 4, 5, 2, 3, 2, 4, 1, 2, 3, 1, 2, 3, 2)
 PLACES = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
@@ -99,11 +100,14 @@ class Hostile:
 def test_a_pickled_program_is_not_run(tmp_path, monkeypatch):
     target = tmp_path / "written"
     hostile = {**made(), "features.0.weight": Hostile(target)}
-    for content in (pickle.dumps(hostile, 2), hostile, b"", b"PK\x03\x04 no archive"):
+    for content in (pickle.dumps(hostile, 2), hostile, b""):
         write_torchvision(tmp_path, content, monkeypatch)
         with pytest.raises(DataError, match=r"\.pth: expected tensors, found unreadable content"):
             vgg16.features(tmp_path)
     assert not target.exists()
+    write_torchvision(tmp_path, b"PK\x03\x04 no archive", monkeypatch)  # with the SHA-256 that is expected
+    with pytest.raises(KDError, match=r"\.pth: cannot be read \(PytorchStreamReader"):
+        vgg16.features(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from kdlib.run.experiment import Arm, Compute, Run, load_experiment
 from kdlib.run.plan import plan, wanted_arms
 from kdlib.run.store import Store, prune, read_run, write_manifest
 from tests.conftest import TOY, changed, contents, module_of, write_toy
+from tests.toy import STEPS
 
 ROOT, CPU = TOY.parents[1], Compute()
 
@@ -197,7 +199,8 @@ def test_who_waits_for_another_session_says_so_and_takes_over_its_run(toy, store
         waits.set()
 
     def look(*of):  # before the wait, because the source files may be edited meanwhile
-        events.append("what code this is")
+        if "what code this is" not in events:
+            events.append("what code this is")
         return environment(*of)
 
     monkeypatch.setattr("kdlib.run.group.environment", look)
@@ -376,12 +379,41 @@ def test_several_processes_give_the_bytes_of_one(server, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_worker_ended_from_outside(server, tmp_path):
-    """The session stops with one sentence, and the same command continues it."""
-    answer = server.run(tmp_path / "store", "killed", "baseline", workers=2)
-    assert answer["error"].startswith("KDError: a training process was ended from outside")
-    again = server.run(tmp_path / "store", "killed", "baseline")
-    assert set(again["finished"]) == {"killed/0", "baseline/0"}
+def test_a_worker_ended_from_outside_is_replaced_and_its_run_goes_on(server, tmp_path):
+    """Every process ends at its fifth step: a run of nine steps needs three of them, and repeats less than an epoch."""
+    log = tmp_path / "log"
+    answer = server.run(
+        tmp_path / "store", "teacher", "baseline", workers=2, TOY_KILL=f"step:{STEPS + 2}", TOY_LOG=str(log)
+    )
+    assert answer["failed"] == {}
+    assert set(answer["finished"]) == {"teacher/0", "baseline/0"}
+    notices = [text for kind, _, text in answer["events"] if kind == "notice"]
+    assert (
+        notices
+        == ["its training process was ended from outside, by signal 9; a new process goes on from the last checkpoint"]
+        * 4
+    )
+    assert Counter(log.read_text().splitlines()) == {
+        f"{arm}, seed 0, epoch {epoch}": times
+        for arm in ("teacher", "baseline")
+        for epoch, times in ((1, 1), (2, 2), (3, 2))
+    }
+    server.run(tmp_path / "unbroken", "teacher", "baseline")
+    assert contents(tmp_path / "store") == contents(tmp_path / "unbroken")
+
+
+@pytest.mark.slow
+def test_a_run_whose_workers_end_again_and_again_fails_and_stops_no_other(server, tmp_path):
+    answer = server.run(tmp_path / "store", "always_killed", "below_killed", "killed", "baseline", workers=2)
+    assert answer["error"] == ""
+    assert set(answer["finished"]) == {"killed/0", "baseline/0"}
+    text = answer["failed"].pop("always_killed/0")
+    assert text.startswith("its training process was ended from outside 4 times, now by signal 9 (out of memory?).")
+    assert "--workers 1" in text
+    assert answer["failed"] == {}
+    assert set(answer["blocked"]) == {"below_killed/0"}
+    kinds = [kind for kind, label, _ in answer["events"] if label.startswith("always_killed")]
+    assert kinds == ["started", "notice"] * 3 + ["started", "failed"]
 
 
 # ---- code and commits

@@ -143,13 +143,13 @@ def teacher_of(job):
 
 @pytest.mark.slow
 def test_workers_stop_too(server, tmp_path):
-    """Two sessions have some steps of 0.1 s, the last one has no limit; workers need seconds before the first step."""
+    """Two sessions have some steps of 0.5 s, the last one has no limit; workers need seconds before the first step."""
     whole = tmp_path / "whole"
     server.run(whole, *ARMS, seeds=(0, 1))
     begun, left, wait = 0, True, 6.0
     while begun < 2 and left:
         assert wait < 200
-        answer = server.run(tmp_path / "store", *ARMS, seeds=(0, 1), workers=2, seconds=wait, TOY_SLEEP="0.1")
+        answer = server.run(tmp_path / "store", *ARMS, seeds=(0, 1), workers=2, seconds=wait, TOY_SLEEP="0.5")
         steps = any(event[0] == "epoch" for event in answer["events"])
         left, begun, wait = answer["left"], begun + steps, wait if steps else wait + 8  # a busy machine
     assert begun == 2
@@ -187,4 +187,4 @@ def test_a_run_that_another_process_trains_is_waited_for_until_the_deadline(toy,
         other.kill()
     assert 1.5 < waited < 20
     assert arms_of(jobs, summary.left) == {"baseline 0"}
-    assert events == ["notice baseline", "stopped baseline"]
+    assert events == ["notice baseline"]

@@ -13,7 +13,7 @@ from tests.toy import EPOCHS, STEPS
 
 ARMS = ("teacher", "distilled")
 WRITES = 2 * EPOCHS + 4 + 3  # checkpoints; weights, soft targets, run.json, manifest; weights, run.json, manifest
-RENAMES = WRITES + 2  # and each run's folder into place
+RENAMES = WRITES + 2 + 2 * (EPOCHS - 1)  # and each run's folder into place; each checkpoint before the last one
 PLACES = {
     "step": 2 * EPOCHS * STEPS,
     "half written": WRITES,
@@ -26,12 +26,12 @@ CHOSEN = sorted(
     {
         *random.Random(0).sample(ALL, 18),
         f"half written:{EPOCHS}",
-        f"before rename:{EPOCHS}",  # the teacher's last checkpoint
+        f"before rename:{2 * EPOCHS - 1}",  # the teacher's last checkpoint
         f"after write:{EPOCHS + 1}",
-        f"before rename:{EPOCHS + 2}",  # between its weights and its manifest
+        f"before rename:{2 * EPOCHS + 1}",  # between its weights and its manifest
         f"after write:{EPOCHS + 4}",
-        f"before rename:{EPOCHS + 5}",  # complete, not yet in place
-        f"after rename:{EPOCHS + 5}",  # in place, its work folder still there
+        f"before rename:{2 * EPOCHS + 4}",  # complete, not yet in place
+        f"after rename:{2 * EPOCHS + 4}",  # in place, its work folder still there
     }
 )
 

@@ -263,6 +263,17 @@ def test_a_run_that_is_pruned_while_it_is_read_is_not_damaged(store, run, monkey
     assert not (store.folder / "damaged").exists()
 
 
+def test_a_good_run_that_was_copied_there_meanwhile_is_not_set_aside(store, run):
+    """`find` saw nothing, or a damaged run; then, during the training, someone put a good one there."""
+    trained_here = replace(RESULT, weights={"final": {"w": torch.zeros(2)}})
+    assert store.save(DESCRIPTION, trained_here, {}).weights_sha256 == run.weights_sha256
+    assert not (store.folder / "damaged").exists()
+    assert not store.work_folder(run.id).exists()
+    (run.folder / "manifest.json").unlink()
+    assert store.save(DESCRIPTION, trained_here, {}).weights_sha256 != run.weights_sha256
+    assert len(list((store.folder / "damaged").iterdir())) == 1
+
+
 def test_damage_seen_by_two_at_once_is_set_aside_once(store, run):
     target = store.set_aside(run.folder)
     store.set_aside(run.folder)  # the other process comes late

@@ -96,7 +96,8 @@ def tree(folder):
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files as Linux does")
 def test_with_no_file_descriptor_and_no_memory_left_nothing_is_damaged_or_moved(store, run, tmp_path):
-    save_tensors(tmp_path / "checkpoint.safetensors", {"model/weight": torch.ones(1, 1)}, {"history": []})
+    for name in ("checkpoint.safetensors", "previous-checkpoint.safetensors"):  # the older one is no way out
+        save_tensors(tmp_path / name, {"model/weight": torch.ones(1, 1)}, {"history": []})
     with (tmp_path / "big").open("wb") as file:
         file.truncate(2**34)  # takes no room on the disk
     before = {path: content for path, content in tree(tmp_path / "store").items() if path.parts[0] != "locks"}
@@ -119,6 +120,7 @@ def test_with_no_file_descriptor_and_no_memory_left_nothing_is_damaged_or_moved(
         assert "run the same command again" in line
     assert {path: content for path, content in tree(tmp_path / "store").items() if path.parts[0] != "locks"} == before
     assert not list(tmp_path.glob("*.damaged*"))
+    assert len(list(tmp_path.glob("*checkpoint.safetensors"))) == 2
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with a name")

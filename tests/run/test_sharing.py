@@ -1,0 +1,188 @@
+"""Sessions that have one store share the work; a lock that a dead machine has left is told and not waited for."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+
+import pytest
+
+from kdlib.errors import KDError
+from kdlib.run import alive
+from kdlib.run.engine import execute
+from kdlib.run.experiment import Compute
+from kdlib.run.plan import plan
+from kdlib.run.store import Store
+from tests.conftest import contents
+from tests.toy import EPOCHS
+
+SEEDS = tuple(range(8))
+HOLD = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); input()"
+
+
+def started(answer):
+    return {label for kind, label, _ in answer["events"] if kind == "started"}
+
+
+def test_four_sessions_take_different_runs(server, tmp_path):
+    """Each run takes about a second of sleep, so no session is done before the last one begins."""
+    log = tmp_path / "log"
+    waits = [
+        server.start(tmp_path / "store", ("baseline",), seeds=SEEDS, TOY_SLEEP="0.1", TOY_LOG=str(log))
+        for _ in range(4)
+    ]
+    answers = [wait() for wait in waits]
+    assert all(len(answer["finished"]) == len(SEEDS) and not answer["left"] for answer in answers)
+    assert set(Counter(log.read_text().splitlines()).values()) == {1}
+    assert len(log.read_text().splitlines()) == len(SEEDS) * EPOCHS
+    shares = [started(answer) for answer in answers]
+    assert sum(map(len, shares)) == len(SEEDS)
+    assert all(shares)
+    server.run(tmp_path / "alone", "baseline", seeds=SEEDS)
+    assert contents(tmp_path / "store") == contents(tmp_path / "alone")
+
+
+class Holder:
+    """Another process that holds a lock."""
+
+    def __init__(self, lock):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", HOLD, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout.readline() == "\n"
+
+    def end(self):
+        self.process.communicate("\n")
+
+
+@pytest.fixture
+def hold():
+    holders = []
+
+    def held(lock):
+        holders.append(Holder(lock))
+        return holders[-1]
+
+    yield held
+    for holder in holders:
+        if holder.process.returncode is None:
+            holder.end()
+
+
+def test_a_run_of_another_session_is_passed_over_and_waited_for_when_nothing_else_is_left(toy, tmp_path, hold):
+    store = Store(tmp_path)
+    jobs = plan(toy, toy.profile("quick"), ("distilled", "baseline"), (0,), Compute(), {})
+    teacher = jobs[0].description.id
+    holder, events = hold(store.lock_file(teacher)), []
+
+    def report(event):
+        events.append(f"{event.kind} {event.job.arms[0]}")
+        if event.kind == "notice":
+            holder.end()
+
+    summary = execute(jobs, store, compute=Compute(), folders={}, report=report)
+    assert len(summary.finished) == 3
+    assert [event for event in events if not event.startswith("epoch")] == [
+        "started baseline",
+        "finished baseline",
+        "notice teacher",
+        "started teacher",
+        "finished teacher",
+        "started distilled",
+        "finished distilled",
+    ]
+
+
+def execute_one(toy, store, events):
+    jobs = plan(toy, toy.profile("quick"), ("distilled", "baseline"), (0,), Compute(), {})
+    summary = execute(jobs, store, compute=Compute(), folders={}, report=lambda event: events.append(event.kind))
+    return {job.arms[0]: job.description.id for job in jobs}, summary
+
+
+def test_a_lock_of_a_machine_that_is_gone_is_told_and_its_deletion_is_the_remedy(toy, tmp_path, hold):
+    """The lock is held, as by a file server that has not heard of the end of a machine."""
+    store = Store(tmp_path)
+    job = plan(toy, toy.profile("quick"), ("teacher",), (0,), Compute(), {})[0]
+    lock = store.lock_file(job.description.id)
+    hold(lock)
+    lock.with_suffix(".alive").write_text("process 7 of machine gone\n")
+    os.utime(lock.with_suffix(".alive"), (time.time() - 3600, time.time() - 3600))
+    ids, summary = execute_one(toy, store, [])
+    assert summary.finished.keys() == {ids["baseline"]}
+    assert summary.failed.keys() == {ids["teacher"]}
+    assert summary.blocked.keys() == {ids["distilled"]}
+    text = summary.failed[ids["teacher"]]
+    assert text.startswith(f"{lock}: expected a sign of life at most 600 s old")
+    assert "process 7 of machine gone" in text
+    assert "delete this lock, then run the same command again" in text
+    lock.unlink()
+    assert len(execute_one(toy, store, [])[1].finished) == 3
+    assert not list(lock.parent.glob("*.alive"))
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported")
+def test_without_flock_a_lock_that_another_machine_has_left_is_told(toy, tmp_path, monkeypatch):
+    import fcntl
+
+    def absent(*_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", absent)
+    store = Store(tmp_path / "store")
+    job = plan(toy, toy.profile("quick"), ("teacher",), (0,), Compute(), {})[0]
+    lock = store.lock_file(job.description.id)
+    lock.parent.mkdir(parents=True)
+    lock.write_text("7\ngone\n")
+    lock.with_suffix(".alive").write_text("process 7 of machine gone\n")
+    os.utime(lock.with_suffix(".alive"), (time.time() - 3600, time.time() - 3600))
+    ids, summary = execute_one(toy, store, [])
+    assert summary.finished.keys() == {ids["baseline"]}
+    assert "machine gone" in summary.failed[ids["teacher"]]
+    lock.unlink()
+    assert len(execute_one(toy, store, [])[1].finished) == 3
+    assert not list(lock.parent.glob("*.lock"))
+
+
+def test_a_session_shows_that_it_is_alive_until_it_releases_its_locks(tmp_path, monkeypatch):
+    monkeypatch.setattr(alive, "BEAT_SECONDS", 0.05)
+    lock, signs, threads = tmp_path / "lock", [tmp_path / "one", tmp_path / "two"], threading.active_count()
+    with alive.shown(signs):
+        assert all(sign.read_text().startswith(f"process {os.getpid()} of machine ") for sign in signs)
+        for sign in signs:
+            os.utime(sign, (0, 0))
+            alive.refuse_dead(lock, sign)  # it looks a second time
+            assert sign.stat().st_mtime > 0
+        signs[0].unlink()  # as when the process takes a lock again
+        deadline = time.monotonic() + 60
+        while not signs[0].exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert not list(tmp_path.iterdir())
+    assert threading.active_count() == threads
+    alive.refuse_dead(lock, signs[0])  # who has shown none may be about to
+    signs[0].touch()
+    os.utime(signs[0], (0, 0))
+    with pytest.raises(KDError, match="expected a sign of life"):
+        alive.refuse_dead(lock, signs[0])
+
+
+def test_who_holds_a_lock_for_a_moment_is_not_taken_for_a_process_that_was_killed_before(tmp_path):
+    store = Store(tmp_path)
+    store.lock_file("run").parent.mkdir()
+    store.sign_file("run").write_text("of a killed process")
+    with store.lock("run"):
+        assert not store.sign_file("run").exists()
+
+
+def test_a_run_in_training_has_a_sign_of_life(server, tmp_path):
+    wait = server.start(tmp_path, ("baseline",), TOY_SLEEP="60")
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("locks/*.alive")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    (sign,) = tmp_path.glob("locks/*.alive")
+    assert sign.with_suffix(".lock").exists()
+    assert wait(kill=True)["killed"]

@@ -1,0 +1,93 @@
+"""What the session's process makes of its training processes, without starting any."""
+
+from __future__ import annotations
+
+import os
+from multiprocessing import Pipe
+from types import SimpleNamespace
+
+import pytest
+
+from kdlib.run.events import Event
+from kdlib.run.group import Outcome
+from kdlib.run.workers import RESTARTS, Workers, _Worker
+
+GROUP = [SimpleNamespace(description=SimpleNamespace(id="run"))]
+
+
+class Begun(Workers):
+    """Training processes that are pipes; the test holds the other ends."""
+
+    def __init__(self, report):
+        super().__init__(1, None, report)
+        self.others, self.killed = [], 0
+
+    def _started(self):
+        here, there = Pipe()
+        self.others.append(there)
+        self.workers.append(_Worker(SimpleNamespace(kill=self._kill, join=lambda: None, exitcode=-9), here))
+        return self.workers[-1]
+
+    def _kill(self):
+        self.killed += 1
+
+
+def test_events_and_the_outcome_come_in_their_order():
+    events = []
+    workers = Begun(events.append)
+    workers.begin(GROUP)
+    assert (workers.free, workers.busy) == (0, True)
+    assert workers.others[0].recv()[0].description.id == "run"
+    for number in (1, 2):
+        workers.others[0].send(Event("epoch", None, epoch=number))
+    assert workers.ended() == []
+    workers.others[0].send(Outcome("failed"))
+    assert workers.ended() == [(GROUP, Outcome("failed"))]
+    assert [event.epoch for event in events] == [1, 2]
+    assert (workers.free, workers.busy) == (1, False)
+    workers.begin(GROUP)  # in the same process
+    assert len(workers.others) == 1
+
+
+@pytest.mark.parametrize("left", [b"", b"\0", b"\0\0\0\x10half a"])
+def test_a_process_that_ends_within_a_message_is_replaced_up_to_three_times(left):
+    events = []
+    workers = Begun(events.append)
+    workers.begin(GROUP)
+    for death in range(1, RESTARTS + 1):
+        os.write(workers.others[-1].fileno(), left)
+        workers.others[-1].close()
+        assert workers.ended() == []
+        assert len(workers.others) == death + 1
+        assert workers.others[-1].recv()[0].description.id == "run"
+    workers.others[-1].close()
+    ((group, outcome),) = workers.ended()
+    assert group == GROUP
+    assert outcome.error.startswith("its training process was ended from outside 4 times, now by signal 9")
+    assert [event.kind for event in events] == ["notice"] * RESTARTS
+    assert workers.killed == RESTARTS + 1
+    assert (workers.free, workers.busy) == (1, False)
+
+
+def test_an_idle_process_that_is_gone_is_replaced():
+    workers = Begun(lambda event: None)
+    workers.begin(GROUP)
+    workers.others[0].send(Outcome())
+    assert workers.ended() == [(GROUP, Outcome())]
+    workers.others[0].close()
+    workers.begin(GROUP)
+    assert workers.ended() == []
+    workers.others[1].send(Outcome())
+    assert workers.ended() == [(GROUP, Outcome())]
+
+
+def test_an_error_of_the_report_is_not_taken_for_the_end_of_a_process():
+    def report(event):
+        raise BrokenPipeError("nobody reads the output")
+
+    workers = Begun(report)
+    workers.begin(GROUP)
+    workers.others[0].send(Event("epoch", None))
+    with pytest.raises(BrokenPipeError, match="nobody reads"):
+        workers.ended()
+    assert workers.killed == 0
