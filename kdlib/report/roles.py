@@ -19,7 +19,9 @@ COLORS = {
 
 
 def role_of(arm: Arm, arms: Sequence[Arm]) -> str:
-    """Return a key of COLORS: an assistant is taught and teaches, a baseline does neither."""
+    """Return a key of COLORS: an assistant is taught and teaches, a baseline does neither; or the arm's own `role`."""
+    if arm.role:
+        return arm.role
     if "sham" in arm.modes:
         return "sham"
     taught = "teacher" in arm.needs and not arm.name.startswith("teacher")  # a teacher that is only tested needs itself

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kdlib.batches import Examples
 from kdlib.errors import KDError
 from kdlib.progress import Progress
+from kdlib.run.loaded import LoadedOnce
 from kdlib.run.store import Description, FinishedRun, Result
 from kdlib.seeds import generator
 from kdlib.targets import SoftTargets
@@ -29,6 +30,7 @@ class Arm:
 
     `needs` maps a role to the name of the arm that plays it. `change` holds the configuration fields that differ from
     the profile's. `snapshot` names the snapshot of the run that is this arm; several arms may be snapshots of one run.
+    `role` names the arm's colour in figures (kdlib/report/roles.py), where `needs` does not tell it.
     An arm with a `seed` has one run, with that seed, for the sessions of all seeds (a source's only teacher).
 
     With `mapped`, `train` takes a list of runs and may train them side by side. The runs of a list differ in their seed
@@ -43,6 +45,7 @@ class Arm:
     snapshot: str = "final"
     seed: int | None = None
     mapped: tuple[str, ...] | None = None
+    role: str = ""
 
     def results(self, runs: Sequence[Run]) -> list[Result]:
         """Train the runs and return one result for each."""
@@ -167,8 +170,8 @@ class Experiment:
         """Refuse arms and profiles that contradict each other (KDError)."""
         _check_arms(self)
         _check_profiles(self)
-        if not isinstance(self.load_data, _LoadedOnce):
-            object.__setattr__(self, "load_data", _LoadedOnce(self.load_data))
+        if not isinstance(self.load_data, LoadedOnce):
+            object.__setattr__(self, "load_data", LoadedOnce(self.load_data))
 
     def arm(self, name: str) -> Arm:
         """Return the arm of that name; KDError lists the arms there are."""
@@ -208,37 +211,6 @@ class Experiment:
         """Return the name of a table's files: the profile, and each value of `data_fields` that is not its own."""
         usual = asdict(self.profile(profile).config)
         return "-".join([profile, *(str(config[key]) for key in self.data_fields if config[key] != usual[key])])
-
-
-class _LoadedOnce:
-    """Calls `load_data` once for all configurations with the same values in the fields that it reads."""
-
-    KEPT = 2  # data sets in memory
-
-    def __init__(self, load: Callable[[Any, Mapping[str, Path]], Any]) -> None:
-        self.load = load
-        self.known: list[tuple[dict[str, Any], dict[str, Path], Any]] = []
-
-    def __call__(self, config: Any, folders: Mapping[str, Path]) -> Any:
-        for read, places, data in self.known:
-            if places == folders and all(getattr(config, name) == value for name, value in read.items()):
-                return data
-        watched = _Watched(config)
-        data = self.load(watched, folders)
-        self.known = [*self.known, (watched._read, dict(folders), data)][-self.KEPT :]
-        return data
-
-
-class _Watched:
-    """A configuration that remembers which of its fields were read."""
-
-    def __init__(self, config: Any) -> None:
-        self._config, self._read = config, dict[str, Any]()
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._config, name)
-        self._read[name] = value
-        return value
 
 
 def _check_arms(experiment: Experiment) -> None:

@@ -356,12 +356,15 @@ DESCRIBED, TAUGHT = ("as described", "controlled"), {"teacher": "teacher"}
 ARMS = (
     Arm("teacher", DESCRIBED, train_binary_teacher),
     # With alpha 1 the teacher has no weight: this is the student without a teacher.
-    *(Arm(cell(alpha), DESCRIBED, train_binary_student, TAUGHT, {"alpha": alpha}) for alpha in ALPHAS),
+    *(
+        Arm(cell(alpha), DESCRIBED, train_binary_student, TAUGHT, {"alpha": alpha}, role="baseline" * (alpha == 1))
+        for alpha in ALPHAS
+    ),
     # The controls have alpha 0, at which the soft targets do most, or 0.5, which the post calls not always best.
     Arm("sham", ("sham",), train_binary_sham, TAUGHT, {"alpha": 0.0}),
     Arm("sham_alpha_0_5", ("sham",), train_binary_sham, TAUGHT, {"alpha": 0.5}),
-    Arm("smoothed", ("controlled",), train_binary_smoothed, TAUGHT, {"alpha": 0.0}),
-    Arm("smoothed_alpha_0_5", ("controlled",), train_binary_smoothed, TAUGHT, {"alpha": 0.5}),
+    Arm("smoothed", ("controlled",), train_binary_smoothed, TAUGHT, {"alpha": 0.0}, role="baseline"),
+    Arm("smoothed_alpha_0_5", ("controlled",), train_binary_smoothed, TAUGHT, {"alpha": 0.5}, role="baseline"),
 )
 HEADLINE = ("teacher", cell(0.0), cell(0.5), cell(1.0), "sham", "smoothed")
 

@@ -30,14 +30,13 @@ CONTROLS = (  # arms by alpha, label
     ({0.5: "sham_alpha_0_5", 0.0: "sham"}, "sham"),
     ({0.5: "smoothed_alpha_0_5", 0.0: "smoothed"}, "smoothed labels"),
 )
-# What is trained without the teacher's answers, whatever it needs to be told.
-WITHOUT = {cell(1.0): COLORS["baseline"], "smoothed": OTHERS[1], "smoothed_alpha_0_5": OTHERS[1]}
+SMOOTHED = {"smoothed": OTHERS[1], "smoothed_alpha_0_5": OTHERS[1]}
 BEST = "best alpha"
 
 
 def draw(records: Sequence[Record], reported: Reported) -> Drawing | None:
     """Return the figure of one profile's records; the teacher is far above the students."""
-    found, colors = measured(records), colors_of(ARMS) | WITHOUT
+    found, colors = measured(records), colors_of(ARMS) | SMOOTHED
     best = chosen(reported.choices[0], found)
     curve = Part(
         "Against alpha; dotted: validation, which chooses alpha",

@@ -299,7 +299,7 @@ MIXUP, BALANCED = {"draws": "mixup"}, {"draws": "balanced"}
 ARMS = (
     # The released code fits all three models to plain rows and hard labels; its "distilled" student is the baseline
     # trained for 122 epochs instead of 62. This is one run, with a snapshot at each of the two epochs.
-    Arm("released_teacher", ("as released",), train_teacher, snapshot="at_released_stop"),
+    Arm("released_teacher", ("as released",), train_teacher, snapshot="at_released_stop", role="teacher"),
     Arm("released_baseline", ("as released",), train_student, snapshot="at_released_stop"),
     Arm("released_distilled", ("as released",), train_student),
     Arm("teacher", DESCRIBED, train_teacher),

@@ -24,3 +24,10 @@ def test_an_assistant_is_taught_and_teaches():
     assert found["scratch_10"] == "teacher"
     assert "assistant" in found.values()
     assert set(found.values()) <= COLORS.keys()
+
+
+def test_an_arm_says_its_part_where_its_needs_do_not():
+    assert roles("ecg")["released_teacher"] == "teacher"
+    found = roles("binary")
+    assert {found[name] for name in ("alpha_1_0", "smoothed")} == {"baseline"}
+    assert found["alpha_0_9"] == "distilled"
