@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["fingerprint", "private_folder", "read", "write"]
+__all__ = ["described", "fingerprint", "private_folder", "read", "write"]
 
 KEPT = 300  # files: those used last
 DIGEST = hashlib.sha256().digest_size
@@ -46,7 +46,7 @@ def fingerprint(function: FunctionType, unwrap: Callable[[Any], Any] = lambda va
     parts = []
     while pending:
         one = pending.pop(0)
-        parts.append(repr((one.__qualname__, _described(one.__code__), one.__defaults__, one.__kwdefaults__)))
+        parts.append(repr((one.__qualname__, described(one.__code__), one.__defaults__, one.__kwdefaults__)))
         for name, value in _used(one):
             value = unwrap(value)
             if isinstance(value, FunctionType):
@@ -59,9 +59,9 @@ def fingerprint(function: FunctionType, unwrap: Callable[[Any], Any] = lambda va
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _described(code: CodeType) -> tuple[Any, ...]:
+def described(code: CodeType) -> tuple[Any, ...]:
     """Return what a code object does, without the place of its source."""
-    constants = [_described(c) if isinstance(c, CodeType) else (type(c).__name__, repr(c)) for c in code.co_consts]
+    constants = [described(c) if isinstance(c, CodeType) else (type(c).__name__, repr(c)) for c in code.co_consts]
     names = code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars
     counts = code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags
     return code.co_code.hex(), code.co_exceptiontable.hex(), constants, names, counts

@@ -114,10 +114,18 @@ else:
             folder = _folder()
             if folder is None:
                 return None
-            functions: list[Any] = [self.function, _wide, _narrow, _add_eights]
+            functions: list[Any] = [self.function, _wide, _narrow]
             sources = [code_cache.fingerprint(function, _python) for function in functions]
             processor = codegen.magic_tuple()
-            made_from = self.function.__module__, sources, str(signature), processor, sorted(map(str, OPTIONS.items()))
+            instructions = code_cache.described(_add_eights._defn.__code__)
+            made_from = (
+                self.function.__module__,
+                sources,
+                instructions,
+                str(signature),
+                processor,
+                sorted(map(str, OPTIONS.items())),
+            )
             digest = hashlib.sha256(repr((made_from, VERSIONS)).encode()).hexdigest()
             return folder / f"{self.function.__name__}-{digest[:32]}"
 

@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from kdlib.errors import KDError
+from kdlib.precision import older_setting
 from kdlib.training import evaluating
 
 __all__ = ["Cost", "Latency", "exported_program", "latency", "one_thread", "prediction_cost"]
@@ -83,7 +84,7 @@ def exported_program(module: nn.Module, example: Tensor, *, any_batch: bool = Fa
     # torch takes a batch of 1 for a constant.
     batch = torch.cat([example[:1]] * 2) if any_batch else example
     shapes = ({0: torch.export.Dim("batch", min=1)},) if any_batch else None
-    with evaluating(module), warnings.catch_warnings():
+    with evaluating(module), older_setting(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own modules
         try:
             return torch.export.export(module, (batch,), dynamic_shapes=shapes)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from kdlib.cost import exported_program
 from kdlib.errors import KDError
 from kdlib.files import atomic_write
+from kdlib.precision import older_setting
 from kdlib.training import predict_logits
 
 __all__ = ["OPSET", "TOLERANCE", "int8_file", "onnx_file", "onnx_predictor", "same_logits"]
@@ -37,7 +38,7 @@ def onnx_file(module: nn.Module, examples: Tensor, path: Path) -> None:
     """
     _packages()
     program = exported_program(module, examples, any_batch=True)
-    with _quiet():
+    with _quiet(), older_setting():
         made = torch.onnx.export(
             program,
             input_names=["inputs"],

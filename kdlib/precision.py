@@ -5,13 +5,15 @@ TF32 keeps 10 of the 23 bits of a float32's fraction. A run that says "float32" 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from kdlib.errors import KDError
 
-__all__ = ["PRECISIONS", "arithmetic", "set_precision"]
+__all__ = ["PRECISIONS", "arithmetic", "older_setting", "set_precision"]
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 
@@ -34,6 +36,23 @@ def set_precision(precision: str) -> None:
 def arithmetic() -> dict[str, str]:
     """Return how a CUDA device computes float32 products, convolutions and recurrent layers: "ieee" or "tf32"."""
     return {name: str(backend.fp32_precision) for name, backend in _backends().items()}
+
+
+@contextmanager
+def older_setting() -> Iterator[None]:
+    """Let torch read its older setting of the precision, as torch.export does.
+
+    Torch refuses to once the newer one has another value than its default, on a CPU too. Afterwards all is as before.
+    """
+    layers = [backend for name, backend in _backends().items() if name != "products"]
+    before = [backend.fp32_precision for backend in layers]
+    for backend in layers:
+        backend.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        for backend, precision in zip(layers, before, strict=True):
+            backend.fp32_precision = precision
 
 
 def _backends() -> dict[str, Any]:

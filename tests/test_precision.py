@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from kdlib.cost import exported_program
 from kdlib.errors import KDError
 from kdlib.precision import arithmetic, set_precision
 
@@ -26,6 +27,12 @@ def test_convolutions_too_are_what_the_configuration_says(precision, expected):
     assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == expected
     assert torch.backends.cudnn.deterministic
     assert not torch.backends.cudnn.benchmark
+
+
+def test_a_network_can_be_exported_after_a_precision_was_set():
+    set_precision("float32")
+    exported_program(torch.nn.Linear(3, 2), torch.randn(4, 3))
+    assert arithmetic() == {"products": "ieee", "convolutions": "ieee", "recurrent layers": "ieee"}
 
 
 def test_another_precision_is_refused():

@@ -64,7 +64,7 @@ def test_clusters_follow_a_permutation_of_the_classes_and_of_the_examples(cluste
 @pytest.mark.parametrize("seed", range(3))
 def test_kmeans_clusters_the_columns_of_the_covariance(seed):
     """With so few classes every partition into three can be tried: none has closer clusters."""
-    noise = np.random.default_rng(seed).normal(size=(20, K))
+    noise = np.random.default_rng(seed).dirichlet(np.ones(K), size=20)
     columns = np.cov(noise, rowvar=False)
 
     def inertia(cluster_of):

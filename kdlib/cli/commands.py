@@ -16,7 +16,6 @@ from kdlib.judge.verdicts import MIN_SEEDS
 from kdlib.report import sessions
 from kdlib.report.markdown import unescaped
 from kdlib.report.pages import committed, draw_data, update_readmes, write_pages
-from kdlib.report.site import write_site
 from kdlib.report.steps import Step, next_steps
 from kdlib.report.summary import lines_of
 from kdlib.report.terminal import printable
@@ -178,6 +177,8 @@ def _command(given: Sequence[str], step: Step) -> list[str]:
 
 def tables(options: argparse.Namespace) -> int:
     """`kd tables [NAME ...]`: the committed tables and the READMEs' tables, again, from the committed runs."""
+    from kdlib.report.site import write_site  # imports jinja2
+
     names, found = _chosen(options.names), committed(ROOT)
     for name in (name for name in names if found[name]):
         folder = ROOT / "results" / name

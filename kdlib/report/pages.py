@@ -12,8 +12,6 @@ from kdlib.files import atomic_write
 from kdlib.judge.bands import read_bands
 from kdlib.judge.claims import Reported
 from kdlib.judge.reading import load_claims
-from kdlib.report.figures import write
-from kdlib.report.front_picture import CAPTION, write_front
 from kdlib.report.markdown import escaped
 from kdlib.report.readme import replace_table, section, summary_line, summary_table
 from kdlib.report.tables import MADE_OF, write_tables
@@ -70,7 +68,7 @@ def _picture(experiment: Experiment, group: Sequence[Record], reported: Reported
     drawing = figures.draw(group, reported) if figures else None
     if drawing is None:
         return ""
-    write(drawing, folder, label)
+    importlib.import_module("kdlib.report.figures").write(drawing, folder, label)  # imports matplotlib
     return f"![{escaped(drawing.alt)}]({label}.svg)"
 
 
@@ -118,6 +116,8 @@ def update_readmes(root: Path, records: Mapping[str, Sequence[Record]]) -> None:
             places = {"claims": section(text, "Claims"), "ingredients": section(text, MADE_OF)}
             _update(root / "replications" / name / "README.md", places, needed=False)
     _update(root / "README.md", {"table": summary_table(rows), **shown})
+    from kdlib.report.front_picture import CAPTION, write_front  # imports matplotlib
+
     picture = f"![{escaped(write_front(root))}](results/front.svg)\n\n{CAPTION}"
     _update(root / "README.md", {"front": picture}, needed=False)
 

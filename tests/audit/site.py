@@ -28,8 +28,8 @@ def check_json(path: Path, experiment: Experiment, source: Source, made: Mapping
     lines = path.with_name("runs.jsonl").read_text("utf-8").splitlines() if made else []
     for table in (table for table in found["tables"] if table["label"] in made):
         of, place = made[table["label"]], f"table {table['label']}"
-        for part, keys in tables.NAMED.items():
-            rows = {", ".join(row[key] for key in keys): row for row in table[part]}
+        for part in ("arms", "claims", "ingredients"):
+            rows = {", ".join(row[key] for key in tables.NAMED[part]): row for row in table[part]}
             yield from _rows(f"{place}, {part}", of[part], rows)
         yield from _seeds(place, source, of, table["claims"])
         yield from _runs(place, of["records"], table, lines)
