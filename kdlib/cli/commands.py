@@ -145,6 +145,8 @@ def record(options: argparse.Namespace) -> int:
     folder = ROOT / "results" / options.name
     result = sessions.Replication(session, found.records, found.problems, found.notes, found.left)
     _tell_summary(options, result, found.pages, read_records(folder / "runs.jsonl"), folder)
+    if found.pages:
+        print("README and the pages in results/site are made again by: kd tables")
     return _tell(found.problems, found.left)
 
 

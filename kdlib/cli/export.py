@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import asdict
 from datetime import date
 from importlib.metadata import version
 
@@ -49,9 +50,13 @@ def export(options: argparse.Namespace) -> int:
 
 def cost(options: argparse.Namespace) -> int:
     """`kd cost NAME`: measure the networks of a profile; write cost.csv and cost.md to results/<name>."""
+    if options.device != "cpu":
+        raise KDError(f"kd cost: expected --device cpu, found {options.device}; onnxruntime measures on a processor")
     session = prepared(options, options.name, options.profile)
     rows = measured_rows(session, lambda network: print(f"measuring {network}", flush=True))
-    folder = ROOT / "results" / session.experiment.name / ("local" if session.synthetic else "")
+    # The page of a replication is about its usual data; others are for the user who asked for them.
+    usual = session.experiment.label(session.profile_name, asdict(session.profile.config)) == session.profile_name
+    folder = ROOT / "results" / session.experiment.name / ("" if usual and not session.synthetic else "local")
     page = write_cost(session, rows, folder, _about(session))
     print("\n" + unescaped(page))
     print(f"Written to {folder}")

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
 from torch import nn
 
 from kdlib.errors import KDError
@@ -125,6 +124,8 @@ def write_cost(session: Session, rows: Sequence[Row], folder: Path, about: Mappi
         }
         for row in rows
     ]
+    import pandas as pd
+
     page = cost_page(session, rows, about)
     atomic_write(folder / "cost.csv", pd.DataFrame(lines).to_csv(index=False, lineterminator="\n").encode())
     atomic_write(folder / "cost.md", page.encode())
@@ -137,6 +138,8 @@ def _rounded(value: float | None) -> float | int | None:
 
 def cost_page(session: Session, rows: Sequence[Row], about: Mapping[str, str]) -> str:
     """Return the page: what was measured, the costs, what the source says of them, and how each was measured."""
+    import pandas as pd
+
     named = f"# {session.experiment.name}\n\n## What it costs\n"
     head = "\n".join(f"- {name}: {escaped(text)}" for name, text in about.items())
     costs = pd.DataFrame([_shown(row) for row in rows])

@@ -224,7 +224,7 @@ def ingredients_table(reported: Reported, records: Sequence[Record]) -> pd.DataF
     numbers, metric = measured(records), reported.primary.metric
     rows = []
     for part in reported.ingredients:
-        found = part_differences(part, numbers, metric)
+        found = part_differences(part, numbers, reported.primary)
         low, high = bounds(found, spread(metric))
         rows.append(
             {
@@ -243,10 +243,14 @@ def ingredients_table(reported: Reported, records: Sequence[Record]) -> pd.DataF
     return pd.DataFrame(rows)
 
 
-def part_differences(part: Ingredient, numbers: Metrics, metric: str) -> list[float]:
-    """Return the differences of an ingredient's two arms, one for each seed that both have."""
+def part_differences(part: Ingredient, numbers: Metrics, primary: Claim) -> list[float]:
+    """Return the differences of an ingredient's two arms in the primary claim's metric, one for each seed of both.
+
+    They are positive if the first arm does better.
+    """
     first, second = numbers.get(part.arm, {}), numbers.get(part.rival, {})
-    return [first[seed][metric] - second[seed][metric] for seed in sorted(first.keys() & second.keys())]
+    sign, metric = -1 if primary.lower_is_better else 1, primary.metric
+    return [sign * (first[seed][metric] - second[seed][metric]) for seed in sorted(first.keys() & second.keys())]
 
 
 def _named(differs: Sequence[str]) -> str:

@@ -33,7 +33,8 @@ COLUMNS = (  # parts, head, colour
     (("transfer",), "transfer proper:\ntaught over sham", COLORS["distilled"]),
 )
 CAPTION = (
-    "Each primary claim has one row. Filled parts are steps of the measured gain and add up to it; hollow ones compare "
+    "Each primary claim has one row, in the mode whose gain the parts add up to; the table below has the worst verdict "
+    "of all modes. Filled parts are steps of the measured gain and add up to it; hollow ones compare "
     "other arms. Intervals are 95% over the seeds, from 3 seeds on. Runs in profile `quick` are shortened and decide "
     "nothing. Each row has its own scale, the same in all its columns, because the units and sizes differ too much for "
     "a common one. Shares of the reported gain would hide the unit, and one claim reports no size. The numbers are in "
@@ -191,4 +192,4 @@ def _sentence(row: Row) -> str:
             other = "" if mark.own else " (of other arms)"
             told.append(f"{names.get(part, '')}{other} ".lstrip() + "".join(_numbers(row, [mark])))
     missing = [] if row.mark("measured") else ["the gain is not run"]
-    return f"{row.replication} {row.claim.name}, {row.unit}, {_runs(row)}: {'; '.join([*told, *missing])}."
+    return f"{row.replication} {row.claim.name}, {row.mode}, {row.unit}, {_runs(row)}: {'; '.join([*told, *missing])}."

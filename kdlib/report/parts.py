@@ -122,7 +122,7 @@ def _map(panel: Panel, arms: Names, ticks: Ticks, mark: str, over: str) -> None:
             n = "" if mark == "reported" else len(values_of(panel.found, panel.quantity.metric, arm, over))
             panel.note(mark, number, at=at, arm=arm, over=over, n=n)
     _heat(panel, values, ticks)
-    if over:
+    if over and np.isfinite(values).any():
         row, column = np.unravel_index(np.nanargmax(values), values.shape)
         panel.axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=2))
 
@@ -140,8 +140,10 @@ def _cell(panel: Panel, arm: str, mark: str, over: str) -> float | None:
 def _heat(panel: Panel, values: Any, ticks: Ticks) -> None:
     """Draw values as colours and numbers; a place without a number is hatched. Signed values are red and blue."""
     signed, axes = panel.quantity.form.startswith("+"), panel.axes
-    largest = max(1.0, float(np.nanmax(np.abs(values))))
-    scale = Normalize(-largest, largest) if signed else Normalize(float(np.nanmin(values)), float(np.nanmax(values)))
+    known = values[np.isfinite(values)]
+    largest = max(1.0, float(np.max(np.abs(known), initial=0)))
+    lowest = float(np.min(known)) if known.size else 0.0
+    scale = Normalize(-largest, largest) if signed else Normalize(lowest, float(np.max(known, initial=lowest)))
     axes.patch.set(hatch="////", facecolor="white", edgecolor="#cccccc")
     edges = [np.arange(size + 1) - 0.5 for size in values.shape]
     mesh = axes.pcolormesh(

@@ -69,7 +69,7 @@ def _transfer(reported: Reported, numbers: Metrics) -> str:
     part, metric = reported.part("transfer"), reported.primary.metric
     if part is None:
         return NONE
-    differences = part_differences(part, numbers, metric)
+    differences = part_differences(part, numbers, reported.primary)
     if not differences:
         return NONE
     shown, mean = scale(reported, metric), sum(differences) / len(differences)

@@ -76,7 +76,7 @@ def write_pages(folder: Path, found: Sequence[Row]) -> None:
             **_headed(one),
             prose=lambda text, name=one["name"]: Markup(rendered(text, f"../../replications/{name}")),
             figures={table["label"]: _figure(folder.parent / one["name"], table["label"]) for table in one["tables"]},
-            costs=_cost(folder.parent / one["name"] / "cost.csv"),
+            costs=_rows(folder.parent / one["name"] / "cost.csv"),
         )
     for name, page in pages.items():
         # The template's blank lines would be a third of the file.
@@ -228,21 +228,30 @@ def seeds_text(seeds: Sequence[int]) -> str:
 # ---- files next to the results
 
 
-def _figure(folder: Path, label: str) -> str | None:
-    """The path of a table's figure as seen from the page; the drawing if there is one, else the picture."""
-    for ending in ("svg", "png"):
-        if (folder / f"{label}.{ending}").exists():
-            return f"../{folder.name}/{label}.{ending}"
-    return None
+def _figure(folder: Path, label: str) -> Row | None:
+    """A table's figure: its path as seen from the page, what it shows in words, and its numbers."""
+    return _picture(folder / f"{label}.svg", folder / f"{label}-figure.txt", folder / f"{label}-figure.csv")
 
 
-def _front(folder: Path) -> str | None:
-    return next((f"../front.{e}" for e in ("svg", "png") if (folder.parent / f"front.{e}").exists()), None)
+def _front(folder: Path) -> Row | None:
+    return _picture(*(folder.parent / f"front.{ending}" for ending in ("svg", "txt", "csv")))
 
 
-def _cost(path: Path) -> list[list[str]]:
-    """The table of what the networks cost, its heads first; nothing if nobody has measured it."""
+def _picture(drawing: Path, words: Path, numbers: Path) -> Row | None:
+    if not drawing.exists():
+        return None
+    file = f"../{drawing.name}" if drawing.stem == "front" else f"../{drawing.parent.name}/{drawing.name}"
+    return {"file": file, "said": words.read_text("utf-8").strip(), "rows": _rows(numbers)}
+
+
+def _rows(path: Path) -> list[list[str]]:
+    """The rows of a CSV file, its heads first; nothing if there is no such file."""
     if not path.exists():
         return []
     with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.reader(file))
+        return [[_short(cell) for cell in row] for row in csv.reader(file)]
+
+
+def _short(cell: str) -> str:
+    """A number with a fraction to six digits; the file has all of them."""
+    return f"{float(cell):.6g}" if re.fullmatch(r"-?\d+\.\d+(e-?\d+)?", cell) else cell

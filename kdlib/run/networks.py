@@ -15,7 +15,7 @@ from kdlib.run.finished import WEIGHTS, FinishedRun
 
 __all__ = ["Origin", "origin_of", "trained_network"]
 
-OF_COMPUTE = {"device", "threads", "replicas", "convolutions"}  # of a run's configuration, beside the experiment's own
+OF_COMPUTE = {"device", "threads", "replicas", "convolutions"}  # of a run's configuration, next to the experiment's own
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,12 @@ def draw(records: Sequence[Record], reported: Reported) -> Drawing | None:
     """Return the figure of one profile's records."""
     found, colors, first = measured(records), colors_of(ARMS), reported.claims["C1"]
     assert isinstance(first, Effect)
-    claim = ("taught by its like over from scratch, batch 64", f"self_{cell(0.2, 2)}", "baseline_64", first.reported)
+    claim = (
+        "taught by an equal student over from scratch, batch 64",
+        f"self_{cell(0.2, 2)}",
+        "baseline_64",
+        first.reported,
+    )
     pairs = [(part.label, part.arm, part.rival) for part in reported.ingredients]
     taught = [f"{prefix}_{cell(alpha, t)}" for _, prefix, alpha in TEACHERS for t in TEMPERATURES]
     ours, theirs, off = maps("students taught by their like", CELLS, (ALPHAS, TEMPERATURES), found)

@@ -35,7 +35,10 @@ SHOWN = (  # arm, label
     ("sham", "sham"),
 )
 CURVES = ("teacher", "baseline", "baseline_50", "distilled_T_2", "distilled_T_6_fresh", "sham")
-SECOND = {"baseline_50": OTHERS[1], "distilled_T_2": OTHERS[0]}  # the second arms of a role, told from the first
+SECOND = {
+    "baseline_50": OTHERS[1],
+    "distilled_T_2": OTHERS[0],
+}  # the second arms of a role, distinguished from the first
 PICTURES = 2  # of each class on the sheet
 
 

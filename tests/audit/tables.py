@@ -175,10 +175,11 @@ def claim_rows(
 
 def ingredient_rows(source: Source, records: Sequence[Record]) -> Rows:
     """Return a row for each ingredient: the paired differences in the primary claim's metric."""
-    metric = next(claim.metric for claim in source.claims.values() if claim.keys.get("primary"))
+    primary = next(claim for claim in source.claims.values() if claim.keys.get("primary"))
+    metric, sign = primary.metric, -1 if primary.keys.get("lower_is_better") else 1
     found, rows = series(records, metric), {}
     for part in source.ingredients:
-        values = differences(found, part["arm"], part["over"])
+        values = [sign * value for value in differences(found, part["arm"], part["over"])]
         row = dict(zip(("difference", "low", "high"), _interval(values, *_differences(metric)), strict=True))
         named = {"arm": part["arm"], "over": part["over"], "differs": _differs(part["differs"])}
         rows[part["label"]] = {**named, "metric": metric, **row, "n": len(values)}
