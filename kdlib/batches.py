@@ -116,11 +116,12 @@ def _agreement(soft: SoftTargets, labels: Tensor) -> float:
     logits, count = soft.logits.to(labels.device), len(labels)
     found = (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(1)  # one logit: binary
     share = float((found == labels).double().mean())
-    every = torch.unique(labels)
-    classes, predicted = ((values == every[:, None]).double().mean(1) for values in (labels, found))
+    _, every = torch.unique(torch.cat([labels, found]), return_inverse=True)
+    most = int(every.max()) + 1
+    classes, predicted = (torch.bincount(part, minlength=most).double() / count for part in every.split(count))
     # With these shares of classes, answers that know nothing agree as often, up to about two standard deviations.
     chance = float((classes * predicted).sum())
-    if share < 1 and len(every) > 1 and share <= chance + 2 * math.sqrt(chance * (1 - chance) / count):
+    if share < 1 and int((classes > 0).sum()) > 1 and share <= chance + 2 * math.sqrt(chance * (1 - chance) / count):
         warnings.warn(
             f"the teacher is at chance: run {soft.teacher_run} agrees with the labels of {share:.1%} of {count} "
             f"examples, and chance with {chance:.1%}; check that its rows are in the order of the examples",

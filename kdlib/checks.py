@@ -30,7 +30,10 @@ def readable(values: Tensor) -> Tensor | None:
     if torch.compiler.is_compiling():
         return None
     while torch._C._functorch.is_functorch_wrapped_tensor(values):
+        axis = torch._C._functorch.maybe_get_bdim(values)
         values = torch._C._functorch.get_unwrapped(values)
+        if axis > 0:  # the classes stay the last axis
+            values = values.movedim(axis, 0)
     if type(values) not in (Tensor, torch.nn.Parameter) or not values.is_cpu:
         return None
     return values.detach() if values.requires_grad else values

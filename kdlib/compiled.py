@@ -117,7 +117,7 @@ else:
             functions: list[Any] = [self.function, _wide, _narrow]
             sources = [code_cache.fingerprint(function, _python) for function in functions]
             processor = codegen.magic_tuple()
-            instructions = code_cache.described(_add_eights._defn.__code__)
+            instructions = [code_cache.described(f.__code__) for f in (_add_multiple, _add_eights._defn)]
             made_from = (
                 self.function.__module__,
                 sources,

@@ -210,6 +210,8 @@ def _check_temperature(temperature: Number, dtype: torch.dtype) -> None:
 
 
 def _one_logit_each(student_logit: Tensor, other: Tensor) -> None:
+    if not student_logit.numel():
+        raise KDError("expected at least one logit of the student, found an empty batch; leave empty batches out")
     if other.shape != student_logit.shape:
         raise KDError(
             "expected logits of the student, logits of the teacher and labels of one shape, one for each example, "

@@ -36,7 +36,8 @@ class Loops:
         `done` epochs are finished, `begun` are begun. KDError, with `place` and what differs, if the checkpoint's
         epochs were trained with other seeds or data, or if it holds more epochs than were asked for.
         """
-        self.now = {"seed": seeds[0] if len(seeds) == 1 else [*seeds], "data": _data(batches), "count": count}
+        now = {"seed": seeds[0] if len(seeds) == 1 else [*seeds], "data": _data(batches), "count": count}
+        self.now = json_of(now, place)
         last, before = min(count, begun), self.known
         for first, until, loop in self._spans(begun):
             if first <= last and until > before:
@@ -109,8 +110,13 @@ def json_of(about: Mapping[str, Any] | None, place: str) -> Any:
 
 def _by_name(optimizer: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """An optimizer's class and, if the other one is of this class, the settings of its groups."""
+    # Another version of torch may have settings that this one does not know.
     groups = optimizer["groups"] if optimizer["class"] == other["class"] else []
-    return {"class": optimizer["class"], **{f"group {number}": group for number, group in enumerate(groups)}}
+    known = [{*group} for group in other["groups"]]
+    return {"class": optimizer["class"]} | {
+        f"group {number}": {k: v for k, v in group.items() if number >= len(known) or k in known[number]}
+        for number, group in enumerate(groups)
+    }
 
 
 def _refuse(differ: Sequence[str], place: str) -> None:

@@ -435,3 +435,18 @@ def test_numpys_whole_numbers_are_seeds_and_fractions_are_not():
     for seed in (3.0, "3"):
         with pytest.raises(TypeError):
             derive_seed(seed, "order")
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_students_side_by_side_are_checked_along_any_axis(axis):
+    """The checks look at the classes, wherever vmap has the axis of the students."""
+    torch.manual_seed(0)
+    logits, labels = torch.randn(3, 4, 5), torch.randn(3, 4, 5).softmax(2)
+    wanted = torch.stack([losses.cross_entropy(*pair) for pair in zip(logits, labels, strict=True)])
+    found = torch.vmap(losses.cross_entropy, in_dims=axis)(logits.movedim(0, axis), labels.movedim(0, axis))
+    torch.testing.assert_close(found, wanted)
+
+
+def test_an_empty_batch_of_two_classes_is_refused():
+    with pytest.raises(KDError, match="at least one logit"):
+        losses.binary_distillation(torch.randn(0), torch.randn(0), torch.zeros(0), 0.5)

@@ -21,7 +21,7 @@ from kdlib.run.experiment import Arm
 from kdlib.run.network_cost import network_numbers
 from kdlib.run.networks import Origin, trained_network
 from kdlib.run.plan import Job, wanted_arms
-from kdlib.run.session import Session
+from kdlib.run.session import Session, is_stored
 
 __all__ = ["Row", "cost_page", "measured_rows", "write_cost"]
 
@@ -91,7 +91,7 @@ def _row(session: Session, jobs: Sequence[Job], network: _Network) -> Row:
     roles = [part for part in ("teacher", "assistant") if part in parts] + ["student"] * student
     module, run, why = network.module, "", "no finished run in the store"
     for job, arm in ((job, arm) for arm in network.arms for job in jobs if arm.name in job.arms):
-        if session.store.has(job.description):
+        if is_stored(session, job):
             try:
                 origin = Origin(session.experiment, arm, job.config, session.synthetic)
                 stored = session.store.resolve(job.description.id)

@@ -22,7 +22,6 @@ __all__ = ["refuse_dead", "shown"]
 
 BEAT_SECONDS = 30.0
 DEAD_SECONDS = 600.0  # a machine that sleeps or swaps may miss some beats
-AGAIN_SECONDS = 1.0
 
 
 @contextmanager
@@ -60,7 +59,8 @@ def refuse_dead(lock: Path, sign: Path) -> None:
     try:
         if _silent_seconds(sign) <= DEAD_SECONDS:
             return
-        time.sleep(AGAIN_SECONDS)  # the sign may be of a killed process, and the new holder about to replace it
+        # The sign may be of a killed process, and the new holder about to replace it; or the machine may have slept.
+        time.sleep(1.5 * BEAT_SECONDS)
         silent, holder = _silent_seconds(sign), read_file(sign).decode(errors="replace").strip()
     except (OSError, KDError):
         return

@@ -14,7 +14,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kdlib.errors import KDError
-from kdlib.files import DamagedFile, atomic_write, is_there, not_read, read_file, replace, set_aside, sha256, tensors_of
+from kdlib.files import (
+    DamagedFile,
+    atomic_write,
+    is_there,
+    not_read,
+    previous,
+    read_file,
+    replace,
+    set_aside,
+    sha256,
+    tensors_of,
+)
 from kdlib.run.finished import MANIFEST, WEIGHTS, FinishedRun, read_run, read_settled
 from kdlib.run.store import Store, clear_work, json_file, write_manifest
 
@@ -188,7 +199,10 @@ def _steps_of_own(path: Path) -> tuple[int, int]:
         return _steps(read_file(path), path) if is_there(path) else (-1, 0)
     except DamagedFile:
         set_aside(path)
-        return (-1, 0)
+        if not is_there(previous(path)):
+            return (-1, 0)
+        _replace(previous(path), path)  # as a training does that finds its checkpoint damaged
+        return _steps_of_own(path)
     except KDError as error:  # it cannot be read just now, and may be further
         raise Refused(str(error)) from error
 

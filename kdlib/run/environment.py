@@ -17,7 +17,9 @@ import torch
 LIBRARY = Path(__file__).parents[1]
 # The files of kdlib.run that can change a result. All files of the core can; an edit of the others (engine, export and
 # import, records, judging, tables, command line) gives no notice.
-RUN_FILES = ("experiment.py", "finished.py", "store.py")
+RUN_FILES = ("experiment.py", "finished.py", "loaded.py", "store.py")
+# The files of the core that no training uses.
+NO_CORE = ("cost.py", "export.py")
 # The files of kdlib.data that only bring data sets here. The data have a digest in a run's description.
 NOT_TRAINING = ("fetch.py", "sources.py", "transfer.py", "unpack.py")
 
@@ -86,7 +88,7 @@ def source_digest(experiment_folder: Path) -> str:
     files = [
         *own,
         *(path for folder in shared if folder != experiment_folder for path in folder.glob("*.py")),
-        *LIBRARY.glob("*.py"),
+        *(path for path in LIBRARY.glob("*.py") if path.name not in NO_CORE),
         *(path for path in LIBRARY.glob("data/*.py") if path.name not in NOT_TRAINING),
         *(LIBRARY / "run" / name for name in RUN_FILES),
     ]

@@ -32,6 +32,7 @@ THREE = 3 * CHANNELS
 def pooled(h: Tensor, layer: nn.Conv2d) -> Tensor:
     """Return relu(max-pool 2 (layer(h))) (B, D, h, w) for h (B, C, H, W) and a 3 x 3 convolution without padding."""
     plain = h.device.type == "cpu" and h.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    plain = plain and not torch.compiler.is_exporting()  # an exported network has torch's own layers
     if not AVAILABLE or not plain or layer.in_channels % CHANNELS:
         # ReLU after the max-pool gives the same numbers and gradients as before it, with less work.
         return F.relu(F.max_pool2d(layer(h), 2))
