@@ -38,7 +38,8 @@ MEASURED = ("cost.csv", "cost.md")  # by `kd cost`, on one machine
 
 def make_again(root: Path, folder: Path, names: Sequence[str]) -> Faults:
     """Copy what the tables are made from into `folder`, and make the tables there."""
-    for path in (path for pattern in USED for path in root.glob(pattern)):
+    others = [path for path in root.glob("results/*/*.csv") if path.parent.name not in names]  # the pages need all
+    for path in (*others, *(path for pattern in USED for path in root.glob(pattern))):
         copy = folder / path.relative_to(root)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)

@@ -19,7 +19,7 @@ import torch
 
 from kdlib.errors import KDError
 from kdlib.run.engine import execute
-from kdlib.run.environment import LIBRARY, NOT_TRAINING, RUN_FILES, environment, git_state, source_digest
+from kdlib.run.environment import LIBRARY, NO_CORE, NOT_TRAINING, RUN_FILES, environment, git_state, source_digest
 from kdlib.run.experiment import Arm, Compute, Run, load_experiment
 from kdlib.run.plan import plan, wanted_arms
 from kdlib.run.store import Store, prune, read_run, write_manifest
@@ -468,7 +468,7 @@ def test_source_digest_follows_the_core_the_data_and_two_files_of_run(moves, tmp
     """Compare with the files that exist, because a wrong name in a list would have no effect."""
     library, folder = tmp_path / "kdlib", tmp_path / "replications" / "toy"
     (folder / "figures.py").write_text("COLOUR = 1\n")
-    assert {path.name for path in library.glob("*.py") if not moves(path)} == set()
+    assert {path.name for path in library.glob("*.py") if not moves(path)} == {*NO_CORE}
     assert {path.name for path in library.glob("data/*.py") if not moves(path)} == {*NOT_TRAINING}
     assert {path.name for path in library.glob("run/*.py") if moves(path)} == {*RUN_FILES}
     others = [path for path in library.glob("*/*.py") if path.parent.name not in ("data", "run")]
