@@ -105,7 +105,7 @@ def epochs(
         )
     if progress.model.training:  # otherwise, the body of an earlier loop left it in evaluation mode
         progress.frozen = [module for module in progress.model.modules() if not module.training]
-    seeds = _seeds(seed, progress.model)
+    seeds, count = _seeds(seed, progress.model), operator.index(count)  # NumPy's whole numbers too
     progress.loop_begins(batches, seeds, count, rate=rate is not None)
     tracer = progress.tracer
     if not tracer.traces:

@@ -59,7 +59,7 @@ def test_fewer_errors_are_a_gain():
 def test_words_say_what_is_not_run_and_the_picture_is_drawn():
     rows = [row("binary", {}, "", 0), row("ta_chain", metrics("accuracy", direct=[0.7, 0.71], sham=[0.69, 0.7]))]
     text = alt_of(rows)
-    assert "binary C2, accuracy, not run: reported above 0; the gain is not run." in text
+    assert "binary C2, as described, accuracy, not run: reported above 0; the gain is not run." in text
     assert "transfer proper (of other arms) +1.00; the gain is not run." in text
     cells = {text.get_text() for axes in draw(rows).axes for text in axes.texts}
     plt.close("all")
