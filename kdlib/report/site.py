@@ -89,7 +89,7 @@ def _headed(one: Row) -> dict[str, Any]:
     table = next((table for table in one["tables"] if place and table["label"] == place["table"]), None)
     row = None
     if table and place:
-        row = next((r for r in table["claims"] if (r["claim"], r["mode"]) == (place["claim"], place["mode"])), None)
+        row = next(r for r in table["claims"] if (r["claim"], r["mode"]) == (place["claim"], place["mode"]))
     transfer = next((part for part in table["ingredients"] if part["role"] == "transfer"), None) if table else None
     return {**one, "main": table or next(iter(one["tables"]), None), "row": row, "transfer": transfer}
 

@@ -357,7 +357,14 @@ ARMS = (
     Arm("teacher", DESCRIBED, train_binary_teacher),
     # With alpha 1 the teacher has no weight: this is the student without a teacher.
     *(
-        Arm(cell(alpha), DESCRIBED, train_binary_student, TAUGHT, {"alpha": alpha}, role="baseline" * (alpha == 1))
+        Arm(
+            cell(alpha),
+            DESCRIBED,
+            train_binary_student,
+            TAUGHT,
+            {"alpha": alpha},
+            role="baseline" if alpha == 1 else "",
+        )
         for alpha in ALPHAS
     ),
     # The controls have alpha 0, at which the soft targets do most, or 0.5, which the post calls not always best.
