@@ -22,7 +22,7 @@ from kdlib.report.markdown import NONE, aim, found, mark, scale, unescaped, unit
 from kdlib.report.pages import reported_of
 from kdlib.report.sessions import Replication
 from kdlib.report.tables import ranges
-from kdlib.report.terminal import printable, shortened, width_of, words_of
+from kdlib.report.terminal import place, printable, shortened, width_of, words_of
 from kdlib.run.plan import wanted_arms
 from kdlib.run.records import Record, grouped, measured
 from kdlib.run.session import Session
@@ -50,16 +50,20 @@ def lines_of(result: Replication, committed: Sequence[Record], folder: Path, ste
     head = _head(result)
     if not result.records:
         return [*_fitted(head), "No run has finished.", *steps]
-    page = f"{folder / result.label}{'-synthetic' if _stands_in(session) else ''}.md"
-    end = [*_numbers(result), f"Tables: {page} (--print shows them)"]
+    page = printable(place(folder / f"{result.label}{'-synthetic' if _stands_in(session) else ''}.md"))
+    tables = f"Tables: {page} (--print shows them)"
+    end = [*_numbers(result), tables if width_of(tables) <= COLUMNS else f"Tables: {page}"]
     room = LINES - len(head) - len(end) - len(steps) - 2  # two empty lines
     before = [record for record in committed if _same_table(record, result.records[0])]
-    body = _claims(result, before, room, page) or _arms(result, before, room, page)
-    return [*_fitted([*head, "", *body, "", *end]), *steps]
+    body = _claims(result, before, room) or _arms(result, before, room)
+    return [*_fitted([*head, "", *body, "", *end], whole=page), *steps]
 
 
-def _fitted(lines: Sequence[str]) -> list[str]:
-    return [shortened(printable(line), COLUMNS, 0.25) for line in lines]
+def _fitted(lines: Sequence[str], whole: str | None = None) -> list[str]:
+    """Lines of at most 80 columns; a line that ends with the path `whole` is not cut, because it is to be copied."""
+    return [
+        line if whole and line.endswith(whole) else shortened(line, COLUMNS, 0.25) for line in map(printable, lines)
+    ]
 
 
 def _head(result: Replication) -> list[str]:
@@ -115,7 +119,7 @@ class _Row:
         return f"  {self.mode}", self.measured + within, self.n, self.recorded if recorded else "", self.verdict
 
 
-def _claims(result: Replication, before: Sequence[Record], room: int, page: str) -> list[str]:
+def _claims(result: Replication, before: Sequence[Record], room: int) -> list[str]:
     """The claims of which the session has all arms, the primary ones first; as many as fit."""
     reported = reported_of(result.session.experiment)
     known = _by_claim(claims_table(reported, before, None, declared=None))
@@ -133,7 +137,7 @@ def _claims(result: Replication, before: Sequence[Record], room: int, page: str)
             break
         shown += 1
     more = len(parts) - shown
-    rest = [f"... and {more} more claim{'' if more == 1 else 's'}: see {page}"] if more else []
+    rest = [f"... and {more} more claim{'' if more == 1 else 's'}: see the tables"] if more else []
     return [*_table(parts[:shown]), *rest] if shown else rest
 
 
@@ -227,7 +231,7 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 # ---- arms, of a session that has no claim
 
 
-def _arms(result: Replication, before: Sequence[Record], room: int, page: str) -> list[str]:
+def _arms(result: Replication, before: Sequence[Record], room: int) -> list[str]:
     """The means of the arms, for a session that has not all arms of any claim."""
     reported = reported_of(result.session.experiment)
     metric = reported.primary.metric
@@ -241,7 +245,7 @@ def _arms(result: Replication, before: Sequence[Record], room: int, page: str) -
     lines = _aligned([("arm", name, "n", "recorded"), *rows])
     if len(lines) <= room:
         return lines
-    return [*lines[: room - 1], f"... and {len(lines) - room + 1} more arms: see {page}"]
+    return [*lines[: room - 1], f"... and {len(lines) - room + 1} more arms: see the tables"]
 
 
 def _means(records: Sequence[Record], metric: str) -> dict[str, tuple[float, int]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
+from pathlib import Path
 
-__all__ = ["duration", "printable", "shortened", "width_of", "words_of"]
+__all__ = ["duration", "place", "printable", "shortened", "width_of", "words_of"]
 
 
 def printable(text: str) -> str:
@@ -42,6 +44,12 @@ def _first(text: str, width: int) -> str:
             break
         kept += letter
     return kept
+
+
+def place(path: Path) -> str:
+    """Return a path as a user types it: from the current folder where it lies in that folder, otherwise in full."""
+    full, here = os.path.abspath(path), Path.cwd()
+    return os.path.relpath(full, here) if Path(full).is_relative_to(here) else full
 
 
 def words_of(metric: str) -> str:

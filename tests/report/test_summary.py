@@ -125,6 +125,16 @@ def test_it_fits_on_a_screen_and_says_only_what_is_known(name, profile, seeds, b
     assert not intervals or (seeds or 5) >= 3
 
 
+def test_a_path_is_not_cut(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    session = session_of("mnist", "smoke", 1, tmp_path)
+    result = Replication(session, records_of(session))
+    folder = tmp_path / ("long" * 30)
+    assert f"Tables: {folder / 'smoke.md'}" in summary.lines_of(result, [], folder)
+    place = ROOT / "results" / "mnist" / "local"
+    assert "Tables: results/mnist/local/smoke.md (--print shows them)" in summary.lines_of(result, [], place)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_single_arm_has_its_number(name, bands, tmp_path):
     experiment = load_experiment(name)
