@@ -18,6 +18,7 @@ __all__ = ["ACCURACY", "COLUMNS", "GAIN", "LEAST", "Metrics", "Panel", "Quantity
 Metrics = Mapping[str, Mapping[int, Mapping[str, float]]]  # by arm and seed
 LEAST = 3  # seeds of an interval: that of two seeds would be longer than any panel
 MOST = 100  # places of a curve
+MANY = 500  # dots of an arm; more are drawn as pixels, because thousands of shapes make a slow and large drawing
 COLUMNS = ["panel", "series", "at", "arm", "over", "quantity", "metric", "mark", "seed", "value", "low", "high", "n"]
 
 
@@ -105,7 +106,8 @@ class Panel:
         low, high = interval(values.tolist())
         self.note("mean", float(values.mean()), low=low, high=high, n=len(values), **cells)
         spread = np.linspace(-0.8, 0.8, len(values)) * self.aside if len(values) > 1 else 0.0
-        self.plot(spot.place - self.aside + 0.5 * spread, values, "o", color=spot.color, markersize=3.2, alpha=0.55)
+        dots: dict[str, Any] = {"color": spot.color, "markersize": 3.2, "alpha": 0.55, "rasterized": len(values) > MANY}
+        self.plot(spot.place - self.aside + 0.5 * spread, values, "o", **dots)
         if low != "":
             self.plot([spot.place] * 2, [low, high], color=spot.color, linewidth=1.8)
         how = {"color": spot.color, "markersize": 6.5, "markeredgecolor": "white", "markeredgewidth": 0.7}

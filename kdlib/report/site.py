@@ -254,4 +254,4 @@ def _rows(path: Path) -> list[list[str]]:
 
 def _short(cell: str) -> str:
     """A number with a fraction to six digits; the file has all of them."""
-    return f"{float(cell):.6g}" if re.fullmatch(r"-?\d+\.\d+(e-?\d+)?", cell) else cell
+    return f"{float(cell):.6g}" if "." in cell and re.fullmatch(r"-?\d+\.\d+(e-?\d+)?", cell) else cell
