@@ -129,23 +129,34 @@ def keep_previous(path: Path) -> None:
             kept.unlink(missing_ok=True)
             return
         new.unlink(missing_ok=True)  # left by a killed process
-        try:
-            os.link(path, new)
-        except OSError:  # not every file system has hard links
-            shutil.copyfile(path, new)
+        _second_name(path, new)
         replace(new, kept)
     except OSError as error:
         raise _not_written(kept, error) from error
 
 
+def _second_name(path: Path, name: Path) -> None:
+    try:
+        os.link(path, name)
+    except OSError:  # not every file system has hard links
+        shutil.copyfile(path, name)
+
+
 def set_aside(path: Path) -> Path:
-    """Rename a damaged file to `<name>.damaged`, or with a number if that name is taken; return the new path."""
+    """Rename a damaged file to `<name>.damaged`, or with a number if that name is taken; return the new path.
+
+    If the version before it was kept, it takes the file's place; a kill never leaves the place empty.
+    """
     target, number = path.with_name(f"{path.name}.damaged"), 1
     while is_there(target):
         number += 1
         target = path.with_name(f"{path.name}.damaged-{number}")
     try:
-        replace(path, target)
+        if is_there(previous(path)):
+            _second_name(path, target)
+            replace(previous(path), path)
+        else:
+            replace(path, target)
     except OSError as error:
         raise KDError(
             f"{path}: damaged, and cannot be renamed to {target.name} ({error.strerror}); remove it by hand"

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlib.errors import KDError
-from kdlib.files import DamagedFile, is_there, keep_previous, load_tensors, previous, replace, save_tensors, set_aside
+from kdlib.files import DamagedFile, is_there, keep_previous, load_tensors, save_tensors, set_aside
 from kdlib.ownership import FORMAT, REMEDY, Loops, json_of, refuse_another
 from kdlib.packing import pack, unpack, unwrapped
 from kdlib.rates import Rates
@@ -238,11 +238,11 @@ class Progress:
         try:
             tensors, notes = load_tensors(path)
         except DamagedFile as error:
-            aside, goes_on = set_aside(path), is_there(previous(path))
+            aside = set_aside(path)
+            goes_on = is_there(path)  # the one before it took its place
             where = "goes on from the checkpoint before it" if goes_on else "starts from its first epoch"
             self.notice = " ".join([self.notice, f"{error}. Set aside as {aside.name}; this run {where}."]).strip()
             if goes_on:
-                replace(previous(path), path)
                 self._load(path)
             return
         own = {"owner": self._owner, "first": self._first, **self._packed({})}

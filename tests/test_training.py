@@ -540,6 +540,23 @@ def test_two_damaged_checkpoints_are_set_aside_and_kept(tmp_path, examples):
     assert same_everything(resumed, trained(None, examples))
 
 
+def test_a_kill_while_a_damaged_checkpoint_is_set_aside_loses_nothing(tmp_path, examples, monkeypatch):
+    path = tmp_path / "c"
+    trained(path, examples, stop=3)
+    path.write_bytes(b"damaged")
+
+    def killed(source, target):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("kdlib.files.replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            resume(path)
+    resumed = trained(path, examples)
+    assert "goes on from the checkpoint before it" in resumed.notice
+    assert same_everything(resumed, trained(None, examples))
+
+
 def test_a_deleted_checkpoint_begins_a_new_training(tmp_path, examples):
     path = tmp_path / "c"
     trained(path, examples, stop=3)

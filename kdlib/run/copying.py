@@ -19,7 +19,6 @@ from kdlib.files import (
     atomic_write,
     is_there,
     not_read,
-    previous,
     read_file,
     replace,
     set_aside,
@@ -198,10 +197,7 @@ def _steps_of_own(path: Path) -> tuple[int, int]:
     try:
         return _steps(read_file(path), path) if is_there(path) else (-1, 0)
     except DamagedFile:
-        set_aside(path)
-        if not is_there(previous(path)):
-            return (-1, 0)
-        _replace(previous(path), path)  # as a training does that finds its checkpoint damaged
+        set_aside(path)  # the checkpoint before it, if there is one, takes its place
         return _steps_of_own(path)
     except KDError as error:  # it cannot be read just now, and may be further
         raise Refused(str(error)) from error
