@@ -84,7 +84,7 @@ def _layout(value: Any, stacked: set[int], depth: int = 0) -> Any:
         return _layout(part, stacked, depth + 1)
 
     if isinstance(value, PLAIN):
-        return value
+        return value if value == value else repr(value)  # NaN is never equal to itself
     if isinstance(value, Tensor):
         kind = [str(value.dtype), str(value.device), tuple(value.shape), value.requires_grad]
         return kind if id(value) in stacked else [*kind, tensor_digest({"values": value})]
@@ -97,7 +97,7 @@ def _layout(value: Any, stacked: set[int], depth: int = 0) -> Any:
     if isinstance(value, types.MethodType):
         return inner(value.__func__)
     if isinstance(value, types.FunctionType):
-        cells = [inner(cell.cell_contents) for cell in value.__closure__ or ()]
+        cells = [inner(_content(cell)) for cell in value.__closure__ or ()]
         return [value.__qualname__, value.__code__, cells, inner(value.__defaults__)]
     if isinstance(value, Mapping):
         return {str(key): inner(part) for key, part in value.items()}
@@ -106,3 +106,10 @@ def _layout(value: Any, stacked: set[int], depth: int = 0) -> Any:
     if isinstance(value, Sequence):
         return [inner(part) for part in value]
     return [type(value).__qualname__, inner(dict(getattr(value, "__dict__", {})))]
+
+
+def _content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # the variable has no value yet
+        return "no value"

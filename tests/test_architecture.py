@@ -229,3 +229,21 @@ def test_a_member_of_replicas_in_evaluation_mode_is_in_it_too_and_frozen_parts_r
     model = Replicas([Tied(seed) for seed in SEEDS])
     assert not any(module.training for module in model.eval().member(0).modules())
     assert [name for name, module in model.train().member(0).named_modules() if not module.training] == ["norm"]
+
+
+def without_a_value():
+    """A function that refers to a variable which never gets its value."""
+
+    def function(x):
+        return x * factor
+
+    if function is None:
+        factor = 1.0
+    return function
+
+
+def test_members_with_nan_or_a_variable_without_a_value_can_be_equal_and_can_differ():
+    alike = [Member(scale=float("nan"), function=without_a_value()) for _ in range(2)]
+    assert isinstance(Replicas(alike).member(1), Member)
+    with pytest.raises(KDError, match=r"scale: nan and, in member 1, 1\.0"):
+        Replicas([Member(scale=float("nan")), Member()])
