@@ -85,6 +85,8 @@ def against_alpha(panel: Panel, best: str | None, colors: Mapping[str, str]) -> 
     for alpha in [alpha for alpha in ALPHAS if cell(alpha) == best]:
         panel.axes.axvline(alpha, color="black", linestyle=":", linewidth=0.8, label=f"{BEST}: {alpha:g}")
     panel.axes.set(xlabel="alpha, the weight of the labels (1: no teacher)", xticks=ALPHAS)
+    # Dots are everywhere in this panel, so its legend is below it.
+    panel.axes.legend(frameon=False, fontsize=8.5, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16))
 
 
 def validation(panel: Panel, spots: Sequence[Spot]) -> None:
