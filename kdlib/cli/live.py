@@ -69,7 +69,7 @@ class Downloading:
         """Show the progress: a file, the bytes of the whole set so far, the bytes expected."""
         if self.shown < 0:
             print(f"{self.name}: downloading {expected / 1e6:.0f} MB", file=sys.stderr, flush=True)
-        if (percent := min(100, 100 * received // expected)) > self.shown:
+        if (percent := min(100, 100 * received // max(1, expected))) > self.shown:
             self.shown = percent
             if sys.stderr.isatty():
                 print(f"\r{self.name}: {percent}%", end="\n" if percent == 100 else "", file=sys.stderr, flush=True)
@@ -112,9 +112,11 @@ class Trainings:
         """Take an event; return the name of its training."""
         name = name_of(event.job)
         if event.kind == "started":
-            self.began.setdefault(name, time.monotonic())
+            self.began[name] = time.monotonic()
+            self.before.pop(name, None)  # the process was replaced: the run goes on from an earlier checkpoint
         elif event.kind == "epoch":
-            here, size = event.epoch - self.before.setdefault(name, event.epoch - 1), self.sizes[name]
+            self.before[name] = min(self.before.get(name, event.epoch - 1), event.epoch - 1)
+            here, size = event.epoch - self.before[name], self.sizes[name]
             self.shares[name] = here / event.count * size, event.epoch / event.count * size
         elif event.kind in SETTLED:
             self.settled += 1

@@ -28,7 +28,7 @@ from kdlib.judge.claims import (
 from kdlib.judge.intervals import Floats
 from kdlib.judge.verdicts import Outcome, Verdict, interim
 
-__all__ = ["Metrics", "chosen", "judge", "of_declared", "outcomes", "with_choices"]
+__all__ = ["Metrics", "chosen", "judge", "of_declared", "outcomes", "values_of", "with_choices"]
 
 Metrics = Mapping[str, Mapping[int, Mapping[str, float]]]  # arm -> seed -> metric -> value
 Series = Mapping[str, Mapping[int, float]]  # one metric: arm -> seed -> value
@@ -53,6 +53,22 @@ def judge(claim: Claim, mode: str, metrics: Metrics, *, declared: int | None, an
     if declared is not None and not isinstance(claim, Exact) and verdict.n < declared:
         verdict = interim(verdict, declared)
     return replace(verdict, analogue=analogue or claim.analogue)
+
+
+def values_of(
+    metrics: Metrics, metric: str, arm: str, over: str = "", *, lower_is_better: bool = False
+) -> dict[int, float]:
+    """Return a metric of an arm by seed; with `over`, its differences to this arm, of the seeds that both arms have.
+
+    With `lower_is_better`, a difference is positive if `arm` has the lower number: if it does better.
+    """
+    values = {seed: run[metric] for seed, run in sorted(metrics.get(arm, {}).items()) if metric in run}
+    if not over:
+        return values
+    sign, others = -1 if lower_is_better else 1, metrics.get(over, {})
+    return {
+        seed: sign * (value - others[seed][metric]) for seed, value in values.items() if metric in others.get(seed, {})
+    }
 
 
 def outcomes(reported: Reported, metrics: Metrics, declared: int) -> dict[str, dict[str, Outcome]]:

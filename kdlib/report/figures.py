@@ -20,7 +20,8 @@ from matplotlib.patches import Patch
 
 from kdlib.files import atomic_write
 from kdlib.judge.claims import Reported
-from kdlib.report.panels import COLUMNS, Metrics, Panel, Quantity
+from kdlib.judge.judging import Metrics
+from kdlib.report.panels import COLUMNS, Panel, Quantity
 from kdlib.report.roles import COLORS
 
 matplotlib.use("Agg")

@@ -22,7 +22,7 @@ from kdlib.judge.claims import (
     reported_range,
 )
 from kdlib.judge.intervals import limits
-from kdlib.judge.judging import Metrics, judge, of_declared, with_choices
+from kdlib.judge.judging import Metrics, judge, of_declared, values_of, with_choices
 from kdlib.judge.verdicts import Outcome, Verdict, all_equal
 from kdlib.report.markdown import mark
 from kdlib.run.experiment import Arm, Profile
@@ -248,9 +248,8 @@ def part_differences(part: Ingredient, numbers: Metrics, primary: Claim) -> list
 
     They are positive if the first arm does better.
     """
-    first, second = numbers.get(part.arm, {}), numbers.get(part.rival, {})
-    sign, metric = -1 if primary.lower_is_better else 1, primary.metric
-    return [sign * (first[seed][metric] - second[seed][metric]) for seed in sorted(first.keys() & second.keys())]
+    found = values_of(numbers, primary.metric, part.arm, part.rival, lower_is_better=primary.lower_is_better)
+    return list(found.values())
 
 
 def _named(differs: Sequence[str]) -> str:

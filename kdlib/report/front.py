@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from kdlib.judge.claims import Claim, Comparison, Effect, Ingredient, Reported, fixed_rival
-from kdlib.judge.judging import Metrics, of_declared, with_choices
+from kdlib.judge.judging import Metrics, of_declared, values_of, with_choices
 from kdlib.judge.reading import load_claims
 from kdlib.report.markdown import Scale, scale, unit
-from kdlib.report.panels import interval, values_of
+from kdlib.report.panels import interval
 from kdlib.run.experiment import Experiment, load_experiment, replications
 from kdlib.run.records import Record, measured, read_records
 
@@ -109,10 +109,9 @@ def _lead(chain: Sequence[Ingredient], compared: Comparison) -> bool:
 
 
 def _measured(claim: Claim, numbers: Metrics, part: str, arm: str, over: str, own: bool) -> Mark | None:
-    values = list(values_of(numbers, claim.metric, arm, over).values())
-    if not values:
+    gains = list(values_of(numbers, claim.metric, arm, over, lower_is_better=claim.lower_is_better).values())
+    if not gains:
         return None
-    gains = [-value for value in values] if claim.lower_is_better and over else values
     return Mark(part, arm, over, float(np.mean(gains)), *interval(gains), len(gains), own)
 
 

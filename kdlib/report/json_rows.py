@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdlib.judge.claims import Claim, Effect, Exact, Reported, Trend, Value, fixed_rival, pairs, reported_range
-from kdlib.judge.judging import Metrics, chosen, judge, of_declared, with_choices
+from kdlib.judge.judging import Metrics, chosen, judge, of_declared, values_of, with_choices
 from kdlib.judge.rules import Sized
 from kdlib.report.markdown import aim, scale, unit
 from kdlib.report.roles import role_of
@@ -121,7 +121,7 @@ def _agreeing(claim: Claim, mode: str, numbers: Metrics, declared: int | None) -
 
 def _seeds(experiment: Experiment, reported: Reported, claim: Claim, arm: str, numbers: Metrics) -> Row:
     """An arm's values of the claim's metric by seed, next to the number that the source reports for it."""
-    found = {seed: run[claim.metric] for seed, run in sorted(numbers.get(arm, {}).items()) if claim.metric in run}
+    found = values_of(numbers, claim.metric, arm)
     value = reported.value(arm, claim.metric)
     return {
         "arm": arm,
@@ -137,11 +137,8 @@ def _differences(claim: Claim, mode: str, numbers: Metrics) -> list[Row]:
     """The paired differences by seed, over each rival; none for trends and for arms that are compared with a number."""
     rows = []
     for arm, rival in [] if isinstance(claim, Trend) else pairs(claim, mode):
-        first, second = numbers.get(arm, {}), numbers.get(rival, {})
-        seeds = sorted(first.keys() & second.keys())
-        sign = -1 if claim.lower_is_better else 1
-        values = [sign * (first[seed][claim.metric] - second[seed][claim.metric]) for seed in seeds]
-        rows.append({"arm": arm, "over": rival, "seeds": seeds, "values": values})
+        found = values_of(numbers, claim.metric, arm, rival, lower_is_better=claim.lower_is_better)
+        rows.append({"arm": arm, "over": rival, "seeds": list(found), "values": list(found.values())})
     return rows
 
 

@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 
 from kdlib.judge.claims import Reported, reported_range
 from kdlib.judge.intervals import t_interval
+from kdlib.judge.judging import Metrics, values_of
 from kdlib.judge.verdicts import all_equal
 
-__all__ = ["ACCURACY", "COLUMNS", "GAIN", "LEAST", "Metrics", "Panel", "Quantity", "Spot", "interval", "values_of"]
+__all__ = ["ACCURACY", "COLUMNS", "GAIN", "LEAST", "Panel", "Quantity", "Spot", "interval"]
 
-Metrics = Mapping[str, Mapping[int, Mapping[str, float]]]  # by arm and seed
 LEAST = 3  # seeds of an interval: that of two seeds would be longer than any panel
 MOST = 100  # places of a curve
 MANY = 500  # dots of an arm; more are drawn as pixels, because thousands of shapes make a slow and large drawing
@@ -45,15 +45,6 @@ class Spot(NamedTuple):
     over: str = ""
     series: str = ""
     marker: str = "s"
-
-
-def values_of(found: Metrics, metric: str, arm: str, over: str = "") -> dict[int, float]:
-    """Return a metric by seed; with `over` the differences to this arm, of the seeds that both arms have."""
-    values = {seed: run[metric] for seed, run in sorted(found.get(arm, {}).items()) if metric in run}
-    if not over:
-        return values
-    others = found.get(over, {})
-    return {seed: value - others[seed][metric] for seed, value in values.items() if metric in others.get(seed, {})}
 
 
 def interval(values: Sequence[float]) -> tuple[float | str, float | str]:

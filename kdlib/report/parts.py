@@ -10,8 +10,9 @@ import numpy as np
 from matplotlib.colors import Normalize
 from matplotlib.patches import Rectangle
 
+from kdlib.judge.judging import Metrics, values_of
 from kdlib.report.figures import Part
-from kdlib.report.panels import ACCURACY, GAIN, Metrics, Panel, Quantity, Spot, values_of
+from kdlib.report.panels import ACCURACY, GAIN, Panel, Quantity, Spot
 from kdlib.report.roles import COLORS, role_of
 from kdlib.run.experiment import Arm
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from kdlib.judge.claims import Reported
-from kdlib.judge.judging import chosen
+from kdlib.judge.judging import Metrics, chosen, values_of
 from kdlib.report.figures import Drawing, Part, compose
-from kdlib.report.panels import ACCURACY, GAIN, Metrics, Panel, Quantity, Spot, values_of
+from kdlib.report.panels import ACCURACY, GAIN, Panel, Quantity, Spot
 from kdlib.report.parts import OTHERS, colors_of, differences, height_of, strip
 from kdlib.report.roles import COLORS
 from kdlib.run.records import Record, measured
