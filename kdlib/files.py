@@ -7,9 +7,9 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import shutil
 import stat
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -195,17 +195,22 @@ def _finite(text: str) -> float:
 def atomic_write(path: Path, content: bytes) -> None:
     """Write a whole file or nothing: write under a temporary name in the same folder, fsync, replace the old file.
 
+    The umask says who else may read the file.
     Raises KDError if the file cannot be written, for example on a full disk; the old file is then still there.
     """
     temporary = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        name = str(path.with_name(f".{path.name}.{secrets.token_hex(4)}"))
+        handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        temporary = name
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes private files, but others are meant to read results
+        mode = stat.S_IMODE(os.stat(temporary).st_mode)
+        if mode & 0o600 != 0o600:  # by an odd umask: nobody could go on with such a file
+            os.chmod(temporary, mode | 0o600)
         replace(Path(temporary), path)
     except OSError as error:
         if temporary:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,27 @@ def test_atomic_write_replaces_the_whole_file_and_leaves_nothing_else(tmp_path):
     atomic_write(path, b"new")
     assert path.read_bytes() == b"new"
     assert os.listdir(path.parent) == ["file"]
-    assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no rights of groups")
+@pytest.mark.parametrize(
+    ("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664), (0, 0o666), (0o777, 0o600)]
+)
+def test_a_file_has_the_rights_that_the_umask_leaves_and_its_owner_always_has_some(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        atomic_write(tmp_path / "file", b"content")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == mode
+    assert (tmp_path / "file").read_bytes() == b"content"
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "file/below"])
+def test_a_name_that_cannot_be_is_an_error_that_names_it(tmp_path, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(KDError, match=re.escape(name)):
+        atomic_write(tmp_path / name, b"")
 
 
 @pytest.mark.parametrize("name", ["replace", "fsync"])

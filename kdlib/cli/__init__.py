@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from kdlib.cli import values
 from kdlib.cli.again import how_to_go_on
 from kdlib.cli.stopping import INTERRUPTED, STOPPED, Stopped, Stopping
 from kdlib.errors import KDError
@@ -25,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     line is the command that continues a `run` or `record`.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
+    os.umask(os.umask(0o077) & 0o077)  # one that takes rights from their owner makes folders that he cannot use
     with Stopping(lambda status: f"\nStopped.{how_to_go_on(given)}\n") as stopping:
         options = _parsed(given)
         stopping.ready = True
@@ -104,7 +106,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, function: object, about: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=about, description=about, parents=parents)
+        # Whole names of options only: the command that goes on is made from those that were given.
+        added = commands.add_parser(name, help=about, description=about, parents=parents, allow_abbrev=False)
         added.set_defaults(command=function)
         return added
 
@@ -115,12 +118,12 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("name", help="the replication's folder name")
     one.add_argument("--profile", default=DEFAULT, help="smoke, quick (default) or full")
     seeds = one.add_mutually_exclusive_group()
-    seeds.add_argument("--seeds", type=_positive, help="run seeds 0 .. N-1 (default: the profile's number)")
-    seeds.add_argument("--seed", type=_natural, help="run this one seed only")
+    seeds.add_argument("--seeds", type=values.seeds, help="run seeds 0 .. N-1 (default: the profile's number)")
+    seeds.add_argument("--seed", type=values.seed, help="run this one seed only")
     one.add_argument(
         "--arms",
         "--arm",
-        type=_names,
+        type=values.names,
         action="extend",
         default=[],
         help="comma-separated arms, in the order in which they are begun; what they need is run too",
@@ -149,9 +152,9 @@ def _parser() -> argparse.ArgumentParser:
     record.add_argument("name")
     record.add_argument("--profile", default=DEFAULT)
     seeds = record.add_mutually_exclusive_group()
-    seeds.add_argument("--seeds", type=_positive)
-    seeds.add_argument("--seed", type=_natural, help="record this one seed only, in addition to those already recorded")
-    record.add_argument("--arms", "--arm", type=_names, action="extend", default=[])
+    seeds.add_argument("--seeds", type=values.seeds)
+    seeds.add_argument("--seed", type=values.seed, help="record this one seed only, next to those already recorded")
+    record.add_argument("--arms", "--arm", type=values.names, action="extend", default=[])
 
     tables = command("tables", kd.tables, "Make the committed tables again from results/*/runs.jsonl.")
     tables.add_argument("names", nargs="*", metavar="NAME")
@@ -167,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     listing.add_argument(
         "--runs",
-        type=_names,
+        type=values.names,
         action="extend",
         default=[],
         metavar="RUN,...",
@@ -187,7 +190,7 @@ def _parser() -> argparse.ArgumentParser:
     exported.add_argument("run", help="beginning of the run's id")
     exported.add_argument("file", type=Path, help="the file to write, for example model.onnx")
     exported.add_argument("--snapshot", default="final", help="which weights of the run (default: final)")
-    exported.add_argument("--data", type=Path, metavar="DIR", help="folder that holds the data sets' folders")
+    exported.add_argument("--data", type=values.folder, metavar="DIR", help="folder that holds the data sets' folders")
 
     priced = command("cost", export.cost, "Measure the size and speed of a replication's networks.", common, store)
     priced.add_argument("name", help="the replication's folder name")
@@ -199,14 +202,14 @@ def _parser() -> argparse.ArgumentParser:
     held = command("data", data.data, "List, fetch, verify or locate data sets.")
     held.add_argument("action", choices=("list", "fetch", "verify", "where"))
     held.add_argument("names", nargs="*", metavar="NAME")
-    held.add_argument("--data", type=Path, metavar="DIR", help="folder that holds the data sets' folders")
+    held.add_argument("--data", type=values.folder, metavar="DIR", help="folder that holds the data sets' folders")
     return parser
 
 
 def _store() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument(
-        "--store", type=Path, default=Path(".kd"), metavar="DIR", help="where runs are kept (default: .kd)"
+        "--store", type=values.folder, default=Path(".kd"), metavar="DIR", help="where runs are kept (default: .kd)"
     )
     return options
 
@@ -215,7 +218,7 @@ def _sessions() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument(
         "--minutes",
-        type=_minutes,
+        type=values.minutes,
         metavar="M",
         help="stop training after so many minutes, at checkpoints, with status 3; the last line continues",
     )
@@ -233,7 +236,7 @@ def _sessions() -> argparse.ArgumentParser:
 
 def _common() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False)
-    options.add_argument("--data", type=Path, metavar="DIR", help="folder that holds the data sets' folders")
+    options.add_argument("--data", type=values.folder, metavar="DIR", help="folder that holds the data sets' folders")
     options.add_argument(
         "--set",
         action="append",
@@ -242,15 +245,15 @@ def _common() -> argparse.ArgumentParser:
         help="another value of a field that chooses the data (its tables are kept apart)",
     )
     options.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    options.add_argument("--threads", type=_positive, default=1, help="threads of each training process (default: 1)")
+    options.add_argument("--threads", type=values.count, default=1, help="threads of a training process (default: 1)")
     options.add_argument(
         "--workers",
-        type=_positive,
+        type=values.count,
         help="training processes side by side (default on a CPU: the cores divided by --threads)",
     )
     options.add_argument(
         "--replicas",
-        type=_positive,
+        type=values.count,
         default=1,
         metavar="N",
         help="train up to N students of one kind side by side, for a GPU (default: 1); the number "
@@ -270,34 +273,3 @@ def _common() -> argparse.ArgumentParser:
         help="on a CUDA device, launch each operation of a step by itself instead of replaying recorded steps",
     )
     return options
-
-
-def _positive(text: str) -> int:
-    return _number(text, 1)
-
-
-def _natural(text: str) -> int:
-    return _number(text, 0)
-
-
-def _minutes(text: str) -> float:
-    try:
-        minutes = float(text)
-    except ValueError:
-        minutes = 0.0
-    if not 0 < minutes < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number of minutes above 0, found {text}")
-    return minutes
-
-
-def _number(text: str, least: int) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, found {text}")
-    return int(text)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    if not names:  # an unset shell variable must not mean all arms
-        raise argparse.ArgumentTypeError("expected names, separated by commas, found none")
-    return names

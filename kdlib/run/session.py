@@ -16,6 +16,7 @@ import torch
 from kdlib.data import DataUnavailable, fetch
 from kdlib.errors import KDError
 from kdlib.replicas import CONVOLUTIONS
+from kdlib.run.arguments import count_of, minutes_of, path_of, seeds_of
 from kdlib.run.engine import Summary, execute
 from kdlib.run.events import Report
 from kdlib.run.experiment import DEFAULT, Compute, Experiment, Profile, load_experiment
@@ -115,7 +116,9 @@ def prepare(
     goes on. Without the real data the session uses synthetic ones, or, with `require_real`, DataUnavailable is raised.
     KDError says what is wrong and what to do.
     """
-    deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
+    deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes_of(minutes)
+    store, data = path_of("store", store), None if data is None else path_of("data", data)
+    threads, replicas = count_of("threads", threads), count_of("replicas", replicas)
     experiment = load_experiment(name)
     chosen = _with_settings(experiment, experiment.profile(profile), settings or {})
     wanted = tuple(arms) or experiment.arms_of(chosen)
@@ -124,16 +127,17 @@ def prepare(
     if convolutions not in CONVOLUTIONS:
         raise KDError(f"--convolutions {convolutions}: expected {' or '.join(CONVOLUTIONS)}")
     compute = Compute(device_of(device), threads, convolutions, graphs)
-    if workers is None:
-        alone = compute.device != "cpu" or chosen.synthetic
-        workers = 1 if alone else max(1, _cores() // threads)
+    alone = compute.device != "cpu" or chosen.synthetic
+    usual = 1 if alone else max(1, _cores() // threads)
+    workers = usual if workers is None else count_of("workers", workers)
+    seeds = seeds_of(range(chosen.seeds) if seeds is None else seeds)
     folders, unavailable = _folders(experiment, profile, chosen, data, require_real, downloads)
     return Session(
         experiment,
         profile,
         chosen,
         wanted,
-        tuple(range(chosen.seeds) if seeds is None else seeds),
+        seeds,
         compute,
         workers,
         folders,

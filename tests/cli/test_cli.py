@@ -87,6 +87,23 @@ def test_mistakes_are_one_sentence_and_status_2(tree, capsys, arguments, said):
         ["run", "ecg", "--seed", "x"],
         ["run", "ecg", "--seeds", "5", "--seed", "3"],
         ["run", "ecg", "--arms", ","],
+        ["run", "ecg", "--seeds", str(10**30)],
+        ["run", "ecg", "--seeds", "9" * 5000],
+        ["run", "ecg", "--seed", str(10**30)],
+        ["record", "ecg", "--seed", "-1"],
+        ["run", "ecg", "--workers", "0"],
+        ["run", "ecg", "--threads", "-1"],
+        ["run", "ecg", "--threads", str(10**9)],
+        ["run", "ecg", "--replicas", "1.5"],
+        ["run", "ecg", "--minutes", "nan"],
+        ["run", "ecg", "--minutes", "inf"],
+        ["run", "ecg", "--minutes", "-1"],
+        ["run", "ecg", "--store", ""],
+        ["runs", "list", "--store", " "],
+        ["run", "ecg", "--data", ""],
+        ["data", "where", "--data", ""],
+        ["cost", "ecg", "--data", ""],
+        ["run", "ecg", "--minut", "5"],  # shortened: the command that goes on would keep it
     ],
 )
 def test_wrong_options_are_argparses_business(capsys, arguments):

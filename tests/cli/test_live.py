@@ -45,6 +45,37 @@ def jobs_of(name):
     return plan(nothing, experiment.profile("full"), [arm.name for arm in experiment.arms], seeds, Compute(), {})
 
 
+# ---- time
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_a_run_that_goes_on_from_an_earlier_epoch_has_a_time_left(clock, told):
+    """A process that died is replaced: the epochs since its last checkpoint are trained again."""
+    own = job("baseline")
+    trainings = live.Trainings([own])
+    trainings.take(Event("started", own))
+    for number in (5, 6):
+        clock.seconds += 10.0
+        trainings.take(epoch(own, number, 10))
+    assert trainings.left(epoch(own, 6, 10)).end == clock.seconds + 4 * 10.0
+    if told:
+        trainings.take(Event("started", own))
+    for number in (3, 4, 5):  # 4 was the last one before this session
+        clock.seconds += 10.0
+        event = epoch(own, number, 10)
+        trainings.take(event)
+        left = trainings.left(event).end
+        assert left is not None
+        assert left > clock.seconds
+        assert not told or left == clock.seconds + (10 - number) * 10.0
+    assert trainings.session_left().end is not None
+
+
+def test_an_empty_data_set_is_downloaded_without_an_error(capsys):
+    live.Downloading("empty")("file", 0, 0)
+    assert "empty: downloading 0 MB" in capsys.readouterr().err
+
+
 # ---- lines
 
 

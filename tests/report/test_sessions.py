@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -227,9 +228,28 @@ def test_mistakes_are_errors_in_python_too(root, store):
         ({"arms": ("studnet",)}, "no arm 'studnet'"),
         ({"device": "tpu"}, "expected cpu, cuda, or cuda:N"),
         ({"settings": {"split": "x"}}, "expected fields that choose the data"),
+        ({"seeds": range(10**30)}, "expected 1 to 10000 of them, found more"),
+        ({"seeds": ()}, "expected 1 to 10000 of them, found none"),
+        ({"seeds": (0, -1)}, "seeds: expected a whole number from 0 to .*, found -1"),
+        ({"seeds": (0.0,)}, "seeds: expected a whole number from 0 to .*, found 0.0"),
+        ({"seeds": (10**5000,)}, "found a number of very many digits"),
+        ({"seeds": 3}, r"expected whole numbers, as in range\(5\), found 3"),
+        ({"workers": 0}, "workers: expected a whole number from 1 to 1024, found 0"),
+        ({"threads": -1}, "threads: expected a whole number from 1 to 1024, found -1"),
+        ({"threads": True}, "threads: expected a whole number"),
+        ({"replicas": 10**30}, "replicas: expected a whole number from 1 to 1024"),
+        ({"minutes": math.nan}, "minutes: expected a number above 0, found nan"),
+        ({"minutes": 0}, "minutes: expected a number above 0, found 0"),
+        ({"minutes": math.inf}, "minutes: expected a number above 0, found inf"),
+        ({"store": ""}, "store: expected the path of a folder, found an empty text"),
+        ({"data": ""}, "data: expected the path of a folder, found an empty text"),
     ):
         with pytest.raises(KDError, match=words):
-            prepare("toy", store=store, **options)
+            prepare("toy", **{"store": store, **options})
+
+
+def test_a_seed_that_is_named_twice_is_one(root, store):
+    assert prepare("toy", seeds=[np.int64(3), 0, 3], store=store).seeds == (3, 0)
 
 
 IN_A_NOTEBOOK = """

@@ -1,0 +1,56 @@
+"""The values of options: numbers, names and folders, checked before anything is done."""
+
+from __future__ import annotations
+
+from argparse import ArgumentTypeError
+from pathlib import Path
+
+from kdlib.errors import KDError
+from kdlib.run.arguments import LARGEST_SEED, MOST, MOST_SEEDS, minutes_of
+
+__all__ = ["count", "folder", "minutes", "names", "seed", "seeds"]
+
+
+def count(text: str) -> int:
+    """Return a number of processes, threads or students."""
+    return _number(text, 1, MOST)
+
+
+def seeds(text: str) -> int:
+    """Return a number of seeds."""
+    return _number(text, 1, MOST_SEEDS)
+
+
+def seed(text: str) -> int:
+    """Return a seed."""
+    return _number(text, 0, LARGEST_SEED)
+
+
+def minutes(text: str) -> float:
+    """Return a number of minutes above 0."""
+    try:
+        return minutes_of(text)
+    except KDError as error:
+        raise ArgumentTypeError(str(error)) from error
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Return names that are separated by commas."""
+    found = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not found:  # an unset shell variable must not mean all arms
+        raise ArgumentTypeError("expected names, separated by commas, found none")
+    return found
+
+
+def folder(text: str) -> Path:
+    """Return the path of a folder; an empty text, as of an unset shell variable, must not mean the current folder."""
+    if not text.strip() or "\0" in text:
+        raise ArgumentTypeError("expected the path of a folder, found none; write . for the current folder")
+    return Path(text)
+
+
+def _number(text: str, least: int, most: int) -> int:
+    if not text.isdecimal() or len(text) > 20 or not least <= int(text) <= most:
+        shown = text if len(text) <= 60 else f"{text[:57]}..."
+        raise ArgumentTypeError(f"expected a whole number from {least} to {most}, found {shown}")
+    return int(text)

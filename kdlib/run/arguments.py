@@ -1,0 +1,67 @@
+"""Numbers of a session that make no sense are refused before anything is done."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from kdlib.errors import KDError
+
+__all__ = ["LARGEST_SEED", "MOST", "MOST_SEEDS", "count_of", "minutes_of", "path_of", "seeds_of"]
+
+MOST = 1024  # processes, threads, or students side by side
+MOST_SEEDS = 10_000  # of one session
+LARGEST_SEED = 2**53 - 1  # the largest whole number that every reader of JSON takes as it is
+
+
+def count_of(name: str, value: Any, least: int = 1, most: int = MOST) -> int:
+    """Return a whole number from `least` to `most`; KDError names the argument."""
+    try:
+        number = -1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = -1
+    if not least <= number <= most:
+        raise KDError(f"{name}: expected a whole number from {least} to {most}, found {_short(value)}")
+    return number
+
+
+def minutes_of(value: Any) -> float:
+    """Return a number of minutes; KDError if it is not above 0 and finite."""
+    try:
+        minutes = float(value)
+    except (TypeError, ValueError, OverflowError):
+        minutes = math.nan
+    if not 0 < minutes < math.inf:
+        raise KDError(f"minutes: expected a number above 0, found {_short(value)}")
+    return minutes
+
+
+def path_of(name: str, value: Any) -> Path:
+    """Return a path; KDError for an empty text, which would mean the current folder."""
+    if isinstance(value, str) and not value.strip():
+        raise KDError(f"{name}: expected the path of a folder, found an empty text; write '.' for the current folder")
+    return Path(value)
+
+
+def seeds_of(values: Iterable[Any]) -> tuple[int, ...]:
+    """Return the seeds, each once; KDError if there is none, if there are too many, or if one is no seed."""
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise KDError(f"seeds: expected whole numbers, as in range(5), found {_short(values)}")
+    seeds = list(islice(values, MOST_SEEDS + 1))
+    if not 0 < len(seeds) <= MOST_SEEDS:
+        found = f"more than {MOST_SEEDS}" if seeds else "none"
+        raise KDError(f"seeds: expected 1 to {MOST_SEEDS} of them, found {found}")
+    return tuple(dict.fromkeys(count_of("seeds", seed, 0, LARGEST_SEED) for seed in seeds))
+
+
+def _short(value: Any) -> str:
+    """A value as text. A whole number may have too many digits to be written."""
+    try:
+        text = ascii(value)
+    except ValueError:
+        return "a number of very many digits"
+    return text if len(text) <= 60 else f"{text[:57]}..."
