@@ -132,6 +132,9 @@ def _parser() -> argparse.ArgumentParser:
         "--require-real", action="store_true", help="stop with status 2 if the real data are not available"
     )
     one.add_argument("--dry-run", action="store_true", help="list the runs, minutes and disk; train nothing")
+    one.add_argument(
+        "--out", type=values.folder, metavar="DIR", help="write tables to DIR/NAME (default: results/NAME/local)"
+    )
 
     check = command(
         "check",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from kdlib.cli.live import Downloading, reporter
 from kdlib.cli.stopping import STOPPED
 from kdlib.errors import KDError
 from kdlib.judge.verdicts import MIN_SEEDS
-from kdlib.report import sessions
+from kdlib.report import recording, sessions
+from kdlib.report.local import write_local
 from kdlib.report.markdown import unescaped
-from kdlib.report.pages import committed, draw_data, update_readmes, write_pages
+from kdlib.report.names import refuse_unknown_names
+from kdlib.report.pages import Page, committed, draw_pictures, make_pages, update_readmes
+from kdlib.report.sessions import Replication
 from kdlib.report.steps import Step, next_steps
 from kdlib.report.summary import lines_of
 from kdlib.report.terminal import printable
@@ -29,6 +33,7 @@ ROOT = Path()
 
 def run(options: argparse.Namespace) -> int:
     """`kd run NAME`."""
+    refuse_unknown_names(load_experiment(options.name))
     session = prepared(options, options.name, options.profile, seeds=_seeds(options), require_real=options.require_real)
     name = session.experiment.name
     folder = ROOT / "results" / name
@@ -36,16 +41,27 @@ def run(options: argparse.Namespace) -> int:
     if options.dry_run:
         return _tell_costs(session, *costs(session, session.jobs(), committed))
     found = sessions.replicate(session, reporter, committed)
-    pages = write_pages(
-        session.experiment, found.records, folder / "local", committed=committed, synthetic=session.synthetic
-    )
-    if pages:
-        data = session.experiment.load_data(session.profile.config, session.folders)
-        draw_data(session.experiment, data, folder / "local" / f"{found.label}-data.png")
-    _tell_summary(options, found, pages, committed, folder / "local")
+    _write(options, found, committed, options.out / name if options.out else folder / "local")
     if session.unavailable:
         _tell_of_stand_in(session)
     return _tell(found.problems, found.left)
+
+
+def _write(options: argparse.Namespace, found: Replication, committed: Sequence[Record], folder: Path) -> None:
+    """Write and tell the outcome of a session; if the tables cannot be written, print them before the error."""
+    session = found.session
+    make = partial(make_pages, session.experiment, found.records, committed=committed, synthetic=session.synthetic)
+    try:
+        pages = write_local(folder, lambda named: make(named=named)) if found.records else []
+        if pages:
+            data = session.experiment.load_data(session.profile.config, session.folders)
+            draw_pictures(session.experiment, data, pages, folder)
+    except KDError:
+        _tell_summary(options, found, make(), committed, None, whole=True)
+        raise
+    _tell_summary(options, found, pages, committed, folder / f"{pages[0].name}.md" if pages else None)
+    for name in (page.name.partition("-part-")[0] for page in pages if "-part-" in page.name):
+        print(f"They have a name of their own, because {name}.md has arms or seeds that they lack.")
 
 
 def prepared(options: argparse.Namespace, name: str, profile: str, **rest: Any) -> Session:
@@ -100,6 +116,8 @@ def check(options: argparse.Namespace) -> int:
     problems: list[str] = []
     names = _chosen(options.names) if options.names else _with_bands(_chosen(()))
     for name in names:
+        refuse_unknown_names(load_experiment(name))
+    for name in names:
         try:
             arms = load_experiment(name).check
             session = prepared(options, name, DEFAULT, arms=arms, seeds=(0,), require_real=True)
@@ -138,13 +156,13 @@ def _chosen(names: Sequence[str]) -> Sequence[str]:
 def record(options: argparse.Namespace) -> int:
     """`kd record NAME`: run, then write runs.jsonl, bands.toml and the committed tables of one profile."""
     profile = load_experiment(options.name).profile(options.profile)
+    refuse_unknown_names(load_experiment(options.name), bands=False)
     # Bands of a reduced profile need more seeds than a session of it trains.
     seeds = _seeds(options) or range(profile.seeds if profile.judged else max(MIN_SEEDS, profile.seeds))
     session = prepared(options, options.name, options.profile, seeds=seeds, require_real=True)
-    found = sessions.record(session, ROOT / "results", reporter)
-    folder = ROOT / "results" / options.name
-    result = sessions.Replication(session, found.records, found.problems, found.notes, found.left)
-    _tell_summary(options, result, found.pages, read_records(folder / "runs.jsonl"), folder)
+    found = recording.record(session, ROOT / "results", reporter)
+    result = Replication(session, found.records, found.problems, found.notes, found.left)
+    _tell_summary(options, result, found.pages, found.recorded, ROOT / "results" / options.name / f"{result.label}.md")
     if found.pages:
         print("README and the pages in results/site are made again by: kd tables")
     return _tell(found.problems, found.left)
@@ -152,20 +170,20 @@ def record(options: argparse.Namespace) -> int:
 
 def _tell_summary(
     options: argparse.Namespace,
-    result: sessions.Replication,
-    pages: Sequence[str],
+    result: Replication,
+    pages: Sequence[Page],
     committed: Sequence[Record],
-    folder: Path,
+    written: Path | None,
+    whole: bool = False,
 ) -> None:
-    """Print what a session ends with: the tables if they are asked for, its summary, and its notes."""
-    if options.print:
-        for page in pages:
-            print("\n" + unescaped(page))
+    """Print what a session ends with: the whole tables if they are asked for, its summary, and its notes."""
+    for page in pages if options.print or whole else ():
+        print("\n" + unescaped(page.text))
     steps = []
     for step in next_steps(result, committed):
         steps += [step.text, *lines_of_command(_command(options.given, step))]
     print()
-    for line in [*lines_of(result, committed, folder, steps), *map(printable, result.notes)]:
+    for line in [*lines_of(result, committed, written, steps), *map(printable, result.notes)]:
         print(line)
 
 
@@ -184,7 +202,8 @@ def tables(options: argparse.Namespace) -> int:
     names, found = _chosen(options.names), committed(ROOT)
     for name in (name for name in names if found[name]):
         folder = ROOT / "results" / name
-        write_pages(load_experiment(name), found[name], folder, committed=found[name], synthetic=False)
+        for page in make_pages(load_experiment(name), found[name], committed=found[name], synthetic=False):
+            page.write(folder)
         print(f"written {folder}")
     update_readmes(ROOT, found)
     write_site(ROOT, found)

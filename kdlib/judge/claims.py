@@ -279,13 +279,18 @@ class Choice:
 
 @dataclass(frozen=True)
 class Reported:
-    """The content of a `claims.toml`: values by `<arm>.<metric>`, claims by name."""
+    """The content of a `claims.toml`: values by `<arm>.<metric>`, claims by name.
+
+    `arms` and `metrics` are those of the experiment; none: it does not say them.
+    """
 
     source: Source
     values: Mapping[str, ReportedValue]
     claims: Mapping[str, Claim]
     ingredients: tuple[Ingredient, ...] = ()
     choices: tuple[Choice, ...] = ()
+    arms: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
 
     def part(self, role: str) -> Ingredient | None:
         """Return the ingredient with this role; None if there is none."""

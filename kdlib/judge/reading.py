@@ -61,25 +61,29 @@ _OF_VALUE = {"value", "unit", "decimals", "place", "spread", "spread_kind", "run
 _OF_ALL = {"kind", "metric", "statement", "place", "primary", "ours", "analogue", "modes"}
 
 
-def load_claims(path: Path, arms: Collection[str]) -> Reported:
-    """Read a `claims.toml` about the experiment's `arms`; SchemaError names file, line and key."""
+def load_claims(path: Path, arms: Collection[str], metrics: Collection[str] = ()) -> Reported:
+    """Read a `claims.toml` about the experiment's `arms` and `metrics`; SchemaError names file, line and key.
+
+    Without `metrics`, those of the file are not compared with the experiment's.
+    """
     root = read_toml(path)
     root.only({"source", "values", "claims", "ingredients", "chosen"})
     source = _source(root.table("source"))
     values: dict[str, ReportedValue] = {}
     for key, table in root.table("values", needed=False).tables():
         value = _value(key, table, arms)
+        _known(table, "", value.metric, metrics)
         for arm in value.arms:
             if _next_to(values, arm, value.metric):
                 raise table.error("also", f"one reported {value.metric} for {arm}", "a second one")
         values[key] = value
-    choices = tuple(_choice(key, table, arms) for key, table in root.table("chosen", needed=False).tables())
+    choices = tuple(_choice(key, table, arms, metrics) for key, table in root.table("chosen", needed=False).tables())
     judged = [*arms, *(choice.name for choice in choices)]
-    claims = {key: _claim(key, table, judged, values) for key, table in root.table("claims").tables()}
+    claims = {key: _claim(key, table, judged, values, metrics) for key, table in root.table("claims").tables()}
     if not any(claim.primary for claim in claims.values()):
         raise root.error("claims", "at least one claim with primary = true", ", ".join(claims))
     ingredients = [_ingredient(table, arms) for _, table in root.table("ingredients", needed=False).tables()]
-    return Reported(source, values, claims, tuple(ingredients), choices)
+    return Reported(source, values, claims, tuple(ingredients), choices, tuple(arms), tuple(metrics))
 
 
 def _source(table: Table) -> Source:
@@ -91,14 +95,25 @@ def _next_to(values: Mapping[str, ReportedValue], arm: str, metric: str) -> Repo
     return next((v for v in values.values() if v.metric == metric and arm in v.arms), None)
 
 
-def _choice(name: str, table: Table, arms: Collection[str]) -> Choice:
+def _metric(table: Table, key: str, metrics: Collection[str]) -> str:
+    name = table.text_of(key, pattern=_NAME, expected="a metric's name, as macro_f1")
+    return _known(table, key, name, metrics)
+
+
+def _known(table: Table, key: str, name: str, metrics: Collection[str]) -> str:
+    if metrics and name not in metrics:
+        raise table.error(key, f"a metric of this experiment ({', '.join(sorted(metrics))})", name)
+    return name
+
+
+def _choice(name: str, table: Table, arms: Collection[str], metrics: Collection[str]) -> Choice:
     table.only({"by", "among"})
     if name in arms or not re.fullmatch(_NAME, name):
         raise table.error("", "a name in small letters that no arm has", name)
     among = _arms(table, "among", arms, 2)
     if len(set(among)) < len(among):
         raise table.error("among", "arms that are all different")
-    return Choice(name, table.text_of("by", pattern=_NAME, expected="a metric's name"), among)
+    return Choice(name, _metric(table, "by", metrics), among)
 
 
 def _ingredient(table: Table, arms: Collection[str]) -> Ingredient:
@@ -169,7 +184,13 @@ def _margin(table: Table, metric: str) -> float:
 # ---- claims
 
 
-def _claim(name: str, table: Table, arms: Collection[str], values: Mapping[str, ReportedValue]) -> Claim:
+def _claim(
+    name: str,
+    table: Table,
+    arms: Collection[str],
+    values: Mapping[str, ReportedValue],
+    metrics: Collection[str],
+) -> Claim:
     kind = KINDS[table.choice("kind", KINDS)]
     table.only(_OF_ALL | kind.keys)
     if not re.fullmatch(r"[A-Z][A-Za-z0-9]{0,19}", name):
@@ -178,7 +199,7 @@ def _claim(name: str, table: Table, arms: Collection[str], values: Mapping[str, 
     if primary and ours:
         raise table.error("primary", "false: only the source's claims are primary")
     place = table.text_of("place", "") if ours else table.text_of("place")
-    metric = table.text_of("metric", pattern=_NAME, expected="a metric's name, as macro_f1")
+    metric = _metric(table, "metric", metrics)
     bare = kind(
         name=name,
         metric=metric,

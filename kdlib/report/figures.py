@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from kdlib.errors import KDError
 from kdlib.files import atomic_write
 from kdlib.judge.claims import Reported
 from kdlib.judge.judging import Metrics
@@ -57,7 +58,10 @@ class Drawing(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A panel that may be drawn: it is left out unless `least` of its arms have records."""
+    """A panel that may be drawn: it is left out unless `least` of its arms have records.
+
+    `named`: further arms that it may show. `metric`: that of its runs, if its quantity is one.
+    """
 
     name: str
     quantity: Quantity
@@ -67,6 +71,8 @@ class Part(NamedTuple):
     width: float = 1.0
     aside: float = 0.0
     across: bool = False
+    named: Collection[str] = ()
+    metric: str = ""
 
 
 def compose(
@@ -74,8 +80,11 @@ def compose(
 ) -> Drawing | None:
     """Return rows of parts, each with its height in inches, over an explanation of the symbols; None without records.
 
-    `symbols` are those of this figure only.
+    `symbols` are those of this figure only. KDError for a part that names an arm or a metric that `reported` does not
+    know, also without records.
     """
+    for part in (part for _, parts in rows for part in parts):
+        _refuse_unknown(part, reported)
     kept = [(high, [part for part in parts if len(found.keys() & {*part.arms}) >= part.least]) for high, parts in rows]
     kept = [(high, parts) for high, parts in kept if parts]
     if not kept:
@@ -94,6 +103,20 @@ def compose(
                 panels.append(_drawn(part, axes, found, reported))
         _explain(foot, panels, symbols)
         return Drawing(figure, _alt(panels), _data(panels))
+
+
+def _refuse_unknown(part: Part, reported: Reported) -> None:
+    """A part without records is left out, so a wrong name would not be seen."""
+    named = {
+        "arm": dict.fromkeys([*part.arms, *part.named]),
+        "metric": dict.fromkeys([part.metric] * bool(part.metric)),
+    }
+    for what, known in (("arm", reported.arms), ("metric", reported.metrics)):
+        if known and (unknown := [name for name in named[what] if name not in known]):
+            raise KDError(
+                f"figure '{' '.join(part.name.split())}': expected names of {what}s, found {', '.join(unknown)}; there "
+                f"are {', '.join(known)}"
+            )
 
 
 def _drawn(part: Part, axes: Any, found: Metrics, reported: Reported) -> Panel:

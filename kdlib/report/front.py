@@ -10,8 +10,8 @@ import numpy as np
 
 from kdlib.judge.claims import Claim, Comparison, Effect, Ingredient, Reported, fixed_rival
 from kdlib.judge.judging import Metrics, of_declared, values_of, with_choices
-from kdlib.judge.reading import load_claims
 from kdlib.report.markdown import Scale, scale, unit
+from kdlib.report.pages import reported_of
 from kdlib.report.panels import interval
 from kdlib.run.experiment import Experiment, load_experiment, replications
 from kdlib.run.records import Record, measured, read_records
@@ -63,7 +63,7 @@ def front_rows(root: Path) -> list[Row]:
     rows = []
     for name in replications(root):
         experiment = load_experiment(name)
-        reported = load_claims(experiment.folder / "claims.toml", [arm.name for arm in experiment.arms])
+        reported = reported_of(experiment)
         profile, numbers = _numbers(experiment, reported, read_records(root / "results" / name / "runs.jsonl"))
         seeds = experiment.profile(profile).seeds if profile == experiment.judged else 0
         rows += [_row(name, reported, c, profile, seeds, numbers) for c in reported.claims.values() if c.primary]

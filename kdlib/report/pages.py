@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +14,40 @@ from kdlib.judge.claims import Reported
 from kdlib.judge.reading import load_claims
 from kdlib.report.markdown import escaped
 from kdlib.report.readme import replace_table, section, summary_line, summary_table
-from kdlib.report.tables import MADE_OF, write_tables
+from kdlib.report.tables import MADE_OF, Page, page_of
 from kdlib.run.experiment import Experiment, load_experiment, replications
 from kdlib.run.records import Record, grouped, read_records
 
-__all__ = ["committed", "draw_data", "label_of", "reported_of", "update_readmes", "write_pages"]
+__all__ = [
+    "Page",
+    "committed",
+    "draw_pictures",
+    "figures_of",
+    "label_of",
+    "make_pages",
+    "reported_of",
+    "update_readmes",
+]
 
 
 def reported_of(experiment: Experiment) -> Reported:
     """Return the source's numbers and claims."""
-    return load_claims(experiment.folder / "claims.toml", [arm.name for arm in experiment.arms])
+    arms = [arm.name for arm in experiment.arms]
+    return load_claims(experiment.folder / "claims.toml", arms, experiment.known_metrics)
 
 
-def write_pages(
-    experiment: Experiment, records: Sequence[Record], folder: Path, *, committed: Sequence[Record], synthetic: bool
-) -> list[str]:
-    """Write the tables, and the figure if there is a `figures.py`, of each profile and data set; return the pages.
+def make_pages(
+    experiment: Experiment,
+    records: Sequence[Record],
+    *,
+    committed: Sequence[Record],
+    synthetic: bool,
+    named: Callable[[str, Sequence[Record]], str] = lambda label, records: label,
+) -> list[Page]:
+    """Return the tables, with the figure if there is a `figures.py`, of each profile and data set; write nothing.
 
-    Pages of reduced profiles show the verdicts of the judged runs among `committed`.
+    Pages of reduced profiles show the verdicts of the judged runs among `committed`. `named` returns the name of a
+    page's files.
     """
     reported, bands = reported_of(experiment), read_bands(experiment.folder / "bands.toml")
     judged = experiment.judged
@@ -44,46 +60,37 @@ def write_pages(
         data = digest if profile_name == judged else judged_data.get(label.replace(profile_name, judged, 1), digest)
         if synthetic and not experiment.profile(profile_name).synthetic:
             label += "-synthetic"
-        picture = _picture(experiment, group, reported, folder, label)
-        page = write_tables(
-            folder,
-            label,
+        figures = figures_of(experiment)
+        page = page_of(
+            named(label, group),
             experiment,
             reported,
             group,
             profile=profile_name,
             synthetic=synthetic,
+            analogue=label != profile_name,
             judged_bands=bands.get((data, judged)),
-            picture=picture,
+            drawing=figures.draw(group, reported) if figures else None,
         )
         pages.append(page)
     return pages
 
 
-def _picture(experiment: Experiment, group: Sequence[Record], reported: Reported, folder: Path, label: str) -> str:
-    """Write the figure, if there is a `figures.py` that draws these records; return its Markdown."""
-    figures = _figures(experiment)
-    if hasattr(figures, "draw_local") and folder.name == "local":
-        figures.draw_local(group, folder / f"{label}-pictures.png")
-    drawing = figures.draw(group, reported) if figures else None
-    if drawing is None:
-        return ""
-    importlib.import_module("kdlib.report.figures").write(drawing, folder, label)  # imports matplotlib
-    return f"![{escaped(drawing.alt)}]({label}.svg)"
-
-
-def _figures(experiment: Experiment) -> Any:
+def figures_of(experiment: Experiment) -> Any:
     """Return the module `figures` of a replication; None if it has none."""
     if not (experiment.folder / "figures.py").exists():
         return None
     return importlib.import_module(f"replications.{experiment.name}.figures")
 
 
-def draw_data(experiment: Experiment, data: Any, path: Path) -> None:
-    """Draw the data if `figures.py` has a function `draw_data`; `path` is in a folder that git ignores."""
-    figures = _figures(experiment)
-    if hasattr(figures, "draw_data"):
-        figures.draw_data(data, path)
+def draw_pictures(experiment: Experiment, data: Any, pages: Sequence[Page], folder: Path) -> None:
+    """Draw the data, and pictures that the runs choose, if `figures.py` does so; git must ignore `folder`."""
+    figures = figures_of(experiment)
+    for page in pages:
+        if hasattr(figures, "draw_data"):
+            figures.draw_data(data, folder / f"{page.name}-data.png")
+        if hasattr(figures, "draw_local"):
+            figures.draw_local(page.records, folder / f"{page.name}-pictures.png")
 
 
 def label_of(experiment: Experiment, record: Record) -> str:

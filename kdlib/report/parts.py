@@ -42,7 +42,8 @@ def strip(
             panel.theirs(spot)
         panel.ticks(spots)
 
-    return Part(name, quantity, [arm for arm, _ in arms], draw, aside=0.22, **{"width": 1.25, **more})
+    more = {"width": 1.25, "metric": quantity.metric, **more}
+    return Part(name, quantity, [arm for arm, _ in arms], draw, aside=0.22, **more)
 
 
 def differences(
@@ -74,6 +75,7 @@ def differences(
             panel.axes.set_xlabel(f"{quantity.label}\n{dashed}")
         panel.ticks(spots)
 
+    more = {"named": [name for _, *names in pairs for name in names], "metric": quantity.metric, **more}
     return Part(name, quantity, [arm for _, arm, _ in there], draw, across=True, aside=0.2, **more)
 
 
@@ -94,7 +96,11 @@ def maps(name: str, arms: Names, ticks: Ticks, found: Metrics, baseline: str = "
     off = GAIN._replace(label="measured - reported (points)")
 
     def part(title: str, quantity: Quantity, mark: str, over: str = "") -> Part:
-        return Part(title, quantity, every, lambda panel: _map(panel, arms, ticks, mark, over), least=len(every) // 2)
+        def draw(panel: Panel) -> None:
+            _map(panel, arms, ticks, mark, over)
+
+        named = [over] if over else []
+        return Part(title, quantity, every, draw, least=len(every) // 2, named=named, metric=quantity.metric)
 
     parts = [
         part(title, ACCURACY, "mean"),

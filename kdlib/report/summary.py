@@ -41,18 +41,20 @@ _SHORT = {
 }
 
 
-def lines_of(result: Replication, committed: Sequence[Record], folder: Path, steps: Sequence[str] = ()) -> list[str]:
+def lines_of(
+    result: Replication, committed: Sequence[Record], written: Path | None, steps: Sequence[str] = ()
+) -> list[str]:
     """Return the lines about a session's runs, next to the `committed` records of the same profile and data.
 
-    `folder`: where the tables are. `steps`: lines that come last; they say which command goes on, and are not cut.
+    `written`: the tables; None: they could not be written. `steps`: lines that come last; they say which command goes
+    on, and are not cut.
     """
-    session = result.session
     head = _head(result)
     if not result.records:
         return [*_fitted(head), "No run has finished.", *steps]
-    page = printable(place(folder / f"{result.label}{'-synthetic' if _stands_in(session) else ''}.md"))
+    page = printable(place(written)) if written else "not written"
     tables = f"Tables: {page} (--print shows them)"
-    end = [*_numbers(result), tables if width_of(tables) <= COLUMNS else f"Tables: {page}"]
+    end = [*_numbers(result), tables if written and width_of(tables) <= COLUMNS else f"Tables: {page}"]
     room = LINES - len(head) - len(end) - len(steps) - 2  # two empty lines
     before = [record for record in committed if _same_table(record, result.records[0])]
     body = _claims(result, before, room) or _arms(result, before, room)
@@ -75,11 +77,6 @@ def _head(result: Replication) -> list[str]:
     if session.synthetic:
         lines.append("SYNTHETIC DATA: the numbers say nothing about the source. There are no verdicts.")
     return lines
-
-
-def _stands_in(session: Session) -> bool:
-    """Whether synthetic data stand in for the real ones: the tables then have another name."""
-    return session.synthetic and not session.profile.synthetic
 
 
 def _same_table(record: Record, first: Record) -> bool:

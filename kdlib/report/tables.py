@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kdlib.files import atomic_write
 from kdlib.judge.bands import Bands
@@ -28,7 +29,9 @@ from kdlib.run.records import Record, digest_of, measured
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["MADE_OF", "header", "of_one_teacher", "page", "write_tables"]
+    from kdlib.report.figures import Drawing
+
+__all__ = ["MADE_OF", "Page", "header", "of_one_teacher", "page", "page_of"]
 
 MADE_OF = "What the difference is made of"
 
@@ -220,28 +223,43 @@ def _of_one_teacher(arms: Sequence[Arm], frame: pd.DataFrame) -> str:
     )
 
 
-def write_tables(
-    folder: Path,
-    label: str,
+class Page(NamedTuple):
+    """Tables of one profile and data set, with a figure if there is one: Markdown, and the content of files by name."""
+
+    name: str  # of the files, without their ends
+    text: str
+    files: Mapping[str, bytes]
+    records: Sequence[Record]
+    drawing: Drawing | None = None
+
+    def write(self, folder: Path) -> None:
+        """Write each file whole; KDError if that is not possible."""
+        if self.drawing:
+            importlib.import_module("kdlib.report.figures").write(self.drawing, folder, self.name)  # imports matplotlib
+        for name, content in self.files.items():
+            atomic_write(folder / name, content)
+
+
+def page_of(
+    name: str,
     experiment: Experiment,
     reported: Reported,
     records: Sequence[Record],
     *,
     profile: str,
     synthetic: bool = False,
+    analogue: bool = False,
     judged_bands: Bands | None = None,
-    picture: str = "",
-) -> str:
-    """Write `<label>.md`, `.tex`, and `-arms.csv`, `-claims.csv`, `-ingredients.csv`, each whole; return the Markdown.
+    drawing: Drawing | None = None,
+) -> Page:
+    """Return the page `<name>.md`, with `.tex`, and `-arms.csv`, `-claims.csv`, `-ingredients.csv` of what has rows.
 
-    A label that says more than the profile marks other data than the source's: its verdicts are an analogue's.
+    `analogue`: these are other data than the source's, and so are the verdicts.
     """
     about = experiment.profile(profile)
     arms = arms_table(experiment.arms, reported, records, is_reduced(about, synthetic))
     declared = about.seeds if about.judged else None
-    claims = claims_table(
-        reported, records, judged_bands, declared=declared, synthetic=synthetic, analogue=label != profile
-    )
+    claims = claims_table(reported, records, judged_bands, declared=declared, synthetic=synthetic, analogue=analogue)
     ingredients = ingredients_table(reported, records)
     numbers = of_declared(measured(records), declared) if reported.choices else {}
     choices = [_choice(choice, chosen(choice, numbers)) for choice in reported.choices]
@@ -256,15 +274,16 @@ def write_tables(
         choices,
         judged=about.judged,
         synthetic=synthetic,
-        picture=picture,
+        picture=f"![{escaped(drawing.alt)}]({name}.svg)" if drawing else "",
     )
     frames = {"arms": arms, "claims": claims, "ingredients": ingredients}
-    for name, frame in frames.items():
-        if not frame.empty:
-            content = frame.to_csv(index=False, lineterminator="\n")
-            atomic_write(folder / f"{label}-{name}.csv", content.encode())
-    atomic_write(folder / f"{label}.md", text.encode())
+    files = {f"{name}-{of}.csv": _csv(frame) for of, frame in frames.items() if not frame.empty}
+    files[f"{name}.md"] = text.encode()
     shown = arms_shown(arms, reported, metrics_of(reported)), claims_shown(claims, reported, about.judged, synthetic)
     numbers_right = [column for frame in shown for column in frame.columns if column not in _LEFT]
-    atomic_write(folder / f"{label}.tex", latex_of(experiment.name, label, *shown, numbers_right).encode())
-    return text
+    files[f"{name}.tex"] = latex_of(experiment.name, name, *shown, numbers_right).encode()
+    return Page(name, text, files, records, drawing)
+
+
+def _csv(frame: pd.DataFrame) -> bytes:
+    return frame.to_csv(index=False, lineterminator="\n").encode()

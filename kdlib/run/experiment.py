@@ -142,6 +142,8 @@ class Experiment:
     can change a result. `data` names the data sets, or is a function from a configuration to their names.
     `load_data(config, folders)` reads them and returns an object with `digest` and `name`. `data_fields` names the
     fields that choose other data (`--set`), with separate tables. `kd check` trains `check`; `banded` have bands.
+    `metrics` names the numbers that runs have, in addition to `training_loss`. A claim, band or figure about another
+    number is refused before anything is trained; if there are no names, only arms are checked.
 
     `load_data` gets an object with the fields of the configuration as attributes, no instance of its class. It is
     called once for all configurations that agree in the fields it has looked at. All runs share what it returns, so
@@ -160,6 +162,7 @@ class Experiment:
     check: tuple[str, ...]
     banded: tuple[str, ...]
     data_fields: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
     network: Callable[[Arm, Any, Any], nn.Module | None] = lambda arm, config, data: None
     examples: Callable[[Arm, Any, int], tuple[Examples, Examples]] = lambda arm, data, seed: (data.train, data.test)
     name: str = ""  # its folder's name, from load_experiment
@@ -190,6 +193,11 @@ class Experiment:
     def judged(self) -> str:
         """The name of the profile whose runs get verdicts; empty if there is none."""
         return next((name for name, profile in self.profiles.items() if profile.judged), "")
+
+    @property
+    def known_metrics(self) -> tuple[str, ...]:
+        """The names of all numbers of runs; empty if the experiment does not say them."""
+        return (*self.metrics, "training_loss") if self.metrics else ()
 
     def arms_of(self, profile: Profile) -> tuple[str, ...]:
         """Return the names of a profile's arms; all arms if it names none."""
@@ -246,6 +254,9 @@ def _check_profiles(experiment: Experiment) -> None:
     for place, wanted in [("check", experiment.check), *((n, p.arms) for n, p in experiment.profiles.items())]:
         if unknown := [name for name in wanted if name not in names]:
             raise KDError(f"{place}: expected names of arms, found {', '.join(unknown)}; there are {', '.join(names)}")
+    if unknown := [name for name in experiment.banded if name not in (experiment.known_metrics or experiment.banded)]:
+        found = f"{', '.join(unknown)}; there are {', '.join(experiment.known_metrics)}"
+        raise KDError(f"banded: expected names of metrics, found {found}")
     for name, profile in experiment.profiles.items():
         _check_fields(experiment, name, profile.config)
 

@@ -120,10 +120,10 @@ def _scalar(value: Any) -> bool:
 # ---- the file
 
 
-def write_records(path: Path, records: Iterable[Record], arm_order: Sequence[str] = ()) -> None:
+def write_records(path: Path, records: Iterable[Record], arm_order: Sequence[str] = ()) -> list[Record]:
     """Write a whole `runs.jsonl`, sorted by profile, data, seed, first arm in `arm_order` and run id.
 
-    The same records always give the same bytes, whatever their order.
+    The same records always give the same bytes, whatever their order. Returns them in the order of the file.
     """
     place = {arm: number for number, arm in enumerate(arm_order)}
 
@@ -131,7 +131,9 @@ def write_records(path: Path, records: Iterable[Record], arm_order: Sequence[str
         first = min((place.get(arm, len(place)) for arm in record.arms), default=len(place))
         return record.profile, record.data, record.seed, first, record.run
 
-    atomic_write(path, "".join(_line(record) + "\n" for record in sorted(records, key=order)).encode())
+    in_order = sorted(records, key=order)
+    atomic_write(path, "".join(_line(record) + "\n" for record in in_order).encode())
+    return in_order
 
 
 def digest_of(records: Iterable[Record]) -> str:

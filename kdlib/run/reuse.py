@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from kdlib.errors import KDError
 from kdlib.run.environment import device_name, source_digest, versions
-from kdlib.run.experiment import load_experiment
+from kdlib.run.experiment import Experiment, load_experiment
 from kdlib.run.plan import Job
 from kdlib.run.store import FinishedRun
 
@@ -34,18 +34,32 @@ def other_parent(run: FinishedRun, job: Job, finished: Mapping[str, FinishedRun]
 
 
 def other_source(run: FinishedRun, job: Job) -> str:
-    """Return a notice if other source files than the present ones made a run; else ""."""
+    """Return a notice if other source files than the present ones, or another replication's code, made a run; else ""."""
+    own = load_experiment(job.experiment)
     try:  # replications of one source share runs: the files of the replication that made the run count
-        maker = load_experiment(run.environment.get("replication", job.experiment))
+        maker = load_experiment(run.environment.get("replication", own.name))
     except KDError:
-        maker = load_experiment(job.experiment)
-    if run.environment.get("source") == source_digest(maker.folder):
+        maker = own
+    made_by, function = run.environment.get("source"), run.description.recipe.rpartition("/")[2]
+    if maker.name != own.name and made_by != source_digest(own.folder) and not _share(maker, own, function):
+        return (
+            f"reused runs were made by replications/{maker.name}, whose {function} is other code than that of "
+            f"replications/{own.name}: both have the source '{own.source}', this protocol and this configuration. Give "
+            "one of them another `source` if their results can differ"
+        )
+    if made_by == source_digest(maker.folder):
         return ""
-    commit = str(run.environment.get("commit"))[:10]
+    commit, of = str(run.environment.get("commit"))[:10], "" if maker.name == own.name else f" of {maker.name}"
     return (
-        f"run {run.id} was made by other source files than these (commit {commit}); it is reused because its protocol "
-        "and configuration are the same. Raise `protocol` if the edit can move results"
+        f"run {run.id} was made by other source files{of} than these (commit {commit}); it is reused because its "
+        "protocol and configuration are the same. Raise `protocol` if the edit can move results"
     )
+
+
+def _share(one: Experiment, other: Experiment, function: str) -> bool:
+    """Whether two replications train with the same function of a package that both import."""
+    first, second = ({arm.train for arm in of.arms if arm.train.__name__ == function} for of in (one, other))
+    return bool(first & second)
 
 
 def other_machine(run: FinishedRun, device: str) -> str:

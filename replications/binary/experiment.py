@@ -406,6 +406,10 @@ EXPERIMENT = Experiment(
     profiles=PROFILES,
     check=("teacher", cell(0.0)),  # what `kd check` trains, with seed 0
     banded=("accuracy", "teacher_correlation"),  # the correlation is what a sham teacher changes most
+    metrics=(
+        *("accuracy", "entropy", "epochs", "parameters", "agreement", "teacher_kl", "confidence", "flops"),
+        *("teacher_correlation", "validation_accuracy"),
+    ),
 )
 
 if __name__ == "__main__":

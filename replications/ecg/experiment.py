@@ -356,6 +356,10 @@ EXPERIMENT = Experiment(
     profiles=PROFILES,
     check=("teacher", "baseline", "distilled"),  # what `kd check` trains, with seed 0
     banded=("macro_f1", "teacher_kl"),
+    metrics=(
+        *("macro_f1", "accuracy", "entropy", "epochs", "parameters", "agreement", "teacher_kl", "best_epoch"),
+        *("validation_macro_f1",),
+    ),
 )
 
 if __name__ == "__main__":

@@ -125,6 +125,7 @@ EXPERIMENT = Experiment(
     profiles=PROFILES,
     check=("baseline", cell(0.6, 8)),  # what `kd check` trains, with seed 0
     banded=("accuracy", "training_loss"),  # the training loss is what a sham teacher changes most
+    metrics=("accuracy", "entropy", "epochs", "parameters", "agreement", "teacher_kl", "validation_accuracy"),
 )
 
 if __name__ == "__main__":

@@ -238,6 +238,11 @@ EXPERIMENT = Experiment(
     profiles=PROFILES,
     check=("teacher", "distilled", "no_threes"),  # what `kd check` trains, with seed 0
     banded=("errors", "training_loss", "teacher_kl"),
+    metrics=(
+        *("errors", "accuracy", "entropy", "epochs", "parameters", "agreement", "teacher_kl", "extra_errors"),
+        *("validation_errors", "threes_accuracy", "bias", "training_accuracy", "nats_gap", "gap", "asked"),
+        *("oversampled", "noise_at_start", "noise_after_epoch", "matching_order", "gradient_order"),
+    ),
 )
 
 if __name__ == "__main__":

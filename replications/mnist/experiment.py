@@ -199,6 +199,7 @@ EXPERIMENT = Experiment(
     profiles=PROFILES,
     check=("teacher", "baseline", "distilled"),  # what `kd check` trains, with seed 0
     banded=("accuracy", "teacher_kl"),
+    metrics=("accuracy", "entropy", "epochs", "parameters", "agreement", "teacher_kl"),
 )
 
 if __name__ == "__main__":

@@ -328,6 +328,7 @@ EXPERIMENT = Experiment(
     profiles=PROFILES,
     check=("scratch_2", "student_2_of_4"),  # what `kd check` trains, with seed 0
     banded=("accuracy", "training_loss", "entropy"),  # a sham teacher changes the last two most
+    metrics=("accuracy", "entropy", "epochs", "parameters", "agreement", "teacher_kl"),
 )
 
 if __name__ == "__main__":

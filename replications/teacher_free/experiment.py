@@ -149,6 +149,7 @@ EXPERIMENT = Experiment(
     # What `kd check` trains, with seed 0. The cell has alpha 1: at alpha 0.2 the bands could not detect a sham teacher.
     check=("smoothed", f"self_{cell(1.0, 2)}"),
     banded=("accuracy", "training_loss"),  # the training loss is what a sham teacher changes most
+    metrics=("accuracy", "entropy", "epochs", "parameters", "agreement", "teacher_kl", "validation_accuracy"),
 )
 
 if __name__ == "__main__":

@@ -44,7 +44,8 @@ def draw(records: Sequence[Record], reported: Reported) -> Drawing | None:
         first.reported,
     )
     pairs = [(part.label, part.arm, part.rival) for part in reported.ingredients]
-    taught = [f"{prefix}_{cell(alpha, t)}" for _, prefix, alpha in TEACHERS for t in TEMPERATURES]
+    cells = [f"{prefix}_{cell(alpha, t)}" for _, prefix, alpha in TEACHERS for t in TEMPERATURES]
+    taught = [arm for arm in cells if arm in colors]  # the source taught again at T 2 and 4 only
     ours, theirs, off = maps("students taught by their like", CELLS, (ALPHAS, TEMPERATURES), found)
     rows = [
         (

@@ -398,6 +398,10 @@ EXPERIMENT = Experiment(
     # What `kd check` trains, with seed 0. At T = 6 as printed, the bands could not detect a sham teacher.
     check=("baseline_50", "distilled_T_6_corrected"),
     banded=("unseen_accuracy", "teacher_kl", "training_loss"),
+    metrics=(
+        *("accuracy", "entropy", "epochs", "parameters", "agreement", "teacher_kl", "unseen_accuracy"),
+        *("unseen_person_accuracy", "validation_accuracy"),
+    ),
 )
 
 if __name__ == "__main__":

@@ -87,4 +87,5 @@ PROFILES = {
     "smoke": Profile(QUICK, seeds=1, synthetic=True, reduced="2 epochs of 300 synthetic digits"),
 }
 CHECK = ("teacher", "baseline", "distilled")  # the arms that `kd check` trains
-EXPERIMENT = Experiment("NAME", 1, ("mnist",), load_data, ARMS, PROFILES, CHECK, banded=("accuracy",))
+METRICS = ("accuracy", "entropy", "parameters", "epochs")  # the numbers that runs have: claims name no others
+EXPERIMENT = Experiment("NAME", 1, ("mnist",), load_data, ARMS, PROFILES, CHECK, banded=("accuracy",), metrics=METRICS)

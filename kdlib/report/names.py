@@ -1,0 +1,65 @@
+"""Names in the files of a replication, compared with its arms, metrics and claims before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from kdlib.errors import KDError
+from kdlib.judge.bands import Bands, read_bands
+from kdlib.judge.claims import Reported
+from kdlib.report.pages import figures_of, reported_of
+from kdlib.run.experiment import Experiment
+from kdlib.run.records import Record
+
+__all__ = ["refuse_unknown_names"]
+
+
+def refuse_unknown_names(experiment: Experiment, *, bands: bool = True) -> None:
+    """Read `claims.toml`, `bands.toml` and `figures.py`, as the end of a session does.
+
+    KDError for an arm, a metric, a claim, a mode or a profile that does not exist, and for a file that is wrong in
+    itself. Without `bands`, those are not looked at: `kd record` makes them.
+    """
+    reported = reported_of(experiment)
+    path = experiment.folder / "bands.toml"
+    for (digest, profile), known in read_bands(path).items() if bands else ():
+        if profile not in experiment.profiles:
+            raise _wrong(path, experiment, "a profile", profile, experiment.profiles)
+        for what, name, there in _names(known, reported):
+            if there and name not in there:
+                raise _wrong(path, experiment, f"data {digest}, profile {profile}: {what}", name, there)
+    _look_at_figure(experiment, reported)
+
+
+def _names(known: Bands, reported: Reported) -> Iterator[tuple[str, str, Collection[str]]]:
+    """What bands and verdicts are about: what each name should be, the name, and all such names."""
+    for key in (*known.bands, *known.inside):
+        arm, _, metric = key.partition(".")
+        yield "an arm", arm, reported.arms
+        yield "a metric", metric, reported.metrics
+    for claim, modes in known.verdicts.items():
+        yield "a claim", claim, reported.claims
+        for mode in modes:
+            yield f"a mode of claim {claim}", mode, reported.claims[claim].modes
+
+
+def _wrong(path: Path, experiment: Experiment, what: str, found: str, there: Collection[str]) -> KDError:
+    return KDError(
+        f"{path}: expected {what} of {experiment.name} ({', '.join(there)}), found {found}; delete it there, or let "
+        f"`kd record {experiment.name}` write the file again"
+    )
+
+
+def _look_at_figure(experiment: Experiment, reported: Reported) -> None:
+    """Let the figure of each profile name its parts, for a record that serves no arm: nothing is drawn."""
+    figures = figures_of(experiment)
+    for name, profile in experiment.profiles.items() if figures else ():
+        about = {"data": "", "config": asdict(profile.config), "seed": 0}
+        try:
+            figures.draw([Record(name, 0, "", {}, "", about, {}, [], {}, "")], reported)
+        except KDError as error:
+            raise KDError(f"{experiment.folder / 'figures.py'}: {error}") from error
+        except Exception:  # not every figure can be asked without the record of a run; it is looked at when it is drawn
+            return

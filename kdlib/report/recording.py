@@ -1,0 +1,193 @@
+"""`record` runs a session and writes its records, bands and tables. It mixes no runs that are not of one experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from kdlib.errors import KDError
+from kdlib.files import locked
+from kdlib.judge.bands import bands_of, read_bands, write_bands
+from kdlib.report.names import refuse_unknown_names
+from kdlib.report.pages import Page, label_of, make_pages, reported_of
+from kdlib.report.pairs import pair_faults
+from kdlib.report.sessions import Reporter, incomplete, refuse_synthetic, silent, trained
+from kdlib.run.experiment import Experiment
+from kdlib.run.records import Record, grouped, measured, merged, read_records, write_records
+from kdlib.run.session import Session, complete, failures, records_of
+
+__all__ = ["Recording", "record", "update_bands"]
+
+LOCKED = "see that results/ can be written to"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The outcome of `record`: failed runs, the pages written, what was not recorded, how many runs are left.
+
+    `records` are those of the session, `recorded` all of the file after it.
+    """
+
+    problems: list[str]
+    pages: list[Page]
+    notes: list[str] = field(default_factory=list)
+    left: int = 0
+    records: list[Record] = field(default_factory=list)
+    recorded: list[Record] = field(default_factory=list)
+
+
+def record(session: Session, results: Path, reporter: Reporter = silent) -> Recording:
+    """Run a session, then write its records, bands and tables below `results`.
+
+    If the time is up before the end, only seeds with all arms of the session are recorded; the others stay in the
+    store.
+
+    Recorded runs of other seeds and arms are kept. Those of another protocol, or of other data, are replaced if the
+    session has all their arms and seeds. KDError, before anything is trained, if it has not, for more seeds of the
+    judged profile than it declares, for claims and figures about what the experiment does not have, and for results
+    that cannot be written. KDError, before anything is written, for compared arms that differ in what `claims.toml`
+    does not name, or do not differ in what it names.
+    """
+    refuse_synthetic(session, "record")
+    experiment, folder = session.experiment, results / session.experiment.name
+    refuse_unknown_names(experiment, bands=False)
+    path = folder / "runs.jsonl"
+    with locked(folder / ".lock", LOCKED):
+        recorded = read_records(path)
+    refuse_undeclared_seeds(session, recorded)
+    refuse_unlike(session, _planned(session), recorded)
+    jobs, summary = trained(session, reporter, recorded)
+    problems, notes = failures(jobs, summary), []
+    if summary.left:
+        begun, jobs = incomplete(jobs, summary), complete(jobs, summary)
+        some = f"seed{'s' * (len(begun) > 1)} {', '.join(map(str, begun))}"
+        notes.append(f"Not recorded, because not all of their runs are finished: {some}.")
+    new = records_of(session, jobs, summary)
+    if summary.left and not new:
+        return Recording(problems, [], ["Nothing is recorded: no seed is complete."], len(summary.left), [], recorded)
+    # Two sessions may record seeds of one replication at the same time.
+    with locked(folder / ".lock", LOCKED):
+        recorded = read_records(path)
+        try:
+            old = refuse_unlike(session, _cells(new), recorded)
+        except KDError as error:
+            if not problems and not summary.left:
+                raise  # another session has recorded them meanwhile
+            return Recording(problems, [], [*notes, f"Nothing is recorded: {error}"], len(summary.left), new, recorded)
+        records = merged(old, new)
+        if faults := pair_faults(experiment, reported_of(experiment), records):
+            raise KDError("\n".join(["nothing is recorded: compared arms are not as claims.toml says", *faults]))
+        # In the order of the file, so that tables do not depend on that of recording.
+        records = write_records(path, records, [arm.name for arm in experiment.arms])
+        update_bands(experiment, [r for r in records if r.profile == session.profile_name])
+        pages = make_pages(experiment, records, committed=records, synthetic=False)
+        for page in pages:
+            page.write(folder)
+    return Recording(problems, pages, notes, len(summary.left), new, records)
+
+
+def refuse_undeclared_seeds(session: Session, records: Sequence[Record]) -> None:
+    """Refuse more seeds of the judged profile than it declares: to look and then run more makes false verdicts."""
+    declared, name = session.profile.seeds, session.profile_name
+    recorded = {record.seed for record in records if record.profile == name}
+    if session.profile.judged and (more := sorted(seed for seed in {*session.seeds, *recorded} if seed >= declared)):
+        raise KDError(
+            f"{session.experiment.name}, profile {name}: expected seeds 0 to {declared - 1}, which experiment.py "
+            f"declares, found {', '.join(map(str, more))}; raise the declared number there first, with the date"
+        )
+
+
+# ---- runs that may not be in one table
+
+
+class _Cell(NamedTuple):
+    """A place of a table."""
+
+    seed: int
+    arm: str
+
+
+def _planned(session: Session) -> set[_Cell]:
+    return {_Cell(job.description.seed, arm) for job in session.jobs() for arm in job.arms}
+
+
+def _cells(records: Sequence[Record]) -> set[_Cell]:
+    return {_Cell(record.seed, arm) for record in records for arm in record.arms}
+
+
+def refuse_unlike(session: Session, new: set[_Cell], records: Sequence[Record]) -> list[Record]:
+    """Return the recorded runs that may stay next to the `new` ones, or are replaced by them.
+
+    Those of other data have the same table and are left out: all their places are filled anew. KDError for recorded
+    runs of another protocol or of other data of which a place is not filled, because no verdict may mix both.
+    """
+    experiment, kept = session.experiment, []
+    own, arms = (
+        experiment.label(session.profile_name, asdict(session.profile.config)),
+        [a.name for a in experiment.arms],
+    )
+    for old in records:
+        if old.profile != session.profile_name or label_of(experiment, old) != own:
+            kept.append(old)
+            continue
+        if gone := sorted({*old.arms} - {*arms}):
+            raise KDError(
+                f"{experiment.name}, profile {session.profile_name}: expected recorded runs of its arms "
+                f"({', '.join(arms)}), found {', '.join(gone)}, seed {old.seed}; delete its line from runs.jsonl"
+            )
+        left = [arm for arm in sorted(old.arms) if _Cell(old.seed, arm) not in new]
+        for what, expected, found in _unlike(session, old):
+            if left:
+                raise KDError(
+                    f"{experiment.name}, profile {session.profile_name}: expected recorded runs of {what} {expected} "
+                    f"next to the new ones, found {', '.join(left)}, seed {old.seed}, of {what} {found}; record all "
+                    "recorded arms and seeds at once, or delete its line from runs.jsonl"
+                )
+        if not any(what == "data" for what, *_ in _unlike(session, old)):
+            kept.append(old)
+    return kept
+
+
+def _unlike(session: Session, old: Record) -> list[tuple[str, object, object]]:
+    """In what a recorded run differs from a run of the same arms now."""
+    experiment, protocol = session.experiment, old.description["protocol"]
+    found: list[tuple[str, object, object]] = []
+    if protocol != experiment.protocol:
+        found.append(("protocol", experiment.protocol, protocol))
+    data = {_data_of(session, arm) for arm in old.arms}
+    if old.data not in data:
+        found.append(("data", ", ".join(sorted(data)), old.data))
+    return found
+
+
+def _data_of(session: Session, arm: str) -> str:
+    """The digest of the data of an arm."""
+    experiment = session.experiment
+    digest: str = experiment.load_data(experiment.config(experiment.arm(arm), session.profile), session.folders).digest
+    return digest
+
+
+# ---- bands
+
+
+def update_bands(experiment: Experiment, records: Sequence[Record]) -> None:
+    """Write the bands of all arms with enough seeds, and of judged runs the verdicts on complete claims.
+
+    `records` are all recorded runs of one profile; bands of this profile on other data than theirs are left out.
+    """
+    path, groups = experiment.folder / "bands.toml", grouped(records)
+    profiles = {profile for _, profile in groups}
+    bands = {key: known for key, known in read_bands(path).items() if key[1] not in profiles or key in groups}
+    reported = reported_of(experiment)
+    for (digest, profile), group in groups.items():
+        metrics = measured(group)
+        commits = {
+            arm: ", ".join(sorted({str(r.environment["commit"])[:12] for r in group if arm in r.arms}))
+            for arm in metrics
+        }
+        of = experiment.profile(profile)
+        judged = reported if of.judged else None
+        bands[digest, profile] = bands_of(metrics, experiment.banded, commits, judged, of.seeds)
+    write_bands(path, bands)
