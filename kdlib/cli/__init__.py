@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     # Commands are imported when they run: `kd runs list` should not wait for pandas.
     from kdlib import __version__
     from kdlib.cli import commands as kd
-    from kdlib.cli import data, export, runs
+    from kdlib.cli import data, export, listing, runs
     from kdlib.cli.gpu_check import gpu_check
     from kdlib.cli.new import new
     from kdlib.run.experiment import DEFAULT
@@ -161,17 +161,18 @@ def _parser() -> argparse.ArgumentParser:
 
     tables = command("tables", kd.tables, "Make the committed tables again from results/*/runs.jsonl.")
     tables.add_argument("names", nargs="*", metavar="NAME")
-    command("list", kd.show_list, "List the replications, their profiles and arms.")
+    listed = command("list", listing.show_list, "List the replications; of those named also hours, needs and claims.")
+    listed.add_argument("names", nargs="*", metavar="NAME")
     command("new", new, "Write the folder of a new replication, from a template that runs.").add_argument("name")
 
-    listing = command(
+    stored = command(
         "runs", runs.runs, "List, show, verify or prune stored runs, or export them to a folder and import them.", store
     )
-    listing.add_argument("action", choices=("list", "show", "verify", "prune", "export", "import"))
-    listing.add_argument(
+    stored.add_argument("action", choices=("list", "show", "verify", "prune", "export", "import"))
+    stored.add_argument(
         "names", nargs="*", metavar="run", help="beginnings of run ids; of export and import: the one folder"
     )
-    listing.add_argument(
+    stored.add_argument(
         "--runs",
         type=values.names,
         action="extend",
@@ -179,8 +180,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="RUN,...",
         help="export: only runs with these beginnings of their ids",
     )
-    listing.add_argument("--profile", default="", help="export: only finished runs of this profile, and all begun runs")
-    listing.add_argument("--pruned", action="store_true", help="export: leave out the weights of finished runs")
+    stored.add_argument("--profile", default="", help="export: only finished runs of this profile, and all begun runs")
+    stored.add_argument("--pruned", action="store_true", help="export: leave out the weights of finished runs")
     explain = command(
         "explain",
         runs.explain,

@@ -18,7 +18,7 @@ from kdlib.report import recording, sessions
 from kdlib.report.local import write_local
 from kdlib.report.markdown import unescaped
 from kdlib.report.names import refuse_unknown_names
-from kdlib.report.pages import Page, committed, draw_pictures, make_pages, update_readmes
+from kdlib.report.pages import Page, committed, draw_pictures, make_pages, update_readmes, write_pages
 from kdlib.report.sessions import Replication
 from kdlib.report.steps import Step, next_steps
 from kdlib.report.summary import lines_of
@@ -114,7 +114,7 @@ def check(options: argparse.Namespace) -> int:
     Without names, replications that have no bands yet are left out, if others have some.
     """
     problems: list[str] = []
-    names = _chosen(options.names) if options.names else _with_bands(_chosen(()))
+    names = chosen(options.names) if options.names else _with_bands(chosen(()))
     for name in names:
         refuse_unknown_names(load_experiment(name))
     for name in names:
@@ -140,8 +140,8 @@ def _with_bands(names: Sequence[str]) -> Sequence[str]:
     return found or names
 
 
-def _chosen(names: Sequence[str]) -> Sequence[str]:
-    """The named replications, or all; KDError if one is not there, before anything is done."""
+def chosen(names: Sequence[str]) -> Sequence[str]:
+    """Return the named replications, or all; KDError if one is not there, before anything is done."""
     names = names or replications(ROOT)
     if not names:
         raise KDError(
@@ -199,11 +199,10 @@ def tables(options: argparse.Namespace) -> int:
     """`kd tables [NAME ...]`: the committed tables and the READMEs' tables, again, from the committed runs."""
     from kdlib.report.site import write_site  # imports jinja2
 
-    names, found = _chosen(options.names), committed(ROOT)
+    names, found = chosen(options.names), committed(ROOT)
     for name in (name for name in names if found[name]):
         folder = ROOT / "results" / name
-        for page in make_pages(load_experiment(name), found[name], committed=found[name], synthetic=False):
-            page.write(folder)
+        write_pages(load_experiment(name), found[name], folder, committed=found[name], synthetic=False)
         print(f"written {folder}")
     update_readmes(ROOT, found)
     write_site(ROOT, found)
@@ -227,18 +226,6 @@ def _tell_costs(session: Session, planned: Sequence[Cost], least_seconds: float)
     left_out = f"; the cost of {len(unknown)} of them is unknown" if unknown else ""
     where = f"{disk / 1e6:.1f} MB in {session.store.folder}"
     print(f"{runs}; about {least_seconds / 60:.0f} minutes on {workers} and {where}{left_out}")
-    return 0
-
-
-def show_list(options: argparse.Namespace) -> int:
-    """`kd list`."""
-    for name in _chosen(()):
-        experiment = load_experiment(name)
-        print(f"{name}: {experiment.about}")
-        for label, profile in experiment.profiles.items():
-            seeds = f"{profile.seeds} seed{'' if profile.seeds == 1 else 's'}"
-            print(f"  {label}: {seeds}{', ' + profile.reduced if profile.reduced else ''}")
-        print("  arms: " + ", ".join(arm.name for arm in experiment.arms))
     return 0
 
 

@@ -21,7 +21,8 @@ def data(options: argparse.Namespace) -> int:
 def _list(names: tuple[str, ...], options: argparse.Namespace) -> int:
     for name in names:
         about = fetch.describe(name)
-        print(name, *(f"  {key}: {value}" for key, value in about.items() if key != "name"), sep="\n")
+        lines = (f"  {key}: {value}" for key, value in about.items() if key != "name")
+        print(name, f"  here: {_place(name, options)}", *lines, sep="\n")
     return 0
 
 
@@ -54,10 +55,11 @@ def _verify(names: tuple[str, ...], options: argparse.Namespace) -> int:
 
 def _where(names: tuple[str, ...], options: argparse.Namespace) -> int:
     for name in names:
-        place = fetch.where(name, options.data)
-        print(
-            f"{name}: {place.path} ({place.origin})"
-            if place
-            else f"{name}: not here; `kd data fetch {name}` gets it or says how"
-        )
+        print(f"{name}: {_place(name, options)}")
     return 0
+
+
+def _place(name: str, options: argparse.Namespace) -> str:
+    """Where a data set is, or that it is not here."""
+    place = fetch.where(name, options.data)
+    return f"{place.path} ({place.origin})" if place else f"not here; `kd data fetch {name}` gets it or says how"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 
 from kdlib.errors import KDError
 from kdlib.files import DamagedFile, is_there, not_read, read_file
-from kdlib.report.terminal import printable
+from kdlib.report.terminal import printable, shortened
 from kdlib.run.environment import source_digest
 from kdlib.run.experiment import load_experiment, replications
+from kdlib.run.labels import label_of
 from kdlib.run.store import FinishedRun, Store, prune, read_run
 from kdlib.run.transfer import Outcome, export_runs, import_runs
 
@@ -44,20 +47,34 @@ def _say(text: str) -> None:
 
 
 def _list(store: Store, ids: list[str]) -> int:
-    for run_id in ids:
+    """One line of 80 columns for each run; all runs of the store are read, because arms differ in their parents."""
+    found: dict[str, FinishedRun] = {}
+    unread: dict[str, str] = {}
+    for run_id in {*ids, *store.ids()}:
         try:
-            run = read_run(store.run_folder(run_id), check=False)
+            found[run_id] = read_run(store.run_folder(run_id), check=False)
         except KDError as error:  # one that cannot be read does not hide the others
-            _say(f"{run_id}  {'damaged' if isinstance(error, DamagedFile) else 'not read'}: {error}")
-            continue
-        _say(f"{run_id}  {run.description.recipe}  seed {run.description.seed}  {_main_numbers(run)}")
+            unread[run_id] = f"{'damaged' if isinstance(error, DamagedFile) else 'not read'}: {error}"
+    print(_line("run", "arm", "seed", "profile", "date", "accuracy"))
+    for run_id in ids:
+        _say(f"{run_id}  {unread[run_id]}" if run_id in unread else _about(found[run_id], found))
     return 0
 
 
-def _main_numbers(run: FinishedRun) -> str:
-    last = run.metrics.get("final", {})
-    names = [key for key in ("accuracy", "macro_f1") if isinstance(last.get(key), int | float)]
-    return "  ".join(f"{key} {last[key]:.4f}" for key in names)
+def _about(run: FinishedRun, runs: Mapping[str, FinishedRun]) -> str:
+    label = label_of(run, runs)
+    arms = f"{min(label.arms, key=len)}{f' +{len(label.arms) - 1}' * (len(label.arms) > 1)}" if label.arms else ""
+    what = f"{label.replication} {arms}" if arms else run.description.recipe
+    accuracy = run.metrics.get("final", {}).get("accuracy")
+    number = f"{accuracy:.4f}" if isinstance(accuracy, int | float) else ""
+    made = date.fromtimestamp((run.folder / "run.json").stat().st_mtime).isoformat()
+    return _line(run.id, what, str(run.description.seed), "/".join(label.profiles) or "other", made, number)
+
+
+def _line(run: str, arm: str, seed: str, profile: str, made: str, accuracy: str) -> str:
+    """Columns of 16, 24, 4, 11, 10 and 8 letters; a longer name loses its middle."""
+    cells = f"{run:16} {shortened(printable(arm), 24):24} {shortened(seed, 5):>5} {shortened(profile, 11):11} {made:10}"
+    return f"{cells} {accuracy:>8}"[:80].rstrip()
 
 
 def _show(store: Store, ids: list[str]) -> int:

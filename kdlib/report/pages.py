@@ -27,6 +27,7 @@ __all__ = [
     "make_pages",
     "reported_of",
     "update_readmes",
+    "write_pages",
 ]
 
 
@@ -81,6 +82,16 @@ def figures_of(experiment: Experiment) -> Any:
     if not (experiment.folder / "figures.py").exists():
         return None
     return importlib.import_module(f"replications.{experiment.name}.figures")
+
+
+def write_pages(
+    experiment: Experiment, records: Sequence[Record], folder: Path, *, committed: Sequence[Record], synthetic: bool
+) -> list[Page]:
+    """Write what `make_pages` returns, each page under its own name, and return it."""
+    pages = make_pages(experiment, records, committed=committed, synthetic=synthetic)
+    for page in pages:
+        page.write(folder)
+    return pages
 
 
 def draw_pictures(experiment: Experiment, data: Any, pages: Sequence[Page], folder: Path) -> None:

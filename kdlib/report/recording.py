@@ -11,7 +11,7 @@ from kdlib.errors import KDError
 from kdlib.files import locked
 from kdlib.judge.bands import bands_of, read_bands, write_bands
 from kdlib.report.names import refuse_unknown_names
-from kdlib.report.pages import Page, label_of, make_pages, reported_of
+from kdlib.report.pages import Page, label_of, reported_of, write_pages
 from kdlib.report.pairs import pair_faults
 from kdlib.report.sessions import Reporter, incomplete, refuse_synthetic, silent, trained
 from kdlib.run.experiment import Experiment
@@ -82,9 +82,7 @@ def record(session: Session, results: Path, reporter: Reporter = silent) -> Reco
         # In the order of the file, so that tables do not depend on that of recording.
         records = write_records(path, records, [arm.name for arm in experiment.arms])
         update_bands(experiment, [r for r in records if r.profile == session.profile_name])
-        pages = make_pages(experiment, records, committed=records, synthetic=False)
-        for page in pages:
-            page.write(folder)
+        pages = write_pages(experiment, records, folder, committed=records, synthetic=False)
     return Recording(problems, pages, notes, len(summary.left), new, records)
 
 

@@ -34,7 +34,7 @@ def other_parent(run: FinishedRun, job: Job, finished: Mapping[str, FinishedRun]
 
 
 def other_source(run: FinishedRun, job: Job) -> str:
-    """Return a notice if other source files than the present ones, or another replication's code, made a run; else ""."""
+    """Return a notice if a run was made by other source files, or by another replication's code; else ""."""
     own = load_experiment(job.experiment)
     try:  # replications of one source share runs: the files of the replication that made the run count
         maker = load_experiment(run.environment.get("replication", own.name))

@@ -111,9 +111,10 @@ def test_nothing_is_drawn_of_arms_without_records():
 
 
 def test_pictures_of_the_data_are_for_a_folder_that_git_ignores(tmp_path, monkeypatch):
-    monkeypatch.setattr(pages, "write_tables", lambda *_, **__: "")
     monkeypatch.setattr(figures.fetch, "where", lambda name: pytest.fail("the data are looked for"))
+    page = pages.Page("full", "", {}, RECORDS[3:4])
+    monkeypatch.setattr(pages, "page_of", lambda *_, **__: page)
     pages.write_pages(EXPERIMENT, RECORDS[3:4], tmp_path, committed=[], synthetic=False)
     assert not list(tmp_path.glob("*-pictures.png"))
     with pytest.raises(pytest.fail.Exception):
-        pages.write_pages(EXPERIMENT, RECORDS[3:4], tmp_path / "local", committed=[], synthetic=False)
+        pages.draw_pictures(EXPERIMENT, None, [page], tmp_path)

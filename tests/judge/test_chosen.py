@@ -17,7 +17,7 @@ from kdlib.judge.judging import chosen, judge, outcomes, with_choices
 from kdlib.judge.reading import load_claims
 from kdlib.judge.schema import SchemaError
 from kdlib.report import pages, site
-from kdlib.report.sessions import update_bands
+from kdlib.report.recording import update_bands
 from kdlib.run.experiment import load_experiment
 from kdlib.run.records import read_records
 from tests.audit import again, audit, tables

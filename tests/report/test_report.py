@@ -515,8 +515,16 @@ EXPERIMENT = Experiment(
 )
 
 
+def written(folder, label, experiment, reported, records, profile):
+    """Write a page and return its Markdown."""
+    analogue = label != profile
+    page = tables.page_of(label, experiment, reported, records, profile=profile, analogue=analogue)
+    page.write(folder)
+    return page.text
+
+
 def test_the_page_and_its_csv_files(reported, tmp_path):
-    text = tables.write_tables(tmp_path / "out", "full", EXPERIMENT, reported, five(), profile="full")
+    text = written(tmp_path / "out", "full", EXPERIMENT, reported, five(), profile="full")
     assert (tmp_path / "out" / "full.md").read_text() == text
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "full-arms.csv",
@@ -545,7 +553,7 @@ def test_the_page_and_its_csv_files(reported, tmp_path):
 
 def test_the_same_records_give_the_same_page(reported, tmp_path):
     first, second = (
-        tables.write_tables(tmp_path / label, "full", EXPERIMENT, reported, records, profile="full")
+        written(tmp_path / label, "full", EXPERIMENT, reported, records, profile="full")
         for label, records in (("a", five()), ("b", five()[::-1]))
     )
     assert first == second
@@ -577,16 +585,16 @@ def test_seeds_in_a_row_are_a_range(seeds, text):
 def test_a_label_beyond_the_profile_is_of_other_data(reported, tmp_path):
     """Its verdicts are those of an analogue."""
     for label, marked in (("full", False), ("full-inter-patient", True)):
-        text = tables.write_tables(tmp_path, label, EXPERIMENT, reported, five(), profile="full")
+        text = written(tmp_path, label, EXPERIMENT, reported, five(), profile="full")
         assert ("| replicated (analogue) " in text) == marked
 
 
 def test_the_profile_says_what_is_reduced_and_whether_verdicts_are_given(reported, tmp_path):
-    text = tables.write_tables(tmp_path, "quick", EXPERIMENT, reported, five("quick"), profile="quick")
+    text = written(tmp_path, "quick", EXPERIMENT, reported, five("quick"), profile="quick")
     assert "- profile: quick; reduced: 2 epochs \\| less\n" in text
     assert "| full verdict " in text
     assert "| verdict " not in text
-    full = tables.write_tables(tmp_path, "full", EXPERIMENT, reported, five(), profile="full")
+    full = written(tmp_path, "full", EXPERIMENT, reported, five(), profile="full")
     assert "reduced" not in full.partition("## Arms")[0]
     assert "| verdict " in full
 
@@ -594,7 +602,7 @@ def test_the_profile_says_what_is_reduced_and_whether_verdicts_are_given(reporte
 def test_text_from_files_cannot_leave_its_cell(reported, tmp_path):
     hostile = "x | y\n\n# head <script>alert(1)</script> [a](http://b.c) `d` **e** @you\u202e"
     records = [replace(r, data_name=hostile, environment=r.environment | {"device": hostile}) for r in five()]
-    text = tables.write_tables(tmp_path, "full", EXPERIMENT, reported, records, profile="full")
+    text = written(tmp_path, "full", EXPERIMENT, reported, records, profile="full")
     for live in (" | y", "\n# head", " <script", " [a]", "http://b", " `d`", " **e", " @you", "\u202e"):
         assert live not in text
     assert "x \\| y \\# head \\<script\\>" in text
@@ -614,7 +622,7 @@ def test_names_stay_readable_when_escaped():
 
 @pytest.mark.parametrize("records", [[], [record("sham", 0, "quick")]])
 def test_tables_of_next_to_nothing(reported, tmp_path, records):
-    text = tables.write_tables(tmp_path, "quick", EXPERIMENT, reported, records, profile="quick")
+    text = written(tmp_path, "quick", EXPERIMENT, reported, records, profile="quick")
     assert ("Nothing has been run yet." in text) == (not records)
     assert text.count("| not run ") == 4
 
@@ -722,7 +730,7 @@ def root(tmp_path, monkeypatch):
 def test_a_source_without_a_link_has_none_in_its_page(reported, tmp_path):
     def line(url):
         source = replace(reported, source=replace(reported.source, url=url))
-        text = tables.write_tables(tmp_path / "out", "full", EXPERIMENT, source, five(), profile="full")
+        text = written(tmp_path / "out", "full", EXPERIMENT, source, five(), profile="full")
         return text.splitlines()[2]
 
     assert line("https://example.org") == line("") + ", <https://example.org>"
@@ -733,8 +741,9 @@ def test_a_source_without_a_link_has_none_in_its_page(reported, tmp_path):
 def test_the_readmes_get_their_tables(root):
     experiment, folder = load_experiment("beats"), root / "results" / "beats"
     records = read_records(folder / "runs.jsonl")
-    written = pages.write_pages(experiment, records, folder, committed=records, synthetic=False)
-    assert sorted(written) == sorted((folder / f"{name}.md").read_text() for name in ("paper", "quick"))
+    made = pages.write_pages(experiment, records, folder, committed=records, synthetic=False)
+    assert [page.name for page in made] == ["paper", "quick"]
+    assert all(page.text == (folder / f"{page.name}.md").read_text() for page in made)
     pages.update_readmes(root, pages.committed(root))
     text, own = ((root / place / "README.md").read_text() for place in ("", "replications/beats"))
     rows = [line for line in text.splitlines() if line.startswith("| ")]
@@ -772,18 +781,18 @@ def test_reduced_runs_are_compared_with_the_judged_runs_on_the_same_choice_of_da
         '[verdicts."d1"."paper"."C1"]\n"as described" = "reversed"\n'
     )
     records = [*five("paper"), *five("quick", data="d2")]
-    (quick,) = pages.write_pages(experiment, records[-10:], folder / "local", committed=records, synthetic=False)
-    assert "| reversed " in quick
-    (quick,) = pages.write_pages(experiment, records[-10:], folder / "local", committed=[], synthetic=False)
-    assert "| reversed " not in quick
+    (quick,) = pages.make_pages(experiment, records[-10:], committed=records, synthetic=False)
+    assert "| reversed " in quick.text
+    (quick,) = pages.make_pages(experiment, records[-10:], committed=[], synthetic=False)
+    assert "| reversed " not in quick.text
 
 
 def test_pages_of_synthetic_data_are_called_so(root):
     experiment, folder = load_experiment("beats"), root / "results" / "beats" / "local"
     (page,) = pages.write_pages(experiment, five("quick"), folder, committed=[], synthetic=True)
-    assert page == (folder / "quick-synthetic.md").read_text()
-    assert "**SYNTHETIC DATA" in page
-    assert "none: synthetic data" in page
+    assert page.text == (folder / "quick-synthetic.md").read_text()
+    assert "**SYNTHETIC DATA" in page.text
+    assert "none: synthetic data" in page.text
 
 
 # ---- ingredients
@@ -813,7 +822,7 @@ def test_an_ingredient_is_the_mean_paired_difference_over_shared_seeds(tmp_path)
 def test_the_ingredients_are_in_a_csv_file_to_the_last_bit(tmp_path):
     (tmp_path / "claims.toml").write_text(CLAIMS + PARTS)
     reported = load_claims(tmp_path / "claims.toml", [arm.name for arm in ARMS])
-    text = tables.write_tables(tmp_path, "full", EXPERIMENT, reported, five(), profile="full")
+    text = written(tmp_path, "full", EXPERIMENT, reported, five(), profile="full")
     (row,) = csv.DictReader((tmp_path / "full-ingredients.csv").read_text().splitlines())
     differences = np.subtract(F1["student"], F1["alone"])
     assert (row["ingredient"], row["arm"], row["over"]) == ("the teacher & nothing else", "student", "alone")
@@ -824,7 +833,7 @@ def test_the_ingredients_are_in_a_csv_file_to_the_last_bit(tmp_path):
 def test_tables_name_what_arms_differ_in_and_pages_how_many_pairs_are_traced(tmp_path):
     (tmp_path / "claims.toml").write_text(CLAIMS + PARTS)
     reported = load_claims(tmp_path / "claims.toml", [arm.name for arm in ARMS])
-    text = tables.write_tables(tmp_path, "full", EXPERIMENT, reported, five(), profile="full")
+    text = written(tmp_path, "full", EXPERIMENT, reported, five(), profile="full")
     named = [row["differs"] for row in csv.DictReader((tmp_path / "full-claims.csv").read_text().splitlines())]
     assert named == ["rows, soft targets", "", "", "nothing"]  # arms that are compared with numbers have no pair
     (row,) = csv.DictReader((tmp_path / "full-ingredients.csv").read_text().splitlines())
@@ -834,10 +843,10 @@ def test_tables_name_what_arms_differ_in_and_pages_how_many_pairs_are_traced(tmp
     assert column == ["differs in", column[1], "rows, soft targets", "—", "—", "nothing"]
     assert "\n- traces: 0 of 5 compared pairs of runs are traced (the others: not traced)\n" in text
     traced = [replace(record, trace={"steps": 1}) for record in five()]
-    text = tables.write_tables(tmp_path, "full", EXPERIMENT, reported, traced, profile="full")
+    text = written(tmp_path, "full", EXPERIMENT, reported, traced, profile="full")
     assert "\n- traces: 5 of 5 compared pairs of runs are traced\n" in text
     alone = [record for record in traced if "student" not in record.arms]
-    assert "- traces:" not in tables.write_tables(tmp_path, "full", EXPERIMENT, reported, alone, profile="full")
+    assert "- traces:" not in written(tmp_path, "full", EXPERIMENT, reported, alone, profile="full")
 
 
 def test_an_ingredient_whose_arm_is_not_recorded_stays_without_numbers(tmp_path):

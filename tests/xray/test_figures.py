@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kdlib.report.pages import draw_data
+from kdlib.report.pages import Page, draw_pictures
 from kdlib.run.experiment import load_experiment
 from replications.xray import experiment as xray
 from replications.xray import figures
@@ -12,9 +12,9 @@ from replications.xray import figures
 def test_the_sheet_shows_two_pictures_of_each_class_in_all_their_views(monkeypatch, tmp_path):
     data, drawn = xray.load_data(xray.SMOKE, {}), []
     monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append((figure, path)))
-    draw_data(load_experiment("xray"), data, tmp_path / "sheet.png")
+    draw_pictures(load_experiment("xray"), data, [Page("sheet", "", {}, [])], tmp_path)
     ((figure, path),) = drawn
-    assert path == tmp_path / "sheet.png"
+    assert path == tmp_path / "sheet-data.png"
     shown = [axes.images[0].get_array() for axes in figure.axes]
     rows = [row for label in range(3) for row in np.flatnonzero(data.train.labels == label)[: 2 * data.views]]
     assert len(shown) == 12
@@ -26,5 +26,5 @@ def test_the_sheet_shows_two_pictures_of_each_class_in_all_their_views(monkeypat
 
 @pytest.mark.parametrize("name", ["mnist"])
 def test_other_replications_draw_no_data(name, tmp_path):
-    draw_data(load_experiment(name), None, tmp_path / "sheet.png")
+    draw_pictures(load_experiment(name), None, [Page("sheet", "", {}, [])], tmp_path)
     assert not list(tmp_path.iterdir())
