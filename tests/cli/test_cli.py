@@ -145,7 +145,7 @@ def test_without_the_data_a_run_is_synthetic_marked_and_without_verdicts(tree, c
 
     store = ["--store", str(tree / "store")]
     status, out, _ = kd(capsys, "runs", "list", *store)
-    ids = [line.split()[0] for line in out.splitlines()]
+    ids = [line.split()[0] for line in out.splitlines()[1:]]
     assert (status, len(ids)) == (0, 3)
     assert json.loads(kd(capsys, "runs", "show", ids[0], *store)[1])["description"]["seed"] == 0
     status, out, _ = kd(capsys, "explain", ids[0][:6], *store)
@@ -190,7 +190,7 @@ def test_minutes_are_at_least_those_of_the_longest_chain(tree, capsys):
 
 def test_a_terminal_without_dashes_gets_the_tables_all_the_same(monkeypatch):
     stream = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
-    monkeypatch.setattr("kdlib.cli.commands.show_list", lambda options: print("a — b") or 0)
+    monkeypatch.setattr("kdlib.cli.listing.show_list", lambda options: print("a — b") or 0)
     monkeypatch.setattr("sys.stdout", stream)
     assert main(["list"]) == 0
     stream.flush()
@@ -283,7 +283,7 @@ def test_names_may_follow_options(tree, capsys, arguments):
         ["data", "list", "--all"],
         ["run", "ecg", "mnist"],
         ["check", "ecg", "--al", "mnist"],
-        ["list", "ecg"],
+        ["list", "--all"],
         ["check", "ecg", "--require-real"],
         ["check", "ecg", "--store=x"],
     ],
@@ -358,6 +358,6 @@ def test_a_lost_reader_ends_a_command_and_a_lost_process_is_told(tree, monkeypat
     def lost(options):
         raise BrokenPipeError(32, "Broken pipe")
 
-    monkeypatch.setattr("kdlib.cli.commands.show_list", lost)
+    monkeypatch.setattr("kdlib.cli.listing.show_list", lost)
     assert main(["list"]) == 2
     assert "kd: a process that this one talks to is gone" in capfd.readouterr().err

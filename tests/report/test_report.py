@@ -776,7 +776,7 @@ def test_a_readme_that_cannot_take_its_table_is_named(root):
 
 def test_reduced_runs_are_compared_with_the_judged_runs_on_the_same_choice_of_data(root):
     """A reduced profile may train on a part of the data, so its digest may be another."""
-    experiment, folder = load_experiment("beats"), root / "results" / "beats"
+    experiment = load_experiment("beats")
     (root / "replications" / "beats" / "bands.toml").write_text(
         '[verdicts."d1"."paper"."C1"]\n"as described" = "reversed"\n'
     )

@@ -156,7 +156,7 @@ def test_record_then_check_and_replicate_against_the_bands(root, store, toy, mon
     recording = record(prepare("toy", store=store, workers=1), tmp_path / "results")
     (page,) = recording.pages
     assert (recording.problems, recording.notes, recording.left) == ([], [], 0)
-    assert (tmp_path / "results" / "toy" / "quick.md").read_text() == page
+    assert (tmp_path / "results" / "toy" / "quick.md").read_text() == page.text
     assert len(read_records(tmp_path / "results" / "toy" / "runs.jsonl")) == 15
     path = root / "replications" / "toy" / "bands.toml"
     ((key, known),) = read_bands(path).items()

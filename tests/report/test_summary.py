@@ -103,7 +103,7 @@ def test_it_fits_on_a_screen_and_says_only_what_is_known(name, profile, seeds, b
     bands({("made", experiment.judged): recorded_verdicts(session, Outcome.SMALLER)})
     result, before = Replication(session, records_of(session)), records_of(session, shift=0.01)
     following = [line for step in steps.next_steps(result, before) for line in (step.text, "  a command")]
-    lines = summary.lines_of(result, before, ROOT / "results" / name / "local", following)
+    lines = summary.lines_of(result, before, ROOT / "results" / name / "local" / f"{profile}.md", following)
     assert len(lines) <= 25
     assert width(lines) <= 80
     text = "\n".join(lines)
@@ -130,9 +130,11 @@ def test_a_path_is_not_cut(tmp_path, monkeypatch):
     session = session_of("mnist", "smoke", 1, tmp_path)
     result = Replication(session, records_of(session))
     folder = tmp_path / ("long" * 30)
-    assert f"Tables: {folder / 'smoke.md'}" in summary.lines_of(result, [], folder)
+    assert f"Tables: {folder / 'smoke.md'}" in summary.lines_of(result, [], folder / "smoke.md")
     place = ROOT / "results" / "mnist" / "local"
-    assert "Tables: results/mnist/local/smoke.md (--print shows them)" in summary.lines_of(result, [], place)
+    assert "Tables: results/mnist/local/smoke.md (--print shows them)" in summary.lines_of(
+        result, [], place / "smoke.md"
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -142,7 +144,7 @@ def test_a_single_arm_has_its_number(name, bands, tmp_path):
     arm = next(arm.name for arm in experiment.arms if not arm.needs)
     session = session_of(name, experiment.judged, 1, tmp_path, (arm,))
     records = records_of(session, **{arm: {reported.primary.metric: 0.25}})
-    lines = summary.lines_of(Replication(session, records), [], tmp_path)
+    lines = summary.lines_of(Replication(session, records), [], tmp_path / "page.md")
     assert len(lines) <= 25
     assert any(line.split()[:1] == [arm] for line in lines) or any(line.startswith("C") for line in lines)
     assert all(name in ("", arm) for name in re.findall(r"^(\w+) +[\d.]+ +1$", "\n".join(lines), re.M))
@@ -172,7 +174,7 @@ def cells(lines, start="C1 ", mode="as described"):
 
 def test_a_judged_session_has_number_interval_record_and_verdict(bands, tmp_path):
     session, records = made_ecg(tmp_path, "full", 6)
-    lines = summary.lines_of(Replication(session, records), records, tmp_path)
+    lines = summary.lines_of(Replication(session, records), records, tmp_path / "page.md")
     # by hand: differences 0.11, 0.12, 0.09, 0.14, 0.10, 0.12; s = 0.0175, t(0.975, 5) = 2.571
     expected = ["+0.113 (+0.095 to +0.132)", "6", "+0.113"]
     assert cells(lines)[:3] == expected
@@ -183,68 +185,74 @@ def test_a_judged_session_has_number_interval_record_and_verdict(bands, tmp_path
     )
     assert not [line for line in lines if "as released" in line]  # its arms were not asked for
     bands({("made", "full"): recorded_verdicts(session, Outcome.LARGER)})
-    lines = summary.lines_of(Replication(session, records), records, tmp_path)
+    lines = summary.lines_of(Replication(session, records), records, tmp_path / "page.md")
     assert cells(lines)[-1].endswith(" (replicated, larger)")
 
 
 def test_too_few_seeds_say_how_many_are_needed(bands, tmp_path):
     session, records = made_ecg(tmp_path, "full", 2)
-    assert cells(summary.lines_of(Replication(session, records), [], tmp_path)) == ["+0.115", "2", "2 of 6 seeds"]
+    assert cells(summary.lines_of(Replication(session, records), [], tmp_path / "page.md")) == [
+        "+0.115",
+        "2",
+        "2 of 6 seeds",
+    ]
     bands({("made", "full"): recorded_verdicts(session, Outcome.SMALLER)})
-    verdict = cells(summary.lines_of(Replication(session, records), [], tmp_path))[-1]
+    verdict = cells(summary.lines_of(Replication(session, records), [], tmp_path / "page.md"))[-1]
     assert verdict == "2 of 6 seeds (replicated, smaller)"
     session, records = made_ecg(tmp_path, "quick", 2)
-    verdict = cells(summary.lines_of(Replication(session, records), [], tmp_path))[-1]
+    verdict = cells(summary.lines_of(Replication(session, records), [], tmp_path / "page.md"))[-1]
     assert verdict == "needs 5 seeds (replicated, smaller)"
     session, records = made_ecg(tmp_path, "quick", 6)
-    verdict = cells(summary.lines_of(Replication(session, records), [], tmp_path))[-1]
+    verdict = cells(summary.lines_of(Replication(session, records), [], tmp_path / "page.md"))[-1]
     assert verdict == "agrees (replicated, smaller)"
     bands({})
-    assert cells(summary.lines_of(Replication(session, records), [], tmp_path))[-1] == "no full verdict yet"
+    assert cells(summary.lines_of(Replication(session, records), [], tmp_path / "page.md"))[-1] == "no full verdict yet"
 
 
 def test_numbers_outside_their_bands_are_counted(bands, tmp_path):
     session, records = made_ecg(tmp_path, "quick", 2)
     band = Band(0.655, 0.69, 0.67, (0, 1, 2, 3, 4), (0.66, 0.68, 0.67, 0.665, 0.675), "c")
     bands({("made", "quick"): Bands({"baseline.macro_f1": band})})
-    lines = summary.lines_of(Replication(session, records), [], tmp_path)
+    lines = summary.lines_of(Replication(session, records), [], tmp_path / "page.md")
     assert "Bands: 2 numbers compared, 0 outside their bands." in lines
     bands({("made", "quick"): Bands({"baseline.macro_f1": replace(band, low=0.67)})})
-    lines = summary.lines_of(Replication(session, records), [], tmp_path)
+    lines = summary.lines_of(Replication(session, records), [], tmp_path / "page.md")
     assert "Bands: 2 numbers compared, 1 outside their bands." in lines
     bands({})
     assert any(
         line.startswith("Bands: none are recorded")
-        for line in summary.lines_of(Replication(session, records), [], tmp_path)
+        for line in summary.lines_of(Replication(session, records), [], tmp_path / "page.md")
     )
 
 
 def test_synthetic_runs_have_no_verdict_and_no_comparison(bands, tmp_path):
     session = session_of("ecg", "smoke", 1, tmp_path)
     bands({("made", "full"): recorded_verdicts(session, Outcome.REPLICATED)})
-    text = "\n".join(summary.lines_of(Replication(session, records_of(session)), [], tmp_path))
+    text = "\n".join(summary.lines_of(Replication(session, records_of(session)), [], tmp_path / "page.md"))
     assert "SYNTHETIC DATA" in text
     assert not re.search(r"replicated|Bands|verdict \(", text, re.M)
-    stand_in = replace(session_of("ecg", "quick", 1, tmp_path), folders={})
-    lines = summary.lines_of(Replication(stand_in, records_of(stand_in)), [], Path("local"))
-    assert "Tables: local/quick-synthetic.md (--print shows them)" in lines
+    lines = summary.lines_of(Replication(session, records_of(session)), [], None)
+    assert "Tables: not written" in lines
 
 
 def test_a_session_without_runs_says_so(bands, tmp_path):
     session = session_of("ecg", "quick", 1, tmp_path)
-    assert summary.lines_of(Replication(session, []), [], tmp_path)[-1] == "No run has finished."
+    assert summary.lines_of(Replication(session, []), [], tmp_path / "page.md")[-1] == "No run has finished."
 
 
 def test_a_failed_arm_leaves_a_line_that_says_what_is_missing(bands, tmp_path):
     session, records = made_ecg(tmp_path, "quick", 2)
     records = [record for record in records if "baseline" not in record.arms]
-    assert cells(summary.lines_of(Replication(session, records), [], tmp_path)) == ["0", "no seed has all its runs"]
+    assert cells(summary.lines_of(Replication(session, records), [], tmp_path / "page.md")) == [
+        "0",
+        "no seed has all its runs",
+    ]
 
 
 def test_text_of_files_is_harmless(bands, tmp_path):
     session, records = made_ecg(tmp_path, "quick", 2)
     records = [replace(record, data_name="\x1b[2J\u202edata") for record in records]
-    text = "".join(summary.lines_of(Replication(session, records), [], tmp_path))
+    text = "".join(summary.lines_of(Replication(session, records), [], tmp_path / "page.md"))
     assert text.isprintable()
 
 
