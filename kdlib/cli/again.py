@@ -27,8 +27,9 @@ def how_to_go_on(arguments: Sequence[str]) -> str:
 
 
 def lines_of_command(arguments: Sequence[str]) -> list[str]:
-    """Return the command of nox, or else of kd, as indented lines of 80 columns that a shell joins."""
-    words = [shlex.quote(word) for word in _nox(arguments) or [*_kd(), *arguments]]
+    """Return the command of nox, or of kd without nox, as indented lines of 80 columns that a shell joins."""
+    nox = _nox(arguments) if shutil.which("nox") else []
+    words = [shlex.quote(word) for word in nox or [*_kd(), *arguments]]
     lines = [f"  {words[0]}"]
     for place, word in enumerate(words[1:], 1):
         rest = " ".join(words[place:])
@@ -48,7 +49,8 @@ def with_options(arguments: Sequence[str], left_out: Collection[str], added: Seq
         if not value and text.partition("=")[0] not in left_out:
             kept.append(text)
         value = not value and text in left_out
-    return [*kept, *added]
+    end = kept.index("--") if "--" in kept else len(kept)  # what follows are names, even if they look like options
+    return [*kept[:end], *added, *kept[end:]]
 
 
 def _nox(arguments: Sequence[str]) -> list[str]:

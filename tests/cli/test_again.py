@@ -2,6 +2,7 @@
 
 import shlex
 import subprocess
+import sys
 
 import pytest
 
@@ -15,6 +16,7 @@ from kdlib.cli import again
         ("run ecg --seeds=2 --minutes 5", ["--seeds", "--minutes"], [], "run ecg"),
         ("run --arm a ecg --arms b", ["--arm", "--arms"], [], "run ecg"),
         ("run ecg --data --seed", ["--data"], [], "run ecg"),  # a value that looks like an option
+        ("run --seed 3 -- ecg", ["--seed"], ["--seeds", "5"], "run --seeds 5 -- ecg"),  # names follow --
     ],
 )
 def test_options_are_left_out_with_their_values(given, left_out, added, expected):
@@ -24,6 +26,7 @@ def test_options_are_left_out_with_their_values(given, left_out, added, expected
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 20, 70])
 def test_a_command_has_lines_that_fit_and_a_shell_joins_them(length, monkeypatch, tmp_path):
     monkeypatch.setattr("sys.argv", ["python"])
+    monkeypatch.setattr(again.shutil, "which", lambda name: f"/bin/{name}")
     arguments = ["run", "ecg", "--arms", "x" * 15, "--data", "a b" + "c" * length, "--seeds", "5"]
     lines = again.lines_of_command(arguments)
     assert all(len(line) <= 80 or len(line.split()) <= 3 for line in lines)
@@ -33,3 +36,9 @@ def test_a_command_has_lines_that_fit_and_a_shell_joins_them(length, monkeypatch
     assert told.stdout.splitlines() == ["-s", "replicate_ecg", "--", *arguments[2:]]
     if len(f"  {shlex.join(['nox', '-s', 'replicate_ecg', '--', *arguments[2:]])}") <= 80:
         assert len(lines) == 1
+
+
+def test_without_nox_the_command_is_that_of_kd(monkeypatch):
+    monkeypatch.setattr(again.shutil, "which", lambda name: None)
+    told = " ".join(again.lines_of_command(["run", "ecg", "--store", "my store"])).replace("\\", "")
+    assert shlex.split(told) == [sys.executable, "-m", "kdlib", "run", "ecg", "--store", "my store"]

@@ -120,6 +120,7 @@ def test_without_the_data_a_run_is_synthetic_marked_and_without_verdicts(tree, c
     short = replace(ecg.SMOKE, synthetic_rows=1500)
     quick = replace(ecg.PROFILES["quick"], config=short, seeds=1, arms=("baseline", "distilled"))
     changed(monkeypatch, "ecg", profiles={**ecg.PROFILES, "quick": quick})
+    monkeypatch.setattr("kdlib.cli.again.shutil.which", lambda name: f"/bin/{name}")
     status, out, errors = kd(
         capsys, "run", "ecg", "--store", str(tree / "store"), "--workers", "1", "--arms", "baseline"
     )

@@ -1,0 +1,261 @@
+"""What is wrong in claims, bands, figures and recorded runs is an error in a second, before anything is trained."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from kdlib.errors import KDError
+from kdlib.judge.bands import Band, Bands, read_bands, write_bands
+from kdlib.judge.verdicts import Outcome
+from kdlib.report import check, names, recording, replicate
+from kdlib.report.figures import Part, compose
+from kdlib.report.panels import ACCURACY
+from kdlib.report.parts import differences, maps, strip
+from kdlib.run import prepare
+from kdlib.run.experiment import load_experiment, replications
+from kdlib.run.records import measured, read_records
+from tests.cli.test_gates import CLAIMS, kd, root  # noqa: F401 - fixtures
+from tests.conftest import TOY, changed, module_of
+
+METRICS = ("accuracy", "loss")
+VALUE = """
+[values."distilled.accuracy"]
+value = 0.5
+unit = "accuracy"
+decimals = 2
+place = "p. 1"
+"""
+CHOICE = '[chosen.taken]\nby = "accuracy"\namong = ["baseline", "distilled"]\n'
+ALL = ("run toy", "run toy --dry-run", "check", "record toy")
+
+
+@pytest.fixture(autouse=True)
+def known(root, toy, monkeypatch):  # noqa: F811
+    changed(monkeypatch, "toy", metrics=METRICS)
+    (folder := root / "replications" / "toy").joinpath("claims.toml").write_text(VALUE + CHOICE + CLAIMS)
+    return folder
+
+
+def refused(kd, root, words, commands=ALL):  # noqa: F811
+    for command in commands:
+        status, out, errors = kd(*command.split())
+        assert (status, out) == (2, ""), command
+        assert words in errors[0]
+        assert not (root / ".kd").exists()  # nothing was trained
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "words"),
+    [
+        ('arm = "distilled"', 'arm = "distiled"', "C1.modes.controlled.arm: expected an arm of this experiment"),
+        ('over = "baseline"', 'over = "based"', "C1.modes.controlled.over: expected an arm of this experiment"),
+        (
+            'metric = "accuracy"',
+            'metric = "acuracy"',
+            "expected a metric of this experiment (accuracy, loss, training_",
+        ),
+        ('"distilled.accuracy"', '"distilled.f1"', "distilled.f1: expected a metric of this experiment"),
+        ('"distilled.accuracy"', '"taught.accuracy"', 'expected a table named "<arm>.<metric>", the arm one of'),
+        ('by = "accuracy"', 'by = "validation_accuracy"', "by: expected a metric of this experiment"),
+        ('kind = "direction"', "kind = ", "claims.toml"),
+    ],
+)
+def test_a_claim_about_what_does_not_exist(kd, root, known, right, wrong, words):  # noqa: F811
+    text = (known / "claims.toml").read_text()
+    assert text.count(right) == 1
+    (known / "claims.toml").write_text(text.replace(right, wrong))
+    refused(kd, root, words)
+
+
+def test_claims_that_are_not_there(kd, root, known):  # noqa: F811
+    (known / "claims.toml").unlink()
+    refused(kd, root, "claims.toml")
+
+
+def test_the_loss_of_the_training_is_known_and_all_metrics_are_if_none_is_named(kd, known, monkeypatch):  # noqa: F811
+    for metrics, metric in ((METRICS, "training_loss"), ((), "anything")):
+        changed(monkeypatch, "toy", metrics=metrics)
+        (known / "claims.toml").write_text(CLAIMS.replace('"accuracy"', f'"{metric}"'))
+        assert kd("run", "toy", "--dry-run")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("profile", "bands", "words"),
+    [
+        ("quick", Bands({"studnet.accuracy": None}), "profile quick: an arm of toy (teacher, "),
+        ("quick", Bands({"teacher.acuracy": None}), "a metric of toy (accuracy, loss, training_loss), found acuracy"),
+        ("quick", Bands(inside={"gone.accuracy": True}), "an arm of toy"),
+        ("quick", Bands(verdicts={"C7": {"controlled": Outcome.REPLICATED}}), "a claim of toy (C1), found C7"),
+        (
+            "quick",
+            Bands(verdicts={"C1": {"as described": Outcome.REPLICATED}}),
+            "a mode of claim C1 of toy (controlled)",
+        ),
+        ("quik", Bands({"teacher.accuracy": None}), "a profile of toy (quick, other), found quik"),
+    ],
+)
+def test_a_band_about_what_does_not_exist(kd, root, known, profile, bands, words):  # noqa: F811
+    band = Band(0.0, 1.0, 0.5, (0, 1, 2, 3, 4), (0.5,) * 5, "unknown")
+    path = known / "bands.toml"
+    write_bands(path, {("toy-data", profile): replace(bands, bands=dict.fromkeys(bands.bands, band))})
+    refused(kd, root, words, ALL[:3])
+    status, _, errors = kd("record", "toy", "--arms", "teacher,baseline", "--seeds", "5")  # makes the bands anew
+    assert (status, errors) == (0, [])
+    if profile == "quick":
+        assert kd("run", "toy", "--arms", "teacher")[0] == 0
+
+
+def draws(monkeypatch, known, *parts):
+    (known / "figures.py").touch()
+    module = SimpleNamespace(draw=lambda records, reported: compose([(1.0, parts)], measured(records), reported))
+    monkeypatch.setitem(sys.modules, "replications.toy.figures", module)
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        (strip("Arms", ACCURACY, [("teacher", "t"), ("studnet", "s")], {}), "figure 'Arms': expected names of arms, "),
+        (differences("Gains", ACCURACY, [("l", "distilled", "based")], {}, {}), "found based; there are teacher"),
+        (differences("Gains", ACCURACY, [("l", "distiled", "baseline")], {}, {}), "found distiled; there are teacher"),
+        (maps("m", [["baseline", "cell"]], ([0.5], [1, 2]), {})[0], "found cell; there are teacher"),
+        (maps("m", [["baseline"]], ([0.5], [1]), {}, "basis")[3], "found basis; there are teacher"),
+        (Part("Own", ACCURACY, ["teacher", "pupil"], lambda panel: None), "found pupil; there are teacher"),
+        (
+            strip("Arms", ACCURACY._replace(metric="f1"), [("teacher", "t")], {}),
+            "expected names of metrics, found f1; there are accuracy, loss, training_loss",
+        ),
+    ],
+)
+def test_a_figure_of_what_does_not_exist(kd, root, known, monkeypatch, part, words):  # noqa: F811
+    draws(monkeypatch, known, part)
+    refused(kd, root, words)
+
+
+def test_a_figure_that_needs_a_run_is_looked_at_when_it_is_drawn(kd, known, monkeypatch):  # noqa: F811
+    (known / "figures.py").touch()
+    figures = SimpleNamespace(draw=lambda records, reported: records[0].metrics["final"] and None)
+    monkeypatch.setitem(sys.modules, "replications.toy.figures", figures)
+    assert kd("run", "toy", "--arms", "teacher")[0] == 0
+
+
+def test_bands_are_of_metrics_that_runs_have(toy):
+    for banded in (("f1",), ("accuracy", "acuracy")):
+        with pytest.raises(
+            KDError, match=f"banded: expected names of metrics, found {banded[-1]}; there are accuracy,"
+        ):
+            replace(toy, metrics=METRICS, banded=banded)
+    assert replace(toy, metrics=METRICS, banded=("training_loss",)).known_metrics == (*METRICS, "training_loss")
+
+
+def test_sessions_from_python_are_refused_too(root, known, tmp_path):  # noqa: F811
+    (known / "claims.toml").write_text(CLAIMS.replace('"accuracy"', '"acuracy"'))
+    session = prepare("toy", arms=("teacher",), seeds=(0,), store=tmp_path / "store", workers=1)
+    for does in (replicate, check, lambda session: recording.record(session, tmp_path / "results")):
+        with pytest.raises(KDError, match="expected a metric of this experiment"):
+            does(session)
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("name", replications(TOY.parents[1]))
+def test_replications_name_what_they_have(name):
+    """The names of metrics are compared with all that was ever recorded of a replication."""
+    experiment = load_experiment(name)
+    names.refuse_unknown_names(experiment)
+    assert experiment.metrics
+    records = read_records(TOY.parents[1] / "results" / name / "runs.jsonl")
+    found = {
+        metric
+        for record in records
+        for snapshot in record.arms.values()
+        for metric, value in record.metrics[snapshot].items()
+        if isinstance(value, int | float)
+    }
+    assert found <= {*experiment.metrics}
+
+
+# ---- recorded runs of other data
+
+
+def other_data(monkeypatch, digest):
+    module = module_of("toy")
+
+    def load_data(config, folders):
+        return replace(module.load_data(config, folders), digest=digest)
+
+    changed(monkeypatch, "toy", load_data=load_data)
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_runs_of_two_data_sets_are_not_recorded_together(kd, root, known, monkeypatch):  # noqa: F811
+    """Both would have the same table. As for two protocols, all of them are replaced, or nothing is trained."""
+    path = root / "results" / "toy" / "runs.jsonl"
+    assert kd("record", "toy", "--seeds", "5", "--arms", "teacher,baseline")[0] == 0
+    before = path.read_bytes()
+    other_data(monkeypatch, "other-data")
+    for few, found in (
+        (("--seed", "0", "--arms", "baseline"), "baseline, seed 1, of"),
+        (("--arms", "teacher"), "baseline, seed 0, of"),
+    ):
+        status, out, (sentence,) = kd("record", "toy", *few)
+        assert status == 2
+        assert f"expected recorded runs of data other-data next to the new ones, found {found}" in sentence
+        assert "of data toy-data; record all recorded arms and seeds at once" in sentence
+        assert (out, path.read_bytes()) == ("", before)
+    assert kd("record", "toy", "--seeds", "5", "--arms", "teacher,baseline")[0] == 0
+    assert {line["description"]["data"] for line in lines_of(path)} == {"other-data"}
+    assert len(lines_of(path)) == 10
+    assert {*read_bands(known / "bands.toml")} == {("other-data", "quick")}
+
+
+def test_other_profiles_keep_their_data(kd, root, known, monkeypatch):  # noqa: F811
+    path = root / "results" / "toy" / "runs.jsonl"
+    assert kd("record", "toy", "--profile", "other", "--seed", "0", "--arms", "baseline")[0] == 0
+    other_data(monkeypatch, "other-data")
+    assert kd("record", "toy", "--seed", "0", "--arms", "baseline")[0] == 0
+    assert [(line["profile"], line["description"]["data"]) for line in lines_of(path)] == [
+        ("other", "toy-data"), ("quick", "other-data")]  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ["protocol", "data"])
+def test_a_run_that_failed_leaves_no_run_of_another_kind_in_its_place(kd, root, known, monkeypatch, what):  # noqa: F811
+    path, command = root / "results" / "toy" / "runs.jsonl", ("record", "toy", "--seeds", "2", "--arms", "baseline")
+    assert kd(*command)[0] == 0
+    before, right = path.read_bytes(), recording.trained
+
+    def with_a_failure(*arguments):
+        jobs, summary = right(*arguments)
+        summary.failed[jobs[-1].description.id] = "no memory"
+        del summary.finished[jobs[-1].description.id]
+        return jobs, summary
+
+    if what == "data":
+        other_data(monkeypatch, "other-data")
+    else:
+        changed(monkeypatch, "toy", protocol=2)
+    monkeypatch.setattr(recording, "trained", with_a_failure)
+    status, out, errors = kd(*command)
+    assert (status, path.read_bytes()) == (1, before)
+    assert f"Nothing is recorded: toy, profile quick: expected recorded runs of {what} " in out
+    assert "failed: no memory" in errors[0]
+
+
+def test_recorded_runs_of_an_arm_that_is_gone_are_named(kd, root, known, toy, monkeypatch):  # noqa: F811
+    assert kd("record", "toy", "--seed", "0", "--arms", "baseline")[0] == 0
+    changed(monkeypatch, "toy", arms=tuple(arm for arm in toy.arms if arm.name != "baseline"))
+    (known / "claims.toml").write_text(CLAIMS.replace('"baseline"', '"teacher"'))
+    status, out, (sentence,) = kd("record", "toy", "--seed", "0", "--arms", "teacher")
+    assert (status, out) == (2, "")
+    assert "found baseline, seed 0; delete its line from runs.jsonl" in sentence
+
+
+def test_results_that_cannot_be_written_are_an_error_before_training(kd, root):  # noqa: F811
+    (root / "results").write_text("no folder")
+    refused(kd, root, "results/toy/.lock: could not be written", ["record toy --seed 0 --arms baseline"])
