@@ -59,7 +59,11 @@ def refused(kd, root, words, commands=ALL):  # noqa: F811
             'metric = "acuracy"',
             "expected a metric of this experiment (accuracy, loss, training_",
         ),
-        ('"distilled.accuracy"', '"distilled.f1"', "distilled.f1: expected a metric of this experiment"),
+        (
+            '"distilled.accuracy"',
+            '"distilled.f1"',
+            "expected a metric of this experiment (accuracy, loss, training_loss), found 'f1'",
+        ),
         ('"distilled.accuracy"', '"taught.accuracy"', 'expected a table named "<arm>.<metric>", the arm one of'),
         ('by = "accuracy"', 'by = "validation_accuracy"', "by: expected a metric of this experiment"),
         ('kind = "direction"', "kind = ", "claims.toml"),

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from kdlib.cli import how_to_go_on, main
+from kdlib.data import fetch
 from kdlib.judge.judging import outcomes
 from kdlib.report.pages import reported_of
 from kdlib.report.sessions import departures
@@ -265,6 +266,12 @@ def test_data_commands_say_where_and_what(tree, capsys):
     assert (status, "not here" in out) == (1, True)
     status, out, _ = kd(capsys, "data", "list")
     assert (status, "ODC-By 1.0" in out) == (0, True)
+    assert out.count("\n  here: not here; `kd data fetch ") == len(fetch.names())
+    (tree / "sets" / "mnist").mkdir(parents=True)
+    (tree / "sets" / "mnist" / "train-images-idx3-ubyte.gz").touch()
+    out = kd(capsys, "data", "list", "mnist", "mitdb", "--data", "sets")[1]
+    assert f"mnist\n  here: {Path('sets') / 'mnist'} (--data)\n" in out
+    assert "mitdb\n  here: not here; " in out
     status, _, errors = kd(capsys, "data", "fetch")
     assert (status, "KDLIB_OFFLINE" in errors) == (2, True)
 

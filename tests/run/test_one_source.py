@@ -1,0 +1,56 @@
+"""Replications with one `source` share runs; if the runs are made by other code, both are named."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from kdlib.run import prepare, reuse, train
+from kdlib.run.environment import source_digest
+from kdlib.run.experiment import load_experiment
+from tests.conftest import write_toy
+
+
+@pytest.fixture
+def notices(tmp_path, monkeypatch):
+    """Return a function that trains an arm of a replication in one store, and returns what is said of it."""
+    import replications
+
+    folders = [write_toy(tmp_path / name, name) / "replications" for name in ("first", "copied", "edited")]
+    monkeypatch.setattr(replications, "__path__", [*replications.__path__, *map(str, folders)])
+    monkeypatch.setattr("kdlib.data.fetch.find", lambda name, *rest: tmp_path)
+    with (folders[-1] / "edited" / "experiment.py").open("a") as file:
+        file.write("RATE = 1\n")
+
+    def run(name):
+        session, events = prepare(name, arms=("baseline",), seeds=(0, 1), store=tmp_path / "store", workers=1), []
+        train(session, session.jobs(), events.append)
+        return [event.text for event in events if event.kind == "notice"], {event.kind for event in events}
+
+    return run
+
+
+def test_runs_of_other_code_are_not_shared_in_silence(notices):
+    assert notices("first") == ([], {"started", "epoch", "finished"})
+    assert notices("first") == notices("copied") == ([], {"reused"})
+    (text,), kinds = notices("edited")  # one notice, however many runs
+    assert kinds == {"notice", "reused"}
+    assert "made by replications/first, whose train_student is other code than that of replications/edited" in text
+    assert "both have the source 'toy', this protocol and this configuration" in text
+
+
+@pytest.mark.parametrize(("maker", "own"), [("grid", "teacher_free"), ("teacher_free", "grid")])
+def test_replications_that_train_with_one_function_share_runs(maker, own):
+    def run_of(name, source):
+        about = SimpleNamespace(recipe="iitk-cs771a/train_student")
+        environment = {"replication": name, "source": source, "commit": "c" * 40}
+        return SimpleNamespace(id="f" * 16, description=about, environment=environment)
+
+    job = SimpleNamespace(experiment=own)
+    assert reuse.other_source(run_of(maker, source_digest(load_experiment(maker).folder)), job) == ""
+    text = reuse.other_source(run_of(maker, "edited since"), job)
+    assert f"was made by other source files of {maker} than these (commit cccccccccc)" in text
+    text = reuse.other_source(run_of("mnist", "another"), job)
+    assert f"made by replications/mnist, whose train_student is other code than that of replications/{own}" in text
+    assert "was made by other source files than these" in reuse.other_source(run_of("gone", "another"), job)
