@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 
@@ -62,12 +63,13 @@ def _list(store: Store, ids: list[str]) -> int:
 
 
 def _about(run: FinishedRun, runs: Mapping[str, FinishedRun]) -> str:
-    label = label_of(run, runs)
+    label, made = label_of(run, runs), ""
     arms = f"{min(label.arms, key=len)}{f' +{len(label.arms) - 1}' * (len(label.arms) > 1)}" if label.arms else ""
     what = f"{label.replication} {arms}" if arms else run.description.recipe
     accuracy = run.metrics.get("final", {}).get("accuracy")
     number = f"{accuracy:.4f}" if isinstance(accuracy, int | float) else ""
-    made = date.fromtimestamp((run.folder / "run.json").stat().st_mtime).isoformat()
+    with suppress(OSError):  # another session may have just moved it
+        made = date.fromtimestamp((run.folder / "run.json").stat().st_mtime).isoformat()
     return _line(run.id, what, str(run.description.seed), "/".join(label.profiles) or "other", made, number)
 
 

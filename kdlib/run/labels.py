@@ -28,9 +28,12 @@ class Label(NamedTuple):
 def label_of(run: FinishedRun, runs: Mapping[str, FinishedRun]) -> Label:
     """Return the label of a run by the replication that made it; `runs` are those of the store, by their ids."""
     name = str(run.environment.get("replication", ""))
-    if name not in replications(Path()):
+    try:
+        experiment = load_experiment(name) if name in replications(Path()) else None
+    except Exception:  # an experiment that somebody is editing does not hide the runs
+        experiment = None
+    if experiment is None:
         return Label(name, (), ())
-    experiment = load_experiment(name)
     arms = _arms(run, runs, experiment)
     return Label(name, tuple(arm.name for arm in arms), tuple(_profiles(run, experiment, arms)))
 

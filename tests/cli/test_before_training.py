@@ -205,7 +205,7 @@ def test_runs_of_two_data_sets_are_not_recorded_together(kd, root, known, monkey
     before = path.read_bytes()
     other_data(monkeypatch, "other-data")
     for few, found in (
-        (("--seed", "0", "--arms", "baseline"), "baseline, seed 1, of"),
+        (("--seed", "0", "--arms", "baseline"), "teacher, seed 0, of"),
         (("--arms", "teacher"), "baseline, seed 0, of"),
     ):
         status, out, (sentence,) = kd("record", "toy", *few)

@@ -43,7 +43,7 @@ def test_runs_of_other_code_are_not_shared_in_silence(notices):
 @pytest.mark.parametrize(("maker", "own"), [("grid", "teacher_free"), ("teacher_free", "grid")])
 def test_replications_that_train_with_one_function_share_runs(maker, own):
     def run_of(name, source):
-        about = SimpleNamespace(recipe="iitk-cs771a/train_student")
+        about = SimpleNamespace(recipe="course-report/train_student")
         environment = {"replication": name, "source": source, "commit": "c" * 40}
         return SimpleNamespace(id="f" * 16, description=about, environment=environment)
 
