@@ -10,7 +10,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdlib.cli import values
 from kdlib.cli.again import how_to_go_on
 from kdlib.cli.stopping import INTERRUPTED, STOPPED, Stopped, Stopping
 from kdlib.errors import KDError
@@ -96,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     # Commands are imported when they run: `kd runs list` should not wait for pandas.
     from kdlib import __version__
     from kdlib.cli import commands as kd
-    from kdlib.cli import data, export, listing, runs
+    from kdlib.cli import data, export, listing, runs, values
     from kdlib.cli.gpu_check import gpu_check
     from kdlib.cli.new import new
     from kdlib.run.experiment import DEFAULT
@@ -211,6 +210,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _store() -> argparse.ArgumentParser:
+    from kdlib.cli import values
+
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument(
         "--store", type=values.folder, default=Path(".kd"), metavar="DIR", help="where runs are kept (default: .kd)"
@@ -219,6 +220,8 @@ def _store() -> argparse.ArgumentParser:
 
 
 def _sessions() -> argparse.ArgumentParser:
+    from kdlib.cli import values
+
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument(
         "--minutes",
@@ -239,6 +242,8 @@ def _sessions() -> argparse.ArgumentParser:
 
 
 def _common() -> argparse.ArgumentParser:
+    from kdlib.cli import values
+
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument("--data", type=values.folder, metavar="DIR", help="folder that holds the data sets' folders")
     options.add_argument(

@@ -31,7 +31,7 @@ def minutes(text: str) -> float:
     try:
         return minutes_of(text)
     except KDError as error:
-        raise ArgumentTypeError(str(error)) from error
+        raise ArgumentTypeError(str(error).removeprefix("minutes: ")) from error
 
 
 def names(text: str) -> tuple[str, ...]:

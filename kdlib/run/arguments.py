@@ -36,7 +36,7 @@ def minutes_of(value: Any) -> float:
     except (TypeError, ValueError, OverflowError):
         minutes = math.nan
     if not 0 < minutes < math.inf:
-        raise KDError(f"minutes: expected a number above 0, found {_short(value)}")
+        raise KDError(f"minutes: expected a number of minutes above 0, found {_short(value)}")
     return minutes
 
 

@@ -238,9 +238,9 @@ def test_mistakes_are_errors_in_python_too(root, store):
         ({"threads": -1}, "threads: expected a whole number from 1 to 1024, found -1"),
         ({"threads": True}, "threads: expected a whole number"),
         ({"replicas": 10**30}, "replicas: expected a whole number from 1 to 1024"),
-        ({"minutes": math.nan}, "minutes: expected a number above 0, found nan"),
-        ({"minutes": 0}, "minutes: expected a number above 0, found 0"),
-        ({"minutes": math.inf}, "minutes: expected a number above 0, found inf"),
+        ({"minutes": math.nan}, "minutes: expected a number of minutes above 0, found nan"),
+        ({"minutes": 0}, "minutes: expected a number of minutes above 0, found 0"),
+        ({"minutes": math.inf}, "minutes: expected a number of minutes above 0, found inf"),
         ({"store": ""}, "store: expected the path of a folder, found an empty text"),
         ({"data": ""}, "data: expected the path of a folder, found an empty text"),
     ):
