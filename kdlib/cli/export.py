@@ -15,7 +15,7 @@ from kdlib.cli.live import Downloading
 from kdlib.cli.runs import store_of
 from kdlib.errors import KDError
 from kdlib.export import OPSET, onnx_file
-from kdlib.report.cost import measured_rows, write_cost
+from kdlib.report.cost import cost_page, measured_rows, write_cost
 from kdlib.report.markdown import unescaped
 from kdlib.run.environment import environment
 from kdlib.run.experiment import load_experiment, replications
@@ -57,8 +57,9 @@ def cost(options: argparse.Namespace) -> int:
     # The page of a replication is about its usual data; others are for the user who asked for them.
     usual = session.experiment.label(session.profile_name, asdict(session.profile.config)) == session.profile_name
     folder = ROOT / "results" / session.experiment.name / ("" if usual and not session.synthetic else "local")
-    page = write_cost(session, rows, folder, _about(session))
+    page = cost_page(session, rows, _about(session))
     print("\n" + unescaped(page))
+    write_cost(rows, page, folder)  # afterwards: an error there does not lose the measurements
     print(f"Written to {folder}")
     return 0
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import secrets
 import shutil
 import tarfile
-import tempfile
 import zlib
 from pathlib import Path
 from typing import IO
@@ -40,7 +40,8 @@ def unpack(archive: Path, folder: Path, most_bytes: int, most_members: int) -> N
     if folder.exists():
         raise DataError(f"{folder}: expected no folder of this name, found one. Delete it, then unpack again.")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    staging = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    staging.mkdir()  # the umask says who else may read it
     try:
         _extract(archive, staging, most_bytes, most_members)
         replace(staging, folder)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +14,16 @@ from torch import nn
 
 from kdlib.errors import KDError
 from kdlib.files import atomic_write
+from kdlib.judge.schema import Table, read_toml
 from kdlib.report.markdown import NONE, escaped, table
 from kdlib.report.roles import role_of
-from kdlib.run.experiment import Arm
+from kdlib.run.experiment import Arm, Experiment
 from kdlib.run.network_cost import network_numbers
 from kdlib.run.networks import Origin, trained_network
 from kdlib.run.plan import Job, wanted_arms
 from kdlib.run.session import Session, is_stored
 
-__all__ = ["Row", "cost_page", "measured_rows", "write_cost"]
+__all__ = ["Row", "cost_page", "measured_rows", "source_costs", "write_cost"]
 
 
 class Row(NamedTuple):
@@ -52,8 +52,9 @@ def measured_rows(session: Session, say: Callable[[str], None] = lambda text: No
 
     Weights are of the first finished run in the session's store that has some: of a taught student before those of a
     baseline, and of the first seed. Torch and onnxruntime predict on one thread. `say` is told each network before it
-    is measured. KDError if the experiment names no networks.
+    is measured. KDError, before that, if the experiment names no networks, or for a wrong `cost.toml`.
     """
+    source_costs(session.experiment)
     networks = _distinct(session)
     if not networks:
         raise KDError(
@@ -113,8 +114,8 @@ COLUMNS = (
 )
 
 
-def write_cost(session: Session, rows: Sequence[Row], folder: Path, about: Mapping[str, str]) -> str:
-    """Write `cost.csv` and `cost.md` to a folder and return the page; `about` says what was measured where and when."""
+def write_cost(rows: Sequence[Row], page: str, folder: Path) -> None:
+    """Write `cost.csv` and, as `cost.md`, the page to a folder."""
     lines = [
         {
             "network": row.network,
@@ -126,10 +127,8 @@ def write_cost(session: Session, rows: Sequence[Row], folder: Path, about: Mappi
     ]
     import pandas as pd
 
-    page = cost_page(session, rows, about)
     atomic_write(folder / "cost.csv", pd.DataFrame(lines).to_csv(index=False, lineterminator="\n").encode())
     atomic_write(folder / "cost.md", page.encode())
-    return page
 
 
 def _rounded(value: float | None) -> float | int | None:
@@ -137,14 +136,17 @@ def _rounded(value: float | None) -> float | int | None:
 
 
 def cost_page(session: Session, rows: Sequence[Row], about: Mapping[str, str]) -> str:
-    """Return the page: what was measured, the costs, what the source says of them, and how each was measured."""
+    """Return the page: what was measured, the costs, what the source says of them, and how each was measured.
+
+    `about` says what was measured where and when.
+    """
     import pandas as pd
 
     named = f"# {session.experiment.name}\n\n## What it costs\n"
     head = "\n".join(f"- {name}: {escaped(text)}" for name, text in about.items())
     costs = pd.DataFrame([_shown(row) for row in rows])
     parts = [named, head, "", table(costs, right=list(costs.columns[2:-1])), "", *_notes(rows)]
-    if claims := _claims(session.experiment.folder / "cost.toml", rows):
+    if claims := _claims(source_costs(session.experiment), rows):
         parts += ["### What the source says of size and speed", "", table(pd.DataFrame(claims)), ""]
     return "\n".join([*parts, HOW])
 
@@ -179,15 +181,32 @@ def _notes(rows: Sequence[Row]) -> Iterator[str]:
     yield f"- int8: {'; '.join(sorted({row.quantised for row in rows}))}\n"
 
 
-def _claims(path: Path, rows: Sequence[Row]) -> list[dict[str, str]]:
-    """What the source says of size and speed, next to what was measured; none without a `cost.toml`."""
+def source_costs(experiment: Experiment) -> list[Mapping[str, str]]:
+    """Return what the source says of size and speed, from `cost.toml`, which is optional.
+
+    SchemaError names file, line and key, for an arm or a quantity that does not exist, too.
+    """
+    path, arms = experiment.folder / "cost.toml", [arm.name for arm in experiment.arms]
     if not path.exists():
         return []
+    root, found = read_toml(path), list[Mapping[str, str]]()
+    root.only({"claims"})
+    for content in root.list_of("claims"):
+        claim = Table(path, root.text, ("claims",), content if isinstance(content, Mapping) else {})
+        claim.only({"statement", "place", "reported", "quantity", "of", "over"})
+        texts = {key: claim.text_of(key) for key in ("statement", "place", "reported")}
+        names = {key: claim.choice(key, arms) for key in ("of", "over") if key == "of" or key in claim.content}
+        found.append({**texts, **names, "quantity": claim.choice("quantity", COLUMNS)})
+    return found
+
+
+def _claims(claims: Sequence[Mapping[str, str]], rows: Sequence[Row]) -> list[dict[str, str]]:
+    """What the source says, next to what was measured."""
     by_arm = {arm: row.numbers for row in rows for arm in row.arms}
     shown = []
-    for claim in tomllib.loads(path.read_text(encoding="utf-8"))["claims"]:
+    for claim in claims:
         names = [claim[key] for key in ("of", "over") if key in claim]
-        values = [by_arm[name][claim["quantity"]] for name in names if name in by_arm]
+        values = [by_arm[name][claim["quantity"]] for name in names if claim["quantity"] in by_arm.get(name, {})]
         measured = NONE
         if len(values) == len(names):
             measured = f"{values[0] / values[1]:.1f} times" if "over" in claim else f"{values[0] / 1e6:.2f} MB"

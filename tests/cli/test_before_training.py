@@ -11,8 +11,10 @@ import pytest
 
 from kdlib.errors import KDError
 from kdlib.judge.bands import Band, Bands, read_bands, write_bands
+from kdlib.judge.schema import SchemaError
 from kdlib.judge.verdicts import Outcome
 from kdlib.report import check, names, recording, replicate
+from kdlib.report.cost import measured_rows, source_costs
 from kdlib.report.figures import Part, compose
 from kdlib.report.panels import ACCURACY
 from kdlib.report.parts import differences, maps, strip
@@ -180,6 +182,40 @@ def test_replications_name_what_they_have(name):
         if isinstance(value, int | float)
     }
     assert found <= {*experiment.metrics}
+
+
+# ---- what a source says of costs
+
+COST = """
+[[claims]]
+statement = "The student is smaller."
+place = "p. 1"
+reported = "4 times"
+quantity = "parameters"
+of = "teacher"
+over = "baseline"
+"""
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "words"),
+    [
+        ('"parameters"', '"paramters"', "claims.quantity: expected one of parameters, flops"),
+        ('"teacher"', '"techer"', "claims.of: expected one of teacher, "),
+        ('"baseline"', '"based"', "claims.over: expected one of teacher, "),
+        ('place = "p. 1"', "", "claims.place: expected one line"),
+        ("over =", "under =", "claims.under: expected only the keys "),
+        ("[[claims]]", "[claims]", "claims: expected a list"),
+    ],
+)
+def test_costs_of_what_does_not_exist_are_refused_before_measuring(toy, root, known, right, wrong, words):  # noqa: F811
+    (known / "cost.toml").write_text(COST)
+    assert [(claim["of"], claim["over"]) for claim in source_costs(load_experiment("toy"))] == [("teacher", "baseline")]
+    (known / "cost.toml").write_text(COST.replace(right, wrong))
+    session = prepare("toy", seeds=(0,), store=root / "store", workers=1)
+    with pytest.raises(SchemaError, match=r"cost\.toml") as error:
+        measured_rows(session, pytest.fail)
+    assert words in str(error.value)
 
 
 # ---- recorded runs of other data

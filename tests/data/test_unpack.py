@@ -31,6 +31,7 @@ def test_a_good_archive_unpacks(tmp_path, mode):
     assert (tmp_path / "out/a/one.bin").read_bytes() == b"one" * 5000
     assert (tmp_path / "out/two.bin").read_bytes() == b"2"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "set.tar.gz"]
+    assert (tmp_path / "out").stat().st_mode == tmp_path.joinpath("out/a").stat().st_mode  # both as the umask says
 
 
 HOSTILE = {
