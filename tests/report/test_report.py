@@ -181,7 +181,7 @@ def test_the_same_records_give_the_same_bytes_in_any_order(tmp_path):
     records = [record(arm, seed, profile) for arm in F1 for seed in (1, 0) for profile in ("quick", "full")]
     in_order = write_records(tmp_path / "a", records, ["student", "alone"])
     write_records(tmp_path / "b", records[::-1], ["student", "alone"])
-    assert in_order == read_records(tmp_path / "a")
+    assert [r.run for r in in_order] == [r.run for r in read_records(tmp_path / "a")]
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     order = [(r.profile, r.seed, *r.arms) for r in read_records(tmp_path / "a")]
     assert order == [(p, s, a) for p in ("full", "quick") for s in (0, 1) for a in ("student", "alone")]
