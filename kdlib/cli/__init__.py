@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kdlib.cli.again import how_to_go_on
 from kdlib.cli.stopping import INTERRUPTED, STOPPED, Stopped, Stopping
-from kdlib.errors import KDError
+from kdlib.errors import KDError, MissingPackage, needs
 
 __all__ = ["main", "run_experiment"]
 
@@ -26,7 +26,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
     with Stopping(lambda status: f"\nStopped.{how_to_go_on(given)}\n") as stopping:
-        options = _parsed(given)
+        try:
+            options = _parsed(given)
+        except MissingPackage as error:  # one error for all of them: perhaps only the library is installed
+            print(
+                f"kd: expected all packages of the extra suite, found none for the module {error.name}; install them "
+                "with: python -m pip install 'kdlib[suite]'",
+                file=sys.stderr,
+            )
+            return 2
         stopping.ready = True
         try:
             return _status(options, given)
@@ -92,6 +100,7 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _parser() -> argparse.ArgumentParser:
     # Commands are imported when they run: `kd runs list` should not wait for pandas.
+    needs("suite", "rich")
     from kdlib import __version__
     from kdlib.cli import commands as kd
     from kdlib.cli import data, export, runs
