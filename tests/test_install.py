@@ -1,4 +1,4 @@
-"""What an installation of kdlib brings: the library alone needs little, and an editable one is seen by type checkers."""
+"""An installation of kdlib: the library alone needs little, and type checkers see an editable one."""
 
 import ast
 import re
