@@ -135,7 +135,9 @@ def _parser() -> argparse.ArgumentParser:
         help="comma-separated arms, in the order in which they are begun; what they need is run too",
     )
     one.add_argument(
-        "--require-real", action="store_true", help="stop with status 2 if the real data are not available"
+        "--require-real",
+        action="store_true",
+        help="stop with status 2 instead of running profile smoke, if the real data are not available",
     )
     one.add_argument("--dry-run", action="store_true", help="list the runs, minutes and disk; train nothing")
 

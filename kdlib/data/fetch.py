@@ -23,7 +23,7 @@ from kdlib.errors import KDError
 from kdlib.files import locked, replace
 
 Progress = Callable[[str, int, int], None]  # file, bytes of the whole set received so far, bytes expected
-LIMITS = transfer.Limits()
+LIMITS = transfer.Limits(connect_seconds=5)  # behind a firewall that drops everything, three attempts take 19 s
 
 
 class Place(NamedTuple):
@@ -195,7 +195,7 @@ def _mirror() -> str | Path | None:
     if urlsplit(mirror).scheme in ("http", "https"):
         return mirror.rstrip("/")
     if not Path(mirror).is_dir():
-        raise DataUnavailable(
+        raise DataError(
             f"KDLIB_MIRROR={mirror}: expected an http(s) URL or an existing folder, found neither. Correct or unset it."
         )
     return Path(mirror)

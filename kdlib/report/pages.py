@@ -42,8 +42,6 @@ def write_pages(
     for (digest, profile_name), group in grouped(records).items():
         label = label_of(experiment, group[0])
         data = digest if profile_name == judged else judged_data.get(label.replace(profile_name, judged, 1), digest)
-        if synthetic and not experiment.profile(profile_name).synthetic:
-            label += "-synthetic"
         picture = _picture(experiment, group, reported, folder, label)
         page = write_tables(
             folder,

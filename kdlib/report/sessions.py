@@ -107,8 +107,6 @@ def replicate(session: Session, reporter: Reporter = silent, past: Sequence[Reco
     incomplete = _incomplete(jobs, summary)
     whole = replace(session, seeds=tuple(seed for seed in session.seeds if seed not in incomplete))
     departed, notes = departures(whole, records)
-    if session.unavailable:
-        notes.insert(0, f"The runs use synthetic data, because the real data are not available: {session.unavailable}")
     return Replication(session, records, [*problems, *departed], notes, len(summary.left))
 
 
@@ -251,7 +249,7 @@ def _recordable(session: Session, jobs: Sequence[Job], summary: Summary, recorde
 
 def _refuse_synthetic(session: Session, what: str) -> None:
     if session.synthetic:
-        why = session.unavailable or "the profile is synthetic by design"
+        why = session.unavailable or f"profile {session.profile_name} has them by design"
         raise KDError(f"{what} {session.experiment.name}: expected real data, found synthetic ones: {why}")
 
 

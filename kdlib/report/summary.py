@@ -46,11 +46,10 @@ def lines_of(result: Replication, committed: Sequence[Record], folder: Path, ste
 
     `folder`: where the tables are. `steps`: lines that come last; they say which command goes on, and are not cut.
     """
-    session = result.session
     head = _head(result)
     if not result.records:
         return [*_fitted(head), "No run has finished.", *steps]
-    page = printable(place(folder / f"{result.label}{'-synthetic' if _stands_in(session) else ''}.md"))
+    page = printable(place(folder / f"{result.label}.md"))
     tables = f"Tables: {page} (--print shows them)"
     end = [*_numbers(result), tables if width_of(tables) <= COLUMNS else f"Tables: {page}"]
     room = LINES - len(head) - len(end) - len(steps) - 2  # two empty lines
@@ -75,11 +74,6 @@ def _head(result: Replication) -> list[str]:
     if session.synthetic:
         lines.append("SYNTHETIC DATA: the numbers say nothing about the source. There are no verdicts.")
     return lines
-
-
-def _stands_in(session: Session) -> bool:
-    """Whether synthetic data stand in for the real ones: the tables then have another name."""
-    return session.synthetic and not session.profile.synthetic
 
 
 def _same_table(record: Record, first: Record) -> bool:

@@ -360,8 +360,9 @@ def test_offline_off_is_not_offline(monkeypatch):
 @pytest.mark.parametrize("mirror", ["file:///tmp", "nowhere/at/all", "ftp://example.org"])
 def test_a_mirror_that_is_none_is_refused(monkeypatch, mirror):
     monkeypatch.setenv("KDLIB_MIRROR", mirror)
-    with pytest.raises(DataUnavailable, match=r"KDLIB_MIRROR=.*expected an http.* URL or an existing folder"):
+    with pytest.raises(DataError, match=r"KDLIB_MIRROR=.*expected an http.* URL or an existing folder") as found:
         fetch.find("tiny")
+    assert found.type is DataError  # a mistake is no reason for synthetic data
 
 
 MIRROR_EDITS = {

@@ -293,3 +293,8 @@ def test_a_search_has_an_end(tmp_path, monkeypatch):
         (tmp_path / f"{number:02}").mkdir()
     put(tmp_path / "40", {"train-images-idx3-ubyte": b"x"})
     assert fetch.where("mnist", tmp_path) is None
+
+
+def test_an_attempt_behind_a_firewall_that_drops_everything_is_short():
+    limits = fetch.LIMITS  # a connection that is never answered takes connect_seconds
+    assert limits.attempts * limits.connect_seconds + (limits.attempts - 1) * limits.pause_seconds < 20

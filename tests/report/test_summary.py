@@ -225,9 +225,6 @@ def test_synthetic_runs_have_no_verdict_and_no_comparison(bands, tmp_path):
     text = "\n".join(summary.lines_of(Replication(session, records_of(session)), [], tmp_path))
     assert "SYNTHETIC DATA" in text
     assert not re.search(r"replicated|Bands|verdict \(", text, re.M)
-    stand_in = replace(session_of("ecg", "quick", 1, tmp_path), folders={})
-    lines = summary.lines_of(Replication(stand_in, records_of(stand_in)), [], Path("local"))
-    assert "Tables: local/quick-synthetic.md (--print shows them)" in lines
 
 
 def test_a_session_without_runs_says_so(bands, tmp_path):
@@ -267,6 +264,8 @@ def test_a_synthetic_session_needs_no_more_seeds(tmp_path):
     session = session_of("ecg", "smoke", 1, tmp_path, ("baseline",))
     (step,) = steps.next_steps(Replication(session, records_of(session)), [])
     assert step.seeds is None
+    stand_in = replace(session, unavailable="no network")
+    assert steps.next_steps(Replication(stand_in, records_of(session)), []) == []
 
 
 # ---- words
