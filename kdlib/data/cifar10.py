@@ -106,7 +106,7 @@ def _python_rows(path: Path) -> Bytes:
                     pixels = np.frombuffer(value.encode("latin-1"), np.uint8)
                     by_column = before == "NEWTRUE"  # NumPy's mark of Fortran's order
                     pixels = pixels.reshape(PIXELS, -1).T if by_column else pixels.reshape(-1, PIXELS)
-            elif operation.name == "BININT1" and key == "labels":
+            elif operation.name == "BININT1" and key == "labels" and value is not None:
                 labels.append(value)
             before = operation.name
     except ValueError as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from kdlib.data import DataError
 from kdlib.data.sources import File, Source
+from kdlib.files import not_read
 
 DEPTH = 4  # folders below the user's that are searched
 MOST_FOLDERS = 2_000  # that are searched
@@ -66,8 +67,11 @@ def file_problem(path: Path, file: File, hashes: bool) -> str | None:
 
 
 def is_there(folder: Path, name: str) -> bool:
-    """Return whether a folder has this file or, if the name ends with `/`, this folder."""
-    return (folder / name).is_dir() if name.endswith("/") else (folder / name).is_file()
+    """Return whether a folder has this file or, if the name ends with `/`, this folder; KDError if it cannot be told."""
+    try:
+        return (folder / name).is_dir() if name.endswith("/") else (folder / name).is_file()
+    except OSError as error:  # no permission, for example: the set may be there
+        raise not_read(folder / name, error) from error
 
 
 def lacking(origin: str, root: Path, name: str, source: Source) -> str:
@@ -105,8 +109,11 @@ def _problem(folder: Path, file: File, hashes: bool) -> str | None:
     """What is wrong with a file, under whichever of its names it is there."""
     name = next((name for name in _names(file) if is_there(folder, name)), file.name)
     if name.rsplit("/", 1)[-1] != file.name.rsplit("/", 1)[-1]:  # other bytes, which the reader checks
-        return file_problem(folder / name, File(name, None, None), hashes)
-    return file_problem(folder / name, file, hashes)
+        file = File(name, None, None)
+    try:
+        return file_problem(folder / name, file, hashes)
+    except OSError as error:
+        raise not_read(folder / name, error) from error
 
 
 def _evidence(source: Source) -> Iterator[str]:
@@ -152,7 +159,7 @@ def _walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
 
 def _entries(folder: Path) -> tuple[list[str], list[str]]:
     """The sorted names of a folder's files and folders; none if it cannot be read."""
-    files, folders = [], []
+    files, folders = list[str](), list[str]()
     try:
         with os.scandir(folder) as entries:
             for entry in entries:

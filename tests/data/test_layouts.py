@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from kdlib.data import DataError, cifar10, fetch, layouts, mnist
+from kdlib.errors import KDError
 from tests.data.test_cifar10 import PER_FILE, pictures_of
 from tests.data.test_cifar10 import small as small_cifar10  # noqa: F401
 from tests.data.test_cifar10 import write as write_cifar10
@@ -298,3 +299,8 @@ def test_a_search_has_an_end(tmp_path, monkeypatch):
 def test_an_attempt_behind_a_firewall_that_drops_everything_is_short():
     limits = fetch.LIMITS  # a connection that is never answered takes connect_seconds
     assert limits.attempts * limits.connect_seconds + (limits.attempts - 1) * limits.pause_seconds < 20
+
+
+def test_a_folder_that_cannot_be_looked_into_is_not_taken_for_an_empty_one(tmp_path):
+    with pytest.raises(KDError, match=r"cannot be read .*File name too long"):  # so does a folder without permission
+        layouts.is_there(tmp_path / ("x" * 300), "100.dat")
