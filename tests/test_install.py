@@ -9,6 +9,7 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import pytest
 from setuptools import build_meta
 
 ROOT = Path(__file__).parents[1]
@@ -61,6 +62,7 @@ print([epoch for epoch in epochs(progress, Batches(examples, size=8, seed=0, sof
 """
 
 
+@pytest.mark.slow
 def test_the_library_needs_no_package_of_an_extra():
     assert {"pandas", "matplotlib", "PIL", "torchvision", "numba", "scipy", "sklearn", "onnx"} <= {*OPTIONAL}
     done = without(*OPTIONAL, code=TRAINING.format(core=CORE))
@@ -97,6 +99,7 @@ for name, (code, _) in {cases}.items():
 """
 
 
+@pytest.mark.slow
 def test_a_missing_package_is_told_with_its_extra():
     done = without(code=EACH.format(cases=CASES))
     assert done.returncode == 0, done.stderr

@@ -173,14 +173,22 @@ def _refuse_lack(name: str, data: Path | str | None) -> None:
 def _roots(data: Path | str | None) -> Iterator[tuple[str, Path]]:
     if data is not None:
         if not Path(data).is_dir():
-            raise DataError(f"--data {data}: expected a folder, found none. Correct it or leave it out.")
+            raise DataError(
+                f"--data {data}: expected a folder, found {_instead(Path(data))}. Correct it or leave it out."
+            )
         yield "--data", Path(data)
         return
     if folder := os.environ.get("KDLIB_DATA"):
         if not Path(folder).is_dir():
-            raise DataError(f"KDLIB_DATA={folder}: expected a folder, found none. Correct or unset it.")
+            raise DataError(
+                f"KDLIB_DATA={folder}: expected a folder, found {_instead(Path(folder))}. Correct or unset it."
+            )
         yield "KDLIB_DATA", Path(folder)
     yield "cache", cache_folder()
+
+
+def _instead(path: Path) -> str:
+    return "a file (unpack it, if it is an archive)" if path.is_file() else "none"
 
 
 def _looked_at(data: Path | str | None) -> str:

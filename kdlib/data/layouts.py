@@ -67,7 +67,7 @@ def file_problem(path: Path, file: File, hashes: bool) -> str | None:
 
 
 def is_there(folder: Path, name: str) -> bool:
-    """Return whether a folder has this file or, if the name ends with `/`, this folder; KDError if it cannot be told."""
+    """Return whether a folder has this file or, if the name ends with `/`, this folder; KDError if nobody can tell."""
     try:
         return (folder / name).is_dir() if name.endswith("/") else (folder / name).is_file()
     except OSError as error:  # no permission, for example: the set may be there

@@ -304,3 +304,12 @@ def test_an_attempt_behind_a_firewall_that_drops_everything_is_short():
 def test_a_folder_that_cannot_be_looked_into_is_not_taken_for_an_empty_one(tmp_path):
     with pytest.raises(KDError, match=r"cannot be read .*File name too long"):  # so does a folder without permission
         layouts.is_there(tmp_path / ("x" * 300), "100.dat")
+
+
+def test_an_archive_is_no_folder(tmp_path, monkeypatch):
+    put(tmp_path, {"set.zip": b"x"})
+    with pytest.raises(DataError, match=r"--data .*set\.zip: expected a folder, found a file \(unpack it, if"):
+        fetch.find("mnist", tmp_path / "set.zip")
+    monkeypatch.setenv("KDLIB_DATA", str(tmp_path / "set.zip"))
+    with pytest.raises(DataError, match=r"KDLIB_DATA=.*set\.zip: expected a folder, found a file \(unpack it, if"):
+        fetch.find("mnist")
