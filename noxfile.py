@@ -83,7 +83,7 @@ def environment(session: nox.Session) -> None:
         return
     shutil.rmtree(HOME, ignore_errors=True)
     session.run(sys.executable, "-m", "venv", str(HOME), external=True)
-    install = "-m pip install --quiet --disable-pip-version-check -c constraints.txt -e .[test,lint,browser,docs]"
+    install = "-m pip install --quiet --disable-pip-version-check -c constraints.txt -e .[suite,test,lint,browser,docs]"
     run(session, *install.split())
     stamp.write_text(wanted)  # last, so that a broken install has no stamp
 

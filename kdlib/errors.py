@@ -1,7 +1,8 @@
-"""The exception that a user is meant to read, and the check of shapes that losses and metrics share."""
+"""The exceptions that a user is meant to read, and the checks that many modules share."""
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,6 +11,25 @@ if TYPE_CHECKING:
 
 class KDError(Exception):
     """A mistake or a missing thing that the user can mend: says what was expected, what was found and what to do."""
+
+
+class MissingPackage(KDError, ImportError):
+    """A package that only a part of kdlib needs is not installed."""
+
+
+def needs(extra: str, *modules: str) -> None:
+    """Raise MissingPackage unless these modules are installed; its text names the extra of kdlib that brings them."""
+    for name in modules:
+        try:
+            found = find_spec(name) is not None
+        except (ImportError, ValueError):  # an import hook refuses it, or it was made without a specification
+            found = False
+        if not found:
+            raise MissingPackage(
+                f"expected the package that has the module {name}, found none; install it with: "
+                f"python -m pip install 'kdlib[{extra}]'",
+                name=name,
+            )
 
 
 def same_shape(one: Tensor, other: Tensor) -> None:

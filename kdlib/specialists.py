@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlib.checks import check_number, check_values, in_float32
-from kdlib.errors import KDError
+from kdlib.errors import KDError, needs
 
 __all__ = [
     "Subset",
@@ -60,12 +60,9 @@ def kmeans_clusters(probs: Tensor, count: int, generator: torch.Generator) -> li
     that are no probabilities.
     """
     _refuse_other_than_probabilities(probs)
-    try:
-        from sklearn.cluster import KMeans
-    except ImportError as error:
-        raise KDError(
-            "expected scikit-learn for k-means, found none; pip install scikit-learn or use correlation_clusters"
-        ) from error
+    needs("specialists", "sklearn")
+    from sklearn.cluster import KMeans
+
     if not 1 <= count <= probs.shape[1]:
         raise KDError(f"expected 1 to {probs.shape[1]} clusters of {probs.shape[1]} classes, found {count}")
     seed = int(torch.randint(2**31 - 1, (), generator=generator))

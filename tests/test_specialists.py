@@ -83,8 +83,8 @@ def test_kmeans_refuses_a_wrong_count_and_says_what_to_install(probs, monkeypatc
         with pytest.raises(KDError, match="1 to 7 clusters"):
             kmeans_clusters(probs, count, generator(0, "clusters"))
     assert kmeans_clusters(probs, K, generator(0, "clusters")) == [(k,) for k in range(K)]
-    monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
-    with pytest.raises(KDError, match="pip install scikit-learn"):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(KDError, match=r"pip install 'kdlib\[specialists\]'"):
         kmeans_clusters(probs, 3, generator(0, "clusters"))
 
 

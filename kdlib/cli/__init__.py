@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kdlib.cli.again import how_to_go_on
 from kdlib.cli.stopping import INTERRUPTED, STOPPED, Stopped, Stopping
-from kdlib.errors import KDError
+from kdlib.errors import KDError, MissingPackage, needs
 
 __all__ = ["main", "run_experiment"]
 
@@ -27,7 +27,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     os.umask(os.umask(0o077) & 0o077)  # one that takes rights from their owner makes folders that he cannot use
     with Stopping(lambda status: f"\nStopped.{how_to_go_on(given)}\n") as stopping:
-        options = _parsed(given)
+        try:
+            options = _parsed(given)
+        except MissingPackage as error:  # one error for all of them: perhaps only the library is installed
+            print(
+                f"kd: expected all packages of the extra suite, found none for the module {error.name}; install them "
+                "with: python -m pip install 'kdlib[suite]'",
+                file=sys.stderr,
+            )
+            return 2
         stopping.ready = True
         try:
             return _status(options, given)
@@ -93,6 +101,7 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _parser() -> argparse.ArgumentParser:
     # Commands are imported when they run: `kd runs list` should not wait for pandas.
+    needs("suite", "rich")
     from kdlib import __version__
     from kdlib.cli import commands as kd
     from kdlib.cli import data, export, listing, runs, values
@@ -128,7 +137,9 @@ def _parser() -> argparse.ArgumentParser:
         help="comma-separated arms, in the order in which they are begun; what they need is run too",
     )
     one.add_argument(
-        "--require-real", action="store_true", help="stop with status 2 if the real data are not available"
+        "--require-real",
+        action="store_true",
+        help="stop with status 2 instead of running profile smoke, if the real data are not available",
     )
     one.add_argument("--dry-run", action="store_true", help="list the runs, minutes and disk; train nothing")
     one.add_argument(

@@ -39,12 +39,14 @@ def run(options: argparse.Namespace) -> int:
     folder = ROOT / "results" / name
     committed = read_records(folder / "runs.jsonl")
     if options.dry_run:
-        return _tell_costs(session, *costs(session, session.jobs(), committed))
+        _tell_costs(session, *costs(session, session.jobs(), committed))
+        tell_again(session, options.profile)
+        return 0
     found = sessions.replicate(session, reporter, committed)
     _write(options, found, committed, options.out / name if options.out else folder / "local")
-    if session.unavailable:
-        _tell_of_stand_in(session)
-    return _tell(found.problems, found.left)
+    status = _tell(found.problems, found.left)
+    tell_again(session, options.profile)
+    return status
 
 
 def _write(options: argparse.Namespace, found: Replication, committed: Sequence[Record], folder: Path) -> None:
@@ -65,7 +67,7 @@ def _write(options: argparse.Namespace, found: Replication, committed: Sequence[
 
 
 def prepared(options: argparse.Namespace, name: str, profile: str, **rest: Any) -> Session:
-    """The session that the options ask for; what stands in for missing data is said first."""
+    """The session that the options ask for; that synthetic data stand in for missing ones is the first line printed."""
     session = prepare(
         name,
         profile,
@@ -82,8 +84,19 @@ def prepared(options: argparse.Namespace, name: str, profile: str, **rest: Any) 
         **rest,
     )
     if session.unavailable:
-        _tell_of_stand_in(session)
+        print(
+            f"SYNTHETIC DATA: {name} runs profile {session.profile_name} instead of {profile}, and no claim gets a "
+            "verdict,\nbecause the real data are not available (--require-real makes this an error):\n"
+            f"{printable(session.unavailable)}\n",
+            flush=True,
+        )
     return session
+
+
+def tell_again(session: Session, asked: str) -> None:
+    """Say as the last line that synthetic data stood in for missing ones, if they did; `asked` is the other profile."""
+    if session.unavailable:
+        print(f"SYNTHETIC DATA: profile {session.profile_name} ran instead of {asked}. The first lines say why.")
 
 
 def _settings(texts: Sequence[str]) -> dict[str, str]:
@@ -91,15 +104,6 @@ def _settings(texts: Sequence[str]) -> dict[str, str]:
         if "=" not in text:
             raise KDError(f"--set {text}: expected FIELD=VALUE, found no '='; write --set split=inter-patient")
     return dict(text.split("=", 1) for text in texts)
-
-
-def _tell_of_stand_in(session: Session) -> None:
-    print(
-        f"\n*** The real data are not available: {session.unavailable}\n*** {session.experiment.name} uses SYNTHETIC "
-        "data instead: the tables are marked and no claim gets a verdict.\n*** --require-real makes this an error.\n",
-        file=sys.stderr,
-        flush=True,
-    )
 
 
 def _seeds(options: argparse.Namespace) -> Sequence[int] | None:
@@ -210,7 +214,7 @@ def tables(options: argparse.Namespace) -> int:
     return 0
 
 
-def _tell_costs(session: Session, planned: Sequence[Cost], least_seconds: float) -> int:
+def _tell_costs(session: Session, planned: Sequence[Cost], least_seconds: float) -> None:
     """Print the runs that a session would make, and their cost."""
     for cost in planned:
         known = "cost unknown" if cost.seconds is None else f"about {cost.seconds / 60:.1f} min"
@@ -220,13 +224,12 @@ def _tell_costs(session: Session, planned: Sequence[Cost], least_seconds: float)
     runs = f"{len(planned)} run{'' if len(planned) == 1 else 's'}"
     if new and len(unknown) == len(new):
         print(f"{runs}; cost unknown (nothing recorded yet)")
-        return 0
+        return
     disk = sum(cost.stored_bytes or 0.0 for cost in new)
     workers = f"{session.workers} worker{'' if session.workers == 1 else 's'}"
     left_out = f"; the cost of {len(unknown)} of them is unknown" if unknown else ""
     where = f"{disk / 1e6:.1f} MB in {session.store.folder}"
     print(f"{runs}; about {least_seconds / 60:.0f} minutes on {workers} and {where}{left_out}")
-    return 0
 
 
 def _tell(problems: Sequence[str], left: int = 0) -> int:

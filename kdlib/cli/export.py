@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 import torch
 
-from kdlib.cli.commands import ROOT, prepared
+from kdlib.cli.commands import ROOT, prepared, tell_again
 from kdlib.cli.live import Downloading
 from kdlib.cli.runs import store_of
 from kdlib.errors import KDError
@@ -61,6 +61,7 @@ def cost(options: argparse.Namespace) -> int:
     print("\n" + unescaped(page))
     write_cost(rows, page, folder)  # afterwards: an error there does not lose the measurements
     print(f"Written to {folder}")
+    tell_again(session, options.profile)
     return 0
 
 

@@ -1,8 +1,10 @@
 """Data sets: one module for each, `fetch` to find or download them, and synthetic stand-ins if there are none."""
 
-from kdlib.errors import KDError
+from kdlib.errors import KDError, needs
 
 __all__ = ["DataError", "DataUnavailable"]
+
+needs("data", "PIL", "platformdirs", "pooch", "requests", "urllib3")
 
 
 class DataError(KDError):

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import platformdirs
 from torch import Tensor
 
-from kdlib.data import DataUnavailable
 from kdlib.errors import KDError
 from kdlib.files import load_tensors, save_tensors
 
@@ -17,13 +17,6 @@ Computed = tuple[Mapping[str, Tensor], Any]  # tensors and notes (any JSON value
 
 def cache_folder() -> Path:
     """Return the folder of this user's downloaded data sets."""
-    try:
-        import platformdirs
-    except ImportError as error:
-        raise DataUnavailable(
-            "The user cache needs the package platformdirs: install kdlib with its dependencies, "
-            "or pass --data DIR, or set KDLIB_DATA."
-        ) from error
     return platformdirs.user_cache_path("kdlib")
 
 

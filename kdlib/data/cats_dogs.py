@@ -62,11 +62,13 @@ def check(folder: Path | str) -> None:
 def oxford_pets(folder: Path | str) -> CatsDogs:
     """Return Oxford-IIIT Pet's parts `trainval` and `test`, in the order of its lists.
 
-    The folders images and annotations are in `folder`/oxford-iiit-pet, as torchvision puts them. Files are skipped by
-    the rule of `picture_files`. Decoded arrays are stored. Raises DataError for a list that is missing or has a wrong
-    line, and for a class without pictures.
+    The folders images and annotations are in `folder`/oxford-iiit-pet, as torchvision puts them, or in `folder` itself.
+    Files are skipped by the rule of `picture_files`. Decoded arrays are stored. Raises DataError for a list that is
+    missing or has a wrong line, and for a class without pictures.
     """
     inner = Path(folder) / OXFORD
+    if not inner.is_dir() and (Path(folder) / OXFORD_LISTS[0]).is_file():
+        inner = Path(folder)
     train, test = (_oxford_list(inner / name) for name in OXFORD_LISTS)
     return _both(inner, train, test)
 

@@ -7,24 +7,23 @@ KDLIB_OFFLINE  1: open no socket
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from kdlib.data import DataError, DataUnavailable, transfer
 from kdlib.data.cache import cache_folder
+from kdlib.data.layouts import file_problem, folder_in, is_there, lacking, packed_in, problems
 from kdlib.data.sources import SOURCES, File, Packed, Source
 from kdlib.data.unpack import gunzip, unpack
 from kdlib.errors import KDError
 from kdlib.files import locked, replace
 
 Progress = Callable[[str, int, int], None]  # file, bytes of the whole set received so far, bytes expected
-LIMITS = transfer.Limits()
+LIMITS = transfer.Limits(connect_seconds=5)  # behind a firewall that drops everything, three attempts take 19 s
 
 
 class Place(NamedTuple):
@@ -52,13 +51,15 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def where(name: str, data: Path | str | None = None) -> Place | None:
-    """Return the first of --data, KDLIB_DATA and the user cache that holds a data set or a part of it, or None."""
+    """Return the folder that holds a data set or a part of it, or None.
+
+    With `data`, it is looked for there only, otherwise in KDLIB_DATA and the user cache. The folder is DIR/NAME, DIR
+    itself, or one below.
+    """
     source = _source(name)
-    known = [*(file.name for file in source.files()), *chain.from_iterable(source.instead)]
     for origin, root in _roots(data):
-        for folder in (root / name, root):
-            if any(_is_there(folder, file) for file in known):
-                return Place(origin, folder)
+        if folder := folder_in(root, name, source):
+            return Place(origin, folder)
     return None
 
 
@@ -70,17 +71,19 @@ def find(
 ) -> Path:
     """Return the folder of a data set after a quick check of its files; download the set if it is not found.
 
-    The order of the search is: `data`/NAME or `data` itself, the same for KDLIB_DATA, the user cache. Raises DataError
-    if the place found holds only a part of the set, DataUnavailable if the download fails.
+    The places are those of `where`. Raises DataError if a folder that the user named lacks the set, or if the place
+    found holds only a part of it; DataUnavailable if the download fails.
     """
     place = where(name, data)
     if place is None:
+        _refuse_lack(name, data)
         return fetch(name, progress, on_wait)
-    if problems := _file_problems(_source(name), place.path, hashes=False):
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    if found := problems(_source(name), place.path, hashes=False):
+        count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
         raise DataError(
             f"{place.path} ({place.origin}): expected all files of {name}, found {count}: "
-            f"{'; '.join(problems[:3])}{'; ...' if len(problems) > 3 else ''}. {_remedy(name, place.origin)}"
+            f"{'; '.join(found[:3])}{'; ...' if len(found) > 3 else ''}.{packed_in(place.path)} "
+            f"{_remedy(name, place.origin)}"
         )
     return place.path
 
@@ -150,16 +153,42 @@ def _source(name: str) -> Source:
     return SOURCES[name]
 
 
+def _refuse_lack(name: str, data: Path | str | None) -> None:
+    """Raise DataError if the user has named a folder for the data: no other data may be used in silence instead."""
+    origin, root = next(_roots(data))
+    if origin == "cache":
+        return
+    source = _source(name)
+    if source.by_hand:
+        remedy = source.by_hand
+    elif origin == "--data":
+        remedy = (
+            "Put the set there, correct --data, or leave it out: then KDLIB_DATA, the user cache and a download do."
+        )
+    else:
+        remedy = f"Put the set there, or download it into the user cache, which is searched too: kd data fetch {name}"
+    raise DataError(f"{lacking(origin, root, name, source)} {remedy}")
+
+
 def _roots(data: Path | str | None) -> Iterator[tuple[str, Path]]:
     if data is not None:
         if not Path(data).is_dir():
-            raise DataError(f"--data {data}: expected a folder, found none. Correct it or leave it out.")
+            raise DataError(
+                f"--data {data}: expected a folder, found {_instead(Path(data))}. Correct it or leave it out."
+            )
         yield "--data", Path(data)
+        return
     if folder := os.environ.get("KDLIB_DATA"):
         if not Path(folder).is_dir():
-            raise DataError(f"KDLIB_DATA={folder}: expected a folder, found none. Correct or unset it.")
+            raise DataError(
+                f"KDLIB_DATA={folder}: expected a folder, found {_instead(Path(folder))}. Correct or unset it."
+            )
         yield "KDLIB_DATA", Path(folder)
     yield "cache", cache_folder()
+
+
+def _instead(path: Path) -> str:
+    return "a file (unpack it, if it is an archive)" if path.is_file() else "none"
 
 
 def _looked_at(data: Path | str | None) -> str:
@@ -174,7 +203,7 @@ def _mirror() -> str | Path | None:
     if urlsplit(mirror).scheme in ("http", "https"):
         return mirror.rstrip("/")
     if not Path(mirror).is_dir():
-        raise DataUnavailable(
+        raise DataError(
             f"KDLIB_MIRROR={mirror}: expected an http(s) URL or an existing folder, found neither. Correct or unset it."
         )
     return Path(mirror)
@@ -244,7 +273,7 @@ def _to_download(source: Source, staging: Path) -> list[File]:
 def _is_unpacked(source: Source, packed: Packed, staging: Path) -> bool:
     inside = [file for file in source.files() if file.name in packed.holds]
     return all(
-        file.sha256 is not None and _file_problem(staging / file.name, file, hashes=True) is None for file in inside
+        file.sha256 is not None and file_problem(staging / file.name, file, hashes=True) is None for file in inside
     )
 
 
@@ -262,7 +291,7 @@ def _unpack_all(source: Source, staging: Path) -> None:
         else:
             gunzip(path, unpacked / packed.holds[0], most_bytes)
         for name in packed.holds:
-            if not _is_there(unpacked, name):
+            if not is_there(unpacked, name):
                 raise DataError(f"{path}: expected {name} in this archive, found none. {transfer.REMEDY}")
             (staging / name).parent.mkdir(parents=True, exist_ok=True)
             replace(unpacked / name, staging / name)
@@ -272,42 +301,13 @@ def _unpack_all(source: Source, staging: Path) -> None:
 
 def _all_problems(source: Source, folder: Path) -> list[str]:
     """Return what is wrong with the files or, if nothing is, with their content."""
-    problems = _file_problems(source, folder, hashes=True)
-    if not problems:
+    found = problems(source, folder, hashes=True)
+    if not found:
         try:
             source.check(folder)
         except DataError as error:
-            problems = [str(error)]
-    return problems
-
-
-def _file_problems(source: Source, folder: Path, hashes: bool) -> list[str]:
-    """Return what is wrong with the files' names and sizes and, with `hashes` (slower), their bytes."""
-    files = source.files()
-    for names in source.instead:
-        if not any(_is_there(folder, file.name) for file in files):
-            files = tuple(File(name, None, None) for name in names)
-    return [problem for file in files if (problem := _file_problem(folder / file.name, file, hashes))]
-
-
-def _is_there(folder: Path, name: str) -> bool:
-    return (folder / name).is_dir() if name.endswith("/") else (folder / name).is_file()
-
-
-def _file_problem(path: Path, file: File, hashes: bool) -> str | None:
-    if file.name.endswith("/"):
-        return None if path.is_dir() and any(path.iterdir()) else f"{file.name} is missing or empty"
-    if not path.is_file():
-        return f"{file.name} is missing"
-    size = path.stat().st_size
-    if size == 0 or (file.size is not None and size != file.size):
-        return f"{file.name}: expected {file.size or 'some'} bytes, found {size}"
-    if hashes and file.sha256 is not None:
-        with path.open("rb") as content:
-            found = hashlib.file_digest(content, "sha256").hexdigest()
-        if found != file.sha256:
-            return f"{file.name}: expected SHA-256 {file.sha256}, found {found}"
-    return None
+            found = [str(error)]
+    return found
 
 
 def _remedy(name: str, origin: str) -> str:

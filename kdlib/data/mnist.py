@@ -35,8 +35,8 @@ REMEDY = "Replace the file by the published one: `kd data fetch mnist`."
 def digits(folder: Path | str) -> Pictures:
     """Return the 60,000 + 10,000 digits, uint8 (N, 1, 28, 28), in the published order.
 
-    The files are in `folder`/MNIST/raw or in `folder` itself, each plain or with `.gz`. Raises DataError unless their
-    bytes are the published ones.
+    The files are in `folder`/MNIST/raw, in `folder`/raw or in `folder` itself, each plain or with `.gz`, named like
+    train-images-idx3-ubyte or train-images.idx3-ubyte. Raises DataError unless their bytes are the published ones.
     """
     images, labels, test_images, test_labels = (
         read_idx(find_file(Path(folder), name), shape, digest) for name, (shape, digest) in FILES.items()
@@ -44,13 +44,23 @@ def digits(folder: Path | str) -> Pictures:
     return Pictures(images[:, None], labels, test_images[:, None], test_labels)
 
 
+def places(name: str) -> tuple[str, ...]:
+    """Return the paths below a folder where a file may be: torchvision's first, plain before gzipped."""
+    return tuple(
+        f"{inner}{spelled}{end}"
+        for inner in (f"{FOLDER}/", "raw/", "")
+        for spelled in (name, name.replace("-idx", ".idx"))  # as torchvision and LeCun spell it, as Kaggle does
+        for end in ("", ".gz")
+    )
+
+
 def find_file(folder: Path, name: str) -> Path:
-    """Return the path of a file: MNIST/raw is before the folder itself, plain before gzipped; DataError if absent."""
-    places = [place / file for place in (folder / FOLDER, folder) for file in (name, f"{name}.gz")]
-    for path in places:
+    """Return the path of a file, in the order of `places`; DataError if absent."""
+    paths = [folder / place for place in places(name)]
+    for path in paths:
         if path.is_file():
             return path
-    raise DataError(f"{places[0]}: expected a file (or {name}.gz, or either in {folder}), found none. {REMEDY}")
+    raise DataError(f"{paths[0]}: expected a file (or {name}.gz, or either in {folder}), found none. {REMEDY}")
 
 
 def read_idx(path: Path, shape: tuple[int, ...], sha256: str | None = None) -> Bytes:

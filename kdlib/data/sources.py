@@ -18,12 +18,14 @@ MOST_MEMBERS = 20  # of an archive, including folders
 class File(NamedTuple):
     """A file of a data set or of its publisher, or a folder of files: its name ends with `/`.
 
-    SHA-256 or size is None if it differs between copies or is not known; then the content is checked instead.
+    SHA-256 or size is None if it differs between copies or is not known; then the content is checked instead. A copy
+    may have the file under one of the `others`, which are names too; with another last part, the bytes are others.
     """
 
     name: str
     sha256: str | None
     size: int | None
+    others: tuple[str, ...] = ()
 
 
 class Packed(NamedTuple):
@@ -67,14 +69,15 @@ def _mitdb_files() -> tuple[File, ...]:
 
 def _mnist_files() -> tuple[File, ...]:
     return tuple(
-        File(f"{mnist.FOLDER}/{name}", digest, 4 + 4 * len(shape) + prod(shape))
+        File(mnist.places(name)[0], digest, 4 + 4 * len(shape) + prod(shape), mnist.places(name)[1:])
         for name, (shape, digest) in mnist.FILES.items()
     )
 
 
 def _cifar10_files() -> tuple[File, ...]:
     # Copies of the set differ in their order, so the pictures are checked and not the files.
-    return tuple(File(name, None, cifar10.FILE_BYTES) for name in CIFAR10_FILES)
+    places = map(cifar10.places, (*cifar10.TRAIN_FILES, *cifar10.TEST_FILES))
+    return tuple(File(first, None, cifar10.FILE_BYTES, tuple(others)) for first, *others in places)
 
 
 MNIST_GZIPPED = (
@@ -82,11 +85,6 @@ MNIST_GZIPPED = (
     File("train-labels-idx1-ubyte.gz", "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c", 28_881),
     File("t10k-images-idx3-ubyte.gz", "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6", 1_648_877),
     File("t10k-labels-idx1-ubyte.gz", "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6", 4_542),
-)
-MNIST_INSTEAD = (
-    tuple(f"{mnist.FOLDER}/{name}.gz" for name in mnist.FILES),
-    tuple(mnist.FILES),
-    tuple(f"{name}.gz" for name in mnist.FILES),
 )
 CIFAR10_ARCHIVE = File(
     "cifar-10-binary.tar.gz", "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd", 170_052_171
@@ -133,7 +131,6 @@ SOURCES = {
         files=_mnist_files,
         check=mnist.digits,
         packed=tuple(Packed(file, (f"{mnist.FOLDER}/{file.name.removesuffix('.gz')}",)) for file in MNIST_GZIPPED),
-        instead=MNIST_INSTEAD,
     ),
     "cifar10": Source(
         title="CIFAR-10, binary version",
@@ -145,7 +142,6 @@ SOURCES = {
         files=_cifar10_files,
         check=cifar10.pictures,
         packed=(Packed(CIFAR10_ARCHIVE, CIFAR10_FILES),),
-        instead=((*cifar10.TRAIN_FILES, *cifar10.TEST_FILES),),
     ),
     "oxford_pets": Source(
         title="Oxford-IIIT Pet: cats and dogs of 37 breeds",
@@ -153,7 +149,10 @@ SOURCES = {
         citation="Parkhi, Vedaldi, Zisserman and Jawahar 2012, Cats and dogs, CVPR",
         url="https://www.robots.ox.ac.uk/~vgg/data/pets/data",
         bytes=811_092_049,
-        files=lambda: tuple(File(name, None, None) for name in (OXFORD_IMAGES, *OXFORD_LISTS)),
+        files=lambda: tuple(
+            File(name, None, None, (name.removeprefix(f"{cats_dogs.OXFORD}/"),))
+            for name in (OXFORD_IMAGES, *OXFORD_LISTS)
+        ),
         check=cats_dogs.oxford_pets,
         packed=OXFORD_ARCHIVES,
     ),

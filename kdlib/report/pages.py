@@ -59,8 +59,6 @@ def make_pages(
     for (digest, profile_name), group in grouped(records).items():
         label = label_of(experiment, group[0])
         data = digest if profile_name == judged else judged_data.get(label.replace(profile_name, judged, 1), digest)
-        if synthetic and not experiment.profile(profile_name).synthetic:
-            label += "-synthetic"
         figures = figures_of(experiment)
         page = page_of(
             named(label, group),

@@ -109,8 +109,6 @@ def replicate(session: Session, reporter: Reporter = silent, past: Sequence[Reco
     begun = incomplete(jobs, summary)
     whole = replace(session, seeds=tuple(seed for seed in session.seeds if seed not in begun))
     departed, notes = departures(whole, records)
-    if session.unavailable:
-        notes.insert(0, f"The runs use synthetic data, because the real data are not available: {session.unavailable}")
     return Replication(session, records, [*problems, *departed], notes, len(summary.left))
 
 
@@ -192,5 +190,5 @@ def check(session: Session, reporter: Reporter = silent, checks: int = 1) -> Rep
 def refuse_synthetic(session: Session, what: str) -> None:
     """Refuse what needs real data: a check or a recording."""
     if session.synthetic:
-        why = session.unavailable or "the profile is synthetic by design"
+        why = session.unavailable or f"profile {session.profile_name} has them by design"
         raise KDError(f"{what} {session.experiment.name}: expected real data, found synthetic ones: {why}")

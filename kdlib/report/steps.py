@@ -26,7 +26,7 @@ class Step:
 def next_steps(result: Replication, past: Sequence[Record]) -> list[Step]:
     """Return the sessions that may follow one; the recorded runs in `past` say how long runs take."""
     session, past = result.session, [*past, *result.records]
-    if result.left:  # its own command comes first
+    if result.left or session.unavailable:  # its own command comes first; synthetic data are no reason for more runs
         return []
     wanted = session.profile.seeds if session.profile.judged else max(MIN_SEEDS, session.profile.seeds)
     steps = []

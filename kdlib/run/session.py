@@ -54,7 +54,8 @@ class Watcher(Protocol):
 class Session:
     """What is run: a replication's arms for some seeds, on some data, somewhere.
 
-    `unavailable` says why synthetic data stand in for the real ones; it is empty if they do not, or do so by design.
+    `unavailable` says why the real data are not there, so that this is the replication's profile on synthetic data
+    instead of the one asked for; otherwise it is empty.
     `order` says what is outermost in the order of work, seeds or arms. `deadline` is the value of `time.monotonic()`
     at which the session has to stop.
     """
@@ -75,9 +76,8 @@ class Session:
 
     @property
     def synthetic(self) -> bool:
-        """Whether the runs see synthetic data."""
-        needed = data_sets(self.experiment, self.profile.config)
-        return self.profile.synthetic or (bool(needed) and not self.folders)
+        """Whether the runs see synthetic data. What an experiment makes or ships itself (`data=()`) is real."""
+        return self.profile.synthetic
 
     def jobs(self) -> list[Job]:
         """Return the runs that the arms need, in the order in which they are begun: parents before children."""
@@ -113,30 +113,34 @@ def prepare(
     CUDA device replays recorded steps. `order`: "seeds" trains all arms of a seed before the next seed, "arms" all
     seeds of an arm before the next arm; the arms are in the order of `arms`. `minutes`: the session stops at
     checkpoints, so many minutes after this call. `downloads(data set)` returns an object that is told how a download
-    goes on. Without the real data the session uses synthetic ones, or, with `require_real`, DataUnavailable is raised.
-    KDError says what is wrong and what to do.
+    goes on. If the real data are neither here nor to be downloaded, the session is of the profile on synthetic data,
+    with no more seeds than that profile has, or, with `require_real`, DataUnavailable is raised. KDError says what is
+    wrong and what to do.
     """
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes_of(minutes)
     store, data = path_of("store", store), None if data is None else path_of("data", data)
     threads, replicas = count_of("threads", threads), count_of("replicas", replicas)
     experiment = load_experiment(name)
     chosen = _with_settings(experiment, experiment.profile(profile), settings or {})
-    wanted = tuple(arms) or experiment.arms_of(chosen)
-    for arm in wanted:
+    for arm in arms:
         experiment.arm(arm)
     if convolutions not in CONVOLUTIONS:
         raise KDError(f"--convolutions {convolutions}: expected {' or '.join(CONVOLUTIONS)}")
     compute = Compute(device_of(device), threads, convolutions, graphs)
+    folders, unavailable = _folders(experiment, profile, chosen, data, require_real, downloads)
+    if unavailable:
+        profile = _stand_in(experiment, unavailable)
+        chosen = _with_settings(experiment, experiment.profile(profile), settings or {})
+        seeds = seeds and seeds[: chosen.seeds]
     alone = compute.device != "cpu" or chosen.synthetic
     usual = 1 if alone else max(1, _cores() // threads)
     workers = usual if workers is None else count_of("workers", workers)
     seeds = seeds_of(range(chosen.seeds) if seeds is None else seeds)
-    folders, unavailable = _folders(experiment, profile, chosen, data, require_real, downloads)
     return Session(
         experiment,
         profile,
         chosen,
-        wanted,
+        tuple(arms) or experiment.arms_of(chosen),
         seeds,
         compute,
         workers,
@@ -216,6 +220,16 @@ def _folders(
         if require_real:
             raise
         return {}, str(error)
+
+
+def _stand_in(experiment: Experiment, unavailable: str) -> str:
+    """Return the name of the profile on synthetic data: nobody waits for long runs that say nothing."""
+    for name, profile in experiment.profiles.items():
+        if profile.synthetic:
+            return name
+    raise DataUnavailable(
+        f"{unavailable} (Without them, expected a profile of {experiment.name} on synthetic data, found none.)"
+    )
 
 
 def data_sets(experiment: Experiment, config: Any) -> tuple[str, ...]:

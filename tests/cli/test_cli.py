@@ -115,35 +115,36 @@ def test_wrong_options_are_argparses_business(capsys, arguments):
 
 
 @pytest.mark.slow
-def test_without_the_data_a_run_is_synthetic_marked_and_without_verdicts(tree, capsys, monkeypatch):
-    # Profile quick, but short: this tests what happens if synthetic data replace the real ones.
+def test_without_the_data_a_run_is_smoke_marked_and_without_verdicts(tree, capsys, monkeypatch):
     ecg = module_of("ecg")
-    short = replace(ecg.SMOKE, synthetic_rows=1500)
-    quick = replace(ecg.PROFILES["quick"], config=short, seeds=1, arms=("baseline", "distilled"))
-    changed(monkeypatch, "ecg", profiles={**ecg.PROFILES, "quick": quick})
-    monkeypatch.setattr("kdlib.cli.again.shutil.which", lambda name: f"/bin/{name}")
-    status, out, errors = kd(
-        capsys, "run", "ecg", "--store", str(tree / "store"), "--workers", "1", "--arms", "baseline"
+    smoke = replace(
+        ecg.PROFILES["smoke"], config=replace(ecg.SMOKE, synthetic_rows=1500), arms=("baseline", "distilled")
     )
-    assert status == 0, errors
-    command = out.partition("For the other 2 of the 3 runs of this profile (time unknown):\n")[2].replace("\\\n", "")
-    expected = ["nox", "-s", "replicate_ecg", "--", "--store", str(tree / "store"), "--workers", "1"]
-    assert command.split()[:8] == expected  # without --arms; notes follow
-    status, out, errors = kd(capsys, "run", "ecg", "--store", str(tree / "store"), "--workers", "1")
-    assert status == 0, errors
+    changed(monkeypatch, "ecg", profiles={**ecg.PROFILES, "smoke": smoke})
+    first = "SYNTHETIC DATA: ecg runs profile smoke instead of full, and no claim gets a verdict,"
+    last = "SYNTHETIC DATA: profile smoke ran instead of full. The first lines say why."
+    run = ["run", "ecg", "--store", str(tree / "store"), "--workers", "1", "--profile", "full", "--seeds", "6"]
+    status, out, errors = kd(capsys, *run)
+    assert (status, errors) == (0, "")
+    assert (out.splitlines()[0], out.splitlines()[-1]) == (first, last)
+    assert "KDLIB_OFFLINE is set" in out  # why the data are not there
+    assert "[3/3]" in out  # one seed of teacher, baseline and distilled
+    assert "To run" not in out
     assert "For the other" not in out
-    assert "SYNTHETIC" in errors
-    assert "SYNTHETIC DATA" in out
     assert "## Claims" not in out
-    page = (tree / "results" / "ecg" / "local" / "quick-synthetic.md").read_text()
+    page = (tree / "results" / "ecg" / "local" / "smoke.md").read_text()
     assert "SYNTHETIC DATA" in page
     assert "none: synthetic data" in page
-    assert not (tree / "results" / "ecg" / "quick.md").exists()
+    assert [path.stem for path in (tree / "results" / "ecg" / "local").glob("*.md")] == ["smoke"]
 
-    status, out, _ = kd(capsys, "run", "ecg", "--store", str(tree / "store"), "--workers", "1", "--print")
+    status, out, _ = kd(capsys, *run, "--print")
     assert status == 0
-    assert out.index("## Claims") < out.index("\necg, profile quick: ")  # the whole tables come first
+    assert out.index("## Claims") < out.index("\necg, profile smoke: ")  # the whole tables come first
     assert "[3/3] 3 runs reused from the store" in out  # teacher, baseline, distilled: nothing is trained again
+    assert kd(capsys, *run, "--require-real")[0] == 2
+    status, out, _ = kd(capsys, *run, "--dry-run", "--arms", "baseline")
+    assert (status, out.splitlines()[0], out.splitlines()[-1]) == (0, first, last)
+    assert "1 run;" in out
 
     store = ["--store", str(tree / "store")]
     status, out, _ = kd(capsys, "runs", "list", *store)
@@ -178,7 +179,10 @@ def test_dry_run_trains_nothing(tree, capsys):
     assert not (tree / "store").exists()
 
 
-def test_minutes_are_at_least_those_of_the_longest_chain(tree, capsys):
+def test_minutes_are_at_least_those_of_the_longest_chain(tree, capsys, monkeypatch):
+    monkeypatch.setattr("kdlib.data.fetch.find", lambda *_: tree)  # pictures are made, but profile quick is listed
+    pictures = module_of("ta_chain").EXPERIMENT.load_data
+    changed(monkeypatch, "ta_chain", load_data=lambda config, folders: pictures(config, {}))
     (tree / "results").mkdir()
     shutil.copytree(ROOT / "results" / "ta_chain", tree / "results" / "ta_chain")
     arms = ("--arm", "ta_6", "--arm", "scratch_2")  # 10, 6 and 2, one after the other; and another of 2

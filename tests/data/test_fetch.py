@@ -14,7 +14,7 @@ import pytest
 
 from kdlib.cli import data as commands
 from kdlib.cli.live import Downloading
-from kdlib.data import DataError, DataUnavailable, fetch, kaggle, mitdb, sources, transfer
+from kdlib.data import DataError, DataUnavailable, fetch, kaggle, layouts, mitdb, sources, transfer
 
 CONTENT = {"one.dat": bytes(range(256)) * 2000, "two.dat": b"two" * 1000, "two.hea": b"two 1 360 3000\n"}
 PINNED = ("one.dat", "two.dat")
@@ -96,7 +96,11 @@ def test_places_are_looked_at_in_order(tmp_path, cache, monkeypatch, server):
     assert fetch.find("tiny", data.parent) == data
     assert fetch.find("tiny", data) == data  # the set's own folder is accepted, too
     shutil.rmtree(data)
-    assert fetch.find("tiny", data.parent) == environment
+    with pytest.raises(DataError, match=r"--data .*expected the data set tiny, found none"):
+        fetch.find("tiny", data.parent)  # no other data in silence
+    assert fetch.where("tiny", data.parent) is None
+    shutil.rmtree(environment)
+    assert fetch.where("tiny") == ("cache", cache / "tiny")  # what was fetched for KDLIB_DATA's sake is found
     shutil.rmtree(environment.parent)
     with pytest.raises(DataError, match=r"KDLIB_DATA=.*: expected a folder, found none"):  # probably a typing mistake
         fetch.where("tiny")
@@ -356,8 +360,9 @@ def test_offline_off_is_not_offline(monkeypatch):
 @pytest.mark.parametrize("mirror", ["file:///tmp", "nowhere/at/all", "ftp://example.org"])
 def test_a_mirror_that_is_none_is_refused(monkeypatch, mirror):
     monkeypatch.setenv("KDLIB_MIRROR", mirror)
-    with pytest.raises(DataUnavailable, match=r"KDLIB_MIRROR=.*expected an http.* URL or an existing folder"):
+    with pytest.raises(DataError, match=r"KDLIB_MIRROR=.*expected an http.* URL or an existing folder") as found:
         fetch.find("tiny")
+    assert found.type is DataError  # a mistake is no reason for synthetic data
 
 
 MIRROR_EDITS = {
@@ -548,5 +553,5 @@ def test_kaggle_files_are_found_as_mitdb(real_sources, tmp_path):
 @pytest.mark.real_data
 def test_the_real_records_verify(real_sources, real_folder, monkeypatch):
     assert fetch.verify("mitdb", real_folder) == []
-    monkeypatch.setattr(fetch, "hashlib", None)  # finding the sets computes no hash
+    monkeypatch.setattr(layouts, "hashlib", None)  # finding the sets computes no hash
     assert fetch.find("mitdb", real_folder) == real_folder

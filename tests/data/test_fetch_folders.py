@@ -95,7 +95,8 @@ def test_a_missing_or_empty_folder_is_named(pets, tmp_path):
         DataError, match=r"found 3 problems: pets/images/ is missing or empty; pets/lists/train\.txt is m"
     ):
         fetch.find("pets", tmp_path / "own")
-    assert fetch.where("pets", tmp_path) is None
+    (tmp_path / "other" / "images").mkdir(parents=True)
+    assert fetch.where("pets", tmp_path / "other") is None
 
 
 @pytest.mark.parametrize(

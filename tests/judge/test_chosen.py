@@ -110,7 +110,11 @@ AMONG = 'among = ["a", "b", "c"]'
             12,
             "chosen.best_one.by: expected a metric's name",
         ),
-        (('by = "validation_accuracy"\n', ""), 11, "chosen.best_one.by: expected a metric's name, as macro_f1, found nothing"),
+        (
+            ('by = "validation_accuracy"\n', ""),
+            11,
+            "chosen.best_one.by: expected a metric's name, as macro_f1, found nothing",
+        ),
         (
             ("[chosen.best_one]", "[chosen.c]"),
             11,

@@ -788,10 +788,10 @@ def test_reduced_runs_are_compared_with_the_judged_runs_on_the_same_choice_of_da
     assert "| reversed " not in quick.text
 
 
-def test_pages_of_synthetic_data_are_called_so(root):
+def test_pages_of_synthetic_data_say_so(root):
     experiment, folder = load_experiment("beats"), root / "results" / "beats" / "local"
     (page,) = pages.write_pages(experiment, five("quick"), folder, committed=[], synthetic=True)
-    assert page.text == (folder / "quick-synthetic.md").read_text()
+    assert page.text == (folder / "quick.md").read_text()
     assert "**SYNTHETIC DATA" in page.text
     assert "none: synthetic data" in page.text
 

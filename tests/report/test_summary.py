@@ -275,6 +275,8 @@ def test_a_synthetic_session_needs_no_more_seeds(tmp_path):
     session = session_of("ecg", "smoke", 1, tmp_path, ("baseline",))
     (step,) = steps.next_steps(Replication(session, records_of(session)), [])
     assert step.seeds is None
+    stand_in = replace(session, unavailable="no network")
+    assert steps.next_steps(Replication(stand_in, records_of(session)), []) == []
 
 
 # ---- words

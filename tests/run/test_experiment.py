@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from kdlib.data import DataError, DataUnavailable
 from kdlib.errors import KDError
 from kdlib.run import prepare
 from kdlib.run.engine import execute
@@ -355,3 +356,38 @@ def test_an_experiment_that_makes_its_own_data_is_not_synthetic(toy, monkeypatch
     assert prepare("toy", "smoke", store=tmp_path).synthetic
     with pytest.raises(KDError, match="profile smoke of toy: expected one on real data"):
         prepare("toy", "smoke", require_real=True)
+
+
+# ---- no real data
+
+
+def test_without_real_data_the_session_is_the_short_synthetic_one(toy, monkeypatch, tmp_path):
+    def missing(name, *rest):
+        raise DataUnavailable(f"{name} is nowhere")
+
+    monkeypatch.setattr("kdlib.data.fetch.find", missing)
+    quick = toy.profiles["quick"]
+    smoke = replace(quick, seeds=2, arms=("baseline",), synthetic=True)
+    changed(monkeypatch, "toy", data=("mnist",), profiles={**toy.profiles, "smoke": smoke})
+    session = prepare("toy", seeds=range(20), store=tmp_path)
+    assert (session.profile_name, session.arms, session.seeds) == ("smoke", ("baseline",), (0, 1))
+    assert (session.synthetic, session.folders, session.unavailable) == (True, {}, "mnist is nowhere")
+    assert prepare("toy", store=tmp_path).seeds == (0, 1)
+    assert prepare("toy", seeds=(7,), arms=("refused",), store=tmp_path).seeds == (7,)
+    assert prepare("toy", arms=("refused",), store=tmp_path).arms == ("refused",)
+    for name, require_real in (("quick", True), ("smoke", True)):
+        with pytest.raises(KDError, match=r"nowhere|found synthetic data by design"):
+            prepare("toy", name, require_real=require_real)
+    changed(monkeypatch, "toy", profiles={"quick": quick})
+    with pytest.raises(DataUnavailable, match=r"nowhere .*expected a profile of toy on synthetic data, found none"):
+        prepare("toy", store=tmp_path)
+
+
+def test_a_mistake_about_the_data_is_no_reason_for_synthetic_ones(toy, monkeypatch, tmp_path):
+    changed(monkeypatch, "toy", data=("mnist",))
+    with pytest.raises(DataError, match="expected the data set mnist, found none"):
+        prepare("toy", data=tmp_path, store=tmp_path)
+    monkeypatch.setenv("KDLIB_DATA", str(tmp_path))
+    monkeypatch.setattr("kdlib.data.fetch.cache_folder", lambda: tmp_path / "cache")
+    with pytest.raises(DataError, match="kd data fetch mnist"):
+        prepare("toy", store=tmp_path)
