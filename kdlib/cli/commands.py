@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from kdlib.cli.again import lines_of_command, with_options
 from kdlib.cli.live import Downloading, reporter
+from kdlib.cli.say import say, say_page
 from kdlib.cli.stopping import STOPPED
 from kdlib.errors import KDError
 from kdlib.judge.verdicts import MIN_SEEDS
@@ -18,7 +18,6 @@ from kdlib.report.markdown import unescaped
 from kdlib.report.pages import committed, draw_data, update_readmes, write_pages
 from kdlib.report.steps import Step, next_steps
 from kdlib.report.summary import lines_of
-from kdlib.report.terminal import printable
 from kdlib.run.costs import Cost, costs
 from kdlib.run.experiment import DEFAULT, load_experiment, replications
 from kdlib.run.records import Record, read_records
@@ -78,11 +77,10 @@ def _settings(texts: Sequence[str]) -> dict[str, str]:
 
 
 def _tell_of_stand_in(session: Session) -> None:
-    print(
+    say_page(
         f"\n*** The real data are not available: {session.unavailable}\n*** {session.experiment.name} uses SYNTHETIC "
         "data instead: the tables are marked and no claim gets a verdict.\n*** --require-real makes this an error.\n",
-        file=sys.stderr,
-        flush=True,
+        error=True,
     )
 
 
@@ -108,7 +106,7 @@ def check(options: argparse.Namespace) -> int:
             _tell(problems)  # the problems found so far, before the error ends the check
             raise
         for note in found.notes:
-            print(printable(f"{name}: {note}"))
+            say(f"{name}: {note}")
         problems += [f"{name}: {problem}" for problem in found.problems]
     return _tell(problems)
 
@@ -118,7 +116,7 @@ def _with_bands(names: Sequence[str]) -> Sequence[str]:
     found = [name for name in names if (load_experiment(name).folder / "bands.toml").exists()]
     for name in names if found else ():
         if name not in found:
-            print(f"{name}: left out, because nothing is recorded yet; `kd record {name}` does it")
+            say(f"{name}: left out, because nothing is recorded yet; `kd record {name}` does it")
     return found or names
 
 
@@ -146,7 +144,7 @@ def record(options: argparse.Namespace) -> int:
     result = sessions.Replication(session, found.records, found.problems, found.notes, found.left)
     _tell_summary(options, result, found.pages, read_records(folder / "runs.jsonl"), folder)
     if found.pages:
-        print("README and the pages in results/site are made again by: kd tables")
+        say("README and the pages in results/site are made again by: kd tables")
     return _tell(found.problems, found.left)
 
 
@@ -160,13 +158,13 @@ def _tell_summary(
     """Print what a session ends with: the tables if they are asked for, its summary, and its notes."""
     if options.print:
         for page in pages:
-            print("\n" + unescaped(page))
+            say_page("\n" + unescaped(page))
     steps = []
     for step in next_steps(result, committed):
         steps += [step.text, *lines_of_command(_command(options.given, step))]
-    print()
-    for line in [*lines_of(result, committed, folder, steps), *map(printable, result.notes)]:
-        print(line)
+    say()
+    for line in [*lines_of(result, committed, folder, steps), *result.notes]:
+        say(line)
 
 
 def _command(given: Sequence[str], step: Step) -> list[str]:
@@ -185,10 +183,10 @@ def tables(options: argparse.Namespace) -> int:
     for name in (name for name in names if found[name]):
         folder = ROOT / "results" / name
         write_pages(load_experiment(name), found[name], folder, committed=found[name], synthetic=False)
-        print(f"written {folder}")
+        say(f"written {folder}")
     update_readmes(ROOT, found)
     write_site(ROOT, found)
-    print(f"written {ROOT / 'results' / 'site' / 'index.html'}")
+    say(f"written {ROOT / 'results' / 'site' / 'index.html'}")
     return 0
 
 
@@ -196,18 +194,18 @@ def _tell_costs(session: Session, planned: Sequence[Cost], least_seconds: float)
     """Print the runs that a session would make, and their cost."""
     for cost in planned:
         known = "cost unknown" if cost.seconds is None else f"about {cost.seconds / 60:.1f} min"
-        print(f"{cost.job.description.id}  {cost.job.label}: {'in the store' if cost.stored else known}")
+        say(f"{cost.job.description.id}  {cost.job.label}: {'in the store' if cost.stored else known}")
     new = [cost for cost in planned if not cost.stored]
     unknown = [cost for cost in new if cost.seconds is None]
     runs = f"{len(planned)} run{'' if len(planned) == 1 else 's'}"
     if new and len(unknown) == len(new):
-        print(f"{runs}; cost unknown (nothing recorded yet)")
+        say(f"{runs}; cost unknown (nothing recorded yet)")
         return 0
     disk = sum(cost.stored_bytes or 0.0 for cost in new)
     workers = f"{session.workers} worker{'' if session.workers == 1 else 's'}"
     left_out = f"; the cost of {len(unknown)} of them is unknown" if unknown else ""
     where = f"{disk / 1e6:.1f} MB in {session.store.folder}"
-    print(f"{runs}; about {least_seconds / 60:.0f} minutes on {workers} and {where}{left_out}")
+    say(f"{runs}; about {least_seconds / 60:.0f} minutes on {workers} and {where}{left_out}")
     return 0
 
 
@@ -215,20 +213,20 @@ def show_list(options: argparse.Namespace) -> int:
     """`kd list`."""
     for name in _chosen(()):
         experiment = load_experiment(name)
-        print(f"{name}: {experiment.about}")
+        say(f"{name}: {experiment.about}")
         for label, profile in experiment.profiles.items():
             seeds = f"{profile.seeds} seed{'' if profile.seeds == 1 else 's'}"
-            print(f"  {label}: {seeds}{', ' + profile.reduced if profile.reduced else ''}")
-        print("  arms: " + ", ".join(arm.name for arm in experiment.arms))
+            say(f"  {label}: {seeds}{', ' + profile.reduced if profile.reduced else ''}")
+        say("  arms: " + ", ".join(arm.name for arm in experiment.arms))
     return 0
 
 
 def _tell(problems: Sequence[str], left: int = 0) -> int:
     """Print what fails a session, and how many runs the end of its time has left; return the exit status."""
     for problem in problems:
-        print(printable(f"FAILED  {problem}"), file=sys.stderr, flush=True)
+        say(f"FAILED  {problem}", error=True)
     if left:
-        print(f"The time is up: {left} run{'s are' if left > 1 else ' is'} not finished.")
+        say(f"The time is up: {left} run{'s are' if left > 1 else ' is'} not finished.")
     if problems:
         return 1
     return STOPPED if left else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from kdlib.cli.live import Downloading
+from kdlib.cli.say import say
 from kdlib.data import fetch
 from kdlib.errors import KDError
 
@@ -21,7 +22,10 @@ def data(options: argparse.Namespace) -> int:
 def _list(names: tuple[str, ...], options: argparse.Namespace) -> int:
     for name in names:
         about = fetch.describe(name)
-        print(name, *(f"  {key}: {value}" for key, value in about.items() if key != "name"), sep="\n")
+        say(name)
+        for key, value in about.items():
+            if key != "name":
+                say(f"  {key}: {value}")
     return 0
 
 
@@ -30,9 +34,9 @@ def _fetch(names: tuple[str, ...], options: argparse.Namespace) -> int:
         place = fetch.where(name, options.data)
         if place is None or place.origin == "cache":  # what is in the cache may need a repair
             shown = Downloading(name)
-            print(f"{name}: fetched to {fetch.fetch(name, shown, shown.waits)}")
+            say(f"{name}: fetched to {fetch.fetch(name, shown, shown.waits)}")
         else:
-            print(f"{name}: already at {fetch.find(name, options.data)}")
+            say(f"{name}: already at {fetch.find(name, options.data)}")
     return 0
 
 
@@ -41,21 +45,21 @@ def _verify(names: tuple[str, ...], options: argparse.Namespace) -> int:
     for name in names:
         place = fetch.where(name, options.data)
         if place is None:
-            print(f"{name}: not here")
+            say(f"{name}: not here")
             problems += 1
             continue
         found = fetch.verify(name, options.data)
         problems += len(found)
-        print(f"{name}: {place.path}: " + ("good" if not found else f"{len(found)} problems"))
+        say(f"{name}: {place.path}: " + ("good" if not found else f"{len(found)} problems"))
         for problem in found:
-            print(f"  {problem}")
+            say(f"  {problem}")
     return 1 if problems else 0
 
 
 def _where(names: tuple[str, ...], options: argparse.Namespace) -> int:
     for name in names:
         place = fetch.where(name, options.data)
-        print(
+        say(
             f"{name}: {place.path} ({place.origin})"
             if place
             else f"{name}: not here; `kd data fetch {name}` gets it or says how"

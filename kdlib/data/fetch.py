@@ -1,7 +1,8 @@
 """Find a data set on this machine, or download it. Only this module reads environment variables.
 
 KDLIB_DATA     a folder that holds data sets, like DIR in `--data DIR`
-KDLIB_MIRROR   a URL or a local folder to use instead of the sources: MIRROR/NAME/ holds the source's files of a set
+KDLIB_MIRROR   a URL or a local folder to use instead of the sources: MIRROR/NAME/ holds the source's files of a set.
+               A URL may have a user, a password and a query. No message shows them.
 KDLIB_OFFLINE  1: open no socket
 """
 
@@ -11,17 +12,19 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from kdlib.data import DataError, DataUnavailable, transfer
+from kdlib.data.addresses import is_usable, shown
 from kdlib.data.cache import cache_folder
 from kdlib.data.sources import SOURCES, File, Packed, Source
 from kdlib.data.unpack import gunzip, unpack
 from kdlib.errors import KDError
-from kdlib.files import locked, replace
+from kdlib.files import locked, not_read, replace
 
 Progress = Callable[[str, int, int], None]  # file, bytes of the whole set received so far, bytes expected
 LIMITS = transfer.Limits()
@@ -71,7 +74,8 @@ def find(
     """Return the folder of a data set after a quick check of its files; download the set if it is not found.
 
     The order of the search is: `data`/NAME or `data` itself, the same for KDLIB_DATA, the user cache. Raises DataError
-    if the place found holds only a part of the set, DataUnavailable if the download fails.
+    if the place found holds only a part of the set, DataUnavailable if the download fails, KDError if a file or folder
+    may not be read.
     """
     place = where(name, data)
     if place is None:
@@ -110,7 +114,7 @@ def fetch(name: str, progress: Progress | None = None, on_wait: Callable[[], Non
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with locked(cache / f".{name}.lock", transfer.REMEDY, on_wait):
-            if folder.is_dir() and not _all_problems(source, folder):
+            if _is_folder(folder) and not _all_problems(source, folder):
                 return folder
             _refuse_offline(name, mirror)
             damaged = folder.exists()
@@ -128,7 +132,7 @@ def fetch(name: str, progress: Progress | None = None, on_wait: Callable[[], Non
         raise
     except DataError as error:
         raise DataUnavailable(f"{name}: the downloaded files are not the published ones: {error}") from error
-    except KDError as error:  # from the lock
+    except KDError as error:  # from the lock, or a file that may not be read
         raise DataUnavailable(str(error)) from error
     except OSError as error:
         raise DataUnavailable(f"{cache}: expected a folder to write to, found: {error}. {transfer.REMEDY}") from error
@@ -136,7 +140,7 @@ def fetch(name: str, progress: Progress | None = None, on_wait: Callable[[], Non
 
 
 def _put_by_hand(name: str, source: Source, folder: Path) -> Path:
-    if folder.is_dir() and not _all_problems(source, folder):
+    if _is_folder(folder) and not _all_problems(source, folder):
         return folder
     raise DataUnavailable(
         f"{name}: expected on this machine, because kdlib does not download it, but found neither in --data DIR nor in "
@@ -152,12 +156,12 @@ def _source(name: str) -> Source:
 
 def _roots(data: Path | str | None) -> Iterator[tuple[str, Path]]:
     if data is not None:
-        if not Path(data).is_dir():
+        if not _is_folder(Path(data)):
             raise DataError(f"--data {data}: expected a folder, found none. Correct it or leave it out.")
         yield "--data", Path(data)
     if folder := os.environ.get("KDLIB_DATA"):
-        if not Path(folder).is_dir():
-            raise DataError(f"KDLIB_DATA={folder}: expected a folder, found none. Correct or unset it.")
+        if not _is_folder(Path(folder)):
+            raise DataError(f"KDLIB_DATA={shown(folder)}: expected a folder, found none. Correct or unset it.")
         yield "KDLIB_DATA", Path(folder)
     yield "cache", cache_folder()
 
@@ -171,13 +175,20 @@ def _mirror() -> str | Path | None:
     mirror = os.environ.get("KDLIB_MIRROR")
     if not mirror:
         return None
-    if urlsplit(mirror).scheme in ("http", "https"):
-        return mirror.rstrip("/")
-    if not Path(mirror).is_dir():
+    if mirror.startswith(("http://", "https://")) and is_usable(mirror):
+        return mirror
+    if not _is_folder(Path(mirror)):
         raise DataUnavailable(
-            f"KDLIB_MIRROR={mirror}: expected an http(s) URL or an existing folder, found neither. Correct or unset it."
+            f"KDLIB_MIRROR={shown(mirror)}: expected an http(s) URL or an existing folder, found neither. Correct or "
+            "unset it. In a URL, write special letters of a password as %XX."
         )
     return Path(mirror)
+
+
+def _address(mirror: str, name: str, file: str) -> str:
+    """The address of a file of a mirror, whose own address may end in a query with a token."""
+    parts = urlsplit(mirror)
+    return parts._replace(path=f"{parts.path.rstrip('/')}/{name}/{file}").geturl()
 
 
 def _refuse_offline(name: str, mirror: str | Path | None) -> None:
@@ -229,7 +240,7 @@ def _fill(name: str, source: Source, mirror: str | Path | None, staging: Path, p
                 root = mirror / name if (mirror / name).is_dir() else mirror
                 received(transfer.copy(root / file.name, target, file.sha256, most_bytes))
             else:
-                url = f"{source.url if mirror is None else f'{mirror}/{name}'}/{file.name}"
+                url = f"{source.url}/{file.name}" if mirror is None else _address(mirror, name, file.name)
                 transfer.download(session, url, target, file.sha256, most_bytes, LIMITS, received)
             done += target.stat().st_size
 
@@ -290,23 +301,39 @@ def _file_problems(source: Source, folder: Path, hashes: bool) -> list[str]:
     return [problem for file in files if (problem := _file_problem(folder / file.name, file, hashes))]
 
 
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """A file or folder that may not be read is not missing or damaged: KDError says what to mend."""
+    try:
+        yield
+    except OSError as error:
+        raise not_read(path, error) from error
+
+
+def _is_folder(path: Path) -> bool:
+    with _reading(path):
+        return path.is_dir()
+
+
 def _is_there(folder: Path, name: str) -> bool:
-    return (folder / name).is_dir() if name.endswith("/") else (folder / name).is_file()
+    with _reading(folder / name):
+        return (folder / name).is_dir() if name.endswith("/") else (folder / name).is_file()
 
 
 def _file_problem(path: Path, file: File, hashes: bool) -> str | None:
-    if file.name.endswith("/"):
-        return None if path.is_dir() and any(path.iterdir()) else f"{file.name} is missing or empty"
-    if not path.is_file():
-        return f"{file.name} is missing"
-    size = path.stat().st_size
-    if size == 0 or (file.size is not None and size != file.size):
-        return f"{file.name}: expected {file.size or 'some'} bytes, found {size}"
-    if hashes and file.sha256 is not None:
-        with path.open("rb") as content:
-            found = hashlib.file_digest(content, "sha256").hexdigest()
-        if found != file.sha256:
-            return f"{file.name}: expected SHA-256 {file.sha256}, found {found}"
+    with _reading(path):
+        if file.name.endswith("/"):
+            return None if path.is_dir() and any(path.iterdir()) else f"{file.name} is missing or empty"
+        if not path.is_file():
+            return f"{file.name} is missing"
+        size = path.stat().st_size
+        if size == 0 or (file.size is not None and size != file.size):
+            return f"{file.name}: expected {file.size or 'some'} bytes, found {size}"
+        if hashes and file.sha256 is not None:
+            with path.open("rb") as content:
+                found = hashlib.file_digest(content, "sha256").hexdigest()
+            if found != file.sha256:
+                return f"{file.name}: expected SHA-256 {file.sha256}, found {found}"
     return None
 
 

@@ -21,7 +21,7 @@ RUN_FILES = ("experiment.py", "finished.py", "loaded.py", "store.py")
 # The files of the core that no training uses.
 NO_CORE = ("cost.py", "export.py")
 # The files of kdlib.data that only bring data sets here. The data have a digest in a run's description.
-NOT_TRAINING = ("fetch.py", "sources.py", "transfer.py", "unpack.py")
+NOT_TRAINING = ("addresses.py", "connections.py", "fetch.py", "sources.py", "transfer.py", "unpack.py")
 
 
 def environment(experiment_folder: Path, device: str) -> dict[str, Any]:
