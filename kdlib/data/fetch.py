@@ -8,11 +8,9 @@ KDLIB_OFFLINE  1: open no socket
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,10 +19,11 @@ from urllib.parse import urlsplit
 from kdlib.data import DataError, DataUnavailable, transfer
 from kdlib.data.addresses import is_usable, shown
 from kdlib.data.cache import cache_folder
+from kdlib.data.present import all_problems, file_problem, file_problems, is_folder, is_there
 from kdlib.data.sources import SOURCES, File, Packed, Source
 from kdlib.data.unpack import gunzip, unpack
 from kdlib.errors import KDError
-from kdlib.files import locked, not_read, replace
+from kdlib.files import locked, replace
 
 Progress = Callable[[str, int, int], None]  # file, bytes of the whole set received so far, bytes expected
 LIMITS = transfer.Limits()
@@ -60,7 +59,7 @@ def where(name: str, data: Path | str | None = None) -> Place | None:
     known = [*(file.name for file in source.files()), *chain.from_iterable(source.instead)]
     for origin, root in _roots(data):
         for folder in (root / name, root):
-            if any(_is_there(folder, file) for file in known):
+            if any(is_there(folder, file) for file in known):
                 return Place(origin, folder)
     return None
 
@@ -80,7 +79,7 @@ def find(
     place = where(name, data)
     if place is None:
         return fetch(name, progress, on_wait)
-    if problems := _file_problems(_source(name), place.path, hashes=False):
+    if problems := file_problems(_source(name), place.path, hashes=False):
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise DataError(
             f"{place.path} ({place.origin}): expected all files of {name}, found {count}: "
@@ -95,7 +94,7 @@ def verify(name: str, data: Path | str | None = None) -> list[str]:
     place = where(name, data)
     if place is None:
         return [f"{name}: not found; looked in {_looked_at(data)}"]
-    return _all_problems(source, place.path)
+    return all_problems(source, place.path)
 
 
 def fetch(name: str, progress: Progress | None = None, on_wait: Callable[[], None] = lambda: None) -> Path:
@@ -114,7 +113,7 @@ def fetch(name: str, progress: Progress | None = None, on_wait: Callable[[], Non
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with locked(cache / f".{name}.lock", transfer.REMEDY, on_wait):
-            if _is_folder(folder) and not _all_problems(source, folder):
+            if is_folder(folder) and not all_problems(source, folder):
                 return folder
             _refuse_offline(name, mirror)
             damaged = folder.exists()
@@ -140,7 +139,7 @@ def fetch(name: str, progress: Progress | None = None, on_wait: Callable[[], Non
 
 
 def _put_by_hand(name: str, source: Source, folder: Path) -> Path:
-    if _is_folder(folder) and not _all_problems(source, folder):
+    if is_folder(folder) and not all_problems(source, folder):
         return folder
     raise DataUnavailable(
         f"{name}: expected on this machine, because kdlib does not download it, but found neither in --data DIR nor in "
@@ -156,11 +155,11 @@ def _source(name: str) -> Source:
 
 def _roots(data: Path | str | None) -> Iterator[tuple[str, Path]]:
     if data is not None:
-        if not _is_folder(Path(data)):
+        if not is_folder(Path(data)):
             raise DataError(f"--data {data}: expected a folder, found none. Correct it or leave it out.")
         yield "--data", Path(data)
     if folder := os.environ.get("KDLIB_DATA"):
-        if not _is_folder(Path(folder)):
+        if not is_folder(Path(folder)):
             raise DataError(f"KDLIB_DATA={shown(folder)}: expected a folder, found none. Correct or unset it.")
         yield "KDLIB_DATA", Path(folder)
     yield "cache", cache_folder()
@@ -177,7 +176,7 @@ def _mirror() -> str | Path | None:
         return None
     if mirror.startswith(("http://", "https://")) and is_usable(mirror):
         return mirror
-    if not _is_folder(Path(mirror)):
+    if not is_folder(Path(mirror)):
         raise DataUnavailable(
             f"KDLIB_MIRROR={shown(mirror)}: expected an http(s) URL or an existing folder, found neither. Correct or "
             "unset it. In a URL, write special letters of a password as %XX."
@@ -255,7 +254,7 @@ def _to_download(source: Source, staging: Path) -> list[File]:
 def _is_unpacked(source: Source, packed: Packed, staging: Path) -> bool:
     inside = [file for file in source.files() if file.name in packed.holds]
     return all(
-        file.sha256 is not None and _file_problem(staging / file.name, file, hashes=True) is None for file in inside
+        file.sha256 is not None and file_problem(staging / file.name, file, hashes=True) is None for file in inside
     )
 
 
@@ -273,68 +272,12 @@ def _unpack_all(source: Source, staging: Path) -> None:
         else:
             gunzip(path, unpacked / packed.holds[0], most_bytes)
         for name in packed.holds:
-            if not _is_there(unpacked, name):
+            if not is_there(unpacked, name):
                 raise DataError(f"{path}: expected {name} in this archive, found none. {transfer.REMEDY}")
             (staging / name).parent.mkdir(parents=True, exist_ok=True)
             replace(unpacked / name, staging / name)
         shutil.rmtree(unpacked)
         path.unlink()
-
-
-def _all_problems(source: Source, folder: Path) -> list[str]:
-    """Return what is wrong with the files or, if nothing is, with their content."""
-    problems = _file_problems(source, folder, hashes=True)
-    if not problems:
-        try:
-            source.check(folder)
-        except DataError as error:
-            problems = [str(error)]
-    return problems
-
-
-def _file_problems(source: Source, folder: Path, hashes: bool) -> list[str]:
-    """Return what is wrong with the files' names and sizes and, with `hashes` (slower), their bytes."""
-    files = source.files()
-    for names in source.instead:
-        if not any(_is_there(folder, file.name) for file in files):
-            files = tuple(File(name, None, None) for name in names)
-    return [problem for file in files if (problem := _file_problem(folder / file.name, file, hashes))]
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """A file or folder that may not be read is not missing or damaged: KDError says what to mend."""
-    try:
-        yield
-    except OSError as error:
-        raise not_read(path, error) from error
-
-
-def _is_folder(path: Path) -> bool:
-    with _reading(path):
-        return path.is_dir()
-
-
-def _is_there(folder: Path, name: str) -> bool:
-    with _reading(folder / name):
-        return (folder / name).is_dir() if name.endswith("/") else (folder / name).is_file()
-
-
-def _file_problem(path: Path, file: File, hashes: bool) -> str | None:
-    with _reading(path):
-        if file.name.endswith("/"):
-            return None if path.is_dir() and any(path.iterdir()) else f"{file.name} is missing or empty"
-        if not path.is_file():
-            return f"{file.name} is missing"
-        size = path.stat().st_size
-        if size == 0 or (file.size is not None and size != file.size):
-            return f"{file.name}: expected {file.size or 'some'} bytes, found {size}"
-        if hashes and file.sha256 is not None:
-            with path.open("rb") as content:
-                found = hashlib.file_digest(content, "sha256").hexdigest()
-            if found != file.sha256:
-                return f"{file.name}: expected SHA-256 {file.sha256}, found {found}"
-    return None
 
 
 def _remedy(name: str, origin: str) -> str:
