@@ -53,7 +53,7 @@ def test_json_is_read_without_numbers_that_are_not_finite():
     for text in ('{"a": [1, -2.5e3, "NaN", null, true]}', b'{"a": [1, -2.5e3, "NaN", null, true]}'):
         assert read_json(text) == {"a": [1, -2500.0, "NaN", None, True]}
     for number in ("NaN", "Infinity", "-Infinity", "1e999", "-1e999"):
-        with pytest.raises(ValueError, match="malformed|out of range"):
+        with pytest.raises(ValueError, match=r"malformed|out of range"):
             read_json('{"a": [' + number + "]}")
     with pytest.raises(ValueError, match="truncated"):
         read_json("")

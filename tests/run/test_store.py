@@ -372,7 +372,7 @@ def test_hostile_records(run, text):
         (
             "metrics",
             {"good": {}, "final": {"a": 1, "b": 10**30}},
-            "metrics.final.b to be a whole number <= 9223372036854775807",
+            "metrics.final.b to be a whole number <= 9223372036854775",
         ),
         ("metrics", {"\x1b[2J": 3}, r"metrics.'\\x1b\[2J' to be an object, found 3"),
         ("metrics", None, "metrics to be an object, found None"),
