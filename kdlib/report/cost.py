@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import nn
 
 from kdlib.errors import KDError
 from kdlib.files import atomic_write
+from kdlib.judge.schema import read_toml
 from kdlib.report.markdown import NONE, escaped, table
 from kdlib.report.roles import role_of
 from kdlib.run.experiment import Arm
@@ -184,15 +184,20 @@ def _claims(path: Path, rows: Sequence[Row]) -> list[dict[str, str]]:
     if not path.exists():
         return []
     by_arm = {arm: row.numbers for row in rows for arm in row.arms}
+    root = read_toml(path)
+    root.only({"claims"})
     shown = []
-    for claim in tomllib.loads(path.read_text(encoding="utf-8"))["claims"]:
-        names = [claim[key] for key in ("of", "over") if key in claim]
-        values = [by_arm[name][claim["quantity"]] for name in names if name in by_arm]
+    for claim in root.each("claims"):
+        claim.only({"statement", "place", "reported", "quantity", "of", "over"})
+        names = [claim.text_of(key) for key in ("of", "over") if key == "of" or key in claim.content]
         measured = NONE
-        if len(values) == len(names):
-            measured = f"{values[0] / values[1]:.1f} times" if "over" in claim else f"{values[0] / 1e6:.2f} MB"
-        keys = {"claim": claim["statement"], "place": claim["place"], "reported": claim["reported"]}
-        shown.append({name: escaped(text) for name, text in keys.items()} | {"measured": measured})
+        if all(name in by_arm for name in names):
+            known = [name for name in by_arm[names[0]] if all(name in by_arm[arm] for arm in names)]
+            quantity = claim.choice("quantity", known)
+            values = [by_arm[name][quantity] for name in names]
+            measured = f"{values[0] / values[1]:.1f} times" if len(values) > 1 else f"{values[0] / 1e6:.2f} MB"
+        keys = {"claim": "statement", "place": "place", "reported": "reported"}
+        shown.append({name: escaped(claim.text_of(key)) for name, key in keys.items()} | {"measured": measured})
     return shown
 
 
