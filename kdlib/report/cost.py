@@ -14,7 +14,7 @@ from torch import nn
 
 from kdlib.errors import KDError
 from kdlib.files import atomic_write
-from kdlib.judge.schema import read_toml
+from kdlib.judge.schema import Table, read_toml
 from kdlib.report.markdown import NONE, escaped, table
 from kdlib.report.roles import role_of
 from kdlib.run.experiment import Arm
@@ -54,6 +54,7 @@ def measured_rows(session: Session, say: Callable[[str], None] = lambda text: No
     baseline, and of the first seed. Torch and onnxruntime predict on one thread. `say` is told each network before it
     is measured. KDError if the experiment names no networks.
     """
+    _claims(session.experiment.folder / "cost.toml")  # a mistake in it is told before minutes of measuring
     networks = _distinct(session)
     if not networks:
         raise KDError(
@@ -144,8 +145,9 @@ def cost_page(session: Session, rows: Sequence[Row], about: Mapping[str, str]) -
     head = "\n".join(f"- {name}: {escaped(text)}" for name, text in about.items())
     costs = pd.DataFrame([_shown(row) for row in rows])
     parts = [named, head, "", table(costs, right=list(costs.columns[2:-1])), "", *_notes(rows)]
-    if claims := _claims(session.experiment.folder / "cost.toml", rows):
-        parts += ["### What the source says of size and speed", "", table(pd.DataFrame(claims)), ""]
+    if claims := _claims(session.experiment.folder / "cost.toml"):
+        compared = table(pd.DataFrame(_compared(claims, rows)))
+        parts += ["### What the source says of size and speed", "", compared, ""]
     return "\n".join([*parts, HOW])
 
 
@@ -179,25 +181,43 @@ def _notes(rows: Sequence[Row]) -> Iterator[str]:
     yield f"- int8: {'; '.join(sorted({row.quantised for row in rows}))}\n"
 
 
-def _claims(path: Path, rows: Sequence[Row]) -> list[dict[str, str]]:
-    """What the source says of size and speed, next to what was measured; none without a `cost.toml`."""
+class _Claim(NamedTuple):
+    """What the source says of one quantity, of one arm's network or of the ratio of two."""
+
+    statement: str
+    place: str
+    reported: str
+    quantity: str
+    arms: tuple[str, ...]
+
+
+def _claims(path: Path) -> list[_Claim]:
+    """The claims of a `cost.toml`, none without one; SchemaError names a wrong key."""
     if not path.exists():
         return []
-    by_arm = {arm: row.numbers for row in rows for arm in row.arms}
     root = read_toml(path)
     root.only({"claims"})
+    return [_claim(table) for table in root.each("claims")]
+
+
+def _claim(table: Table) -> _Claim:
+    table.only({"statement", "place", "reported", "quantity", "of", "over"})
+    arms = tuple(table.text_of(key) for key in ("of", "over") if key == "of" or key in table.content)
+    statement, place, reported = (table.text_of(key) for key in ("statement", "place", "reported"))
+    return _Claim(statement, place, reported, table.choice("quantity", COLUMNS), arms)
+
+
+def _compared(claims: Sequence[_Claim], rows: Sequence[Row]) -> list[dict[str, str]]:
+    """What the source says of size and speed, next to what was measured."""
+    by_arm = {arm: row.numbers for row in rows for arm in row.arms}
     shown = []
-    for claim in root.each("claims"):
-        claim.only({"statement", "place", "reported", "quantity", "of", "over"})
-        names = [claim.text_of(key) for key in ("of", "over") if key == "of" or key in claim.content]
+    for claim in claims:
+        values = [by_arm[arm][claim.quantity] for arm in claim.arms if claim.quantity in by_arm.get(arm, {})]
         measured = NONE
-        if all(name in by_arm for name in names):
-            known = [name for name in by_arm[names[0]] if all(name in by_arm[arm] for arm in names)]
-            quantity = claim.choice("quantity", known)
-            values = [by_arm[name][quantity] for name in names]
+        if len(values) == len(claim.arms):
             measured = f"{values[0] / values[1]:.1f} times" if len(values) > 1 else f"{values[0] / 1e6:.2f} MB"
-        keys = {"claim": "statement", "place": "place", "reported": "reported"}
-        shown.append({name: escaped(claim.text_of(key)) for name, key in keys.items()} | {"measured": measured})
+        texts = {"claim": claim.statement, "place": claim.place, "reported": claim.reported}
+        shown.append({name: escaped(text) for name, text in texts.items()} | {"measured": measured})
     return shown
 
 

@@ -11,7 +11,7 @@ import msgspec
 
 from kdlib.errors import KDError
 from kdlib.files import atomic_write, canonical_json, read_json, sha256
-from kdlib.run.schema import LineShape, Misshapen, decoded
+from kdlib.run.schema import LineShape, MetricsShape, Misshapen, check, decoded
 from kdlib.run.store import Description, FinishedRun
 
 __all__ = ["Record", "grouped", "measured", "merged", "read_records", "record_of", "write_records"]
@@ -172,13 +172,12 @@ def read_records(path: Path) -> list[Record]:
 
 def _record(place: str, line: str) -> Record:
     try:
-        content = decoded(line, LineShape)
+        record = Record(**msgspec.structs.asdict(decoded(line, LineShape)))
+        _check(place, record)
     except Misshapen as error:
         raise _wrong(place, error.expected, error.found) from error
     except ValueError as error:
         raise _wrong(place, "a line of JSON", str(error)) from error
-    record = Record(**msgspec.structs.asdict(content))
-    _check(place, record)
     return record
 
 
@@ -193,12 +192,15 @@ def _check(place: str, record: Record) -> None:
         raise _wrong(place, f"the description of run {record.run[:80]!a}", f"that of {description.id}")
     if description.seed != record.seed:
         raise _wrong(place, f"seed {description.seed}, as in the description", str(record.seed))
+    if not record.arms:
+        raise _wrong(place, "at least one arm", "none")
     for snapshot in record.arms.values():
         if snapshot not in record.metrics:
             raise _wrong(place, f"metrics of the snapshot {snapshot!a}", ", ".join(map(ascii, record.metrics)))
-        epochs = record.metrics[snapshot].get("epochs", 0)
-        if type(epochs) is not int or epochs < 0:
-            raise _wrong(place, f"metrics.{snapshot}.epochs to be a whole number of at least 0", ascii(epochs)[:80])
+        check(record.metrics[snapshot], MetricsShape, f"metrics.{snapshot}")
+        confusion = record.metrics[snapshot].get("confusion", [])
+        if any(len(row) != len(confusion) for row in confusion):
+            raise _wrong(place, f"metrics.{snapshot}.confusion with as many columns as rows", "others")
 
 
 def _wrong(place: str, expected: str, found: str) -> KDError:

@@ -14,7 +14,7 @@ import msgspec
 
 from kdlib.files import read_json
 
-__all__ = ["LineShape", "Misshapen", "RunShape", "decoded"]
+__all__ = ["LineShape", "MetricsShape", "Misshapen", "RunShape", "check", "decoded"]
 
 Whole = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]  # a larger one cannot be made a float, or printed
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
@@ -82,6 +82,13 @@ class OptimizerShape(msgspec.Struct, rename={"kind": "class"}):
     groups: list[dict[str, Any]]
 
 
+class MetricsShape(msgspec.Struct):
+    """The metrics of a snapshot that have a meaning of their own in tables; others may be anything."""
+
+    epochs: Count = 0
+    confusion: list[list[Annotated[int, msgspec.Meta(ge=0, le=2**40)]]] = []
+
+
 class RunShape(msgspec.Struct, kw_only=True):
     """A `run.json`. Its description, environment and trace have shapes of their own (`PARTS`)."""
 
@@ -128,17 +135,18 @@ def decoded(text: str | bytes, shape: type[Shape]) -> Shape:
     try:
         found = cast(Shape, DECODERS[shape].decode(text))
     except msgspec.ValidationError:
-        _check(read_json(text), shape, "")
+        check(read_json(text), shape, "")
         raise
     except RecursionError as error:
         raise ValueError("lists or objects nested too deep") from error
     for name, part in PARTS.items():
         if (value := getattr(found, name)) or name != "trace":
-            _check(value, part, name)
+            check(value, part, name)
     return found
 
 
-def _check(content: Any, shape: Any, root: str) -> None:
+def check(content: Any, shape: type[msgspec.Struct], root: str) -> None:
+    """Raise Misshapen, which names the key below `root`, if the content does not fit a shape."""
     text = _complaint(content, shape)
     if text is None:
         return
