@@ -108,7 +108,7 @@ class LineShape(RunShape, forbid_unknown_fields=True):
     seed: Whole
     run: str
     arms: dict[str, str]
-    data_name: str
+    data_name: Annotated[str, msgspec.Meta(min_length=1)]
 
 
 PARTS: Mapping[str, type[msgspec.Struct]] = {
