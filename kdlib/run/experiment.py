@@ -213,9 +213,7 @@ class Experiment:
         usual = asdict(self.profile(profile).config)
         for key in self.data_fields:  # a record that was edited must not choose where a file is written
             if not re.fullmatch(r"[\w.,() -]+", found := str(config.get(key, ""))):
-                raise KDError(
-                    f"{self.name}: expected a plain {key} in a configuration, found {found[:80]!a}"
-                )
+                raise KDError(f"{self.name}: expected a plain {key} in a configuration, found {found[:80]!a}")
         return "-".join([profile, *(str(config[key]) for key in self.data_fields if config[key] != usual[key])])
 
 
