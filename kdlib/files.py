@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import math
 import os
 import secrets
 import shutil
@@ -16,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import safetensors
 import safetensors.torch
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from kdlib.errors import KDError
 
+CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
 PAUSES = (0.05, 0.2, 0.7)  # seconds before a rename that was refused is tried again
 
 
@@ -174,22 +175,19 @@ def canonical_json(value: Any) -> str:
 
     Raises ValueError for NaN and infinity, TypeError for what JSON does not know.
     """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
+    return CANONICAL.encode(value)
 
 
 def read_json(text: str | bytes) -> Any:
     """Return the value of a JSON text; ValueError if it is not JSON or has a number that is not finite.
 
-    Python's parser takes NaN and Infinity, which are not JSON, and reads 1e999 as infinity.
+    Python's parser takes NaN and Infinity, which are not JSON, reads 1e999 as infinity, and half a pair of surrogates
+    as text that cannot be written. Both parsers read the same numbers, to the last bit.
     """
-    return json.loads(text, parse_constant=_finite, parse_float=_finite)
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text[:40]} is not a finite number")
-    return value
+    try:
+        return msgspec.json.decode(text)
+    except RecursionError as error:
+        raise ValueError("lists or objects nested too deep") from error
 
 
 def atomic_write(path: Path, content: bytes) -> None:
@@ -304,7 +302,7 @@ def tensors_of(content: bytes, path: Path) -> tuple[dict[str, Tensor], Any]:
         # Cloned: the tensors that safetensors returns are not aligned in memory.
         tensors = {name: value.clone() for name, value in sorted(safetensors.torch.load(content).items())}
         found = _digest(tensors, notes)
-    except (ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise DamagedFile(
             f"{path}: expected a safetensors file of kdlib, found unreadable content ({error})"
         ) from error

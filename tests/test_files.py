@@ -54,10 +54,26 @@ def test_json_is_read_without_numbers_that_are_not_finite():
     for text in ('{"a": [1, -2.5e3, "NaN", null, true]}', b'{"a": [1, -2.5e3, "NaN", null, true]}'):
         assert read_json(text) == {"a": [1, -2500.0, "NaN", None, True]}
     for number in ("NaN", "Infinity", "-Infinity", "1e999", "-1e999"):
-        with pytest.raises(ValueError, match=f"{number} is not a finite number"):
+        with pytest.raises(ValueError, match=r"malformed|out of range"):
             read_json('{"a": [' + number + "]}")
-    with pytest.raises(ValueError, match="Expecting value"):
+    with pytest.raises(ValueError, match="truncated"):
         read_json("")
+    for text in ("[" * 100_000, '{"a":' * 100_000, "9" * 5000, '"\\ud800"', b'"\xff"', "[1] 2", "01"):
+        with pytest.raises(ValueError, match=r"."):
+            read_json(text)
+
+
+def test_json_is_read_to_the_same_numbers_as_by_the_standard_library():
+    draws = np.random.default_rng(0)
+    bits = draws.integers(0, 2**64, 20_000, dtype=np.uint64).view(np.float64)
+    texts = [repr(float(number)) for number in bits[np.isfinite(bits)]]
+    texts += [
+        f"{int(a)}.{int(b)}e{int(c)}" for a, b, c in draws.integers((0, 0, -340), (2**60, 2**60, 280), (20_000, 3))
+    ]
+    texts += ["-0", "0", "-0.0", "1E5", "1e-400", "5e-324", str(2**64), str(-(2**80)), "1" + "0" * 300]
+    text = f"[{','.join(texts)}]"
+    expected, found = json.loads(text), read_json(text)
+    assert [(type(n), repr(n)) for n in found] == [(type(n), repr(n)) for n in expected]
 
 
 def test_atomic_write_replaces_the_whole_file_and_leaves_nothing_else(tmp_path):

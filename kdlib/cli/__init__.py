@@ -9,6 +9,7 @@ import select
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from kdlib.cli.again import how_to_go_on
 from kdlib.cli.stopping import INTERRUPTED, STOPPED, Stopped, Stopping
@@ -30,43 +31,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             options = _parsed(given)
         except MissingPackage as error:  # one error for all of them: perhaps only the library is installed
-            print(
+            sys.stderr.write(  # `say` needs one of them
                 f"kd: expected all packages of the extra suite, found none for the module {error.name}; install them "
-                "with: python -m pip install 'kdlib[suite]'",
-                file=sys.stderr,
+                "with: python -m pip install 'kdlib[suite]'\n"
             )
             return 2
         stopping.ready = True
         try:
             return _status(options, given)
         except KeyboardInterrupt as stop:
+            from kdlib.cli.say import say_page
+
             signalled = isinstance(stop, Stopped)
-            print(f"\nStopped.{how_to_go_on(given)}", file=sys.stdout if signalled else sys.stderr, flush=True)
+            say_page(f"\nStopped.{how_to_go_on(given)}", error=not signalled)
             return STOPPED if signalled else INTERRUPTED
 
 
 def _status(options: argparse.Namespace, given: Sequence[str]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # not every terminal has the dashes of the tables
         sys.stdout.reconfigure(errors="backslashreplace")
+    from kdlib.cli.say import say, say_page  # imports torch
+
     here = str(Path.cwd())
     if here not in sys.path:  # `kd` as a script: the replications are in the folder it is called from
         sys.path.insert(0, here)
     try:
         status: int = options.command(options)
         if status == STOPPED:
-            print("Stopped." + how_to_go_on(given), flush=True)
+            say_page("Stopped." + how_to_go_on(given))
         return status
     except KDError as error:
-        from kdlib.report.terminal import printable
-
-        for line in f"kd: {error}".split("\n"):
-            print(printable(line), file=sys.stderr)
+        say(f"kd: {error}", error=True)
         return 2
     except BrokenPipeError as error:
         if not _nobody_reads():
-            print(
-                f"kd: a process that this one talks to is gone ({error}); run the same command again", file=sys.stderr
-            )
+            say(f"kd: a process that this one talks to is gone ({error}); run the same command again", error=True)
             return 2
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # `kd runs list | head`: as a process that SIGPIPE ends
@@ -99,7 +98,16 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _parser() -> argparse.ArgumentParser:
+class _Parser(argparse.ArgumentParser):
+    """Its errors repeat arguments, which may be names of files."""
+
+    def error(self, message: str) -> NoReturn:
+        from kdlib.report.terminal import printable
+
+        super().error(printable(message))
+
+
+def _parser() -> _Parser:
     # Commands are imported when they run: `kd runs list` should not wait for pandas.
     needs("suite", "rich")
     from kdlib import __version__
@@ -109,11 +117,11 @@ def _parser() -> argparse.ArgumentParser:
     from kdlib.cli.new import new
     from kdlib.run.experiment import DEFAULT
 
-    parser = argparse.ArgumentParser(prog="kd", description="Replications of knowledge-distillation results.")
+    parser = _Parser(prog="kd", description="Replications of knowledge-distillation results.")
     parser.add_argument("--version", action="version", version=f"kdlib {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, function: object, about: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    def command(name: str, function: object, about: str, *parents: _Parser) -> _Parser:
         # Whole names of options only: the command that goes on is made from those that were given.
         added = commands.add_parser(name, help=about, description=about, parents=parents, allow_abbrev=False)
         added.set_defaults(command=function)
@@ -220,20 +228,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _store() -> argparse.ArgumentParser:
+def _store() -> _Parser:
     from kdlib.cli import values
 
-    options = argparse.ArgumentParser(add_help=False)
+    options = _Parser(add_help=False)
     options.add_argument(
         "--store", type=values.folder, default=Path(".kd"), metavar="DIR", help="where runs are kept (default: .kd)"
     )
     return options
 
 
-def _sessions() -> argparse.ArgumentParser:
+def _sessions() -> _Parser:
     from kdlib.cli import values
 
-    options = argparse.ArgumentParser(add_help=False)
+    options = _Parser(add_help=False)
     options.add_argument(
         "--minutes",
         type=values.minutes,
@@ -252,10 +260,10 @@ def _sessions() -> argparse.ArgumentParser:
     return options
 
 
-def _common() -> argparse.ArgumentParser:
+def _common() -> _Parser:
     from kdlib.cli import values
 
-    options = argparse.ArgumentParser(add_help=False)
+    options = _Parser(add_help=False)
     options.add_argument("--data", type=values.folder, metavar="DIR", help="folder that holds the data sets' folders")
     options.add_argument(
         "--set",

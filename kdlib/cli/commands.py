@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from kdlib.cli.again import lines_of_command, with_options
 from kdlib.cli.live import Downloading, reporter
+from kdlib.cli.say import say, say_page
 from kdlib.cli.stopping import STOPPED
 from kdlib.errors import KDError
 from kdlib.judge.verdicts import MIN_SEEDS
@@ -22,7 +22,6 @@ from kdlib.report.pages import Page, committed, draw_pictures, make_pages, updat
 from kdlib.report.sessions import Replication
 from kdlib.report.steps import Step, next_steps
 from kdlib.report.summary import lines_of
-from kdlib.report.terminal import printable
 from kdlib.run.costs import Cost, costs
 from kdlib.run.experiment import DEFAULT, load_experiment, replications
 from kdlib.run.records import Record, read_records
@@ -63,7 +62,7 @@ def _write(options: argparse.Namespace, found: Replication, committed: Sequence[
         raise
     _tell_summary(options, found, pages, committed, folder / f"{pages[0].name}.md" if pages else None)
     for name in (page.name.partition("-part-")[0] for page in pages if "-part-" in page.name):
-        print(f"They have a name of their own, because {name}.md has arms or seeds that they lack.")
+        say(f"They have a name of their own, because {name}.md has arms or seeds that they lack.")
 
 
 def prepared(options: argparse.Namespace, name: str, profile: str, **rest: Any) -> Session:
@@ -84,11 +83,10 @@ def prepared(options: argparse.Namespace, name: str, profile: str, **rest: Any) 
         **rest,
     )
     if session.unavailable:
-        print(
+        say_page(
             f"SYNTHETIC DATA: {name} runs profile {session.profile_name} instead of {profile}, and no claim gets a "
             "verdict,\nbecause the real data are not available (--require-real makes this an error):\n"
-            f"{printable(session.unavailable)}\n",
-            flush=True,
+            f"{session.unavailable}\n"
         )
     return session
 
@@ -96,7 +94,7 @@ def prepared(options: argparse.Namespace, name: str, profile: str, **rest: Any) 
 def tell_again(session: Session, asked: str) -> None:
     """Say as the last line that synthetic data stood in for missing ones, if they did; `asked` is the other profile."""
     if session.unavailable:
-        print(f"SYNTHETIC DATA: profile {session.profile_name} ran instead of {asked}. The first lines say why.")
+        say(f"SYNTHETIC DATA: profile {session.profile_name} ran instead of {asked}. The first lines say why.")
 
 
 def _settings(texts: Sequence[str]) -> dict[str, str]:
@@ -130,7 +128,7 @@ def check(options: argparse.Namespace) -> int:
             _tell(problems)  # the problems found so far, before the error ends the check
             raise
         for note in found.notes:
-            print(printable(f"{name}: {note}"))
+            say(f"{name}: {note}")
         problems += [f"{name}: {problem}" for problem in found.problems]
     return _tell(problems)
 
@@ -140,7 +138,7 @@ def _with_bands(names: Sequence[str]) -> Sequence[str]:
     found = [name for name in names if (load_experiment(name).folder / "bands.toml").exists()]
     for name in names if found else ():
         if name not in found:
-            print(f"{name}: left out, because nothing is recorded yet; `kd record {name}` does it")
+            say(f"{name}: left out, because nothing is recorded yet; `kd record {name}` does it")
     return found or names
 
 
@@ -168,7 +166,7 @@ def record(options: argparse.Namespace) -> int:
     result = Replication(session, found.records, found.problems, found.notes, found.left)
     _tell_summary(options, result, found.pages, found.recorded, ROOT / "results" / options.name / f"{result.label}.md")
     if found.pages:
-        print("README and the pages in results/site are made again by: kd tables")
+        say("README and the pages in results/site are made again by: kd tables")
     return _tell(found.problems, found.left)
 
 
@@ -182,13 +180,13 @@ def _tell_summary(
 ) -> None:
     """Print what a session ends with: the whole tables if they are asked for, its summary, and its notes."""
     for page in pages if options.print or whole else ():
-        print("\n" + unescaped(page.text))
+        say_page("\n" + unescaped(page.text))
     steps = []
     for step in next_steps(result, committed):
         steps += [step.text, *lines_of_command(_command(options.given, step))]
-    print()
-    for line in [*lines_of(result, committed, written, steps), *map(printable, result.notes)]:
-        print(line)
+    say()
+    for line in [*lines_of(result, committed, written, steps), *result.notes]:
+        say(line)
 
 
 def _command(given: Sequence[str], step: Step) -> list[str]:
@@ -207,10 +205,10 @@ def tables(options: argparse.Namespace) -> int:
     for name in (name for name in names if found[name]):
         folder = ROOT / "results" / name
         write_pages(load_experiment(name), found[name], folder, committed=found[name], synthetic=False)
-        print(f"written {folder}")
+        say(f"written {folder}")
     update_readmes(ROOT, found)
     write_site(ROOT, found)
-    print(f"written {ROOT / 'results' / 'site' / 'index.html'}")
+    say(f"written {ROOT / 'results' / 'site' / 'index.html'}")
     return 0
 
 
@@ -218,26 +216,26 @@ def _tell_costs(session: Session, planned: Sequence[Cost], least_seconds: float)
     """Print the runs that a session would make, and their cost."""
     for cost in planned:
         known = "cost unknown" if cost.seconds is None else f"about {cost.seconds / 60:.1f} min"
-        print(f"{cost.job.description.id}  {cost.job.label}: {'in the store' if cost.stored else known}")
+        say(f"{cost.job.description.id}  {cost.job.label}: {'in the store' if cost.stored else known}")
     new = [cost for cost in planned if not cost.stored]
     unknown = [cost for cost in new if cost.seconds is None]
     runs = f"{len(planned)} run{'' if len(planned) == 1 else 's'}"
     if new and len(unknown) == len(new):
-        print(f"{runs}; cost unknown (nothing recorded yet)")
+        say(f"{runs}; cost unknown (nothing recorded yet)")
         return
     disk = sum(cost.stored_bytes or 0.0 for cost in new)
     workers = f"{session.workers} worker{'' if session.workers == 1 else 's'}"
     left_out = f"; the cost of {len(unknown)} of them is unknown" if unknown else ""
     where = f"{disk / 1e6:.1f} MB in {session.store.folder}"
-    print(f"{runs}; about {least_seconds / 60:.0f} minutes on {workers} and {where}{left_out}")
+    say(f"{runs}; about {least_seconds / 60:.0f} minutes on {workers} and {where}{left_out}")
 
 
 def _tell(problems: Sequence[str], left: int = 0) -> int:
     """Print what fails a session, and how many runs the end of its time has left; return the exit status."""
     for problem in problems:
-        print(printable(f"FAILED  {problem}"), file=sys.stderr, flush=True)
+        say(f"FAILED  {problem}", error=True)
     if left:
-        print(f"The time is up: {left} run{'s are' if left > 1 else ' is'} not finished.")
+        say(f"The time is up: {left} run{'s are' if left > 1 else ' is'} not finished.")
     if problems:
         return 1
     return STOPPED if left else 0

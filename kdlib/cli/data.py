@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from kdlib.cli.live import Downloading
+from kdlib.cli.say import say
 from kdlib.data import fetch
 from kdlib.errors import KDError
 
@@ -21,8 +22,11 @@ def data(options: argparse.Namespace) -> int:
 def _list(names: tuple[str, ...], options: argparse.Namespace) -> int:
     for name in names:
         about = fetch.describe(name)
-        lines = (f"  {key}: {value}" for key, value in about.items() if key != "name")
-        print(name, f"  here: {_place(name, options)}", *lines, sep="\n")
+        say(name)
+        say(f"  here: {_place(name, options)}")
+        for key, value in about.items():
+            if key != "name":
+                say(f"  {key}: {value}")
     return 0
 
 
@@ -31,9 +35,9 @@ def _fetch(names: tuple[str, ...], options: argparse.Namespace) -> int:
         place = fetch.where(name, options.data)
         if place is None or place.origin == "cache":  # what is in the cache may need a repair
             shown = Downloading(name)
-            print(f"{name}: fetched to {fetch.fetch(name, shown, shown.waits)}")
+            say(f"{name}: fetched to {fetch.fetch(name, shown, shown.waits)}")
         else:
-            print(f"{name}: already at {fetch.find(name, options.data)}")
+            say(f"{name}: already at {fetch.find(name, options.data)}")
     return 0
 
 
@@ -42,20 +46,20 @@ def _verify(names: tuple[str, ...], options: argparse.Namespace) -> int:
     for name in names:
         place = fetch.where(name, options.data)
         if place is None:
-            print(f"{name}: not here")
+            say(f"{name}: not here")
             problems += 1
             continue
         found = fetch.verify(name, options.data)
         problems += len(found)
-        print(f"{name}: {place.path}: " + ("good" if not found else f"{len(found)} problems"))
+        say(f"{name}: {place.path}: " + ("good" if not found else f"{len(found)} problems"))
         for problem in found:
-            print(f"  {problem}")
+            say(f"  {problem}")
     return 1 if problems else 0
 
 
 def _where(names: tuple[str, ...], options: argparse.Namespace) -> int:
     for name in names:
-        print(f"{name}: {_place(name, options)}")
+        say(f"{name}: {_place(name, options)}")
     return 0
 
 

@@ -13,6 +13,7 @@ import torch
 from kdlib.cli.commands import ROOT, prepared, tell_again
 from kdlib.cli.live import Downloading
 from kdlib.cli.runs import store_of
+from kdlib.cli.say import say, say_page
 from kdlib.errors import KDError
 from kdlib.export import OPSET, onnx_file
 from kdlib.report.cost import cost_page, measured_rows, write_cost
@@ -39,12 +40,12 @@ def export(options: argparse.Namespace) -> int:
     inputs = test.inputs[:CHECKED]
     onnx_file(network, inputs, options.file)
     shape = ", ".join(map(str, inputs.shape[1:]))
-    print(
+    say(
         f"{options.file}: {origin.experiment.name}, {origin.arm.name}, seed {run.description.seed}, run {run.id}/"
         f"{options.snapshot}; ONNX opset {OPSET}, inputs {str(inputs.dtype).removeprefix('torch.')} (N, {shape}), "
         f"{options.file.stat().st_size / 1e3:.1f} kB"
     )
-    print(f"onnxruntime gives torch's logits for {len(inputs)} test examples of {data.name}.")
+    say(f"onnxruntime gives torch's logits for {len(inputs)} test examples of {data.name}.")
     return 0
 
 
@@ -53,14 +54,14 @@ def cost(options: argparse.Namespace) -> int:
     if options.device != "cpu":
         raise KDError(f"kd cost: expected --device cpu, found {options.device}; onnxruntime measures on a processor")
     session = prepared(options, options.name, options.profile)
-    rows = measured_rows(session, lambda network: print(f"measuring {network}", flush=True))
+    rows = measured_rows(session, lambda network: say(f"measuring {network}"))
     # The page of a replication is about its usual data; others are for the user who asked for them.
     usual = session.experiment.label(session.profile_name, asdict(session.profile.config)) == session.profile_name
     folder = ROOT / "results" / session.experiment.name / ("" if usual and not session.synthetic else "local")
     page = cost_page(session, rows, _about(session))
-    print("\n" + unescaped(page))
+    say_page("\n" + unescaped(page))
     write_cost(rows, page, folder)  # afterwards: an error there does not lose the measurements
-    print(f"Written to {folder}")
+    say(f"Written to {folder}")
     tell_again(session, options.profile)
     return 0
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from kdlib.batches import Batches, Examples
 from kdlib.captured import WARM_UP
 from kdlib.cli.gpu_speed import BATCH, CLASSES, batch_of, distillation, speeds, step_of, students
+from kdlib.cli.say import say
 from kdlib.errors import KDError
 from kdlib.networks import keras_adam
 from kdlib.precision import arithmetic, set_precision
@@ -49,9 +50,9 @@ def gpu_check(options: argparse.Namespace) -> int:
     for question in QUESTIONS:
         for answer in _answers(question, device):
             count, wrong = count + 1, wrong + (not answer.right)
-            print(f"{'ok   ' if answer.right else 'WRONG'} {answer.text}", flush=True)
+            say(f"{'ok   ' if answer.right else 'WRONG'} {answer.text}")
     seconds = time.monotonic() - began
-    print(f"gpu-check: {count - wrong} of {count} lines are right, after {seconds:.0f} s on {device_name(device.type)}")
+    say(f"gpu-check: {count - wrong} of {count} lines are right, after {seconds:.0f} s on {device_name(device.type)}")
     return 1 if wrong else 0
 
 

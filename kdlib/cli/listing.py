@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 from statistics import fmean
 
 from kdlib.cli.commands import ROOT, chosen
+from kdlib.cli.say import say
 from kdlib.judge.bands import read_bands
 from kdlib.report.markdown import mark
 from kdlib.report.pages import label_of, reported_of
-from kdlib.report.terminal import duration, printable
+from kdlib.report.terminal import duration
 from kdlib.run.experiment import Experiment, load_experiment
 from kdlib.run.plan import wanted_arms
 from kdlib.run.records import Record, read_records
@@ -26,9 +27,9 @@ def show_list(options: argparse.Namespace) -> int:
     """`kd list [NAME ...]`."""
     for name in chosen(options.names):
         experiment = load_experiment(name)
-        print(f"{name}: {experiment.about}")
+        say(f"{name}: {experiment.about}")
         for line in _about(experiment) if options.names else _short(experiment):
-            print(printable(line))
+            say(line)
     return 0
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from kdlib.cli.say import say
 from kdlib.report.terminal import duration, printable, shortened, width_of, words_of
 from kdlib.run.events import Event
 from kdlib.run.plan import Job, grouped
@@ -68,15 +69,15 @@ class Downloading:
     def __call__(self, file: str, received: int, expected: int) -> None:
         """Show the progress: a file, the bytes of the whole set so far, the bytes expected."""
         if self.shown < 0:
-            print(f"{self.name}: downloading {expected / 1e6:.0f} MB", file=sys.stderr, flush=True)
+            say(f"{self.name}: downloading {expected / 1e6:.0f} MB", error=True)
         if (percent := min(100, 100 * received // max(1, expected))) > self.shown:
             self.shown = percent
             if sys.stderr.isatty():
-                print(f"\r{self.name}: {percent}%", end="\n" if percent == 100 else "", file=sys.stderr, flush=True)
+                say(f"{self.name}: {percent}%", error=True, start="\r", end="\n" if percent == 100 else "")
 
     def waits(self) -> None:
         """Say that another process downloads the same data set."""
-        print(f"{self.name}: another process is downloading it; this one waits", file=sys.stderr, flush=True)
+        say(f"{self.name}: another process is downloading it; this one waits", error=True)
 
 
 # ---- what both ways of showing know
@@ -195,7 +196,7 @@ class Plain:
         """Print what is not printed yet."""
         if self.reused:
             runs = f"{self.reused} run{'s' * (self.reused > 1)}"
-            print(f"{self._head()}{runs} reused from the store", flush=True)
+            say(f"{self._head()}{runs} reused from the store")
             self.reused = 0
 
     def _is_due(self, name: str, event: Event) -> bool:
@@ -214,7 +215,7 @@ class Plain:
     def _say(self, who: str, text: str) -> None:
         text = printable(text)
         room = WIDTH - len(self._head()) - len(text) - 2
-        print(f"{self._head()}{shortened(who, max(LEAST, room))}: {text}", flush=True)
+        say(f"{self._head()}{shortened(who, max(LEAST, room))}: {text}")
 
 
 def _epoch(event: Event, left: Left) -> str:

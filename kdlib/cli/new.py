@@ -7,6 +7,7 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
+from kdlib.cli.say import say
 from kdlib.errors import KDError
 from kdlib.files import atomic_write
 
@@ -14,7 +15,7 @@ from kdlib.files import atomic_write
 def new(options: argparse.Namespace) -> int:
     """`kd new NAME`."""
     for line in write_template(options.name, Path()):
-        print(line)
+        say(line)
     return 0
 
 

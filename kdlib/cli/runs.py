@@ -8,6 +8,7 @@ from contextlib import suppress
 from datetime import date
 from pathlib import Path
 
+from kdlib.cli.say import say
 from kdlib.errors import KDError
 from kdlib.files import DamagedFile, is_there, not_read, read_file
 from kdlib.report.terminal import printable, shortened
@@ -42,11 +43,6 @@ def store_of(folder: Path) -> Store:
     return Store(folder)
 
 
-def _say(text: str) -> None:
-    """Print a line that holds text from a file: what is not printable would do something to a terminal."""
-    print(printable(text))
-
-
 def _list(store: Store, ids: list[str]) -> int:
     """One line of 80 columns for each run; all runs of the store are read, because arms differ in their parents."""
     found: dict[str, FinishedRun] = {}
@@ -56,9 +52,9 @@ def _list(store: Store, ids: list[str]) -> int:
             found[run_id] = read_run(store.run_folder(run_id), check=False)
         except KDError as error:  # one that cannot be read does not hide the others
             unread[run_id] = f"{'damaged' if isinstance(error, DamagedFile) else 'not read'}: {error}"
-    print(_line("run", "arm", "seed", "profile", "date", "accuracy"))
+    say(_line("run", "arm", "seed", "profile", "date", "accuracy"))
     for run_id in ids:
-        _say(f"{run_id}  {unread[run_id]}" if run_id in unread else _about(found[run_id], found))
+        say(f"{run_id}  {unread[run_id]}" if run_id in unread else _about(found[run_id], found))
     return 0
 
 
@@ -84,7 +80,7 @@ def _show(store: Store, ids: list[str]) -> int:
         read_run(store.run_folder(run_id), check=False)  # DamagedFile says what is wrong with it
         text = read_file(store.run_folder(run_id) / "run.json").decode()
         for line in text.rstrip("\n").split("\n"):
-            _say(line)
+            say(line)
     return 0
 
 
@@ -95,11 +91,11 @@ def _verify(store: Store, ids: list[str]) -> int:
             read_run(store.run_folder(run_id))
         except DamagedFile as error:
             damaged += 1
-            _say(f"{run_id}  damaged: {error}")
+            say(f"{run_id}  damaged: {error}")
         except KDError as error:
             unread += 1
-            _say(f"{run_id}  not read: {error}")
-    print(
+            say(f"{run_id}  not read: {error}")
+    say(
         f"{len(ids)} runs, {damaged} damaged"
         + (f", {unread} that cannot be read" if unread else "")
         + ("; a damaged run is set aside and trained again when it is next needed" if damaged else "")
@@ -109,8 +105,8 @@ def _verify(store: Store, ids: list[str]) -> int:
 
 def _prune(store: Store, ids: list[str]) -> int:
     for run_id in ids:
-        with store.lock(run_id, lambda: print("another session uses this run; this one waits for it", flush=True)):
-            print(f"{run_id}: {prune(store.resolve(run_id)) / 1e6:.2f} MB of weights dropped")
+        with store.lock(run_id, lambda: say("another session uses this run; this one waits for it")):
+            say(f"{run_id}: {prune(store.resolve(run_id)) / 1e6:.2f} MB of weights dropped")
     return 0
 
 
@@ -143,13 +139,13 @@ def _folder(options: argparse.Namespace) -> Path:
 def _tell(what: str, outcome: Outcome) -> int:
     """Print the refused runs and a last line that counts; return the exit status."""
     for text in outcome.refused:
-        _say(f"refused: {text}")
+        say(f"refused: {text}")
     runs, begun = (
         f"{count} {kind}{'' if count == 1 else 's'}"
         for count, kind in ((outcome.runs, "run"), (outcome.begun, "begun run"))
     )
     refused = f", {len(outcome.refused)} refused" if outcome.refused else ""
-    print(f"{runs} {what}, {begun}, {outcome.there} already there{refused}")
+    say(f"{runs} {what}, {begun}, {outcome.there} already there{refused}")
     return 1 if outcome.refused else 0
 
 
@@ -158,17 +154,17 @@ def explain(options: argparse.Namespace) -> int:
     store = store_of(options.store)
     run = store.resolve(options.run)
     about = run.description
-    _say(f"run {run.id}: {about.recipe}, protocol {about.protocol}, seed {about.seed}, data {about.data}")
-    _say("configuration: " + ", ".join(f"{key}={value}" for key, value in about.config.items()))
+    say(f"run {run.id}: {about.recipe}, protocol {about.protocol}, seed {about.seed}, data {about.data}")
+    say("configuration: " + ", ".join(f"{key}={value}" for key, value in about.config.items()))
     for role, parent in about.parents.items():
         parent_id = parent.partition("/")[0]
         known = is_there(store.run_folder(parent_id))
-        _say(f"{role}: run {parent}" + ("" if known else " (not in this store)"))
+        say(f"{role}: run {parent}" + ("" if known else " (not in this store)"))
     environment = run.environment
     states = {True: "clean tree", False: "with uncommitted edits", None: "state of the tree not known"}
     clean = states[environment.get("clean")]
     versions = ", ".join(f"{name} {number}" for name, number in environment.get("versions", {}).items())
-    _say(
+    say(
         f"made by commit {environment.get('commit', 'unknown')} ({clean}) on "
         f"{environment.get('device', 'an unknown device')}, {environment.get('threads', '?')} threads, "
         f"in {environment.get('seconds', float('nan')):.0f} s, with {versions}"
@@ -178,17 +174,17 @@ def explain(options: argparse.Namespace) -> int:
         for name in replications(Path())
         if source_digest(load_experiment(name).folder) == environment.get("source")
     ]
-    _say(
+    say(
         "source files: "
         + (f"as they are now in {', '.join(same)}" if same else "edited since, or another replication's")
     )
     weights = "kept" if is_there(run.folder / "weights.safetensors") else "pruned"
-    _say(f"weights: {weights}, SHA-256 {run.weights_sha256}")
+    say(f"weights: {weights}, SHA-256 {run.weights_sha256}")
     for snapshot, metrics in run.metrics.items():
         numbers = (
             f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}"
             for key, value in metrics.items()
             if isinstance(value, int | float)
         )
-        _say(f"{snapshot}: " + ", ".join(numbers))
+        say(f"{snapshot}: " + ", ".join(numbers))
     return 0

@@ -1,7 +1,8 @@
 """Find a data set on this machine, or download it. Only this module reads environment variables.
 
 KDLIB_DATA     a folder that holds data sets, like DIR in `--data DIR`
-KDLIB_MIRROR   a URL or a local folder to use instead of the sources: MIRROR/NAME/ holds the source's files of a set
+KDLIB_MIRROR   a URL or a local folder to use instead of the sources: MIRROR/NAME/ holds the source's files of a set.
+               A URL may have a user, a password and a query. No message shows them.
 KDLIB_OFFLINE  1: open no socket
 """
 
@@ -15,8 +16,10 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from kdlib.data import DataError, DataUnavailable, transfer
+from kdlib.data.addresses import is_usable, shown
 from kdlib.data.cache import cache_folder
-from kdlib.data.layouts import file_problem, folder_in, is_there, lacking, packed_in, problems
+from kdlib.data.layouts import all_problems, folder_in, lacking, packed_in, problems
+from kdlib.data.present import file_problem, is_folder, is_there
 from kdlib.data.sources import SOURCES, File, Packed, Source
 from kdlib.data.unpack import gunzip, unpack
 from kdlib.errors import KDError
@@ -72,7 +75,7 @@ def find(
     """Return the folder of a data set after a quick check of its files; download the set if it is not found.
 
     The places are those of `where`. Raises DataError if a folder that the user named lacks the set, or if the place
-    found holds only a part of it; DataUnavailable if the download fails.
+    found holds only a part of it; DataUnavailable if the download fails; KDError if a file or folder may not be read.
     """
     place = where(name, data)
     if place is None:
@@ -94,7 +97,7 @@ def verify(name: str, data: Path | str | None = None) -> list[str]:
     place = where(name, data)
     if place is None:
         return [f"{name}: not found; looked in {_looked_at(data)}"]
-    return _all_problems(source, place.path)
+    return all_problems(source, place.path)
 
 
 def fetch(name: str, progress: Progress | None = None, on_wait: Callable[[], None] = lambda: None) -> Path:
@@ -113,7 +116,7 @@ def fetch(name: str, progress: Progress | None = None, on_wait: Callable[[], Non
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with locked(cache / f".{name}.lock", transfer.REMEDY, on_wait):
-            if folder.is_dir() and not _all_problems(source, folder):
+            if is_folder(folder) and not all_problems(source, folder):
                 return folder
             _refuse_offline(name, mirror)
             damaged = folder.exists()
@@ -131,7 +134,7 @@ def fetch(name: str, progress: Progress | None = None, on_wait: Callable[[], Non
         raise
     except DataError as error:
         raise DataUnavailable(f"{name}: the downloaded files are not the published ones: {error}") from error
-    except KDError as error:  # from the lock
+    except KDError as error:  # from the lock, or a file that may not be read
         raise DataUnavailable(str(error)) from error
     except OSError as error:
         raise DataUnavailable(f"{cache}: expected a folder to write to, found: {error}. {transfer.REMEDY}") from error
@@ -139,7 +142,7 @@ def fetch(name: str, progress: Progress | None = None, on_wait: Callable[[], Non
 
 
 def _put_by_hand(name: str, source: Source, folder: Path) -> Path:
-    if folder.is_dir() and not _all_problems(source, folder):
+    if is_folder(folder) and not all_problems(source, folder):
         return folder
     raise DataUnavailable(
         f"{name}: expected on this machine, because kdlib does not download it, but found neither in --data DIR nor in "
@@ -172,16 +175,16 @@ def _refuse_lack(name: str, data: Path | str | None) -> None:
 
 def _roots(data: Path | str | None) -> Iterator[tuple[str, Path]]:
     if data is not None:
-        if not Path(data).is_dir():
+        if not is_folder(Path(data)):
             raise DataError(
                 f"--data {data}: expected a folder, found {_instead(Path(data))}. Correct it or leave it out."
             )
         yield "--data", Path(data)
         return
     if folder := os.environ.get("KDLIB_DATA"):
-        if not Path(folder).is_dir():
+        if not is_folder(Path(folder)):
             raise DataError(
-                f"KDLIB_DATA={folder}: expected a folder, found {_instead(Path(folder))}. Correct or unset it."
+                f"KDLIB_DATA={shown(folder)}: expected a folder, found {_instead(Path(folder))}. Correct or unset it."
             )
         yield "KDLIB_DATA", Path(folder)
     yield "cache", cache_folder()
@@ -200,13 +203,20 @@ def _mirror() -> str | Path | None:
     mirror = os.environ.get("KDLIB_MIRROR")
     if not mirror:
         return None
-    if urlsplit(mirror).scheme in ("http", "https"):
-        return mirror.rstrip("/")
-    if not Path(mirror).is_dir():
+    if mirror.startswith(("http://", "https://")) and is_usable(mirror):
+        return mirror
+    if not is_folder(Path(mirror)):
         raise DataError(
-            f"KDLIB_MIRROR={mirror}: expected an http(s) URL or an existing folder, found neither. Correct or unset it."
+            f"KDLIB_MIRROR={shown(mirror)}: expected an http(s) URL or an existing folder, found neither. Correct or "
+            "unset it. In a URL, write special letters of a password as %XX."
         )
     return Path(mirror)
+
+
+def _address(mirror: str, name: str, file: str) -> str:
+    """The address of a file of a mirror, whose own address may end in a query with a token."""
+    parts = urlsplit(mirror)
+    return parts._replace(path=f"{parts.path.rstrip('/')}/{name}/{file}").geturl()
 
 
 def _refuse_offline(name: str, mirror: str | Path | None) -> None:
@@ -258,7 +268,7 @@ def _fill(name: str, source: Source, mirror: str | Path | None, staging: Path, p
                 root = mirror / name if (mirror / name).is_dir() else mirror
                 received(transfer.copy(root / file.name, target, file.sha256, most_bytes))
             else:
-                url = f"{source.url if mirror is None else f'{mirror}/{name}'}/{file.name}"
+                url = f"{source.url}/{file.name}" if mirror is None else _address(mirror, name, file.name)
                 transfer.download(session, url, target, file.sha256, most_bytes, LIMITS, received)
             done += target.stat().st_size
 
@@ -297,17 +307,6 @@ def _unpack_all(source: Source, staging: Path) -> None:
             replace(unpacked / name, staging / name)
         shutil.rmtree(unpacked)
         path.unlink()
-
-
-def _all_problems(source: Source, folder: Path) -> list[str]:
-    """Return what is wrong with the files or, if nothing is, with their content."""
-    found = problems(source, folder, hashes=True)
-    if not found:
-        try:
-            source.check(folder)
-        except DataError as error:
-            found = [str(error)]
-    return found
 
 
 def _remedy(name: str, origin: str) -> str:

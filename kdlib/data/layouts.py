@@ -5,15 +5,14 @@ A user's folder has the layout of the program that filled it: an archive's own f
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
 from kdlib.data import DataError
+from kdlib.data.present import file_problem, is_there
 from kdlib.data.sources import File, Source
-from kdlib.files import not_read
 
 DEPTH = 4  # folders below the user's that are searched
 MOST_FOLDERS = 2_000  # that are searched
@@ -49,29 +48,15 @@ def problems(source: Source, folder: Path, hashes: bool) -> list[str]:
     return [problem for file in files if (problem := _problem(folder, file, hashes))]
 
 
-def file_problem(path: Path, file: File, hashes: bool) -> str | None:
-    """Return what is wrong with one file or folder of files, or None."""
-    if file.name.endswith("/"):
-        return None if path.is_dir() and any(path.iterdir()) else f"{file.name} is missing or empty"
-    if not path.is_file():
-        return f"{file.name} is missing"
-    size = path.stat().st_size
-    if size == 0 or (file.size is not None and size != file.size):
-        return f"{file.name}: expected {file.size or 'some'} bytes, found {size}"
-    if hashes and file.sha256 is not None:
-        with path.open("rb") as content:
-            found = hashlib.file_digest(content, "sha256").hexdigest()
-        if found != file.sha256:
-            return f"{file.name}: expected SHA-256 {file.sha256}, found {found}"
-    return None
-
-
-def is_there(folder: Path, name: str) -> bool:
-    """Return whether a folder has this file or, if the name ends with `/`, this folder; KDError if nobody can tell."""
-    try:
-        return (folder / name).is_dir() if name.endswith("/") else (folder / name).is_file()
-    except OSError as error:  # no permission, for example: the set may be there
-        raise not_read(folder / name, error) from error
+def all_problems(source: Source, folder: Path) -> list[str]:
+    """Return what is wrong with the files or, if nothing is, with their content."""
+    found = problems(source, folder, hashes=True)
+    if not found:
+        try:
+            source.check(folder)
+        except DataError as error:
+            found = [str(error)]
+    return found
 
 
 def lacking(origin: str, root: Path, name: str, source: Source) -> str:
@@ -110,10 +95,7 @@ def _problem(folder: Path, file: File, hashes: bool) -> str | None:
     name = next((name for name in _names(file) if is_there(folder, name)), file.name)
     if name.rsplit("/", 1)[-1] != file.name.rsplit("/", 1)[-1]:  # other bytes, which the reader checks
         file = File(name, None, None)
-    try:
-        return file_problem(folder / name, file, hashes)
-    except OSError as error:
-        raise not_read(folder / name, error) from error
+    return file_problem(folder / name, file, hashes)
 
 
 def _evidence(source: Source) -> Iterator[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
 from kdlib.data import DataUnavailable
+from kdlib.data.addresses import shown, why
 from kdlib.files import replace
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Limits:
 
     connect_seconds: float = 10
     read_seconds: float = 30  # without a single byte
-    total_seconds: float = 900
+    total_seconds: float = 900  # of one file, all attempts included
     attempts: int = 3
     pause_seconds: float = 2
 
@@ -52,10 +52,13 @@ def download(
     If the file's hash is known, a broken download is kept next to the target as `.partial`, and the next try goes on
     from there. Raises DataUnavailable, and leaves nothing at `target`, if the server cannot be reached, answers with an
     error, a web page or another file, redirects from https to http, is too slow, or sends too many or too few bytes.
+    No message, and no error in its chain, holds a password or the query of an address.
     """
     import pooch
     import requests
     import urllib3
+
+    from kdlib.data.connections import cut_after
 
     partial = target.with_name(target.name + ".partial")
 
@@ -65,24 +68,36 @@ def download(
         except _WrongContentError:
             partial.unlink()
             raise
+        if over.is_set():  # without a length, the end of a connection that was cut looks like that of the file
+            raise requests.Timeout
         replace(partial, Path(temporary))
 
-    for attempt in range(1, limits.attempts + 1):
-        if sha256 is None:
-            partial.unlink(missing_ok=True)  # without a hash, a wrong start would not be noticed
-        resumed = partial.exists()
-        try:
-            with _silent(pooch.get_logger()):
-                pooch.retrieve(url, sha256, target.name, target.parent, downloader=stream)
-            return
-        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            if attempt == limits.attempts:
-                raise DataUnavailable(f"{url}: expected a file, found: {error}. {REMEDY}") from error
-            time.sleep(limits.pause_seconds)
-        except ValueError as error:  # pooch raises it if the hash differs; its text has both hashes
-            if resumed and attempt < limits.attempts:
-                continue  # perhaps the part that was kept is wrong
-            raise DataUnavailable(f"{url}: {error} {REMEDY}") from error
+    with cut_after(session, limits.total_seconds) as over:
+        for attempt in range(1, limits.attempts + 1):
+            if sha256 is None:
+                partial.unlink(missing_ok=True)  # without a hash, a wrong start would not be noticed
+            again, pause = partial.exists(), 0.0  # after a wrong hash: perhaps the part that was kept is wrong
+            try:
+                with _silent(pooch.get_logger(), logging.getLogger("urllib3")):
+                    pooch.retrieve(url, sha256, target.name, target.parent, downloader=stream)
+                return
+            except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+                problem, again, pause = f"expected a file, found: {why(error)}.", True, limits.pause_seconds
+            except ValueError as error:  # pooch raises it if the hash differs; its text has both hashes
+                problem = str(error)
+            except Exception:
+                if not over.is_set():
+                    raise
+            if over.wait(pause if again and attempt < limits.attempts else 0):
+                received_bytes = partial.stat().st_size if partial.exists() else 0
+                problem = (
+                    f"expected the file within {limits.total_seconds:g} seconds, found {received_bytes} bytes by then."
+                )
+                again = False
+            if not again:
+                break
+    # Outside the handlers: otherwise the errors of the libraries, which hold the whole address, would be in the chain.
+    raise DataUnavailable(f"{shown(url)}: {problem} {REMEDY}")
 
 
 def copy(source: Path, target: Path, sha256: str | None, most_bytes: int) -> int:
@@ -106,30 +121,28 @@ def _stream(
     session: Session, url: str, target: Path, most_bytes: int, limits: Limits, received: Callable[[int], None]
 ) -> None:
     """Write the server's bytes to `target`, after the bytes already there if the server can go on from them."""
-    end = time.monotonic() + limits.total_seconds
+    import requests
+
     total = target.stat().st_size if target.exists() else 0
     with _open(session, url, limits, total) as response:
         if total and not _goes_on(response, total):
             target.unlink()
             total = 0
         response.raise_for_status()
+        if response.status_code != (206 if total else 200):  # for example 204, which has no content
+            raise requests.HTTPError(response=response)
         with target.open("ab") as file:
-            # read1 returns what has arrived. Waiting for full chunks, we would miss the deadline with a slow server.
+            # read1 returns what has arrived, so that what a slow server sent by the deadline is kept.
             while chunk := response.raw.read1(CHUNK_BYTES):
                 if total == 0 and _is_page(response, chunk):
                     raise _WrongContentError(
-                        f"{url}: expected a data file, found a web page (a login, proxy or error page): "
+                        f"{shown(url)}: expected a data file, found a web page (a login, proxy or error page): "
                         f"{chunk[:80]!r}. {REMEDY}"
                     )
                 total += len(chunk)
                 if total > most_bytes:
-                    raise _WrongContentError(f"{url}: expected at most {most_bytes} bytes, found more. {REMEDY}")
+                    raise _WrongContentError(f"{shown(url)}: expected at most {most_bytes} bytes, found more. {REMEDY}")
                 file.write(chunk)
-                if time.monotonic() > end:
-                    raise DataUnavailable(
-                        f"{url}: expected the file within {limits.total_seconds:g} seconds, found {total} bytes "
-                        f"by then. {REMEDY}"
-                    )
                 received(total)
 
 
@@ -145,7 +158,7 @@ def _goes_on(response: Response, start: int) -> bool:
     response.raise_for_status()
     content_range = response.headers.get("content-range", "")
     if response.status_code == 206 and not content_range.startswith(f"bytes {start}-"):
-        raise requests.RequestException(f"expected the bytes from {start}, found {content_range!r}")
+        raise requests.RequestException(f"expected the bytes from {start}, found {content_range[:80]!r}")
     return response.status_code == 206
 
 
@@ -153,19 +166,38 @@ def _open(session: Session, url: str, limits: Limits, start: int) -> Response:
     """Request a file from byte `start`; follow redirects one by one, and check each address first."""
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     timeout = (limits.connect_seconds, limits.read_seconds)
+    first = url
     for _ in range(MOST_REDIRECTS + 1):
-        response = session.get(url, stream=True, allow_redirects=False, timeout=timeout, headers=headers)
+        with _addresses():
+            response = session.get(url, stream=True, allow_redirects=False, timeout=timeout, headers=headers)
         if not response.is_redirect:
             return response
         response.close()
-        url = _next_url(url, response.headers["location"])
-    raise DataUnavailable(f"{url}: expected a file, found more than {MOST_REDIRECTS} redirects. {REMEDY}")
+        with _addresses():
+            url = _next_url(url, response.headers["location"])
+    raise DataUnavailable(f"{shown(first)}: expected a file, found more than {MOST_REDIRECTS} redirects. {REMEDY}")
+
+
+@contextmanager
+def _addresses() -> Iterator[None]:
+    """Turn the errors about what is no address, for example that of a proxy without a host, into one of requests."""
+    import requests
+
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError) as error:
+        if isinstance(error, requests.RequestException):
+            raise
+        raise requests.exceptions.InvalidURL from error
 
 
 def _next_url(url: str, location: str) -> str:
     onward = urljoin(url, location)
-    if urlsplit(url).scheme == "https" and urlsplit(onward).scheme != "https":
-        raise DataUnavailable(f"{url}: expected to stay on https, found a redirect to {onward}. {REMEDY}")
+    schemes = ("https",) if urlsplit(url).scheme == "https" else ("https", "http")
+    if urlsplit(onward).scheme not in schemes:
+        raise DataUnavailable(
+            f"{shown(url)}: expected to stay on {schemes[-1]}, found a redirect to {shown(onward)}. {REMEDY}"
+        )
     return onward
 
 
@@ -176,11 +208,13 @@ def _is_page(response: Response, start: bytes) -> bool:
 
 
 @contextmanager
-def _silent(logger: logging.Logger) -> Iterator[None]:
-    """Keep pooch from printing: only the command line prints."""
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
+def _silent(*loggers: logging.Logger) -> Iterator[None]:
+    """Keep pooch and urllib3 from printing: only the command line prints, and addresses may hold secrets."""
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

@@ -143,8 +143,8 @@ def _read_band(table: Table) -> Band:
         raise table.error("low", f"at most high, {high:g}")
     if not len(seeds) == len(values) == table.integer("n", MIN_SEEDS, 1000):
         raise table.error("n", f"the number of seeds, {len(seeds)}, and of values, {len(values)}")
-    if any(type(seed) is not int for seed in seeds):
-        raise table.error("seeds", "whole numbers")
+    if any(type(seed) is not int or not 0 <= seed < 2**63 for seed in seeds):
+        raise table.error("seeds", "whole numbers of at least 0")
     if any(type(value) is not float or not math.isfinite(value) for value in values):
         raise table.error("values", "finite numbers with a decimal point")
     return Band(low, high, mean, tuple(seeds), tuple(values), table.text_of("commit"))

@@ -16,8 +16,17 @@ from kdlib.errors import KDError
 
 __all__ = ["SchemaError", "Table", "read_toml"]
 
-MAX_FILE_BYTES = 1_000_000
+MAX_FILE_BYTES = 500_000
 MAX_TEXT = 500
+MAX_PARTS = 16  # of a dotted key: tomllib takes minutes for one of 100,000
+_PART = r"""(?:[\w-]++|"(?!"")(?:[^"\\\n]|\\.)*+"?|'(?!'')[^'\n]*+'?)"""
+# A text in three quotes, a comment, a key of too many parts, any other word or text, or what is between them.
+_TOKEN = re.compile(
+    r'''"""(?:[^\\]|\\.)*?(?:"""|\Z)|'''
+    r"""'''.*?(?:'''|\Z)|#[^\n]*+|"""
+    rf"(?P<deep>{_PART}(?:[ \t]*+\.[ \t]*+{_PART}){{{MAX_PARTS}}})|{_PART}|[^\w\"'#-]++",
+    re.ASCII | re.DOTALL,
+)
 MARKUP = re.compile(r"[<>`|\\\[\]*]")  # what would be live in a Markdown table or an HTML page
 _MISSING: Any = object()
 
@@ -48,7 +57,7 @@ class Table:
         """Refuse keys other than `allowed`."""
         for key in self.content:
             if key not in allowed:
-                near = difflib.get_close_matches(key, allowed, 1)
+                near = difflib.get_close_matches(key[:MAX_TEXT], allowed, 1)
                 hint = f"; did you mean {near[0]}?" if near else ""
                 raise self.error(key, f"only the keys {', '.join(sorted(allowed))}{hint}", key)
 
@@ -120,6 +129,13 @@ class Table:
         for key in self.content:
             yield key, self.table(key)
 
+    def each(self, key: str) -> Iterator[Table]:
+        """The tables of a list: `[[key]]` in the file."""
+        for number, found in enumerate(self.list_of(key, 1)):
+            if not isinstance(found, dict):
+                raise self.error(key, "a list of tables", found)
+            yield Table(self.path, self.text, (*self.keys, key, str(number)), found)
+
 
 def read_toml(path: Path) -> Table:
     """The root table of a TOML file."""
@@ -132,17 +148,27 @@ def read_toml(path: Path) -> Table:
         raise SchemaError(f"{path}: expected at most {MAX_FILE_BYTES:,} bytes, found more")
     try:
         text = raw.decode("utf-8")
+        _refuse_deep_keys(path, text)
         # RecursionError: arrays nested without end; ValueError: also integers too long to convert
         return Table(path, text, (), tomllib.loads(text))
     except (ValueError, RecursionError) as error:
         raise SchemaError(f"{path}: expected TOML in UTF-8, found: {_shown(str(error))}") from error
 
 
+def _refuse_deep_keys(path: Path, text: str) -> None:
+    for token in _TOKEN.finditer(text):
+        if token.lastgroup:
+            line = text.count("\n", 0, token.start()) + 1
+            raise SchemaError(f"{path}, line {line}: expected a key of at most {MAX_PARTS} parts, found more")
+
+
 def is_plain(text: str) -> bool:
     """Whether `text` is one short line that neither a terminal, Markdown nor HTML takes for more."""
     # C: control, format (the marks that reverse direction), private use; Zl, Zp: line breaks
+    if not text.strip() or len(text) > MAX_TEXT:
+        return False
     live = any(unicodedata.category(c) in ("Zl", "Zp") or unicodedata.category(c)[0] == "C" for c in text)
-    return bool(text.strip()) and len(text) <= MAX_TEXT and not live and not MARKUP.search(text)
+    return not live and not MARKUP.search(text)
 
 
 def _shown(found: Any) -> str:
@@ -163,12 +189,15 @@ def _line(text: str, keys: tuple[str, ...]) -> int:
     """The line of a key, or of the nearest table around it; looked for, as tomllib keeps no places."""
     best, best_depth, header = 1, 0, tuple[str, ...]()
     for number, line in enumerate(text.splitlines(), 1):
+        is_likely = "\\" in line or any(key in line for key in keys)  # reading each line would take seconds
         if line.lstrip().startswith("["):
-            header = here = _keys_of(line)
+            header = here = _keys_of(line) if is_likely else ("",)
         else:
-            here = (*header, *_keys_of(line.partition("=")[0] + "= 0")) if "=" in line else ()
+            here = (*header, *_keys_of(line.partition("=")[0] + "= 0")) if is_likely and "=" in line else ()
         if here and len(here) > best_depth and keys[: len(here)] == here:
             best, best_depth = number, len(here)
+        if best_depth == len(keys):
+            break
     return best
 
 

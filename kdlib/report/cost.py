@@ -54,7 +54,7 @@ def measured_rows(session: Session, say: Callable[[str], None] = lambda text: No
     baseline, and of the first seed. Torch and onnxruntime predict on one thread. `say` is told each network before it
     is measured. KDError, before that, if the experiment names no networks, or for a wrong `cost.toml`.
     """
-    source_costs(session.experiment)
+    source_costs(session.experiment)  # a mistake in it is told before minutes of measuring
     networks = _distinct(session)
     if not networks:
         raise KDError(
@@ -146,8 +146,9 @@ def cost_page(session: Session, rows: Sequence[Row], about: Mapping[str, str]) -
     head = "\n".join(f"- {name}: {escaped(text)}" for name, text in about.items())
     costs = pd.DataFrame([_shown(row) for row in rows])
     parts = [named, head, "", table(costs, right=list(costs.columns[2:-1])), "", *_notes(rows)]
-    if claims := _claims(source_costs(session.experiment), rows):
-        parts += ["### What the source says of size and speed", "", table(pd.DataFrame(claims)), ""]
+    if claims := source_costs(session.experiment):
+        compared = table(pd.DataFrame(_compared(claims, rows)))
+        parts += ["### What the source says of size and speed", "", compared, ""]
     return "\n".join([*parts, HOW])
 
 
@@ -181,7 +182,17 @@ def _notes(rows: Sequence[Row]) -> Iterator[str]:
     yield f"- int8: {'; '.join(sorted({row.quantised for row in rows}))}\n"
 
 
-def source_costs(experiment: Experiment) -> list[Mapping[str, str]]:
+class _Claim(NamedTuple):
+    """What the source says of one quantity, of one arm's network or of the ratio of two."""
+
+    statement: str
+    place: str
+    reported: str
+    quantity: str
+    arms: tuple[str, ...]
+
+
+def source_costs(experiment: Experiment) -> list[_Claim]:
     """Return what the source says of size and speed, from `cost.toml`, which is optional.
 
     SchemaError names file, line and key, for an arm or a quantity that does not exist, too.
@@ -189,29 +200,29 @@ def source_costs(experiment: Experiment) -> list[Mapping[str, str]]:
     path, arms = experiment.folder / "cost.toml", [arm.name for arm in experiment.arms]
     if not path.exists():
         return []
-    root, found = read_toml(path), list[Mapping[str, str]]()
+    root = read_toml(path)
     root.only({"claims"})
-    for content in root.list_of("claims"):
-        claim = Table(path, root.text, ("claims",), content if isinstance(content, Mapping) else {})
-        claim.only({"statement", "place", "reported", "quantity", "of", "over"})
-        texts = {key: claim.text_of(key) for key in ("statement", "place", "reported")}
-        names = {key: claim.choice(key, arms) for key in ("of", "over") if key == "of" or key in claim.content}
-        found.append({**texts, **names, "quantity": claim.choice("quantity", COLUMNS)})
-    return found
+    return [_claim(table, arms) for table in root.each("claims")]
 
 
-def _claims(claims: Sequence[Mapping[str, str]], rows: Sequence[Row]) -> list[dict[str, str]]:
-    """What the source says, next to what was measured."""
+def _claim(table: Table, arms: Sequence[str]) -> _Claim:
+    table.only({"statement", "place", "reported", "quantity", "of", "over"})
+    named = tuple(table.choice(key, arms) for key in ("of", "over") if key == "of" or key in table.content)
+    statement, place, reported = (table.text_of(key) for key in ("statement", "place", "reported"))
+    return _Claim(statement, place, reported, table.choice("quantity", COLUMNS), named)
+
+
+def _compared(claims: Sequence[_Claim], rows: Sequence[Row]) -> list[dict[str, str]]:
+    """What the source says of size and speed, next to what was measured."""
     by_arm = {arm: row.numbers for row in rows for arm in row.arms}
     shown = []
     for claim in claims:
-        names = [claim[key] for key in ("of", "over") if key in claim]
-        values = [by_arm[name][claim["quantity"]] for name in names if claim["quantity"] in by_arm.get(name, {})]
+        values = [by_arm[arm][claim.quantity] for arm in claim.arms if claim.quantity in by_arm.get(arm, {})]
         measured = NONE
-        if len(values) == len(names):
-            measured = f"{values[0] / values[1]:.1f} times" if "over" in claim else f"{values[0] / 1e6:.2f} MB"
-        keys = {"claim": claim["statement"], "place": claim["place"], "reported": claim["reported"]}
-        shown.append({name: escaped(text) for name, text in keys.items()} | {"measured": measured})
+        if len(values) == len(claim.arms):
+            measured = f"{values[0] / values[1]:.1f} times" if len(values) > 1 else f"{values[0] / 1e6:.2f} MB"
+        texts = {"claim": claim.statement, "place": claim.place, "reported": claim.reported}
+        shown.append({name: escaped(text) for name, text in texts.items()} | {"measured": measured})
     return shown
 
 

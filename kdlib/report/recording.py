@@ -182,7 +182,7 @@ def update_bands(experiment: Experiment, records: Sequence[Record]) -> None:
     for (digest, profile), group in groups.items():
         metrics = measured(group)
         commits = {
-            arm: ", ".join(sorted({str(r.environment["commit"])[:12] for r in group if arm in r.arms}))
+            arm: ", ".join(sorted({str(r.environment.get("commit", "unknown"))[:12] for r in group if arm in r.arms}))
             for arm in metrics
         }
         of = experiment.profile(profile)

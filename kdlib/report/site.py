@@ -19,6 +19,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from kdlib.errors import KDError
 from kdlib.files import atomic_write
 from kdlib.judge.verdicts import Outcome
 from kdlib.report.as_json import write_json
@@ -248,8 +249,11 @@ def _rows(path: Path) -> list[list[str]]:
     """The rows of a CSV file, its heads first; nothing if there is no such file."""
     if not path.exists():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return [[_short(cell) for cell in row] for row in csv.reader(file)]
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return [[_short(cell) for cell in row] for row in csv.reader(file)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise KDError(f"{path}: expected a CSV file in UTF-8, found: {error}; delete it, then `kd tables`") from error
 
 
 def _short(cell: str) -> str:

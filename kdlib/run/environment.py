@@ -17,11 +17,11 @@ import torch
 LIBRARY = Path(__file__).parents[1]
 # The files of kdlib.run that can change a result. All files of the core can; an edit of the others (engine, export and
 # import, records, judging, tables, command line) gives no notice.
-RUN_FILES = ("experiment.py", "finished.py", "loaded.py", "store.py")
+RUN_FILES = ("experiment.py", "finished.py", "loaded.py", "schema.py", "store.py")
 # The files of the core that no training uses.
 NO_CORE = ("cost.py", "export.py")
 # The files of kdlib.data that only bring data sets here. The data have a digest in a run's description.
-NOT_TRAINING = ("fetch.py", "sources.py", "transfer.py", "unpack.py")
+NOT_TRAINING = ("addresses.py", "connections.py", "fetch.py", "present.py", "sources.py", "transfer.py", "unpack.py")
 
 
 def environment(experiment_folder: Path, device: str) -> dict[str, Any]:

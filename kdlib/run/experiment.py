@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -218,6 +219,9 @@ class Experiment:
     def label(self, profile: str, config: Mapping[str, Any]) -> str:
         """Return the name of a table's files: the profile, and each value of `data_fields` that is not its own."""
         usual = asdict(self.profile(profile).config)
+        for key in self.data_fields:  # a record that was edited must not choose where a file is written
+            if not re.fullmatch(r"[\w.,() -]+", found := str(config.get(key, ""))):
+                raise KDError(f"{self.name}: expected a plain {key} in a configuration, found {found[:80]!a}")
         return "-".join([profile, *(str(config[key]) for key in self.data_fields if config[key] != usual[key])])
 
 

@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import asdict
 from torch import Tensor
 
 from kdlib.errors import KDError
 from kdlib.files import DamagedFile, canonical_json, is_there, read_file, read_json, sha256, tensors_of
+from kdlib.run.schema import Misshapen, RunShape, decoded
 
 ID_LENGTH = 16
 MANIFEST = "manifest.json"
@@ -141,23 +143,12 @@ def read_run(folder: Path, *, check: bool = True, follow: bool = True) -> Finish
     for name, expected in manifest.items() if check else ():
         if (found := sha256(read_file(folder / name, follow=follow))) != expected:
             raise DamagedFile(f"{folder / name}: expected SHA-256 {str(expected)[:64]!r}, found {found}")
-    record = _read_json(folder / "run.json", follow)
+    path = folder / "run.json"
     try:
-        run = FinishedRun(
-            folder,
-            Description(**record["description"]),
-            record["metrics"],
-            record["history"],
-            record["environment"],
-            record["weights_sha256"],
-            record.get("trace", {}),  # older runs have none
-            record.get("parents", {}),
-            manifest,
-        )
-    except (KeyError, TypeError) as error:
-        raise DamagedFile(f"{folder / 'run.json'}: expected a run's record, found other keys ({error})") from error
-    if not _has_types(run):
-        raise DamagedFile(f"{folder / 'run.json'}: expected a run's record, found values of other types")
+        record = decoded(read_file(path, follow=follow), RunShape)
+    except ValueError as error:
+        raise _unread(path, error) from error
+    run = FinishedRun(folder, files=manifest, **{**asdict(record), "description": Description(**record.description)})
     if manifest.get(WEIGHTS, run.weights_sha256) != run.weights_sha256:
         raise DamagedFile(
             f"{folder / WEIGHTS}: expected the weights of run {run.id}, SHA-256 {run.weights_sha256[:64]}, found "
@@ -197,33 +188,17 @@ def read_teacher(folder: Path, *, recipe: str, seed: int, data: str, instead: st
     return run
 
 
-def _has_types(run: FinishedRun) -> bool:
-    about = run.description
-    return (
-        isinstance(about.recipe, str)
-        and isinstance(about.data, str)
-        and type(about.protocol) is type(about.seed) is int
-        and isinstance(about.config, dict)
-        and isinstance(about.parents, dict)
-        and isinstance(run.environment, dict)
-        and all(isinstance(parent, str) for parent in about.parents.values())
-        and isinstance(run.weights_sha256, str)
-        and isinstance(run.metrics, dict)
-        and all(isinstance(metrics, dict) for metrics in run.metrics.values())
-        and isinstance(run.trace, dict)
-        and isinstance(run.parents, dict)
-        and all(isinstance(digests, dict) for digests in run.parents.values())
-        and isinstance(run.history, list)
-        and all(isinstance(entry, dict) for entry in run.history)
-    )
-
-
 def _read_json(path: Path, follow: bool) -> dict[str, Any]:
-    content = read_file(path, follow=follow)
     try:
-        value = read_json(content)
-    except (ValueError, RecursionError) as error:
-        raise DamagedFile(f"{path}: expected a JSON file of kdlib, found something unreadable ({error})") from error
+        value = read_json(read_file(path, follow=follow))
+    except ValueError as error:
+        raise _unread(path, error) from error
     if not isinstance(value, dict):
         raise DamagedFile(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
+
+
+def _unread(path: Path, error: ValueError) -> DamagedFile:
+    if isinstance(error, Misshapen):
+        return DamagedFile(f"{path}: {error}")
+    return DamagedFile(f"{path}: expected a JSON file of kdlib, found something unreadable ({error})")

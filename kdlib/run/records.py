@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from kdlib.errors import KDError
 from kdlib.files import atomic_write, canonical_json, read_json, sha256
+from kdlib.run.schema import LineShape, MetricsShape, Misshapen, check, decoded
 from kdlib.run.store import Description, FinishedRun
 
 __all__ = ["Record", "grouped", "measured", "merged", "read_records", "record_of", "write_records"]
@@ -57,7 +59,7 @@ def record_of(run: FinishedRun, profile: str, arms: Mapping[str, str], data_name
             run.parents,
         )
     )
-    return Record(**json.loads(line))  # as it will be read back: no tuples, the history's numbers rounded
+    return Record(**read_json(line))  # as it will be read back: no tuples, the history's numbers rounded
 
 
 def merged(old: Iterable[Record], new: Iterable[Record]) -> list[Record]:
@@ -172,54 +174,35 @@ def read_records(path: Path) -> list[Record]:
 
 def _record(place: str, line: str) -> Record:
     try:
-        content = read_json(line)
-    except (ValueError, RecursionError) as error:
+        record = Record(**msgspec.structs.asdict(decoded(line, LineShape)))
+        _check(place, record)
+    except Misshapen as error:
+        raise _wrong(place, error.expected, error.found) from error
+    except ValueError as error:
         raise _wrong(place, "a line of JSON", str(error)) from error
-    if not isinstance(content, dict) or not _KEYS - _OPTIONAL <= set(content) <= _KEYS:
-        found = ", ".join(sorted(map(ascii, content))) if isinstance(content, dict) else type(content).__name__
-        raise _wrong(place, f"an object with the keys {', '.join(sorted(_KEYS))}", found)
-    for key, kind in _KINDS.items():
-        if key in content and (not isinstance(content[key], kind) or isinstance(content[key], bool)):
-            raise _wrong(place, f"{key} to be {_NAMES[kind]}", ascii(content[key])[:80])
-    record = Record(**content)
-    _check(place, record)
     return record
 
 
-_KINDS: Mapping[str, type] = {
-    "profile": str,
-    "seed": int,
-    "run": str,
-    "arms": dict,
-    "data_name": str,
-    "description": dict,
-    "metrics": dict,
-    "history": list,
-    "environment": dict,
-    "weights_sha256": str,
-    "trace": dict,
-    "parents": dict,
-}
 _KEYS = {field.name for field in fields(Record)}
 _OPTIONAL = {"trace", "parents"}
-_NAMES = {str: "text", int: "a whole number", dict: "an object", list: "a list"}
 
 
 def _check(place: str, record: Record) -> None:
     """Refuse a record that contradicts itself, as after an edit by hand."""
-    try:
-        description = Description(**record.description)
-    except TypeError as error:
-        raise _wrong(place, "a run's description", str(error)) from error
-    if not isinstance(description.config, dict):
-        raise _wrong(place, "the description's config to be an object", ascii(description.config)[:80])
+    description = Description(**record.description)
     if description.id != record.run:
         raise _wrong(place, f"the description of run {record.run[:80]!a}", f"that of {description.id}")
     if description.seed != record.seed:
         raise _wrong(place, f"seed {description.seed}, as in the description", str(record.seed))
+    if not record.arms:
+        raise _wrong(place, "at least one arm", "none")
     for snapshot in record.arms.values():
-        if not isinstance(snapshot, str) or not isinstance(record.metrics.get(snapshot), dict):
+        if snapshot not in record.metrics:
             raise _wrong(place, f"metrics of the snapshot {snapshot!a}", ", ".join(map(ascii, record.metrics)))
+        check(record.metrics[snapshot], MetricsShape, f"metrics.{snapshot}")
+        confusion = record.metrics[snapshot].get("confusion", [])
+        if any(len(row) != len(confusion) for row in confusion):
+            raise _wrong(place, f"metrics.{snapshot}.confusion with as many columns as rows", "others")
 
 
 def _wrong(place: str, expected: str, found: str) -> KDError:

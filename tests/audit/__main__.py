@@ -17,14 +17,19 @@ def main(names: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="audit-") as folder:
         for fault in audit(Path(), Path(folder), names, files.append, missing.append):
             faults += 1
-            print(f"FAULT        {fault}")
+            print(f"FAULT        {_printable(str(fault))}")
     files = [file for file in files if Path(file).exists()]  # a new replication has none yet
     for file in files:
         print(f"checked      {file}")
     for reason in missing:
-        print(f"NOT CHECKED  {reason}")
+        print(f"NOT CHECKED  {_printable(reason)}")
     print(f"{len(files)} files derived again from their records, {faults} faults")
     return 1 if faults else 0
+
+
+def _printable(text: str) -> str:
+    """Places are made of keys of files, which may hold what does something to a terminal."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -378,6 +379,47 @@ def test_what_is_not_toml_is_refused(tmp_path, content):
     with pytest.raises(SchemaError, match=r"claims\.toml: expected") as caught:
         load_claims(path, ARMS)
     assert len(str(caught.value)) < 400
+
+
+QUOTED = '"\\\\""'  # a key that is one quotation mark
+SLOW = {  # tomllib takes seconds to hours for the first ones; the others have as much of one thing as there can be
+    "dotted key": "a." * 200_000 + "a = 1",
+    "dotted key of quoted parts": f"{QUOTED}." * 80_000 + f"{QUOTED} = 1",
+    "dotted key of literal parts, with spaces": "'x' . " * 70_000 + "a = 1",
+    "dotted key in a table": "x = {" + "a." * 200_000 + "a = 1}",
+    "dotted key after a text": 'x = """a\n"b"""\n' + "a." * 200_000 + "a = 1",
+    "keys in a deep table": f"[{'a.' * 17}a]\n" + "".join(f"k{n} = 1\n" for n in range(30_000)),
+    "keys": "".join(f"source{n} = 1\n" for n in range(30_000)),
+    "tables": "".join(f"[source{n}]\n" for n in range(30_000)),
+    "tables of quoted names": "".join(f'["source{n}"]\n' for n in range(25_000)),
+    "tables in a list": "[[a]]\n" * 80_000,
+    "numbers": f"a = [{'1,' * 240_000}]",
+    "escapes": 'a = "' + r"\"" * 240_000,
+    "quotes": '"' * 490_000,
+    "a name": f"{'k' * 490_000} = 1",
+    "a number": f"a = 0x{'f' * 490_000}",
+    "900 KB of bands": '[bands."d".quick."a.m"]\nlow = 0.5\nhigh = 0.6\n' * 18_000,
+}
+
+
+@pytest.mark.parametrize("read", [lambda path: load_claims(path, ARMS), read_bands], ids=["claims", "bands"])
+@pytest.mark.parametrize("content", SLOW.values(), ids=SLOW.keys())
+def test_hostile_toml_is_refused_in_a_second(tmp_path, content, read):
+    path = tmp_path / "claims.toml"
+    path.write_text(content)
+    began = time.process_time()
+    with pytest.raises(SchemaError, match=r"claims\.toml.*: expected") as caught:
+        read(path)
+    assert time.process_time() - began < 2  # on a busy machine
+    assert len(str(caught.value)) < 700
+    assert str(caught.value).isprintable()
+
+
+def test_a_key_of_too_many_parts_is_named_by_its_line_and_dots_elsewhere_are_not(tmp_path):
+    dots = ".".join("a" * 40)
+    text = _text().replace("Another one.", dots) + f"# {dots}\n"
+    assert _load(tmp_path, text).claims["C2"].statement == dots
+    _refused(tmp_path, f"{text}{dots} = 1\n", "", "a key of at most 16 parts", f"{dots} = 1")
 
 
 def test_a_missing_file_is_named(tmp_path):

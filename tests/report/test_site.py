@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
+from kdlib.errors import KDError
 from kdlib.judge.rules import Outcome
-from kdlib.report import commits, dots, prose, site
+from kdlib.judge.schema import SchemaError
+from kdlib.report import commits, cost, dots, prose, site
 from kdlib.report.markdown import Scale
 
 ROOT = Path(__file__).parents[2]
@@ -130,6 +132,55 @@ def test_markdown_becomes_html_without_its_markup_and_with_links_from_the_page()
 def test_the_row_of_a_data_set_is_found_by_its_name():
     (row,) = prose.data_sets((ROOT / "DATA.md").read_text(), ["mnist"])
     assert "CC BY-SA 3.0" in row["licence"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"[1]", r"found  \[1\]"),
+        (b'{"c": 3}', "found c 3"),
+        (b'{"c": NaN}', "JSON is malformed"),
+        (b"\xff", "malformed|utf"),
+        (b"[" * 100_000, "nested too deep"),
+    ],
+)
+def test_a_file_of_days_that_is_none_is_named(tmp_path, content, said):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "commits.json").write_bytes(content)
+    with pytest.raises(KDError, match=rf"commits\.json: expected .*({said})"):
+        commits.dates_of(tmp_path, ["0" * 40])
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"a\n" + b"9" * 200_000, b'"' + b"x" * 200_000])
+def test_a_table_that_is_none_is_named(tmp_path, content):
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(KDError, match=r"a\.csv: expected a CSV file in UTF-8, found: "):
+        site._rows(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('quantity = "parameters"', 'quantity = "weight"', "claims.0.quantity: expected one of parameters, "),
+        ('of = "teacher"', "of = 3", "claims.0.of: expected one line of"),
+        ('of = "teacher"', "", "claims.0.of: expected one line of .* found nothing"),
+        ("statement =", "statment =", "claims.0.statment: expected only the keys .* did you mean statement?"),
+        ("[[claims]]", "[claims]", "claims: expected a list of at least 1"),
+        ("[[claims]]", "claims = [1]\n[other]", "other: expected only the keys claims"),
+        ("[[claims]]", "[", "expected TOML in UTF-8"),
+    ],
+)
+def test_a_mistake_in_cost_toml_names_the_key(tmp_path, old, new, said):
+    text = (ROOT / "replications/ecg/cost.toml").read_text()
+    assert old in text
+    (tmp_path / "cost.toml").write_text(text.replace(old, new))
+    with pytest.raises(SchemaError, match=rf"cost\.toml.*: {said}"):
+        cost._claims(tmp_path / "cost.toml")
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("replications/*/cost.toml")), ids=lambda path: path.parent.name)
+def test_every_cost_toml_is_read(path):
+    assert len(cost._claims(path)) == path.read_text().count("[[claims]]")
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")

@@ -475,5 +475,5 @@ def test_records_with_another_kind_of_trace_or_parents_are_refused(session, tmp_
 def test_runs_with_another_kind_of_trace_or_parents_are_damaged(session, key, value):
     (run,) = session("baseline").runs.values()
     rewrite(run, **{key: value})
-    with pytest.raises(DamagedFile, match="found values of other types"):
+    with pytest.raises(DamagedFile, match=rf"run\.json: expected {key}\b.* to be "):
         read_run(run.folder)

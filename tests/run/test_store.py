@@ -365,22 +365,53 @@ def test_hostile_records(run, text):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("key", "value", "expected"),
     [
-        ("metrics", []),
-        ("metrics", {"final": 3}),
-        ("metrics", None),
-        ("history", {}),
-        ("history", [1]),
-        ("environment", "x"),
-        ("weights_sha256", 5),
-        ("environment", None),
+        ("metrics", [], r"metrics to be an object, found \[\]"),
+        ("metrics", {"final": 3}, "metrics.final to be an object, found 3"),
+        (
+            "metrics",
+            {"good": {}, "final": {"a": 1, "b": 10**30}},
+            "metrics.final.b to be a whole number <= 9223372036854775",
+        ),
+        ("metrics", {"\x1b[2J": 3}, r"metrics.'\\x1b\[2J' to be an object, found 3"),
+        ("metrics", None, "metrics to be an object, found None"),
+        ("history", {}, "history to be a list, found {}"),
+        ("history", [1], "history.0 to be an object, found 1"),
+        ("history", [{}, {"loss": 1}, {"loss": "low"}], "history.2.loss to be a number, found 'low'"),
+        ("history", [{"loss": True}], "history.0.loss to be a number, found True"),
+        ("environment", "x", "environment to be an object, found 'x'"),
+        ("environment", None, "environment to be an object, found None"),
+        ("environment", {"clean": "yes"}, "environment.clean to be true or false or null, found 'yes'"),
+        ("environment", {"seconds": "\x1b"}, r"environment.seconds to be a number, found '\\x1b'"),
+        ("environment", {"versions": ["torch"]}, r"environment.versions to be an object, found \['torch'\]"),
+        ("environment", {"versions": {"torch": 2}}, "environment.versions.torch to be text, found 2"),
+        ("environment", {"replication": 7}, "environment.replication to be text, found 7"),
+        ("trace", {"steps": 1}, "the key 'network' in trace, found 'steps'"),
+        ("parents", {"teacher": {"weights": None}}, "parents.teacher.weights to be text, found None"),
+        ("weights_sha256", 5, "weights_sha256 to be text, found 5"),
+        ("weights_sha256", "7" * 5000, "SHA-256 7{64}, found"),
     ],
 )
-def test_records_of_other_types(run, key, value):
+def test_records_of_other_types_are_named_by_their_key(run, key, value, expected):
     rewrite(run, lambda record: record.update({key: value}))
-    with pytest.raises(DamagedFile, match=r"run\.json: expected a run's record, found values of other types"):
+    with pytest.raises(DamagedFile, match=rf"\w\.\w+: expected .*{expected}") as caught:
         read_run(run.folder)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("value", [1, 1.0, -0.0, 1e-300, 5e-324, 2**62, 0.1 + 0.2])
+def test_numbers_keep_their_type_and_their_bits(run, value):
+    rewrite(run, lambda record: record.update(metrics={"final": {"a": value, "b": [value]}}, history=[{"c": value}]))
+    found = read_run(run.folder)
+    for number in (found.metrics["final"]["a"], found.metrics["final"]["b"][0], found.history[0]["c"]):
+        assert (type(number), repr(number)) == (type(value), repr(value))
+
+
+def test_what_a_later_version_adds_to_the_environment_is_kept(run):
+    rewrite(run, lambda record: record["environment"].update(later={"new": [1]}))
+    assert read_run(run.folder).environment["later"] == {"new": [1]}
 
 
 @pytest.mark.parametrize(
@@ -400,11 +431,11 @@ def test_records_of_other_types(run, key, value):
     ],
 )
 def test_descriptions_of_other_types(store, run, key, value):
-    """Even in a folder whose name fits them."""
+    """Even in a folder whose name fits them; the key is named."""
     forged = {**asdict(DESCRIPTION), key: value}
     rewrite(run, lambda record: record.update(description=forged))
     folder = run.folder.rename(store.run_folder(sha256(canonical_json(forged).encode())[:16]))
-    with pytest.raises(DamagedFile, match=r"run\.json: expected a run's record, found values of other types"):
+    with pytest.raises(DamagedFile, match=rf"run\.json: expected description\.{key}\b.* to be .*, found "):
         read_run(folder)
 
 
@@ -416,7 +447,7 @@ def test_an_altered_description_with_a_fitting_manifest(run):
 
 def test_unknown_keys_of_a_description(run):
     rewrite(run, lambda record: record["description"].update(more=1))
-    with pytest.raises(DamagedFile, match="other keys"):
+    with pytest.raises(DamagedFile, match="expected no key 'more' in description, found "):
         read_run(run.folder)
 
 
