@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from kdlib.cli.again import how_to_go_on
 from kdlib.cli.stopping import INTERRUPTED, STOPPED, Stopped, Stopping
-from kdlib.errors import KDError, MissingPackage, needs
+from kdlib.errors import KDError, MissingPackage
 
 __all__ = ["main", "run_experiment"]
 
@@ -102,14 +102,13 @@ class _Parser(argparse.ArgumentParser):
     """Its errors repeat arguments, which may be names of files."""
 
     def error(self, message: str) -> NoReturn:
-        from kdlib.report.terminal import printable
+        from kdlib.terminal import printable
 
         super().error(printable(message))
 
 
 def _parser() -> _Parser:
     # Commands are imported when they run: `kd runs list` should not wait for pandas.
-    needs("suite", "rich")
     from kdlib import __version__
     from kdlib.cli import commands as kd
     from kdlib.cli import data, export, listing, runs, values

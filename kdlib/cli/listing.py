@@ -12,11 +12,11 @@ from kdlib.cli.say import say
 from kdlib.judge.bands import read_bands
 from kdlib.report.markdown import mark
 from kdlib.report.pages import label_of, reported_of
-from kdlib.report.terminal import duration
 from kdlib.run.experiment import Experiment, load_experiment
 from kdlib.run.plan import wanted_arms
 from kdlib.run.records import Record, read_records
 from kdlib.run.session import data_sets
+from kdlib.terminal import duration
 
 __all__ = ["show_list"]
 

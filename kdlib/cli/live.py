@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kdlib.cli.say import say
-from kdlib.report.terminal import duration, printable, shortened, width_of, words_of
+from kdlib.errors import needs
 from kdlib.run.events import Event
 from kdlib.run.plan import Job, grouped
+from kdlib.terminal import duration, printable, shortened, width_of, words_of
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -28,6 +29,7 @@ OTHERS = 48  # columns of a bar's line without the label and the bar itself
 @contextmanager
 def reporter(jobs: Sequence[Job]) -> Iterator[Callable[[Event], None]]:
     """Yield a function that shows the engine's events."""
+    needs("suite", "rich")
     from rich.console import Console
 
     console = Console()

@@ -11,12 +11,12 @@ from pathlib import Path
 from kdlib.cli.say import say
 from kdlib.errors import KDError
 from kdlib.files import DamagedFile, is_there, not_read, read_file
-from kdlib.report.terminal import printable, shortened
 from kdlib.run.environment import source_digest
 from kdlib.run.experiment import load_experiment, replications
 from kdlib.run.labels import label_of
 from kdlib.run.store import FinishedRun, Store, prune, read_run
 from kdlib.run.transfer import Outcome, export_runs, import_runs
+from kdlib.terminal import printable, shortened
 
 
 def runs(options: argparse.Namespace) -> int:

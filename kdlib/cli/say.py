@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from kdlib.report.terminal import printable
+from kdlib.terminal import printable
 
 __all__ = ["say", "say_page"]
 

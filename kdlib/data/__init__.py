@@ -4,7 +4,7 @@ from kdlib.errors import KDError, needs
 
 __all__ = ["DataError", "DataUnavailable"]
 
-needs("data", "PIL", "platformdirs", "pooch", "requests", "urllib3")
+needs("data", "PIL")  # those of downloads and of the user cache are looked for where they are used
 
 
 class DataError(KDError):

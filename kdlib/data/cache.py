@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 from torch import Tensor
 
-from kdlib.errors import KDError
+from kdlib.errors import KDError, MissingPackage, needs
 from kdlib.files import load_tensors, save_tensors
 
 Computed = tuple[Mapping[str, Tensor], Any]  # tensors and notes (any JSON value)
@@ -17,6 +16,9 @@ Computed = tuple[Mapping[str, Tensor], Any]  # tensors and notes (any JSON value
 
 def cache_folder() -> Path:
     """Return the folder of this user's downloaded data sets."""
+    needs("data", "platformdirs")
+    import platformdirs
+
     return platformdirs.user_cache_path("kdlib")
 
 
@@ -27,7 +29,7 @@ def computed_once(folder: Path, key: str, compute: Callable[[], Computed]) -> Co
     change with everything that the result depends on. A damaged file is computed again. Without a writable folder,
     nothing is stored.
     """
-    places = [place / f".kdlib-{key}.safetensors" for place in (folder, cache_folder())]
+    places = [place / f".kdlib-{key}.safetensors" for place in (folder, *_user_cache())]
     for path in places:
         try:
             return load_tensors(path)
@@ -41,3 +43,10 @@ def computed_once(folder: Path, key: str, compute: Callable[[], Computed]) -> Co
         except KDError:  # not writable, or the disk is full: the next place may do, and what was computed is right
             continue
     return tensors, notes
+
+
+def _user_cache() -> list[Path]:
+    try:
+        return [cache_folder()]
+    except MissingPackage:  # the user's own folder may do
+        return []

@@ -22,7 +22,7 @@ from kdlib.data.layouts import all_problems, folder_in, lacking, packed_in, prob
 from kdlib.data.present import file_problem, is_folder, is_there
 from kdlib.data.sources import SOURCES, File, Packed, Source
 from kdlib.data.unpack import gunzip, unpack
-from kdlib.errors import KDError
+from kdlib.errors import KDError, needs
 from kdlib.files import locked, replace
 
 Progress = Callable[[str, int, int], None]  # file, bytes of the whole set received so far, bytes expected
@@ -248,13 +248,9 @@ def _take_back(source: Source, folder: Path, staging: Path) -> None:
 
 
 def _fill(name: str, source: Source, mirror: str | Path | None, staging: Path, progress: Progress | None) -> None:
-    try:
-        import pooch  # noqa: F401
-        import requests
-    except ImportError as error:
-        raise DataUnavailable(
-            f"Downloading {name} needs the package pooch: install kdlib with its dependencies, or pass --data DIR."
-        ) from error
+    needs("data", "pooch", "requests", "urllib3")
+    import requests
+
     done = 0  # bytes
     with requests.Session() as session:
         for file in _to_download(source, staging):

@@ -3,7 +3,6 @@
 from kdlib.errors import needs
 
 needs("suite", "jinja2", "markdown_it", "markupsafe", "pandas", "tabulate")
-needs("figures", "matplotlib")
 
 # After the check of their packages:
 from kdlib.report.recording import record  # noqa: E402

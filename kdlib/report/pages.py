@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdlib.errors import KDError
+from kdlib.errors import KDError, needs
 from kdlib.files import atomic_write
 from kdlib.judge.bands import read_bands
 from kdlib.judge.claims import Reported
@@ -79,6 +79,7 @@ def figures_of(experiment: Experiment) -> Any:
     """Return the module `figures` of a replication; None if it has none."""
     if not (experiment.folder / "figures.py").exists():
         return None
+    needs("figures", "matplotlib")
     return importlib.import_module(f"replications.{experiment.name}.figures")
 
 
@@ -132,7 +133,8 @@ def update_readmes(root: Path, records: Mapping[str, Sequence[Record]]) -> None:
             places = {"claims": section(text, "Claims"), "ingredients": section(text, MADE_OF)}
             _update(root / "replications" / name / "README.md", places, needed=False)
     _update(root / "README.md", {"table": summary_table(rows), **shown})
-    from kdlib.report.front_picture import CAPTION, write_front  # imports matplotlib
+    needs("figures", "matplotlib")
+    from kdlib.report.front_picture import CAPTION, write_front
 
     picture = f"![{escaped(write_front(root))}](results/front.svg)\n\n{CAPTION}"
     _update(root / "README.md", {"front": picture}, needed=False)

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 from kdlib.judge.verdicts import MIN_SEEDS
 from kdlib.report.sessions import Replication
-from kdlib.report.terminal import duration
 from kdlib.run.costs import costs
 from kdlib.run.records import Record
 from kdlib.run.session import Session, left_of_profile
+from kdlib.terminal import duration
 
 __all__ = ["Step", "next_steps"]
 

@@ -22,10 +22,10 @@ from kdlib.report.markdown import NONE, aim, found, mark, scale, unescaped, unit
 from kdlib.report.pages import reported_of
 from kdlib.report.sessions import Replication
 from kdlib.report.tables import ranges
-from kdlib.report.terminal import place, printable, shortened, width_of, words_of
 from kdlib.run.plan import wanted_arms
 from kdlib.run.records import Record, grouped, measured
 from kdlib.run.session import Session
+from kdlib.terminal import place, printable, shortened, width_of, words_of
 
 if TYPE_CHECKING:
     import pandas as pd

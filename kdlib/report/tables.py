@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from kdlib.errors import needs
 from kdlib.files import atomic_write
 from kdlib.judge.bands import Bands
 from kdlib.judge.claims import Choice, Claim, Reported
@@ -235,7 +236,8 @@ class Page(NamedTuple):
     def write(self, folder: Path) -> None:
         """Write each file whole; KDError if that is not possible."""
         if self.drawing:
-            importlib.import_module("kdlib.report.figures").write(self.drawing, folder, self.name)  # imports matplotlib
+            needs("figures", "matplotlib")
+            importlib.import_module("kdlib.report.figures").write(self.drawing, folder, self.name)
         for name, content in self.files.items():
             atomic_write(folder / name, content)
 

@@ -200,17 +200,17 @@ over = "baseline"
 @pytest.mark.parametrize(
     ("right", "wrong", "words"),
     [
-        ('"parameters"', '"paramters"', "claims.quantity: expected one of parameters, flops"),
-        ('"teacher"', '"techer"', "claims.of: expected one of teacher, "),
-        ('"baseline"', '"based"', "claims.over: expected one of teacher, "),
-        ('place = "p. 1"', "", "claims.place: expected one line"),
-        ("over =", "under =", "claims.under: expected only the keys "),
+        ('"parameters"', '"paramters"', "claims.0.quantity: expected one of parameters, flops"),
+        ('"teacher"', '"techer"', "claims.0.of: expected one of teacher, "),
+        ('"baseline"', '"based"', "claims.0.over: expected one of teacher, "),
+        ('place = "p. 1"', "", "claims.0.place: expected one line"),
+        ("over =", "under =", "claims.0.under: expected only the keys "),
         ("[[claims]]", "[claims]", "claims: expected a list"),
     ],
 )
 def test_costs_of_what_does_not_exist_are_refused_before_measuring(toy, root, known, right, wrong, words):  # noqa: F811
     (known / "cost.toml").write_text(COST)
-    assert [(claim["of"], claim["over"]) for claim in source_costs(load_experiment("toy"))] == [("teacher", "baseline")]
+    assert [claim.arms for claim in source_costs(load_experiment("toy"))] == [("teacher", "baseline")]
     (known / "cost.toml").write_text(COST.replace(right, wrong))
     session = prepare("toy", seeds=(0,), store=root / "store", workers=1)
     with pytest.raises(SchemaError, match=r"cost\.toml") as error:

@@ -13,11 +13,11 @@ import pytest
 from rich.console import Console
 
 from kdlib.cli import live
-from kdlib.report.terminal import width_of
 from kdlib.run.events import Event
 from kdlib.run.experiment import Compute, load_experiment, replications
 from kdlib.run.plan import Job, plan
 from kdlib.run.store import Description
+from kdlib.terminal import width_of
 
 NAMES = replications(Path(__file__).parents[2])
 

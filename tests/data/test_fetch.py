@@ -14,7 +14,7 @@ import pytest
 
 from kdlib.cli import data as commands
 from kdlib.cli.live import Downloading
-from kdlib.data import DataError, DataUnavailable, fetch, kaggle, layouts, mitdb, sources, transfer
+from kdlib.data import DataError, DataUnavailable, fetch, kaggle, mitdb, present, sources, transfer
 
 CONTENT = {"one.dat": bytes(range(256)) * 2000, "two.dat": b"two" * 1000, "two.hea": b"two 1 360 3000\n"}
 PINNED = ("one.dat", "two.dat")
@@ -553,5 +553,5 @@ def test_kaggle_files_are_found_as_mitdb(real_sources, tmp_path):
 @pytest.mark.real_data
 def test_the_real_records_verify(real_sources, real_folder, monkeypatch):
     assert fetch.verify("mitdb", real_folder) == []
-    monkeypatch.setattr(layouts, "hashlib", None)  # finding the sets computes no hash
+    monkeypatch.setattr(present, "hashlib", None)  # finding the sets computes no hash
     assert fetch.find("mitdb", real_folder) == real_folder

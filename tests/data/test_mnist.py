@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from kdlib.data import DataError, fetch, layouts, mnist
+from kdlib.data import DataError, fetch, mnist, present
 
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 
@@ -130,5 +130,5 @@ def test_the_real_digits(real_folder_of, monkeypatch):
     assert digits.train_labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
     assert digits.test_labels[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
     assert fetch.verify("mnist", folder) == []
-    monkeypatch.setattr(layouts, "hashlib", None)  # finding the set computes no hash
+    monkeypatch.setattr(present, "hashlib", None)  # finding the set computes no hash
     assert fetch.find("mnist", folder) == folder

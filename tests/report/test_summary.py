@@ -10,10 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from kdlib import terminal
 from kdlib.judge.bands import Band, Bands
 from kdlib.judge.claims import Exact
 from kdlib.judge.verdicts import Outcome
-from kdlib.report import steps, summary, terminal
+from kdlib.report import steps, summary
 from kdlib.report.pages import reported_of
 from kdlib.report.sessions import Replication
 from kdlib.run.experiment import Compute, load_experiment, replications
