@@ -231,6 +231,13 @@ def _sessions() -> argparse.ArgumentParser:
         help="stop training after so many minutes, at checkpoints, with status 3; the last line continues",
     )
     options.add_argument(
+        "--ray",
+        default="",
+        metavar="ADDRESS",
+        help="train on the Ray cluster at this address; auto: on the one of this machine, or else a new one; local: on "
+        "a new one of this machine",
+    )
+    options.add_argument(
         "--print", action="store_true", help="print the whole Markdown tables before the summary of the session"
     )
     options.add_argument(
@@ -257,7 +264,8 @@ def _common() -> argparse.ArgumentParser:
     options.add_argument(
         "--workers",
         type=_positive,
-        help="training processes side by side (default on a CPU: the cores divided by --threads)",
+        help="training processes side by side, spread over the visible cards of a GPU machine (default on a CPU: the "
+        "cores divided by --threads; with --ray: as many as fit)",
     )
     options.add_argument(
         "--replicas",
