@@ -1,0 +1,204 @@
+"""A head and two machines of one core each, as processes of this machine, some of which are killed in mid-run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+
+from kdlib.run.engine import execute
+from kdlib.run.experiment import Compute
+from kdlib.run.limit import Limit
+from kdlib.run.on_ray import OnRay
+from kdlib.run.plan import plan
+from kdlib.run.store import Store
+from tests.conftest import contents
+
+ray = pytest.importorskip("ray", reason="needs the extra ray")
+
+CPU = Compute()
+MANY = 200
+
+
+class Apart(OnRay):
+    """The machines see another folder under the store's name."""
+
+    def __enter__(self):
+        super().__enter__()
+        self.secret = "that of the other folder"
+        return self
+
+
+@pytest.fixture(scope="module")
+def machines():
+    from ray.cluster_utils import Cluster
+
+    before, os.environ["TOY_SLEEP"] = os.environ.get("TOY_SLEEP"), "0.02"  # seconds of each step, on the machines
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    nodes = [cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)]
+    os.environ.pop("TOY_SLEEP") if before is None else os.environ.update(TOY_SLEEP=before)
+    yield SimpleNamespace(cluster=cluster, nodes=nodes, address=cluster.address)
+    cluster.shutdown()
+
+
+@pytest.fixture
+def session(machines, toy, toy_root, tmp_path, monkeypatch):
+    """Trains jobs on the machines; `events` has what was told."""
+    monkeypatch.chdir(toy_root)
+    jobs_of = partial(plan, toy, toy.profile("quick"), compute=CPU, folders={})
+
+    def train(jobs, store="store", kind=OnRay, tell=lambda event: None, **rest):
+        def report(event):
+            found.events.append((event.kind, event.job.label, event.epoch, event.text))
+            tell(event)
+
+        executor = partial(kind, ray, machines.address, toy_root / "replications", None, None)
+        return execute(jobs, Store(tmp_path / store), compute=CPU, folders={}, executor=executor, report=report, **rest)
+
+    def serial(jobs):
+        execute(jobs, Store(tmp_path / "serial"), compute=CPU, folders={})
+        return contents(tmp_path / "serial")
+
+    found = SimpleNamespace(
+        events=[], train=train, serial=serial, folder=tmp_path, jobs=lambda *names, seeds=(0,): jobs_of(names, seeds)
+    )
+    return found
+
+
+def test_many_short_runs_end_and_none_is_trained_twice(session):
+    jobs = session.jobs("baseline", seeds=range(MANY))
+    began = time.monotonic()
+    assert len(session.train(jobs).finished) == MANY
+    print(f"{MANY} runs of 0.2 s on 2 machines: {time.monotonic() - began:.1f} s")
+    assert [kind for kind, *_ in session.events].count("started") == MANY
+
+
+def test_without_a_shared_folder_runs_and_their_parents_travel(session):
+    jobs = session.jobs("grandchild", "baseline", "crashed")
+    summary = session.train(jobs, kind=Apart)
+    assert len(summary.failed) == 1
+    found = contents(session.folder / "store")
+    assert found == session.serial([job for job in jobs if job.arms != ("crashed",)])
+    assert len(summary.finished) == 4
+
+
+def test_the_time_limit_brings_the_checkpoint_back(session):
+    jobs = session.jobs("baseline")
+    seconds, left = 4.0, set()
+    while not any(kind == "epoch" for kind, *_ in session.events):  # a busy machine
+        left = session.train(jobs, kind=Apart, limit=Limit(time.monotonic() + seconds)).left
+        seconds += 0.3 if seconds > 20 else 4.0
+    store = Store(session.folder / "store")
+    if left:  # otherwise it was too fast to be stopped
+        assert list(store.work_folder(jobs[0].description.id).glob("checkpoint-*.safetensors"))
+    before = [epoch for kind, _, epoch, _ in session.events if kind == "epoch"]
+    session.train(jobs, kind=Apart)
+    assert [epoch for kind, _, epoch, _ in session.events if kind == "epoch"] == sorted({1, 2, 3, *before})
+    assert contents(store.folder) == session.serial(jobs)
+
+
+def test_a_killed_process_is_replaced_and_its_run_goes_on(session):
+    jobs = session.jobs("killed", "baseline")
+    assert len(session.train(jobs).finished) == 2
+    (notice,) = [event for event in session.events if event[0] == "notice"]
+    assert notice[1] == "killed, seed 0"
+    assert "was lost" in notice[3]
+    assert contents(session.folder / "store") == session.serial(jobs)
+
+
+def test_a_run_whose_process_is_always_lost_fails_and_blocks_its_children_alone(session):
+    summary = session.train(session.jobs("below_killed", "baseline"))
+    assert len(summary.finished) == len(summary.blocked) == len(summary.failed) == 1
+    (why,) = summary.failed.values()
+    assert why.startswith("its training process or its machine was lost 4 times")
+
+
+def test_other_source_files_or_data_on_a_machine_are_refused_by_its_name(session, monkeypatch):
+    monkeypatch.setattr("kdlib.run.on_ray.source_digest", lambda folder: "0123456789abcdef")
+    (why,) = session.train(session.jobs("baseline")).failed.values()
+    assert why.startswith(f"machine {os.uname().nodename}: expected the source files of the session (digest 0123456789")
+    monkeypatch.undo()
+    monkeypatch.chdir(session.folder.parent)
+
+
+def test_a_machine_that_is_lost_in_mid_run_costs_no_epoch_where_the_folder_is_shared(session, machines):
+    """The last but one test: one machine is left."""
+    jobs, lost = session.jobs("baseline", seeds=range(8)), []
+
+    def kill(event):
+        if not lost and [kind for kind, *_ in session.events].count("finished") == 2 and event.kind == "epoch":
+            lost.append(machines.nodes[1])
+            machines.cluster.remove_node(machines.nodes[1], allow_graceful=False)
+
+    assert len(session.train(jobs, tell=kill).finished) == 8
+    assert lost
+    for job in jobs:
+        epochs = [epoch for kind, label, epoch, _ in session.events if kind == "epoch" and label == job.label]
+        assert sorted(set(epochs)) == [1, 2, 3]
+    assert any("was lost" in text for kind, _, _, text in session.events if kind == "notice")
+    assert contents(session.folder / "store") == session.serial(jobs)
+
+
+SESSION = """
+import sys
+from functools import partial
+from pathlib import Path
+import ray
+from kdlib.run.engine import execute
+from kdlib.run.experiment import Compute, load_experiment
+from kdlib.run.on_ray import OnRay
+from kdlib.run.plan import plan
+from kdlib.run.store import Store
+
+toy = load_experiment("toy")
+jobs = plan(toy, toy.profile("quick"), ["baseline"], range(500), Compute(), {})
+executor = partial(OnRay, ray, sys.argv[1], Path("replications").absolute(), None, None)
+execute(jobs, Store(Path(sys.argv[2])), compute=Compute(), folders={}, executor=executor,
+        report=lambda event: print(event.kind, event.job.description.id, event.text, flush=True))
+"""
+
+
+def started(machines, toy_root, folder):
+    path = os.pathsep.join([str(toy_root), *sys.path])
+    process = subprocess.Popen(
+        [sys.executable, "-c", SESSION, machines.address, str(folder)],
+        cwd=toy_root,
+        env={**os.environ, "PYTHONPATH": path, "RAY_gcs_rpc_server_reconnect_timeout_s": "5"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    for line in process.stdout:
+        if line.startswith("finished"):
+            return process
+    raise AssertionError(f"no run was finished, status {process.wait()}")
+
+
+def test_a_killed_session_leaves_whole_runs_and_the_same_command_goes_on(session, machines, toy_root):
+    process = started(machines, toy_root, session.folder / "store")
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    found = contents(session.folder / "store")
+    assert found
+    jobs = [job for job in session.jobs("baseline", seeds=range(500)) if f"{job.description.id}/run.json" in found]
+    jobs += session.jobs("grandchild")
+    session.train(jobs)
+    assert contents(session.folder / "store") == session.serial(jobs)
+
+
+def test_without_its_head_a_session_ends_and_what_is_finished_stays(session, machines, toy_root):
+    """The last test: afterwards there is no cluster."""
+    process = started(machines, toy_root, session.folder / "store")
+    machines.cluster.head_node.kill_gcs_server()
+    output, _ = process.communicate(timeout=90)
+    assert process.returncode != 0, output[-2000:]
+    found = contents(session.folder / "store")
+    jobs = [job for job in session.jobs("baseline", seeds=range(500)) if f"{job.description.id}/run.json" in found]
+    assert jobs
+    assert found == session.serial(jobs)
