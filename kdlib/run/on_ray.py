@@ -169,7 +169,7 @@ class OnRay:
                     self.ray.init(address=self.address, **quiet)
                     return
             self.ray.init(address="local", include_dashboard=False, **quiet)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray raises many kinds, and plain ones
             raise KDError(
                 f"--ray {self.address}: expected a Ray cluster that answers, found: {error}. Start it with `ray start "
                 "--head`, give another address, or --ray local"

@@ -19,6 +19,7 @@ from kdlib.run.on_ray import OnRay
 from kdlib.run.plan import plan
 from kdlib.run.store import Store
 from tests.conftest import contents
+from tests.machines import machines as started_machines
 
 ray = pytest.importorskip("ray", reason="needs the extra ray")
 
@@ -37,14 +38,10 @@ class Apart(OnRay):
 
 @pytest.fixture(scope="module")
 def machines():
-    from ray.cluster_utils import Cluster
-
-    before, os.environ["TOY_SLEEP"] = os.environ.get("TOY_SLEEP"), "0.02"  # seconds of each step, on the machines
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    nodes = [cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)]
-    os.environ.pop("TOY_SLEEP") if before is None else os.environ.update(TOY_SLEEP=before)
-    yield SimpleNamespace(cluster=cluster, nodes=nodes, address=cluster.address)
-    cluster.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOY_SLEEP", "0.02")  # seconds of each step, on the machines
+        with started_machines(0, 1, 1) as (cluster, nodes):
+            yield SimpleNamespace(cluster=cluster, nodes=nodes, address=cluster.address)
 
 
 @pytest.fixture

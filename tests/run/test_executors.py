@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 
 from kdlib.run.engine import execute
 from kdlib.run.experiment import Compute
-from kdlib.run.on_ray import OnRay
+from kdlib.run.on_ray import OnRay, ray_module
 from kdlib.run.plan import plan
 from kdlib.run.store import Store
 from tests.conftest import contents
+from tests.machines import machines
 
 CPU = Compute()
 NAMES = ("below_below_refused", "crashed", "distilled", "grandchild", "baseline")
@@ -21,14 +21,9 @@ NAMES = ("below_below_refused", "crashed", "distilled", "grandchild", "baseline"
 
 @pytest.fixture(scope="module")
 def cluster():
-    """The address of a cluster of two machines with one core each, all of them on this one."""
-    ray = pytest.importorskip("ray", reason="needs the extra ray")
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    cluster.add_node(num_cpus=1)
-    yield SimpleNamespace(ray=ray, address=cluster.address, nodes=cluster)
-    cluster.shutdown()
+    """A cluster of two machines with one core each, all of them on this one."""
+    with machines(1, 1) as (cluster, _):
+        yield cluster
 
 
 @pytest.fixture(params=["here", "workers", "ray"])
@@ -38,7 +33,7 @@ def executor(request, toy, toy_root, monkeypatch):
     monkeypatch.syspath_prepend(str(toy_root))
     if request.param == "ray":
         found = request.getfixturevalue("cluster")
-        return {"executor": partial(OnRay, found.ray, found.address, toy_root / "replications", None, None)}
+        return {"executor": partial(OnRay, ray_module(), found.address, toy_root / "replications", None, None)}
     return {"workers": 2 if request.param == "workers" else 1}
 
 
