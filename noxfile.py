@@ -38,7 +38,10 @@ DOCUMENTED = " ".join(
 
 # Each session is one or more commands of the environment's Python. What follows `--` is added to the last one.
 SESSIONS = {
-    "tests": ("Run the tests (under 5 minutes on 2 cores).", "-m pytest -n 2 --ignore tests/browser --ignore tests/cluster"),
+    "tests": (
+        "Run the tests (under 5 minutes on 2 cores).",
+        "-m pytest -n 2 --ignore tests/browser --ignore tests/cluster",
+    ),
     "lint": ("Check style and formatting with ruff.", "-m ruff check .", "-m ruff format --check ."),
     "types": ("Check types with mypy, strictly.", "-m mypy"),
     "bench": (

@@ -67,7 +67,7 @@ def execute(
     """
     limit = limit or Limit()
     session = _Session(store, compute, report, limit)
-    wanted = {job.description.id for job in jobs}
+    wanted = {job.id for job in jobs}
     for job in jobs:
         if (run := session.find(job, notices(job, report))) is not None:
             session.summary.stored.add(run.id)
@@ -90,7 +90,7 @@ def _executor(
 
 
 def _name(group: Group) -> str:
-    return group[0].description.id
+    return group[0].id
 
 
 @dataclass
@@ -124,7 +124,7 @@ class _Session:
         # A parent that is left waits for another session, as its children do.
         if queue.stuck() and self.summary.left.isdisjoint(run for group in rest for run in parents_of(group)):
             raise KDError(f"{rest[0][0].label}: expected its parents among the jobs, found none; use plan()")
-        self.summary.left.update(job.description.id for group in rest for job in self.missing(group))
+        self.summary.left.update(job.id for group in rest for job in self.missing(group))
 
     def wait(self, groups: Sequence[Group]) -> bool:
         """Wait a moment for other sessions, which train these groups; return whether one of them can still be begun."""
@@ -144,16 +144,16 @@ class _Session:
             summary = self.summary
             parent = next(run for run in parents_of(group) if run in summary.failed or run in summary.blocked)
             for job in self.missing(group):
-                summary.blocked[job.description.id] = parent
+                summary.blocked[job.id] = parent
                 needs = "it or a run of its group" if len(group) > 1 else "it"
                 text = f"not started: run {parent}, which {needs} needs, failed"
                 self.report(Event("blocked", job, text))
-                queue.run_failed(job.description.id)
+                queue.run_failed(job.id)
 
     def missing(self, group: Group) -> Group:
         """The jobs of a group that are neither finished nor failed."""
         finished, failed = self.summary.finished, self.summary.failed
-        return [job for job in group if (run := job.description.id) not in finished and run not in failed]
+        return [job for job in group if (run := job.id) not in finished and run not in failed]
 
     def find(self, job: Job, notice: Callable[[str], None] = lambda text: None) -> FinishedRun | None:
         """Return a job's run in the store, or None. A run that cannot be read fails, and the others go on."""
@@ -186,14 +186,14 @@ class _Session:
             run = self.find(job)  # a group may have failed after some of its runs were saved
             if run is not None:
                 self.accept(run, job)
-            elif job.description.id in self.summary.failed:
+            elif job.id in self.summary.failed:
                 continue
             elif outcome.stopped:
-                self.summary.left.add(job.description.id)
+                self.summary.left.add(job.id)
                 self.report(Event("stopped", job, "at a checkpoint, because the time is up"))
             else:
                 self.fail(job, outcome.error or "the saved run failed verification immediately")
-        for name in (job.description.id for job in group):
+        for name in (job.id for job in group):
             if name in self.summary.finished:
                 queue.run_finished(name)
             elif name in self.summary.failed:
@@ -201,5 +201,5 @@ class _Session:
 
     def fail(self, job: Job, why: str) -> None:
         """Count a job as failed."""
-        self.summary.failed[job.description.id] = why
+        self.summary.failed[job.id] = why
         self.report(Event("failed", job, why))

@@ -25,7 +25,7 @@ class Queue:
 
     def __init__(self, groups: Sequence[Group], finished: Collection[str], failed: Collection[str]) -> None:
         self.groups = groups
-        self.places = {group[0].description.id: place for place, group in enumerate(groups)}
+        self.places = {group[0].id: place for place, group in enumerate(groups)}
         self.waiting = set(range(len(groups)))  # places of the groups that are not begun
         self.missing = [{run for run in parents_of(group) if run not in finished} for group in groups]
         self.children: dict[str, list[int]] = {}
@@ -75,7 +75,7 @@ class Queue:
 
     def give_back(self, group: Group, pause: float) -> None:
         """Take back a group that another session trains; it can be begun again after `pause` seconds."""
-        place = self.places[group[0].description.id]
+        place = self.places[group[0].id]
         self.waiting.add(place)
         heappush(self.later, (time.monotonic() + pause, place))
 
