@@ -17,9 +17,12 @@ def machines(head: int, *cores: int) -> Iterator[tuple[Any, list[Any]]]:
     pytest.importorskip("ray", reason="needs the extra ray")
     from ray.cluster_utils import Cluster
 
-    cluster = started(lambda: Cluster(True, head_node_args={"num_cpus": head, "include_dashboard": False}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")  # 15 by default: on a busy machine, nearly nothing
+        cluster = started(lambda: Cluster(True, head_node_args={"num_cpus": head, "include_dashboard": False}))
+        nodes = [started(lambda count=count: cluster.add_node(num_cpus=count)) for count in cores]
     try:
-        yield cluster, [started(lambda count=count: cluster.add_node(num_cpus=count)) for count in cores]
+        yield cluster, nodes
     finally:
         cluster.shutdown()
 
