@@ -141,9 +141,9 @@ class OnRay:
 
     def __enter__(self) -> OnRay:
         """Connect to the cluster, or start one."""
-        atomic_write(self.setting.store.folder / self.token, self.secret.encode())
         with _signals_kept():
             self._connect()
+        atomic_write(self.setting.store.folder / self.token, self.secret.encode())
         self.task = self.ray.remote(train_packed)
         return self
 
@@ -197,6 +197,7 @@ class OnRay:
 
     def _send(self, group: Group) -> Any:
         """Send a group with all that it needs; return the messages that will come."""
+        self._look()
         store, compute = self.setting.store, self.setting.compute
         folder = load_experiment(group[0].experiment).folder
         commit, clean = git_state(folder)

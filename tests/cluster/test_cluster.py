@@ -14,7 +14,6 @@ import pytest
 
 from kdlib.run.engine import execute
 from kdlib.run.experiment import Compute
-from kdlib.run.limit import Limit
 from kdlib.run.on_ray import OnRay
 from kdlib.run.plan import plan
 from kdlib.run.store import Store
@@ -85,21 +84,6 @@ def test_without_a_shared_folder_runs_and_their_parents_travel(session):
     assert len(summary.finished) == 4
 
 
-def test_the_time_limit_brings_the_checkpoint_back(session):
-    jobs = session.jobs("baseline")
-    seconds, left = 4.0, set()
-    while not any(kind == "epoch" for kind, *_ in session.events):  # a busy machine
-        left = session.train(jobs, kind=Apart, limit=Limit(time.monotonic() + seconds)).left
-        seconds += 0.3 if seconds > 20 else 4.0
-    store = Store(session.folder / "store")
-    if left:  # otherwise it was too fast to be stopped
-        assert list(store.work_folder(jobs[0].description.id).glob("checkpoint-*.safetensors"))
-    before = [epoch for kind, _, epoch, _ in session.events if kind == "epoch"]
-    session.train(jobs, kind=Apart)
-    assert [epoch for kind, _, epoch, _ in session.events if kind == "epoch"] == sorted({1, 2, 3, *before})
-    assert contents(store.folder) == session.serial(jobs)
-
-
 def test_a_killed_process_is_replaced_and_its_run_goes_on(session):
     jobs = session.jobs("killed", "baseline")
     assert len(session.train(jobs).finished) == 2
@@ -114,14 +98,6 @@ def test_a_run_whose_process_is_always_lost_fails_and_blocks_its_children_alone(
     assert len(summary.finished) == len(summary.blocked) == len(summary.failed) == 1
     (why,) = summary.failed.values()
     assert why.startswith("its training process or its machine was lost 4 times")
-
-
-def test_other_source_files_or_data_on_a_machine_are_refused_by_its_name(session, monkeypatch):
-    monkeypatch.setattr("kdlib.run.on_ray.source_digest", lambda folder: "0123456789abcdef")
-    (why,) = session.train(session.jobs("baseline")).failed.values()
-    assert why.startswith(f"machine {os.uname().nodename}: expected the source files of the session (digest 0123456789")
-    monkeypatch.undo()
-    monkeypatch.chdir(session.folder.parent)
 
 
 def test_a_machine_that_is_lost_in_mid_run_costs_no_epoch_where_the_folder_is_shared(session, machines):
