@@ -19,6 +19,7 @@ from kdlib.run.plan import plan
 from kdlib.run.store import Store
 from tests.conftest import contents
 from tests.machines import machines as started_machines
+from tests.machines import started
 
 ray = pytest.importorskip("ray", reason="needs the extra ray")
 
@@ -58,6 +59,8 @@ def session(machines, toy, toy_root, tmp_path, monkeypatch):
         return execute(jobs, Store(tmp_path / store), compute=CPU, folders={}, executor=executor, report=report, **rest)
 
     def serial(jobs):
+        (tmp_path / "serial" / "work").mkdir(parents=True)
+        (tmp_path / "serial" / "work" / "killed-once").touch()  # this process is not to be killed
         execute(jobs, Store(tmp_path / "serial"), compute=CPU, folders={})
         return contents(tmp_path / "serial")
 
@@ -100,21 +103,26 @@ def test_a_run_whose_process_is_always_lost_fails_and_blocks_its_children_alone(
     assert why.startswith("its training process or its machine was lost 4 times")
 
 
-def test_a_machine_that_is_lost_in_mid_run_costs_no_epoch_where_the_folder_is_shared(session, machines):
-    """The last but one test: one machine is left."""
-    jobs, lost = session.jobs("baseline", seeds=range(8)), []
+def test_a_machine_that_is_lost_in_mid_run_costs_no_epoch_where_the_folder_is_shared(session, machines, monkeypatch):
+    monkeypatch.setenv("TOY_SLEEP", "1")
+    slow = started(lambda: machines.cluster.add_node(num_cpus=1))
+    jobs, ends, lost = session.jobs("baseline", seeds=range(4)), {}, []
 
     def kill(event):
-        if not lost and [kind for kind, *_ in session.events].count("finished") == 2 and event.kind == "epoch":
-            lost.append(machines.nodes[1])
-            machines.cluster.remove_node(machines.nodes[1], allow_graceful=False)
+        name, now = event.job.label, time.monotonic()
+        if event.kind == "epoch":  # three steps of one second: it is on the slow machine
+            if event.epoch == 2 and now - ends[name] > 2.9 and not lost:
+                lost.append(name)
+                machines.cluster.remove_node(slow, allow_graceful=False)
+            ends[name] = now
 
-    assert len(session.train(jobs, tell=kill).finished) == 8
-    assert lost
+    assert len(session.train(jobs, tell=kill).finished) == 4
+    assert [label for kind, label, _, text in session.events if kind == "notice" and "was lost" in text] == lost
     for job in jobs:
         epochs = [epoch for kind, label, epoch, _ in session.events if kind == "epoch" and label == job.label]
-        assert sorted(set(epochs)) == [1, 2, 3]
-    assert any("was lost" in text for kind, _, _, text in session.events if kind == "notice")
+        assert epochs == [1, 2, 3] or job.label in lost
+        assert epochs in ([1, 2, 3], [1, 2, 2, 3])  # an epoch is told before its checkpoint is written
+    assert len(lost) == 1
     assert contents(session.folder / "store") == session.serial(jobs)
 
 
@@ -137,7 +145,7 @@ execute(jobs, Store(Path(sys.argv[2])), compute=Compute(), folders={}, executor=
 """
 
 
-def started(machines, toy_root, folder):
+def in_its_own_process(machines, toy_root, folder):
     path = os.pathsep.join([str(toy_root), *sys.path])
     process = subprocess.Popen(
         [sys.executable, "-c", SESSION, machines.address, str(folder)],
@@ -154,7 +162,7 @@ def started(machines, toy_root, folder):
 
 
 def test_a_killed_session_leaves_whole_runs_and_the_same_command_goes_on(session, machines, toy_root):
-    process = started(machines, toy_root, session.folder / "store")
+    process = in_its_own_process(machines, toy_root, session.folder / "store")
     process.send_signal(signal.SIGKILL)
     process.communicate()
     found = contents(session.folder / "store")
@@ -167,9 +175,10 @@ def test_a_killed_session_leaves_whole_runs_and_the_same_command_goes_on(session
 
 def test_without_its_head_a_session_ends_and_what_is_finished_stays(session, machines, toy_root):
     """The last test: afterwards there is no cluster."""
-    process = started(machines, toy_root, session.folder / "store")
+    process = in_its_own_process(machines, toy_root, session.folder / "store")
     machines.cluster.head_node.kill_gcs_server()
     output, _ = process.communicate(timeout=90)
+    print(output[-3000:])
     assert process.returncode != 0, output[-2000:]
     found = contents(session.folder / "store")
     jobs = [job for job in session.jobs("baseline", seeds=range(500)) if f"{job.description.id}/run.json" in found]
