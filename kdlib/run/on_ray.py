@@ -130,10 +130,10 @@ class OnRay:
         if self.tasks:
             self._look()
             tasks = {task.messages: task for task in self.tasks}
-            ready, _ = self.ray.wait(list(tasks), num_returns=1, timeout=0.0 if done else 0.2)
-            if ready:  # all that are
-                ready, _ = self.ray.wait(list(tasks), num_returns=len(tasks), timeout=0.0)
+            ready, _ = self.ray.wait(list(tasks), num_returns=1, timeout=0.01 if done else 0.2)
             for task in [tasks[messages] for messages in ready]:
+                self.tasks.remove(task)
+                self.tasks.append(task)  # Ray looks at them in this order: the next one is another's turn
                 if (outcome := self._outcome(task)) is not None:
                     done.append(self._end(task, outcome))
             done += [self._end(task, Outcome(stopped=True)) for task in self._late()]
