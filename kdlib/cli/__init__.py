@@ -231,11 +231,7 @@ def _sessions() -> argparse.ArgumentParser:
         help="stop training after so many minutes, at checkpoints, with status 3; the last line continues",
     )
     options.add_argument(
-        "--ray",
-        default="",
-        metavar="ADDRESS",
-        help="train on the Ray cluster at this address; auto: on the one of this machine, or else a new one; local: on "
-        "a new one of this machine",
+        "--ray", default="", metavar="ADDRESS", help="train on a Ray cluster: its address, auto or local"
     )
     options.add_argument(
         "--print", action="store_true", help="print the whole Markdown tables before the summary of the session"
