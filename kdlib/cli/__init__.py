@@ -248,6 +248,9 @@ def _sessions() -> _Parser:
         help="stop training after so many minutes, at checkpoints, with status 3; the last line continues",
     )
     options.add_argument(
+        "--ray", default="", metavar="ADDRESS", help="train on a Ray cluster: its address, auto or local"
+    )
+    options.add_argument(
         "--print", action="store_true", help="print the whole Markdown tables before the summary of the session"
     )
     options.add_argument(
@@ -276,7 +279,8 @@ def _common() -> _Parser:
     options.add_argument(
         "--workers",
         type=values.count,
-        help="training processes side by side (default on a CPU: the cores divided by --threads)",
+        help="training processes side by side, spread over the visible cards of a GPU machine (default on a CPU: the "
+        "cores divided by --threads; with --ray: as many as fit)",
     )
     options.add_argument(
         "--replicas",

@@ -79,7 +79,9 @@ def prepared(options: argparse.Namespace, name: str, profile: str, **rest: Any) 
         convolutions=options.convolutions,
         graphs=options.graphs,
         downloads=Downloading,
-        **{name: value for name, value in vars(options).items() if name in ("arms", "store", "order", "minutes")},
+        **{
+            name: value for name, value in vars(options).items() if name in ("arms", "store", "order", "minutes", "ray")
+        },
         **rest,
     )
     if session.unavailable:

@@ -24,9 +24,10 @@ from kdlib.errors import KDError
 from kdlib.networks import keras_adam
 from kdlib.precision import arithmetic, set_precision
 from kdlib.replicas import side_by_side
+from kdlib.run.devices import device_of
 from kdlib.run.environment import device_name
 from kdlib.run.experiment import replications
-from kdlib.run.session import device_of, prepare, records_of, train
+from kdlib.run.session import prepare, records_of, train
 from kdlib.seeds import generator
 from kdlib.targets import SoftTargets
 from kdlib.training import Progress, epochs

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from kdlib.errors import KDError
 from kdlib.files import (
@@ -28,7 +29,7 @@ from kdlib.files import (
 from kdlib.run.finished import MANIFEST, WEIGHTS, FinishedRun, read_run, read_settled
 from kdlib.run.store import Store, clear_work, json_file, write_manifest
 
-__all__ = ["Refused", "checkpoints", "copy_begun", "copy_finished", "read_contents"]
+__all__ = ["Begun", "Refused", "checkpoints", "copy_begun", "copy_finished", "read_begun", "read_contents"]
 
 CHECKPOINT = re.compile(r"checkpoint-([0-9a-f]{16})\.safetensors")
 
@@ -166,19 +167,32 @@ def checkpoints(work: Path) -> list[str]:
         raise Refused(str(not_read(work, error))) from error
 
 
-def copy_begun(work: Path, name: str, target: Store) -> bool:
-    """Copy a checkpoint and its seconds unless the target has the finished run, or a checkpoint that is as far."""
+class Begun(NamedTuple):
+    """A checkpoint, and the seconds trained so far, of the run or the group that the work folder is named after."""
+
+    work: Path
+    name: str
+    content: bytes
+    seconds: bytes
+
+
+def read_begun(work: Path, name: str) -> Begun:
+    """Return a checkpoint in a work folder, and its seconds, if there are any."""
     with _refusing():
-        content = read_file(work / name, follow=False)
-        done = _steps(content, work / name)
-        seconds = _seconds(work, name)
-    with _held(target, work.name) as incoming:
-        own = target.work_folder(work.name) / name
-        if _own(target, work.name) is not None or _steps_of_own(own) >= done:
+        return Begun(work, name, read_file(work / name, follow=False), _seconds(work, name))
+
+
+def copy_begun(begun: Begun, target: Store) -> bool:
+    """Write a checkpoint and its seconds unless the target has the finished run, or a checkpoint that is as far."""
+    with _refusing():
+        done = _steps(begun.content, begun.work / begun.name)
+    with _held(target, begun.work.name) as incoming:
+        own = target.work_folder(begun.work.name) / begun.name
+        if _own(target, begun.work.name) is not None or _steps_of_own(own) >= done:
             return False
         # Seconds first: if the process is killed in between, the checkpoint still is the older one, and all is copied
         # again.
-        for file, text in ((_seconds_name(name), seconds), (name, content)):
+        for file, text in ((_seconds_name(begun.name), begun.seconds), (begun.name, begun.content)):
             if text:
                 atomic_write(incoming / file, text)
                 _replace(incoming / file, own.with_name(file))

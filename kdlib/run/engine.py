@@ -8,15 +8,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from kdlib.errors import KDError
 from kdlib.run import reuse
 from kdlib.run.events import Event, Report
+from kdlib.run.executor import Executor
 from kdlib.run.experiment import Compute
 from kdlib.run.group import Group, Outcome, Setting, notices
 from kdlib.run.limit import Limit
 from kdlib.run.plan import Job, grouped
+from kdlib.run.queue import Queue, parents_of
 from kdlib.run.store import FinishedRun, Store
 from kdlib.run.workers import Here, Workers
 
@@ -44,6 +47,7 @@ def execute(
     compute: Compute,
     folders: Mapping[str, Path],
     workers: int = 1,
+    executor: Callable[[Setting, Report], Executor] | None = None,
     report: Report = lambda event: None,
     limit: Limit | None = None,
 ) -> Summary:
@@ -51,8 +55,9 @@ def execute(
 
     Runs are begun in the order of `jobs`. A stored run is refused if a parent is no longer the one that it was trained
     with; it then counts as failed. A failed run blocks its descendants, and the runs in a group with one of them. With
-    `workers` > 1 runs are trained in that many spawned processes of `compute.threads` threads each; both ways give the
-    same bytes. If one run of a group is missing, the whole group is trained.
+    `workers` > 1 runs are trained in that many spawned processes of `compute.threads` threads each; with an `executor`,
+    it makes what trains them. All ways give the same bytes. If one run of a group is missing, the whole group is
+    trained.
 
     With a `limit`, a run that cannot reach a checkpoint in time is not begun, and the others stop at one. They are in
     the summary's `left`; a later session goes on with them.
@@ -62,22 +67,30 @@ def execute(
     """
     limit = limit or Limit()
     session = _Session(store, compute, report, limit)
-    wanted = {job.description.id for job in jobs}
+    wanted = {job.id for job in jobs}
     for job in jobs:
         if (run := session.find(job, notices(job, report))) is not None:
             session.summary.stored.add(run.id)
             # A stored run waits for a parent that is still to be trained: it may become another than the run had.
-            if all(parent not in wanted - session.summary.finished.keys() for parent, _ in job.parents.values()):
+            if not any(run in wanted and run not in session.summary.finished for run in parents_of([job])):
                 session.accept(run, job)
     todo = [group for group in grouped(jobs).values() if session.missing(group)]
     setting = Setting(store, compute, folders, limit.deadline)
-    with Workers(workers, setting, report) if workers > 1 and len(todo) > 1 else Here(setting, report) as trainer:
+    with _executor(workers if len(todo) > 1 else 1, executor if todo else None)(setting, report) as trainer:
         session.work(todo, trainer)
     return session.summary
 
 
+def _executor(
+    workers: int, executor: Callable[[Setting, Report], Executor] | None
+) -> Callable[[Setting, Report], Executor]:
+    if executor is not None:
+        return executor
+    return partial(Workers, workers) if workers > 1 else Here
+
+
 def _name(group: Group) -> str:
-    return group[0].description.id
+    return group[0].id
 
 
 @dataclass
@@ -89,67 +102,58 @@ class _Session:
     report: Report
     limit: Limit
     summary: Summary = field(default_factory=Summary)
-    again: dict[str, float] = field(default_factory=dict)  # when a run of another session is looked at again
     waits: set[str] = field(default_factory=set)  # for these runs of other sessions
 
-    def work(self, todo: list[Group], trainer: Here | Workers) -> None:
+    def work(self, todo: Sequence[Group], executor: Executor) -> None:
         """Train the groups, those first that come first, as soon as their parents are there."""
-        places = {_name(group): place for place, group in enumerate(todo)}
-        while todo or trainer.busy:
-            todo = [group for group in todo if not self.blocked(group)]
-            ready = self.ready(todo, trainer.busy)
+        queue = Queue(todo, self.summary.finished, self.summary.failed)
+        while True:
+            self.block(queue)
             # Once a run has stopped, the time is up for all of them.
-            startable = [] if self.summary.left else [group for group in ready if self.limit.allows(group)]
-            if not startable and not trainer.busy:
+            begun = [] if self.summary.left else queue.take(executor.free, self.limit.allows)
+            if not begun and not executor.busy and not self.wait([] if self.summary.left else queue.elsewhere()):
                 break  # nothing is left, or not enough time
-            now = [group for group in startable if self.again.get(_name(group), 0.0) <= time.monotonic()]
-            for group in now[: trainer.free]:
-                todo.remove(group)
-                trainer.begin(group)
-            if not now and not trainer.busy:
-                self.wait(startable)
-            for group, outcome in trainer.ended():
+            for group in begun:
+                executor.begin(group)
+            for group, outcome in executor.ended():
                 if outcome.elsewhere:
-                    self.again[_name(group)] = time.monotonic() + PAUSE
-                    todo = sorted([*todo, group], key=lambda group: places[_name(group)])
+                    queue.give_back(group, PAUSE)
                 else:
-                    self.settle(group, outcome)
-        self.summary.left.update(job.description.id for group in todo for job in self.missing(group))
+                    self.settle(group, outcome, queue)
+        rest = queue.rest()
+        # A parent that is left waits for another session, as its children do.
+        if queue.stuck() and self.summary.left.isdisjoint(run for group in rest for run in parents_of(group)):
+            raise KDError(f"{rest[0][0].label}: expected its parents among the jobs, found none; use plan()")
+        self.summary.left.update(job.id for group in rest for job in self.missing(group))
 
-    def wait(self, groups: Sequence[Group]) -> None:
-        """Wait a moment for other sessions, which train all groups that could be begun."""
+    def wait(self, groups: Sequence[Group]) -> bool:
+        """Wait a moment for other sessions, which train these groups; return whether one of them can still be begun."""
+        groups = [group for group in groups if self.limit.allows(group)]
         for group in groups:
             if _name(group) not in self.waits:
                 self.waits.add(_name(group))
                 text = "another session is training this run; this one waits for it"
                 self.report(Event("notice", group[0], text))
-        time.sleep(PAUSE)
+        if groups:
+            time.sleep(PAUSE)
+        return bool(groups)
 
-    def ready(self, todo: Sequence[Group], running: bool) -> list[Group]:
-        """The groups whose parents are all there. A parent that is left waits for another session, as they do."""
-        done, left = self.summary.finished, self.summary.left
-        parents = {run for group in todo for job in group for run, _ in job.parents.values()}
-        ready = [group for group in todo if all(run in done for job in group for run, _ in job.parents.values())]
-        if todo and not ready and not running and not parents & left:
-            raise KDError(f"{todo[0][0].label}: expected its parents among the jobs, found none; use plan()")
-        return ready
-
-    def blocked(self, group: Group) -> bool:
-        """Whether a parent has failed or is itself blocked; the group's runs then count as blocked."""
-        for parent in [run for job in group for run, _ in job.parents.values()]:
-            if parent in self.summary.failed or parent in self.summary.blocked:
-                for job in self.missing(group):
-                    self.summary.blocked[job.description.id] = parent
-                    needs = "it or a run of its group" if len(group) > 1 else "it"
-                    text = f"not started: run {parent}, which {needs} needs, failed"
-                    self.report(Event("blocked", job, text))
-                return True
-        return False
+    def block(self, queue: Queue) -> None:
+        """Count the runs of groups as blocked of which a parent has failed or is itself blocked."""
+        while (group := queue.next_fallen()) is not None:
+            summary = self.summary
+            parent = next(run for run in parents_of(group) if run in summary.failed or run in summary.blocked)
+            for job in self.missing(group):
+                summary.blocked[job.id] = parent
+                needs = "it or a run of its group" if len(group) > 1 else "it"
+                text = f"not started: run {parent}, which {needs} needs, failed"
+                self.report(Event("blocked", job, text))
+                queue.run_failed(job.id)
 
     def missing(self, group: Group) -> Group:
         """The jobs of a group that are neither finished nor failed."""
-        settled = self.summary.finished.keys() | self.summary.failed.keys()
-        return [job for job in group if job.description.id not in settled]
+        finished, failed = self.summary.finished, self.summary.failed
+        return [job for job in group if (run := job.id) not in finished and run not in failed]
 
     def find(self, job: Job, notice: Callable[[str], None] = lambda text: None) -> FinishedRun | None:
         """Return a job's run in the store, or None. A run that cannot be read fails, and the others go on."""
@@ -176,21 +180,26 @@ class _Session:
         else:
             self.report(Event("finished", job, numbers={"seconds": run.environment["seconds"]}))
 
-    def settle(self, group: Group, outcome: Outcome) -> None:
+    def settle(self, group: Group, outcome: Outcome, queue: Queue) -> None:
         """Note what has become of the jobs of a group that was trained."""
         for job in self.missing(group):
             run = self.find(job)  # a group may have failed after some of its runs were saved
             if run is not None:
                 self.accept(run, job)
-            elif job.description.id in self.summary.failed:
+            elif job.id in self.summary.failed:
                 continue
             elif outcome.stopped:
-                self.summary.left.add(job.description.id)
+                self.summary.left.add(job.id)
                 self.report(Event("stopped", job, "at a checkpoint, because the time is up"))
             else:
                 self.fail(job, outcome.error or "the saved run failed verification immediately")
+        for name in (job.id for job in group):
+            if name in self.summary.finished:
+                queue.run_finished(name)
+            elif name in self.summary.failed:
+                queue.run_failed(name)
 
     def fail(self, job: Job, why: str) -> None:
         """Count a job as failed."""
-        self.summary.failed[job.description.id] = why
+        self.summary.failed[job.id] = why
         self.report(Event("failed", job, why))

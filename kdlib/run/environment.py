@@ -53,6 +53,7 @@ def versions() -> dict[str, str]:
     }
 
 
+@cache
 def _numba_version() -> str:
     try:
         return version("numba")
@@ -97,6 +98,7 @@ def source_digest(experiment_folder: Path) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
+@cache
 def device_name(device: str) -> str:
     """Return the name of the processor or the accelerator."""
     if device.startswith("cuda"):

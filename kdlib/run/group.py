@@ -8,7 +8,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ from kdlib.run.memory import keep_freed_memory
 from kdlib.run.plan import Job
 from kdlib.run.store import ID_LENGTH, Store, clear_work
 
-__all__ = ["Group", "Outcome", "Setting", "notices", "train_group"]
+__all__ = ["Elsewhere", "Group", "Outcome", "Setting", "held", "notices", "train_group", "work_folder"]
 
 Group = list[Job]  # jobs that are trained in one loop; most groups have one
 
@@ -44,12 +44,18 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Setting:
-    """Where groups are trained: store, device and threads, folders of the data, and the deadline (monotonic)."""
+    """Where groups are trained: store, device and threads, folders of the data, and the deadline (monotonic).
+
+    `checkpoints`: another store, whose work folders hold the checkpoints. `made_by`: what the session says of its code
+    to a copy of it that is outside git.
+    """
 
     store: Store
     compute: Compute
     folders: Mapping[str, Path]
     deadline: float
+    checkpoints: Store | None = None
+    made_by: Mapping[str, Any] = field(default_factory=dict)
 
 
 def notices(job: Job, report: Report) -> Callable[[str], None]:
@@ -57,7 +63,7 @@ def notices(job: Job, report: Report) -> Callable[[str], None]:
     return lambda text: report(Event("notice", job, text))
 
 
-class _Elsewhere(Exception):
+class Elsewhere(Exception):
     """Another session trains a run of this group."""
 
 
@@ -70,8 +76,8 @@ def train_group(group: Group, setting: Setting, report: Report) -> Outcome:
     try:
         experiment = load_experiment(group[0].experiment)
         # Of the code that this process has imported: the files may be edited while it trains.
-        made_by = environment(experiment.folder, setting.compute.device)
-        with _held(group, store):
+        made_by = {**environment(experiment.folder, setting.compute.device), **setting.made_by}
+        with held(group, store):
             missing = [job for job in group if store.find(job.description, notices(job, report)) is None]
             if missing:
                 if time.monotonic() >= setting.deadline:  # this process may have taken long to start
@@ -80,14 +86,14 @@ def train_group(group: Group, setting: Setting, report: Report) -> Outcome:
                     report(Event("started", job))
                 _train(experiment, made_by, group, missing, setting, report)
         return Outcome()
-    except _Elsewhere:
+    except Elsewhere:
         return Outcome(elsewhere=True)
     except OutOfTime:
         return Outcome(stopped=True)
     except KDError as error:
         return Outcome(str(error))
     except Exception as error:
-        log = _work_folder(group, store) / "error.txt"
+        log = work_folder(group, store) / "error.txt"
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
             log.write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
@@ -97,15 +103,15 @@ def train_group(group: Group, setting: Setting, report: Report) -> Outcome:
 
 
 @contextmanager
-def _held(group: Group, store: Store) -> Iterator[None]:
+def held(group: Group, store: Store) -> Iterator[None]:
     """Hold the locks of a group's runs, and show that this process is alive."""
     names = sorted(job.description.id for job in group)
     if len(group) > 1:  # `kd runs import` knows a group by its work folder
-        names.append(_work_folder(group, store).name)
+        names.append(work_folder(group, store).name)
 
     def taken(name: str) -> None:
         refuse_dead(store.lock_file(name), store.sign_file(name))
-        raise _Elsewhere
+        raise Elsewhere
 
     with ExitStack() as locks:
         for name in names:
@@ -114,7 +120,7 @@ def _held(group: Group, store: Store) -> Iterator[None]:
         yield
 
 
-def _work_folder(group: Group, store: Store) -> Path:
+def work_folder(group: Group, store: Store) -> Path:
     """The work folder of the whole group, since another group may begin with the same run."""
     ids = [job.description.id for job in group]
     return store.work_folder(ids[0] if len(ids) == 1 else sha256("".join(ids).encode())[:ID_LENGTH])
@@ -128,7 +134,7 @@ def _train(
     setting: Setting,
     report: Report,
 ) -> None:
-    store, work = setting.store, _work_folder(group, setting.store)
+    store, work = setting.store, work_folder(group, setting.checkpoints or setting.store)
     parents = [{role: (store.resolve(run), snapshot) for role, (run, snapshot) in job.parents.items()} for job in group]
     bound = [{role: parent.digests() for role, (parent, _) in roles.items()} for roles in parents]
     # Named by source files and parents: a run that was begun with others starts again, so that no run is of both.
@@ -167,6 +173,8 @@ def _train(
         seed, label = job.description.seed, job.label
         runs.append(Run(job.config, seed, data, device, label, roles, checkpoint, on_epoch, on_step, setting.compute))
     arm = experiment.arm(group[0].arms[0])
+    if device.index is not None:  # recorded steps have their streams on the current card
+        torch.cuda.set_device(device)
     if device.type == "cuda":  # on a CPU, float32 is float32
         set_precision(getattr(group[0].config, "precision", "float32"))
         made_by = {**made_by, "float32": arithmetic()}
@@ -185,7 +193,8 @@ def _train(
             )
         if job in missing:
             store.save(job.description, result, about, trace, digests)
-    clear_work(work)
+    if setting.checkpoints is None:  # otherwise the run has still to come to that store
+        clear_work(work)
 
 
 def _traces(runs: Sequence[Run]) -> Sequence[Mapping[str, Any]]:

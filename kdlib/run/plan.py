@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,11 @@ class Job:
     arms: tuple[str, ...]
     parents: Mapping[str, tuple[str, str]]
     group: str = ""
+
+    @cached_property
+    def id(self) -> str:
+        """The run's id. It is asked for often, and takes a SHA-256."""
+        return self.description.id
 
     @property
     def label(self) -> str:
@@ -97,12 +103,13 @@ def _in_order(jobs: Sequence[Job], ranks: Mapping[str, int], seeds: Sequence[int
     groups = grouped(jobs)
     place = {job.description.id: job.group or job.description.id for job in jobs}
     placed: dict[str, Job] = {}
+    places = {seed: number for number, seed in reversed(list(enumerate(seeds)))}
 
     def key(group: str) -> tuple[int, int]:
         def of(job: Job) -> tuple[int, int]:
             seed = job.description.seed
             # The run of an arm with a fixed seed is needed from the first seed on, whatever its own is.
-            pair = seeds.index(seed) if seed in seeds else 0, min(ranks[name] for name in job.arms)
+            pair = places.get(seed, 0), min(ranks[name] for name in job.arms)
             return pair if order == "seeds" else pair[::-1]
 
         return min(map(of, groups[group]))

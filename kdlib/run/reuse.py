@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
+
 from kdlib.errors import KDError
 from kdlib.run.environment import device_name, source_digest, versions
 from kdlib.run.experiment import Experiment, load_experiment
@@ -63,7 +65,12 @@ def _share(one: Experiment, other: Experiment, function: str) -> bool:
 
 
 def other_machine(run: FinishedRun, device: str) -> str:
-    """Return a notice if a run was made on another processor or with other versions; else ""."""
+    """Return a notice if a run was made on another processor or with other versions; else "".
+
+    A session without the device itself leaves training to other machines.
+    """
+    if device != "cpu" and not torch.cuda.is_available():
+        return ""
     made_by = {**run.environment, **run.environment.get("versions", {})}
     here = {"device": device_name(device), **versions()}
     texts = [f"{name} {made_by[name]}, here {now}" for name, now in here.items() if made_by.get(name, now) != now]

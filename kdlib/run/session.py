@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
-
-import torch
 
 from kdlib.data import DataUnavailable, fetch
 from kdlib.errors import KDError
 from kdlib.replicas import CONVOLUTIONS
 from kdlib.run.arguments import count_of, minutes_of, path_of, seeds_of
+from kdlib.run.devices import device_of, kind_of
 from kdlib.run.engine import Summary, execute
 from kdlib.run.events import Report
+from kdlib.run.executor import Executor
 from kdlib.run.experiment import DEFAULT, Compute, Experiment, Profile, load_experiment
+from kdlib.run.group import Setting
 from kdlib.run.limit import Limit
+from kdlib.run.on_ray import OnRay, ray_module
 from kdlib.run.plan import Job, plan
 from kdlib.run.records import Record, record_of
 from kdlib.run.store import Store
@@ -30,7 +32,6 @@ __all__ = [
     "Watcher",
     "complete",
     "data_sets",
-    "device_of",
     "failures",
     "folder_of",
     "left_of_profile",
@@ -73,6 +74,7 @@ class Session:
     unavailable: str = ""
     order: str = "seeds"
     deadline: float = math.inf
+    executor: Callable[[Setting, Report], Executor] | None = None  # what trains, instead of processes of this machine
 
     @property
     def synthetic(self) -> bool:
@@ -97,6 +99,7 @@ def prepare(
     device: str = "cpu",
     threads: int = 1,
     workers: int | None = None,
+    ray: str = "",
     replicas: int = 1,
     convolutions: str = "grouped",
     graphs: bool = True,
@@ -109,9 +112,11 @@ def prepare(
 
     `arms`, `seeds`: those of the profile if none are given. `settings`: other values of the fields that choose the
     data. `data`: a folder that holds the data sets' folders. `workers`: training processes side by side; on a CPU as
-    many as fit. `replicas`, `convolutions`: students side by side, and how their convolutions are computed. `graphs`: a
-    CUDA device replays recorded steps. `order`: "seeds" trains all arms of a seed before the next seed, "arms" all
-    seeds of an arm before the next arm; the arms are in the order of `arms`. `minutes`: the session stops at
+    many as fit; on a CUDA device they spread over the visible cards. `ray`: the address of a Ray cluster, or "auto" or
+    "local", where `workers` groups are trained side by side, or as many as fit. `replicas`, `convolutions`: students
+    side by side, and how their convolutions are computed. `graphs`: a CUDA device replays recorded steps. `order`:
+    "seeds" trains all arms of a seed before the next seed, "arms" all seeds of an arm before the next arm; the arms are
+    in the order of `arms`. `minutes`: the session stops at
     checkpoints, so many minutes after this call. `downloads(data set)` returns an object that is told how a download
     goes on. If the real data are neither here nor to be downloaded, the session is of the profile on synthetic data,
     with no more seeds than that profile has, or, with `require_real`, DataUnavailable is raised. KDError says what is
@@ -126,13 +131,14 @@ def prepare(
         experiment.arm(arm)
     if convolutions not in CONVOLUTIONS:
         raise KDError(f"--convolutions {convolutions}: expected {' or '.join(CONVOLUTIONS)}")
-    compute = Compute(device_of(device), threads, convolutions, graphs)
+    compute = Compute(kind_of(device) if ray else device_of(device), threads, convolutions, graphs)
+    executor = partial(OnRay, ray_module(), ray, experiment.folder.parent, data, workers) if ray else None
     folders, unavailable = _folders(experiment, profile, chosen, data, require_real, downloads)
     if unavailable:
         profile = _stand_in(experiment, unavailable)
         chosen = _with_settings(experiment, experiment.profile(profile), settings or {})
         seeds = seeds and seeds[: chosen.seeds]
-    alone = compute.device != "cpu" or chosen.synthetic
+    alone = compute.device != "cpu" or chosen.synthetic or bool(ray)
     usual = 1 if alone else max(1, _cores() // threads)
     workers = usual if workers is None else count_of("workers", workers)
     seeds = seeds_of(range(chosen.seeds) if seeds is None else seeds)
@@ -150,6 +156,7 @@ def prepare(
         unavailable,
         order,
         deadline,
+        executor,
     )
 
 
@@ -177,21 +184,6 @@ def _typed(name: str, text: str, usual: Any) -> Any:
     except (KeyError, ValueError) as error:
         expected = {bool: "true or false", int: "a whole number"}.get(kind, "a finite number")
         raise KDError(f"--set {name}={text}: expected {expected}, such as {usual}, found {text!r}") from error
-
-
-def device_of(name: str) -> str:
-    """Return the device of that name; KDError if this machine has none."""
-    if name == "cpu":
-        return name
-    if not re.fullmatch(r"cuda(:\d+)?", name):
-        raise KDError(f"--device {name}: expected cpu, cuda, or cuda:N")
-    count, number = torch.cuda.device_count(), int(name.partition(":")[2] or 0)
-    if number >= count:
-        found = f"{count}" if count else f"none that torch {torch.__version__} can use"
-        raise KDError(
-            f"--device {name}: expected CUDA device {number}, found {found}; leave --device out to train on the CPU"
-        )
-    return name
 
 
 def _cores() -> int:
@@ -264,6 +256,7 @@ def train(
         compute=session.compute,
         folders=session.folders,
         workers=session.workers,
+        executor=session.executor,
         report=report,
         limit=Limit(session.deadline, known),
     )

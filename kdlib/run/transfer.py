@@ -14,7 +14,7 @@ from pathlib import Path
 
 from kdlib.errors import KDError
 from kdlib.files import canonical_json, not_read
-from kdlib.run.copying import Refused, checkpoints, copy_begun, copy_finished, read_contents
+from kdlib.run.copying import Refused, checkpoints, copy_begun, copy_finished, read_begun, read_contents
 from kdlib.run.experiment import Arm, Experiment, load_experiment, replications
 from kdlib.run.finished import Description
 from kdlib.run.store import Store
@@ -144,7 +144,7 @@ def _copy(
             names = checkpoints(source.work_folder(run_id))
         for name in names:
             with _told(outcome):
-                copied = copy_begun(source.work_folder(run_id), name, target)
+                copied = copy_begun(read_begun(source.work_folder(run_id), name), target)
                 outcome.begun += copied
                 outcome.there += not copied
     return outcome

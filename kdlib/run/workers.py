@@ -9,7 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -17,12 +17,12 @@ from types import TracebackType
 
 import torch
 
+from kdlib.run.devices import cards_of, next_card
 from kdlib.run.events import Event, Report
+from kdlib.run.executor import RESTARTS
 from kdlib.run.group import Group, Outcome, Setting, train_group
 
 __all__ = ["Here", "Workers"]
-
-RESTARTS = 3  # of a group whose process was ended from outside
 
 # What ends a session: Ctrl-C, a job's end, and Slurm's warning before it. Windows lacks the last one.
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
@@ -59,6 +59,7 @@ class _Worker:
 
     process: BaseProcess
     connection: Connection
+    device: str
     group: Group = field(default_factory=list)
 
     def end(self, at_once: bool) -> None:
@@ -70,7 +71,7 @@ class _Worker:
 
 
 class Workers:
-    """Trains groups in `count` spawned processes side by side.
+    """Trains groups in `count` spawned processes side by side, spread over the visible cards of a machine.
 
     A process that is ended from outside is replaced, and its group goes on from its checkpoint. (The kernel ends the
     largest process if memory is short.) A group whose process was ended more than RESTARTS times has failed.
@@ -79,6 +80,7 @@ class Workers:
     def __init__(self, count: int, setting: Setting, report: Report) -> None:
         self.count, self.setting, self.report = count, setting, report
         self.workers: list[_Worker] = []
+        self.cards = cards_of(setting.compute.device, count)
         self.deaths: Counter[str] = Counter()  # by the id of a group's first run
 
     def __enter__(self) -> Workers:
@@ -116,11 +118,13 @@ class Workers:
 
     def _started(self) -> _Worker:
         context = multiprocessing.get_context("spawn")
+        device = next_card(self.cards, [worker.device for worker in self.workers])
+        setting = replace(self.setting, compute=replace(self.setting.compute, device=device))
         here, there = context.Pipe()  # one for each process: one that is killed within a message spoils no other's
         with _signals_wait():
-            process = context.Process(target=_work, args=(there, self.setting))
+            process = context.Process(target=_work, args=(there, setting))
             process.start()
-            self.workers.append(_Worker(process, here))
+            self.workers.append(_Worker(process, here, device))
         there.close()  # now the process alone has this end, and its death is the end of the pipe
         return self.workers[-1]
 

@@ -12,6 +12,7 @@ from kdlib.run.events import Event
 from kdlib.run.group import Outcome
 from kdlib.run.workers import RESTARTS, Workers, _Worker
 
+SETTING = SimpleNamespace(compute=SimpleNamespace(device="cpu"))
 GROUP = [SimpleNamespace(description=SimpleNamespace(id="run"))]
 
 
@@ -19,13 +20,13 @@ class Begun(Workers):
     """Training processes that are pipes; the test holds the other ends."""
 
     def __init__(self, report):
-        super().__init__(1, None, report)
+        super().__init__(1, SETTING, report)
         self.others, self.killed = [], 0
 
     def _started(self):
         here, there = Pipe()
         self.others.append(there)
-        self.workers.append(_Worker(SimpleNamespace(kill=self._kill, join=lambda: None, exitcode=-9), here))
+        self.workers.append(_Worker(SimpleNamespace(kill=self._kill, join=lambda: None, exitcode=-9), here, "cpu"))
         return self.workers[-1]
 
     def _kill(self):
