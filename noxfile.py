@@ -5,6 +5,7 @@ is shared because torch is large.
 """
 
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -36,12 +37,12 @@ DOCUMENTED = " ".join(
     )
 )
 
+TESTS = "-n 2 --ignore tests/browser --ignore tests/cluster"
+
 # Each session is one or more commands of the environment's Python. What follows `--` is added to the last one.
 SESSIONS = {
-    "tests": (
-        "Run the tests (under 5 minutes on 2 cores).",
-        "-m pytest -n 2 --ignore tests/browser --ignore tests/cluster",
-    ),
+    "tests": ("Run the tests (under 5 minutes on 2 cores).", f"-m pytest {TESTS} -m 'not slow'"),
+    "slow": ("Run the tests that take more than some seconds each.", f"-m pytest {TESTS} -m slow"),
     "lint": ("Check style and formatting with ruff.", "-m ruff check .", "-m ruff format --check ."),
     "types": ("Check types with mypy, strictly.", "-m mypy"),
     "bench": (
@@ -121,8 +122,8 @@ def add_session(name: str, about: str, *commands: str) -> None:
     @nox.session(name=name, venv_backend="none", requires=["environment"])
     def one(session: nox.Session) -> None:
         for command in commands[:-1]:
-            run(session, *command.split())
-        run(session, *commands[-1].split(), *session.posargs)
+            run(session, *shlex.split(command))
+        run(session, *shlex.split(commands[-1]), *session.posargs)
 
     one.__doc__ = about
 

@@ -56,9 +56,10 @@ def section_of(text: str, heading: str) -> str:
 
 def data_sets(text: str, names: Sequence[str]) -> list[dict[str, str]]:
     """Return the rows of DATA.md's first table for these data sets, as Markdown by column."""
-    tokens = [token for token in _reader().parse(text) if token.type in ("th_open", "tr_open", "inline")]
     rows: list[list[str]] = []
-    for token in tokens:
+    for token in _reader().parse(text):
+        if token.type == "table_close":
+            break
         if token.type == "tr_open":
             rows.append([])
         elif token.type == "inline" and rows and token.level > 1:  # a cell; paragraphs and headings are less deep
