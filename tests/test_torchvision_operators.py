@@ -55,6 +55,7 @@ def python(script):
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_torchvision_loads_with_the_declarations_and_not_without():
     lines = python(WITHOUT_AND_WITH)
     if lines == ["fits"]:

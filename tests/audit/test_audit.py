@@ -103,6 +103,7 @@ def changed_digit(number: str, rng: np.random.Generator) -> str:
             return other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("same_bits", [True, False])
 @pytest.mark.parametrize("name", RECORDED)
 def test_every_changed_number_is_found(root, monkeypatch, name, same_bits):
@@ -183,6 +184,7 @@ def test_every_changed_line_is_found(made, root):
     assert Counter(fault.file for fault in again.check(root, made, NAMES)) == counts
 
 
+@pytest.mark.slow
 def test_a_stray_and_a_missing_file_and_a_stray_folder_are_found(made, root):
     shutil.copy(root / "results/ecg/quick.md", root / "results/ecg/other.md")
     (root / "results/mnist/full-arms.csv").unlink()
@@ -195,6 +197,7 @@ def test_a_stray_and_a_missing_file_and_a_stray_folder_are_found(made, root):
     assert any(line.startswith("results/mnist/full-arms.csv: expected what can be read") for line in found(root))
 
 
+@pytest.mark.slow
 def test_what_cannot_be_made_again_is_found(root, tmp_path):
     (root / "replications/mnist/claims.toml").write_text("[source")
     (fault,) = again.make_again(root, tmp_path / "made", ["mnist"])
@@ -269,6 +272,7 @@ UNBOUND = {
 }
 
 
+@pytest.mark.slow
 @whole_history
 @pytest.mark.parametrize(("name", "arm"), [("ecg", "sham"), ("teacher_free", "sham"), ("ta_chain", "scratch_2")])
 def test_every_value_of_a_record_is_bound_except_what_only_training_again_shows(made, history, name, arm):
@@ -649,6 +653,7 @@ def test_the_present_rule_for_source_digests_is_understood(tmp_path):
 # ---- the program
 
 
+@pytest.mark.slow
 def test_the_program_ends_with_status_1_after_one_changed_digit(root):
     path = root / "results/grid/quick-arms.csv"
     path.write_text(re.sub(r"(?<=,0\.)\d", lambda digit: str((int(digit[0]) + 1) % 10), path.read_text(), count=1))
@@ -790,6 +795,7 @@ def test_both_derivations_of_the_rule_agree(kind, lower, tmp_path):
     assert len(outcomes) >= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "exact"])
 def test_both_derivations_of_firmness_and_margin_agree(kind, tmp_path):
     path, rng = tmp_path / "claims.toml", np.random.default_rng(2)
@@ -823,6 +829,7 @@ def test_both_derivations_of_intervals_within_a_metrics_ends_agree():
 # ---- the JSON and the pages
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "old", "new", "said"),
     [

@@ -310,6 +310,7 @@ def test_what_no_command_has_is_refused(capsys, arguments):
     )
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_continue_and_the_same_command_does(tree):
     experiment = tree / "replications" / "ecg" / "experiment.py"
     longer = experiment.read_text().replace("SMOKE = replace(QUICK, epochs=4,", "SMOKE = replace(QUICK, epochs=20,")
@@ -355,6 +356,7 @@ def test_ctrl_c_says_how_to_continue_and_the_same_command_does(tree):
     assert "epoch 20/20" in again.stdout
 
 
+@pytest.mark.slow
 def test_a_lost_reader_ends_a_command_and_a_lost_process_is_told(tree, monkeypatch, capfd):
     """Both are a BrokenPipeError."""
     process = subprocess.Popen(

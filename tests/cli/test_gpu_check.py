@@ -26,6 +26,7 @@ def asked(monkeypatch):
     return only
 
 
+@pytest.mark.slow
 def test_all_is_right(asked, capsys):
     asked(*(getattr(gpu_check, name) for name in QUICK))
     assert main(["gpu-check", "--device", "cpu"]) == 0
@@ -75,6 +76,7 @@ def test_tf32_is_found(asked, capsys, monkeypatch, name):
     assert answers == {"float32 products": name != "products", "float32 convolutions": name != "convolutions"}
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_loses_something_is_found(monkeypatch):
     monkeypatch.setattr("kdlib.progress.Progress.save", lambda self: None)
     (answer,) = gpu_check.resumed(CPU)

@@ -222,6 +222,7 @@ def test_the_teacher_sees_moved_pictures_and_keeps_logits_of_plain_ones(monkeypa
     assert result.metrics["final"]["parameters"] == 11_183_562
 
 
+@pytest.mark.slow
 def test_the_teacher_is_trained_by_its_optimizer_at_its_rates(monkeypatch):
     seen = []
 
@@ -284,6 +285,7 @@ def test_dropout_zeroes_its_rate_and_scales_the_rest(rate):
     assert course_cifar.dropout(h, rate, None, (8, 5, 5)) is h
 
 
+@pytest.mark.slow
 def test_a_student_alone_draws_its_dropout_anew_at_every_step_and_none_in_evaluation():
     model = he_uniform_(course_cifar.Student(), generator(0, "weights"))
     pictures = random_pictures(4)
@@ -334,6 +336,7 @@ def fused_and_plain(precision="float32"):
     return found
 
 
+@pytest.mark.slow
 def test_a_fused_step_is_the_plain_one_in_float64():
     fused, plain = fused_and_plain()
     for name, expected in plain.items():
@@ -343,6 +346,7 @@ def test_a_fused_step_is_the_plain_one_in_float64():
         assert (fused[name].double() - expected).abs().max() <= 1e-3 * size, name
 
 
+@pytest.mark.slow
 def test_a_fused_step_in_bfloat16_is_near_the_plain_one():
     fused, plain = fused_and_plain("bfloat16")
     for name in ("outputs", "output.weight", "hidden.weight", "blocks.0.3.weight", "blocks.0.2.running_mean"):
@@ -612,6 +616,7 @@ def test_a_teacher_at_chance_teaches_nobody():
             train([run])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["distilled", "student", "distilled_sham", "smoothed"])
 def test_students_trained_side_by_side_end_where_each_would_alone(kind, monkeypatch):
     """In float64, so that rounding hides no mistake; float32 holds these alphas, T and T^2 / batch exactly."""

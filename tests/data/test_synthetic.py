@@ -61,6 +61,7 @@ def test_waves_peak_where_the_model_says():
         assert signal[np.abs(theta - angle).argmin()] == pytest.approx(4 * height, abs=0.01)
 
 
+@pytest.mark.slow
 def test_classes_can_be_learned_but_not_by_a_linear_glance(beats):
     linear_model = pytest.importorskip("sklearn.linear_model")
     metrics = pytest.importorskip("sklearn.metrics")

@@ -37,6 +37,7 @@ def trained(tmp_path_factory):
     return execute_arms(TRAINED, tmp_path_factory.mktemp("store"))
 
 
+@pytest.mark.slow
 def test_smoke_runs_repeat_to_the_last_bit(trained, tmp_path):
     again = execute_arms(["sham", "no_threes", "small_soft", "soft_specialists_n1"], tmp_path)
     assert len(again) == 9  # with all parents

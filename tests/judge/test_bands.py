@@ -201,6 +201,7 @@ def failing(rng, bands, seeds, level, trials):
     return [bool(compared(bands, runs, level).problems) for runs in sessions(rng, bands, seeds, trials)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: " ".join(map(str, family)))
 def test_at_most_one_honest_session_in_100_fails(family):
     name, digest, profile, seeds = family

@@ -339,6 +339,7 @@ def test_the_page_names_the_chosen_arm_and_judges_it(root):
     assert "replicated" in (root / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_audit_knows_the_same_arm(root, tmp_path_factory):
     assert faults(root) == []
     made = tmp_path_factory.mktemp("made")

@@ -369,6 +369,7 @@ def test_a_teacher_at_chance_teaches_nobody():
 # ---- a whole run
 
 
+@pytest.mark.slow
 def test_a_smoke_run_has_every_arm_and_repeats_to_the_last_bit(trained, tmp_path):
     assert {name for name, seed in trained if seed == 0} == {arm.name for arm in mnist.ARMS}
     teacher = trained["one_teacher", 0].id

@@ -87,6 +87,7 @@ def test_a_figure_has_no_empty_panel_and_a_table_of_its_seeds(drawn, chosen, see
     assert not drawing.data[(drawing.data["mark"] == "mean") & (drawing.data["low"] != "")].size or seeds == 3
 
 
+@pytest.mark.slow
 def test_the_same_records_give_the_same_bytes_and_others_do_not(drawn, tmp_path):
     experiment, draw, made = drawn
     arms = experiment.arms_of(experiment.profile("quick"))

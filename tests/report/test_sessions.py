@@ -270,6 +270,7 @@ Path("answer.json").write_text(json.dumps(answer))
 """
 
 
+@pytest.mark.slow
 def test_a_fresh_process_needs_no_command_line_and_prints_nothing(tmp_path):
     folder = write_toy(tmp_path) / "replications" / "toy"
     text = (folder / "experiment.py").read_text()

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from kdlib.judge.rules import Outcome
 from kdlib.judge.schema import SchemaError
 from kdlib.report import commits, cost, dots, prose, site
 from kdlib.report.markdown import Scale
+from kdlib.run.experiment import load_experiment
 
 ROOT = Path(__file__).parents[2]
 
@@ -162,8 +164,8 @@ def test_a_table_that_is_none_is_named(tmp_path, content):
     ("old", "new", "said"),
     [
         ('quantity = "parameters"', 'quantity = "weight"', "claims.0.quantity: expected one of parameters, "),
-        ('of = "teacher"', "of = 3", "claims.0.of: expected one line of"),
-        ('of = "teacher"', "", "claims.0.of: expected one line of .* found nothing"),
+        ('of = "teacher"', "of = 3", "claims.0.of: expected one of released_teacher, "),
+        ('of = "teacher"', "", "claims.0.of: expected one of .* found nothing"),
         ("statement =", "statment =", "claims.0.statment: expected only the keys .* did you mean statement?"),
         ("[[claims]]", "[claims]", "claims: expected a list of at least 1"),
         ("[[claims]]", "claims = [1]\n[other]", "other: expected only the keys claims"),
@@ -174,13 +176,14 @@ def test_a_mistake_in_cost_toml_names_the_key(tmp_path, old, new, said):
     text = (ROOT / "replications/ecg/cost.toml").read_text()
     assert old in text
     (tmp_path / "cost.toml").write_text(text.replace(old, new))
+    experiment = replace(load_experiment("ecg"), folder=tmp_path)
     with pytest.raises(SchemaError, match=rf"cost\.toml.*: {said}"):
-        cost._claims(tmp_path / "cost.toml")
+        cost.source_costs(experiment)
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("replications/*/cost.toml")), ids=lambda path: path.parent.name)
 def test_every_cost_toml_is_read(path):
-    assert len(cost._claims(path)) == path.read_text().count("[[claims]]")
+    assert len(cost.source_costs(load_experiment(path.parent.name))) == path.read_text().count("[[claims]]")
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")

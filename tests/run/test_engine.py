@@ -118,7 +118,8 @@ def test_a_copy_under_another_name_shares_the_runs(toy, toy_root, store):
         source_digest.cache_clear()
         run_here(jobs_of(toy, "teacher"), store)
         _, events = run_here(jobs_of(load_experiment("copy"), "teacher"), store)
-        assert [event.kind for event in events] == ["reused"]
+        assert [event.kind for event in events] == ["notice", "reused"]
+        assert all(name in events[0].text for name in ("toy", "copy"))
     finally:
         shutil.rmtree(toy_root / "replications" / "copy")
 

@@ -45,6 +45,7 @@ def run(jobs, folder, report=lambda event: None, **how):
     return execute(jobs, Store(folder), compute=CPU, folders={}, report=report, **how)
 
 
+@pytest.mark.slow
 def test_the_graph_is_trained_in_order_once_with_the_bytes_of_one_process(toy, executor, tmp_path):
     jobs, events = jobs_of(toy, *NAMES, seeds=(0, 1)), []
     summary = run(jobs, tmp_path / "store", events.append, **executor)
@@ -86,6 +87,7 @@ def test_the_graph_is_trained_in_order_once_with_the_bytes_of_one_process(toy, e
     assert not list((tmp_path / "store" / "locks").glob("*.alive"))
 
 
+@pytest.mark.slow
 def test_a_session_that_ends_within_a_run_is_continued_by_the_same_call(toy, executor, tmp_path):
     jobs, epochs = jobs_of(toy, "distilled", "baseline"), []
 

@@ -20,6 +20,7 @@ from kdlib.run.plan import plan
 from kdlib.run.records import record_of
 from kdlib.run.store import Store
 from tests.audit import records as audited
+from tests.cli.test_gates import CLAIMS
 from tests.conftest import changed, contents, module_of, write_toy
 
 CPU = Compute()
@@ -682,6 +683,7 @@ def test_two_processes_give_the_bytes_of_one(experiment, root, store, tmp_path, 
 def test_a_session_plans_as_many_replicas_as_are_asked_for(experiment, root, capsys, monkeypatch):
     monkeypatch.chdir(root)
     monkeypatch.syspath_prepend(str(root))
+    (root / "replications" / "groups" / "claims.toml").write_text(CLAIMS.replace("distilled", "pupil").replace("baseline", "surer"))
     arguments = ["run", "groups", "--arms", "pupil", "--seeds", "3", "--dry-run"]
     for replicas in (1, 2):
         assert cli.main([*arguments, "--replicas", str(replicas)]) == 0

@@ -94,6 +94,7 @@ def tree(folder):
     return {path.relative_to(folder): path.is_file() and path.read_bytes() for path in folder.rglob("*")}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files as Linux does")
 def test_with_no_file_descriptor_and_no_memory_left_nothing_is_damaged_or_moved(store, run, tmp_path):
     for name in ("checkpoint.safetensors", "previous-checkpoint.safetensors"):  # the older one is no way out

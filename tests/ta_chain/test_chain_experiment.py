@@ -284,6 +284,7 @@ def test_released_runs_stop_early_on_the_test_accuracy_and_others_never_look_at_
     assert "test_accuracy" not in chain.train_scratch(run_of(TINY)).history[0]
 
 
+@pytest.mark.slow
 def test_arms_that_differ_in_their_targets_end_in_different_students(trained):
     """All after six epochs from one start; a run's digest would also tell how many snapshots it has."""
     arms = {"scratch_2": "final", "direct": "round_1", "sham": "final"}

@@ -355,6 +355,7 @@ def test_another_recorded_teacher_is_refused(kept_teacher, about, change, messag
 # ---- whole runs
 
 
+@pytest.mark.slow
 def test_runs_repeat_to_the_last_byte(tmp_path):
     found = []
     for folder in ("first", "second"):
