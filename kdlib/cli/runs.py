@@ -64,7 +64,7 @@ def _about(run: FinishedRun, runs: Mapping[str, FinishedRun]) -> str:
     what = f"{label.replication} {arms}" if arms else run.description.recipe
     accuracy = run.metrics.get("final", {}).get("accuracy")
     number = f"{accuracy:.4f}" if isinstance(accuracy, int | float) else ""
-    with suppress(OSError):  # another session may have just moved it
+    with suppress(OSError, ValueError, OverflowError):  # it was just moved, or its clock was absurd
         made = date.fromtimestamp((run.folder / "run.json").stat().st_mtime).isoformat()
     return _line(run.id, what, str(run.description.seed), "/".join(label.profiles) or "other", made, number)
 
@@ -117,7 +117,7 @@ def _export(options: argparse.Namespace) -> int:
             store_of(options.store),
             _folder(options),
             prefixes=options.runs,
-            profile=options.profile,
+            profile=options.profile or "",
             pruned=options.pruned,
         ),
     )
