@@ -169,11 +169,10 @@ def explain(options: argparse.Namespace) -> int:
         f"{environment.get('device', 'an unknown device')}, {environment.get('threads', '?')} threads, "
         f"in {environment.get('seconds', float('nan')):.0f} s, with {versions}"
     )
-    same = [
-        name
-        for name in replications(Path())
-        if source_digest(load_experiment(name).folder) == environment.get("source")
-    ]
+    same = []
+    for name in replications(Path()):
+        with suppress(Exception):  # an experiment that somebody is editing does not hide the run
+            same += [name] * (source_digest(load_experiment(name).folder) == environment.get("source"))
     say(
         "source files: "
         + (f"as they are now in {', '.join(same)}" if same else "edited since, or another replication's")

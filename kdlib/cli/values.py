@@ -43,7 +43,7 @@ def names(text: str) -> tuple[str, ...]:
 
 
 def word(text: str) -> str:
-    """Return an address or a name; an empty text, as of an unset shell variable, must not mean that none was asked for."""
+    """Return an address or a name; an empty text, as of an unset shell variable, must not mean that there is none."""
     if not text.strip():
         raise ArgumentTypeError("expected a name or an address, found none; leave the option out")
     return text

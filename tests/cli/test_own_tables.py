@@ -195,6 +195,16 @@ def test_a_store_is_listed_with_arm_seed_profile_and_date(kd, root, capsys, monk
     assert len(capsys.readouterr().out.splitlines()) == 7
 
 
+def test_a_replication_that_cannot_be_imported_hides_no_run_of_another(kd, root, capsys):  # noqa: F811
+    assert kd("run", "toy", "--seed", "0", "--arms", "baseline")[0] == 0
+    (root / "replications" / "edited").mkdir()
+    (root / "replications" / "edited" / "experiment.py").write_text("x = (")
+    main(["runs", "list"])
+    run = capsys.readouterr().out.splitlines()[1][:16]
+    assert main(["explain", run]) == 0
+    assert "source files: as they are now in toy\n" in capsys.readouterr().out
+
+
 def test_a_run_of_nobody_is_listed_by_its_function(kd, root, toy, monkeypatch, capsys):  # noqa: F811
     from tests.conftest import changed
 
