@@ -197,7 +197,9 @@ def _parser() -> _Parser:
         metavar="RUN,...",
         help="export: only runs with these beginnings of their ids",
     )
-    stored.add_argument("--profile", default="", help="export: only finished runs of this profile, and all begun runs")
+    stored.add_argument(
+        "--profile", type=values.word, help="export: only finished runs of this profile, and all begun runs"
+    )
     stored.add_argument("--pruned", action="store_true", help="export: leave out the weights of finished runs")
     explain = command(
         "explain",
@@ -248,7 +250,7 @@ def _sessions() -> _Parser:
         help="stop training after so many minutes, at checkpoints, with status 3; the last line continues",
     )
     options.add_argument(
-        "--ray", default="", metavar="ADDRESS", help="train on a Ray cluster: its address, auto or local"
+        "--ray", type=values.word, metavar="ADDRESS", help="train on a Ray cluster: its address, auto or local"
     )
     options.add_argument(
         "--print", action="store_true", help="print the whole Markdown tables before the summary of the session"

@@ -79,9 +79,8 @@ def prepared(options: argparse.Namespace, name: str, profile: str, **rest: Any) 
         convolutions=options.convolutions,
         graphs=options.graphs,
         downloads=Downloading,
-        **{
-            name: value for name, value in vars(options).items() if name in ("arms", "store", "order", "minutes", "ray")
-        },
+        ray=getattr(options, "ray", None) or "",
+        **{name: value for name, value in vars(options).items() if name in ("arms", "store", "order", "minutes")},
         **rest,
     )
     if session.unavailable:

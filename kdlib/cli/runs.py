@@ -64,7 +64,7 @@ def _about(run: FinishedRun, runs: Mapping[str, FinishedRun]) -> str:
     what = f"{label.replication} {arms}" if arms else run.description.recipe
     accuracy = run.metrics.get("final", {}).get("accuracy")
     number = f"{accuracy:.4f}" if isinstance(accuracy, int | float) else ""
-    with suppress(OSError):  # another session may have just moved it
+    with suppress(OSError, ValueError, OverflowError):  # it was just moved, or its clock was absurd
         made = date.fromtimestamp((run.folder / "run.json").stat().st_mtime).isoformat()
     return _line(run.id, what, str(run.description.seed), "/".join(label.profiles) or "other", made, number)
 
@@ -117,7 +117,7 @@ def _export(options: argparse.Namespace) -> int:
             store_of(options.store),
             _folder(options),
             prefixes=options.runs,
-            profile=options.profile,
+            profile=options.profile or "",
             pruned=options.pruned,
         ),
     )
@@ -169,11 +169,10 @@ def explain(options: argparse.Namespace) -> int:
         f"{environment.get('device', 'an unknown device')}, {environment.get('threads', '?')} threads, "
         f"in {environment.get('seconds', float('nan')):.0f} s, with {versions}"
     )
-    same = [
-        name
-        for name in replications(Path())
-        if source_digest(load_experiment(name).folder) == environment.get("source")
-    ]
+    same = []
+    for name in replications(Path()):
+        with suppress(Exception):  # an experiment that somebody is editing does not hide the run
+            same += [name] * (source_digest(load_experiment(name).folder) == environment.get("source"))
     say(
         "source files: "
         + (f"as they are now in {', '.join(same)}" if same else "edited since, or another replication's")

@@ -8,7 +8,7 @@ from pathlib import Path
 from kdlib.errors import KDError
 from kdlib.run.arguments import LARGEST_SEED, MOST, MOST_SEEDS, minutes_of
 
-__all__ = ["count", "folder", "minutes", "names", "seed", "seeds"]
+__all__ = ["count", "folder", "minutes", "names", "seed", "seeds", "word"]
 
 
 def count(text: str) -> int:
@@ -40,6 +40,13 @@ def names(text: str) -> tuple[str, ...]:
     if not found:  # an unset shell variable must not mean all arms
         raise ArgumentTypeError("expected names, separated by commas, found none")
     return found
+
+
+def word(text: str) -> str:
+    """Return an address or a name; an empty text, as of an unset shell variable, must not mean that there is none."""
+    if not text.strip():
+        raise ArgumentTypeError("expected a name or an address, found none; leave the option out")
+    return text
 
 
 def folder(text: str) -> Path:

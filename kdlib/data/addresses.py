@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 LONGEST = 300  # characters of an address or a reason in a message
+SECRET = re.compile(r"[^\s'\"]*@|[?][^\s'\")]+")  # what an address may hold
 
 
 def shown(address: str) -> str:
@@ -30,15 +31,26 @@ def is_usable(address: str) -> bool:
         return False
 
 
-def why(error: BaseException) -> str:
-    """Return what went wrong with a request, without an address: it, or that of a proxy, may hold a secret."""
+def without_secrets(text: str, address: str) -> str:
+    """Return a server's text, which may repeat an address that was asked for, without what `shown` leaves out."""
+    parts = urlsplit(address)
+    known = {parts.username or "", parts.password or "", *(value for _, value in parse_qsl(parts.query))}
+    text = SECRET.sub("***", text)
+    for secret in sorted(known | {*map(unquote, known)}, key=len, reverse=True):
+        text = text.replace(secret, "***") if secret else text
+    return text
+
+
+def why(error: BaseException, address: str) -> str:
+    """Return what went wrong with the request of an address, without it: it, or that of a proxy, may hold a secret."""
     if (answer := getattr(error, "response", None)) is not None:
-        return f"the answer {answer.status_code} {answer.reason or ''}".strip()[:LONGEST]
+        reason = without_secrets(str(answer.reason or ""), address)
+        return f"the answer {answer.status_code} {reason}".strip()[:LONGEST]
     if isinstance(error, ValueError):
         return "an address, perhaps that of a proxy, that cannot be used"
     while (inner := _cause(error)) is not None:
         error = inner
-    return re.sub(r"[^\s'\"]*@|[?][^\s'\")]+", "***", str(error))[:LONGEST]
+    return without_secrets(str(error), address)[:LONGEST]
 
 
 def _cause(error: BaseException) -> BaseException | None:

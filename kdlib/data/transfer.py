@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
 from kdlib.data import DataUnavailable
-from kdlib.data.addresses import shown, why
+from kdlib.data.addresses import shown, why, without_secrets
 from kdlib.files import replace
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def download(
                     pooch.retrieve(url, sha256, target.name, target.parent, downloader=stream)
                 return
             except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-                problem, again, pause = f"expected a file, found: {why(error)}.", True, limits.pause_seconds
+                problem, again, pause = f"expected a file, found: {why(error, url)}.", True, limits.pause_seconds
             except ValueError as error:  # pooch raises it if the hash differs; its text has both hashes
                 problem = str(error)
             except Exception:
@@ -135,9 +135,10 @@ def _stream(
             # read1 returns what has arrived, so that what a slow server sent by the deadline is kept.
             while chunk := response.raw.read1(CHUNK_BYTES):
                 if total == 0 and _is_page(response, chunk):
+                    page = without_secrets(chunk.decode("ascii", errors="replace"), url)
                     raise _WrongContentError(
                         f"{shown(url)}: expected a data file, found a web page (a login, proxy or error page): "
-                        f"{chunk[:80]!r}. {REMEDY}"
+                        f"{page[:80]!r}. {REMEDY}"
                     )
                 total += len(chunk)
                 if total > most_bytes:

@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 
-from kdlib.errors import KDError
-from kdlib.files import locked, read_file
+from kdlib.files import DamagedFile, locked, read_file
 from kdlib.report.tables import Page
 from kdlib.run.records import Record
 
@@ -63,8 +62,8 @@ def _has_more(folder: Path, name: str, cells: Cells) -> bool:
 
 
 def _rows(path: Path) -> list[dict[str, str]] | None:
-    """The rows of a CSV file; None if there is none. Where it cannot be read, an error follows when it is written."""
+    """The rows of a CSV file; None if there is none. KDError if it cannot be read: it may have more."""
     try:
         return list(csv.DictReader(io.StringIO(read_file(path).decode())))
-    except KDError:
+    except DamagedFile:
         return None

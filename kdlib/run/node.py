@@ -1,6 +1,6 @@
 """What a machine of a cluster does with a group of runs: it trains them in an empty store and gives them back.
 
-Nothing here knows the cluster. Finished runs, and checkpoints of a run that stops, travel as the bytes of their files.
+Nothing here knows the cluster. Finished runs, and checkpoints of others, travel as the bytes of their files.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ class Order:
     """A group to train, and what the machine has to know for it.
 
     `source`: digest of the session's source files. `made_by`: what the session says of its code. `sets`: names of the
-    data sets, which are found as the session finds them with its `data`. `seconds`: until the session's deadline.
-    `store` is the session's; a machine sees the same folder if the file `token` in it has the text `secret`.
+    data sets, which are found as the session finds them with its `data`. `seconds`: from the order to the session's
+    deadline, which is at `until` by `time.time()`, as an order may wait for a machine. `store` is the session's; a
+    machine sees the same folder if the file `token` in it has the text `secret`.
     """
 
     group: Group
@@ -49,6 +50,7 @@ class Order:
     sets: tuple[str, ...]
     data: Path | None
     seconds: float
+    until: float
     store: Path
     token: str
     secret: str
@@ -85,7 +87,8 @@ def train_packed(order: Order, begun: Sequence[Begun], *runs: Packed) -> Iterato
 
 
 def _trained(order: Order, begun: Sequence[Begun], runs: Sequence[Packed], report: Report) -> Parcel:
-    deadline = time.monotonic() + order.seconds
+    # A clock that is behind gives no more time than the order had.
+    deadline = time.monotonic() + min(order.seconds, order.until - time.time())
     torch.set_num_threads(order.compute.threads)
     with tempfile.TemporaryDirectory(prefix="kd-node-") as folder:
         store = Store(Path(folder))
@@ -140,7 +143,7 @@ def _parcel(outcome: Outcome, group: Group, store: Store, given: set[str]) -> Pa
     made = [run for job in group if (run := job.description.id) in store.ids() and run not in given]
     finished = [read_contents(store.run_folder(run), pruned=False) for run in made]
     work = work_folder(group, store)
-    begun = [read_begun(work, name) for name in checkpoints(work)] if outcome.stopped else []
+    begun = [read_begun(work, name) for name in checkpoints(work)]  # none, if all are finished
     log = work / "error.txt"
     text = log.read_text(encoding="utf-8") if log.is_file() else ""
     if text:

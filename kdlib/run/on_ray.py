@@ -199,7 +199,7 @@ class OnRay:
         """Send a group with all that it needs; return the messages that will come."""
         self._look()
         store, compute = self.setting.store, self.setting.compute
-        folder = load_experiment(group[0].experiment).folder
+        folder, left = load_experiment(group[0].experiment).folder, self.setting.deadline - time.monotonic()
         commit, clean = git_state(folder)
         order = Order(
             group,
@@ -207,8 +207,9 @@ class OnRay:
             source_digest(folder),
             {"commit": commit, "clean": clean},
             tuple(self.setting.folders),
-            self.data,
-            self.setting.deadline - time.monotonic(),
+            self.data and self.data.absolute(),  # machines have other working folders
+            left,
+            time.time() + left,
             store.folder.absolute(),
             str(self.token),
             self.secret,

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import torch
 
-from kdlib.errors import KDError
 from kdlib.run.environment import device_name, source_digest, versions
 from kdlib.run.experiment import Experiment, load_experiment
 from kdlib.run.plan import Job
@@ -40,7 +39,7 @@ def other_source(run: FinishedRun, job: Job) -> str:
     own = load_experiment(job.experiment)
     try:  # replications of one source share runs: the files of the replication that made the run count
         maker = load_experiment(run.environment.get("replication", own.name))
-    except KDError:
+    except Exception:  # it is gone, or somebody is editing it, which does not stop the others
         maker = own
     made_by, function = run.environment.get("source"), run.description.recipe.rpartition("/")[2]
     if maker.name != own.name and made_by != source_digest(own.folder) and not _share(maker, own, function):

@@ -6,11 +6,13 @@ import csv
 import os
 import shlex
 import shutil
+from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from kdlib.cli import main
+from kdlib.cli import main, runs
 from tests.cli.test_gates import kd, root  # noqa: F401 - fixtures
 
 TWO = ("--arms", "baseline,distilled")
@@ -85,6 +87,18 @@ def test_a_list_of_runs_that_nobody_understands_is_kept(kd, local):  # noqa: F81
     assert (local / "quick-part-2.md").exists()
 
 
+def test_tables_that_cannot_be_read_just_now_are_kept(kd, local):  # noqa: F811
+    assert kd("run", "toy", "--seed", "0", "--arms", "baseline")[0] == 0
+    (local / "quick-runs.csv").chmod(0)
+    if os.access(local / "quick-runs.csv", os.R_OK):
+        pytest.skip("root may read everything")
+    before = (local / "quick.md").read_bytes()
+    status, out, errors = kd("run", "toy", "--seed", "1", "--arms", "baseline")
+    assert (status, "## Arms" in out) == (2, True)
+    assert "quick-runs.csv: cannot be read (Permission denied)" in errors[0]
+    assert (local / "quick.md").read_bytes() == before
+
+
 def test_tables_are_written_elsewhere(kd, root):  # noqa: F811
     status, out, _ = kd("run", "toy", "--seed", "0", "--arms", "baseline", "--out", "my tables")
     assert status == 0
@@ -154,7 +168,7 @@ def test_a_session_works_with_any_umask_and_keeps_private_what_is_to_be_private(
 # ---- lists
 
 
-def test_a_store_is_listed_with_arm_seed_profile_and_date(kd, root, capsys):  # noqa: F811
+def test_a_store_is_listed_with_arm_seed_profile_and_date(kd, root, capsys, monkeypatch):  # noqa: F811
     assert kd("run", "toy", "--seeds", "2", "--arms", "distilled,early_teacher")[0] == 0
     assert kd("run", "toy", "--profile", "other", "--seed", "7", "--arms", "distilled_early")[0] == 0
     assert main(["runs", "list"]) == 0
@@ -176,6 +190,19 @@ def test_a_store_is_listed_with_arm_seed_profile_and_date(kd, root, capsys):  # 
     main(["runs", "list", lines[0][:16]])
     (_, line) = capsys.readouterr().out.splitlines()
     assert line.split()[-2] == "2000-01-01"
+    monkeypatch.setattr(runs, "date", SimpleNamespace(fromtimestamp=lambda moment: date.fromtimestamp(moment * 1e6)))
+    assert main(["runs", "list"]) == 0  # not every file system has times beyond the year 9999
+    assert len(capsys.readouterr().out.splitlines()) == 7
+
+
+def test_a_replication_that_cannot_be_imported_hides_no_run_of_another(kd, root, capsys):  # noqa: F811
+    assert kd("run", "toy", "--seed", "0", "--arms", "baseline")[0] == 0
+    (root / "replications" / "edited").mkdir()
+    (root / "replications" / "edited" / "experiment.py").write_text("x = (")
+    main(["runs", "list"])
+    run = capsys.readouterr().out.splitlines()[1][:16]
+    assert main(["explain", run]) == 0
+    assert "source files: as they are now in toy\n" in capsys.readouterr().out
 
 
 def test_a_run_of_nobody_is_listed_by_its_function(kd, root, toy, monkeypatch, capsys):  # noqa: F811

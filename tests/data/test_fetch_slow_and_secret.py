@@ -176,6 +176,10 @@ ANSWERS = {
     "wrong bytes": OK + b"Content-Length: 3\r\n\r\nabc",
     "too many bytes": OK + b"Content-Length: 9000\r\n\r\n" + bytes(9000),
     "a page": OK + b"Content-Length: 6\r\n\r\n<html>",
+    "a reason that repeats the address": b"HTTP/1.1 403 /one.dat?token=s3cret of hidden:s3cret\r\n\r\n",
+    "a page that repeats the address": OK
+    + b"Content-Length: 60\r\n\r\n<html>No /data?token=s3cret for hidden, s3cret"
+    + b" " * 14,
     "no HTTP": b"\0\1\2\3" * 10,
     "nothing": b"",
     "a cut body": OK + b"Content-Length: 7000\r\n\r\nabc",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -34,7 +35,7 @@ def order(toy, tmp_path):
     (tmp_path / "store" / "locks" / "token").write_text("secret")
     code = source_digest(toy.folder), {"commit": "c0ffee", "clean": True}
     place = tmp_path / "store", "locks/token", "that of another folder"
-    return lambda *jobs: Order(list(jobs), CPU, *code, (), None, math.inf, *place)
+    return lambda *jobs: Order(list(jobs), CPU, *code, (), None, math.inf, math.inf, *place)
 
 
 @pytest.fixture
@@ -92,6 +93,36 @@ def test_a_stopped_run_brings_its_checkpoint_back_and_another_machine_goes_on(to
     for run, files in parcel.finished:
         copy_finished(run, files, store)
     assert contents(store.folder) == serial([job], tmp_path / "serial")
+
+
+def test_an_order_that_has_waited_for_a_machine_gets_no_time_beyond_the_deadline(toy, order):
+    (job,) = jobs_of(toy, "baseline")
+    sent = time.time() - 60
+    (parcel,) = train_packed(replace(order(job), seconds=30.0, until=sent + 30), [])
+    assert parcel == (Outcome(stopped=True), [], [], "")
+    *_, parcel = train_packed(replace(order(job), seconds=90.0, until=sent + 90), [])
+    assert parcel.outcome == Outcome()
+
+
+def test_a_run_that_fails_in_mid_training_brings_its_checkpoint_back(toy, order, monkeypatch):
+    (job,) = jobs_of(toy, "baseline")
+
+    def trained(group, setting, report):
+        def told(event):
+            report(event)
+            if event.epoch == 2:
+                raise OSError("no space left")
+
+        return train_group(group, setting, told)
+
+    monkeypatch.setattr(node, "train_group", trained)
+    *_, parcel = train_packed(order(job), [])
+    assert parcel.outcome == Outcome("OSError: no space left")
+    assert "told" in parcel.log
+    monkeypatch.undo()
+    *events, parcel = train_packed(order(job), parcel.begun)
+    assert [event.epoch for event in events if event.kind == "epoch"] == [3]
+    assert len(parcel.finished) == 1
 
 
 def test_a_machine_that_sees_the_store_keeps_the_checkpoint_there_alone(toy, order, stops, tmp_path):
