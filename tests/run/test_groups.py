@@ -683,7 +683,9 @@ def test_two_processes_give_the_bytes_of_one(experiment, root, store, tmp_path, 
 def test_a_session_plans_as_many_replicas_as_are_asked_for(experiment, root, capsys, monkeypatch):
     monkeypatch.chdir(root)
     monkeypatch.syspath_prepend(str(root))
-    (root / "replications" / "groups" / "claims.toml").write_text(CLAIMS.replace("distilled", "pupil").replace("baseline", "surer"))
+    (root / "replications" / "groups" / "claims.toml").write_text(
+        CLAIMS.replace("distilled", "pupil").replace("baseline", "surer")
+    )
     arguments = ["run", "groups", "--arms", "pupil", "--seeds", "3", "--dry-run"]
     for replicas in (1, 2):
         assert cli.main([*arguments, "--replicas", str(replicas)]) == 0
