@@ -88,7 +88,7 @@ def test_an_export_is_a_store_and_its_import_is_the_same_store(store, target, tm
     assert tree(folder) == before
     assert tree(store.folder) == before
     listed = kd(capsys, "list", "--store", store.folder)
-    assert len(listed[1]) == 2
+    assert len(listed[1]) == 3  # a head and two runs
     assert kd(capsys, "list", "--store", folder) == listed
     assert kd(capsys, "verify", "--store", folder)[0] == 0
     shutil.rmtree(folder / "locks")
