@@ -28,7 +28,7 @@ def how_to_go_on(arguments: Sequence[str]) -> str:
 
 def lines_of_command(arguments: Sequence[str]) -> list[str]:
     """Return the command of nox, or of kd without nox, as indented lines of 80 columns that a shell joins."""
-    nox = _nox(arguments) if shutil.which("nox") else []
+    nox = _nox(arguments) if shutil.which("nox") and Path("noxfile.py").is_file() else []
     words = [shlex.quote(word) for word in nox or [*_kd(), *arguments]]
     lines = [f"  {words[0]}"]
     for place, word in enumerate(words[1:], 1):

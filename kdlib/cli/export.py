@@ -19,7 +19,7 @@ from kdlib.export import OPSET, onnx_file
 from kdlib.report.cost import cost_page, measured_rows, write_cost
 from kdlib.report.markdown import unescaped
 from kdlib.run.environment import environment
-from kdlib.run.experiment import load_experiment, replications
+from kdlib.run.experiment import loadable
 from kdlib.run.networks import origin_of, trained_network
 from kdlib.run.session import Session, data_sets, folder_of
 
@@ -31,7 +31,7 @@ def export(options: argparse.Namespace) -> int:
     if options.file.suffix != ".onnx":
         raise KDError(f"kd export: expected a file name that ends in .onnx, found {options.file}; write model.onnx")
     run = store_of(options.store).resolve(options.run)
-    origin = origin_of(run, [load_experiment(name) for name in replications(ROOT)])
+    origin = origin_of(run, loadable(ROOT))
     names = () if origin.synthetic else data_sets(origin.experiment, origin.config)
     folders = {name: folder_of(name, options.data, Downloading) for name in names}
     data = origin.experiment.load_data(origin.config, folders)
@@ -56,11 +56,14 @@ def cost(options: argparse.Namespace) -> int:
     session = prepared(options, options.name, options.profile)
     rows = measured_rows(session, lambda network: say(f"measuring {network}"))
     # The page of a replication is about its usual data; others are for the user who asked for them.
-    usual = session.experiment.label(session.profile_name, asdict(session.profile.config)) == session.profile_name
-    folder = ROOT / "results" / session.experiment.name / ("" if usual and not session.synthetic else "local")
+    label = session.experiment.label(session.profile_name, asdict(session.profile.config))
+    usual = label == session.profile_name and not session.synthetic
+    folder = ROOT / "results" / session.experiment.name / ("" if usual else "local")
     page = cost_page(session, rows, _about(session))
     say_page("\n" + unescaped(page))
-    write_cost(rows, page, folder)  # afterwards: an error there does not lose the measurements
+    write_cost(
+        rows, page, folder, "cost" if usual else f"{label}-cost"
+    )  # afterwards: an error there does not lose the measurements
     say(f"Written to {folder}")
     tell_again(session, options.profile)
     return 0

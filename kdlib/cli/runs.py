@@ -12,7 +12,7 @@ from kdlib.cli.say import say
 from kdlib.errors import KDError
 from kdlib.files import DamagedFile, is_there, not_read, read_file
 from kdlib.run.environment import source_digest
-from kdlib.run.experiment import load_experiment, replications
+from kdlib.run.experiment import loadable
 from kdlib.run.labels import label_of
 from kdlib.run.store import FinishedRun, Store, prune, read_run
 from kdlib.run.transfer import Outcome, export_runs, import_runs
@@ -169,10 +169,7 @@ def explain(options: argparse.Namespace) -> int:
         f"{environment.get('device', 'an unknown device')}, {environment.get('threads', '?')} threads, "
         f"in {environment.get('seconds', float('nan')):.0f} s, with {versions}"
     )
-    same = []
-    for name in replications(Path()):
-        with suppress(Exception):  # an experiment that somebody is editing does not hide the run
-            same += [name] * (source_digest(load_experiment(name).folder) == environment.get("source"))
+    same = [each.name for each in loadable(Path()) if source_digest(each.folder) == environment.get("source")]
     say(
         "source files: "
         + (f"as they are now in {', '.join(same)}" if same else "edited since, or another replication's")

@@ -114,8 +114,8 @@ COLUMNS = (
 )
 
 
-def write_cost(rows: Sequence[Row], page: str, folder: Path) -> None:
-    """Write `cost.csv` and, as `cost.md`, the page to a folder."""
+def write_cost(rows: Sequence[Row], page: str, folder: Path, name: str = "cost") -> None:
+    """Write `<name>.csv` and, as `<name>.md`, the page to a folder."""
     lines = [
         {
             "network": row.network,
@@ -127,8 +127,8 @@ def write_cost(rows: Sequence[Row], page: str, folder: Path) -> None:
     ]
     import pandas as pd
 
-    atomic_write(folder / "cost.csv", pd.DataFrame(lines).to_csv(index=False, lineterminator="\n").encode())
-    atomic_write(folder / "cost.md", page.encode())
+    atomic_write(folder / f"{name}.csv", pd.DataFrame(lines).to_csv(index=False, lineterminator="\n").encode())
+    atomic_write(folder / f"{name}.md", page.encode())
 
 
 def _rounded(value: float | None) -> float | int | None:

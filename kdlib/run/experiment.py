@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +21,7 @@ from kdlib.run.store import Description, FinishedRun, Result
 from kdlib.seeds import generator
 from kdlib.targets import SoftTargets
 
-__all__ = ["DEFAULT", "Arm", "Compute", "Experiment", "Profile", "Run", "load_experiment", "replications"]
+__all__ = ["DEFAULT", "Arm", "Compute", "Experiment", "Profile", "Run", "load_experiment", "loadable", "replications"]
 
 DEFAULT = "quick"  # the profile of a session that names none, and of `kd check`
 
@@ -283,6 +284,15 @@ def _check_fields(experiment: Experiment, profile: str, config: Any) -> None:
 def replications(root: Path) -> list[str]:
     """Return the names of the folders in replications/ that have an `experiment.py`, sorted."""
     return sorted(path.parent.name for path in root.glob("replications/*/experiment.py"))
+
+
+def loadable(root: Path) -> list[Experiment]:
+    """Return the replications that can be imported: one that somebody is editing does not hide the others."""
+    found = []
+    for name in replications(root):
+        with suppress(Exception):
+            found.append(load_experiment(name))
+    return found
 
 
 def load_experiment(name: str) -> Experiment:

@@ -15,7 +15,7 @@ from pathlib import Path
 from kdlib.errors import KDError
 from kdlib.files import canonical_json, not_read
 from kdlib.run.copying import Refused, checkpoints, copy_begun, copy_finished, read_begun, read_contents
-from kdlib.run.experiment import Arm, Experiment, load_experiment, replications
+from kdlib.run.experiment import Arm, Experiment, loadable
 from kdlib.run.finished import Description
 from kdlib.run.store import Store
 
@@ -101,8 +101,7 @@ def _chosen(ids: Iterable[str], prefixes: Collection[str]) -> list[str]:
 
 def _of_profile(name: str) -> Callable[[Description], bool]:
     """Whether a description is of an arm in that profile of a replication in the current folder."""
-    experiments = [load_experiment(each) for each in replications(Path())]
-    having = [experiment for experiment in experiments if name in experiment.profiles]
+    having = [experiment for experiment in loadable(Path()) if name in experiment.profiles]
     if not having:
         raise KDError(
             f"--profile {name}: expected a profile of a replication in {Path.cwd()}, found none; call kd in the top "

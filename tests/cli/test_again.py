@@ -38,7 +38,10 @@ def test_a_command_has_lines_that_fit_and_a_shell_joins_them(length, monkeypatch
         assert len(lines) == 1
 
 
-def test_without_nox_the_command_is_that_of_kd(monkeypatch):
-    monkeypatch.setattr(again.shutil, "which", lambda name: None)
+@pytest.mark.parametrize("lacks", ["nox", "noxfile.py"])
+def test_without_nox_the_command_is_that_of_kd(lacks, monkeypatch, tmp_path):
+    monkeypatch.setattr(again.shutil, "which", lambda name: None if lacks == "nox" else f"/bin/{name}")
+    if lacks == "noxfile.py":
+        monkeypatch.chdir(tmp_path)
     told = " ".join(again.lines_of_command(["run", "ecg", "--store", "my store"])).replace("\\", "")
     assert shlex.split(told) == [sys.executable, "-m", "kdlib", "run", "ecg", "--store", "my store"]

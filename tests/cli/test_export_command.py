@@ -65,7 +65,7 @@ def test_a_mistake_is_explained(capsys, arguments, said):
 @pytest.mark.slow
 def test_the_cost_of_synthetic_runs_goes_to_the_folder_that_git_ignores(tree):
     assert main(["cost", "ecg", "--profile", "smoke"]) == 0
-    with (tree / "results/ecg/local/cost.csv").open() as file:
+    with (tree / "results/ecg/local/smoke-cost.csv").open() as file:
         teacher, student = csv.DictReader(file)
     assert (teacher["role"], teacher["parameters"], student["role"], student["parameters"]) == (
         *("teacher", "17221"),
@@ -73,6 +73,6 @@ def test_the_cost_of_synthetic_runs_goes_to_the_folder_that_git_ignores(tree):
     )
     assert student["run"] == run_of(tree, "train_distilled")
     assert 0 <= float(student["int8_accuracy"]) <= 1
-    page = (tree / "results/ecg/local/cost.md").read_text()
+    page = (tree / "results/ecg/local/smoke-cost.md").read_text()
     assert "| 4 times    | 4.4 times  |" in page
     assert "data: synthetic heartbeats" in page
