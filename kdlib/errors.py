@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from traceback import extract_tb
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,6 +31,16 @@ def needs(extra: str, *modules: str) -> None:
                 f"python -m pip install 'kdlib[{extra}]'",
                 name=name,
             )
+
+
+def not_imported(place: str, error: Exception) -> KDError:
+    """Return the error about a module of the user's that cannot be imported: `place` names it."""
+    last = extract_tb(error.__traceback__)[-1]
+    file, line = (error.filename, error.lineno) if isinstance(error, SyntaxError) else (last.filename, last.lineno)
+    return KDError(
+        f"{place}: expected a module that can be imported, found {type(error).__name__}: "
+        f"{getattr(error, 'msg', None) or error} ({file}, line {line}); mend that line"
+    )
 
 
 def same_shape(one: Tensor, other: Tensor) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlib.batches import Examples
-from kdlib.errors import KDError
+from kdlib.errors import KDError, not_imported
 from kdlib.progress import Progress
 from kdlib.run.loaded import LoadedOnce
 from kdlib.run.store import Description, FinishedRun, Result
@@ -296,18 +296,19 @@ def loadable(root: Path) -> list[Experiment]:
 
 
 def load_experiment(name: str) -> Experiment:
-    """Import `replications.<name>.experiment`; KDError if it is missing or contradicts itself."""
+    """Import `replications.<name>.experiment`; KDError if it is missing, cannot be imported, or contradicts itself."""
     try:
         module = importlib.import_module(f"replications.{name}.experiment")
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"replications.{name}.experiment".startswith(error.name):
-            raise  # a module that the experiment itself imports
+    except KDError as error:
+        raise KDError(f"replications/{name}/experiment.py: {error}") from error
+    except Exception as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is None or not f"replications.{name}.experiment".startswith(missing):
+            raise not_imported(f"replications/{name}/experiment.py", error) from error
         raise KDError(
             f"no replication '{name}' here: expected replications/{name}/experiment.py below the current folder; "
             "run from the top folder of the repository, see `kd list`"
         ) from error
-    except KDError as error:
-        raise KDError(f"replications/{name}/experiment.py: {error}") from error
     found = getattr(module, "EXPERIMENT", None)
     if not isinstance(found, Experiment):
         raise KDError(

@@ -153,14 +153,18 @@ def test_a_module_without_an_experiment_is_named(load, wrong):
         load(head + wrong)
 
 
-def test_a_part_that_is_missing_is_named(load):
-    with pytest.raises(TypeError, match="'banded'"):
-        load(TEXT.replace('    banded=("accuracy",),\n', ""))
-
-
-def test_an_error_of_the_experiments_own_imports_is_not_taken_for_a_missing_replication(load):
-    with pytest.raises(ModuleNotFoundError, match="no_such_library"):
-        load("import no_such_library\n" + TEXT)
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (TEXT.replace('    banded=("accuracy",),\n', ""), r"TypeError: .*'banded'"),
+        ("import no_such_library\n" + TEXT, r"ModuleNotFoundError: No module named 'no_such_library' \(.*, line 1\)"),
+        ("def (\n" + TEXT, r"SyntaxError: .* \(.*made_up_\d+/experiment\.py, line 1\); mend that line"),
+        ("one = 1 / 0\n" + TEXT, r"ZeroDivisionError: division by zero \(.*/experiment\.py, line 1\)"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_named_with_the_line(load, text, found):
+    with pytest.raises(KDError, match=rf"^replications/made_up_\d+/experiment\.py: .*found {found}"):
+        load(text)
 
 
 # ---- data
