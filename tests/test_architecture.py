@@ -231,7 +231,7 @@ def test_a_member_of_replicas_in_evaluation_mode_is_in_it_too_and_frozen_parts_r
     assert [name for name, module in model.train().member(0).named_modules() if not module.training] == ["norm"]
 
 
-def without_a_value():
+def function_of_an_unset_variable():
     """A function that refers to a variable which never gets its value."""
 
     def function(x):
@@ -243,7 +243,8 @@ def without_a_value():
 
 
 def test_members_with_nan_or_a_variable_without_a_value_can_be_equal_and_can_differ():
-    alike = [Member(scale=float("nan"), function=without_a_value()) for _ in range(2)]
-    assert isinstance(Replicas(alike).member(1), Member)
+    equal_members = [Member(scale=float("nan"), function=function_of_an_unset_variable()) for _ in range(2)]
+    replicas = Replicas(equal_members)  # no error: they count as equal
+    assert isinstance(replicas.member(1), Member)
     with pytest.raises(KDError, match=r"scale: nan and, in member 1, 1\.0"):
         Replicas([Member(scale=float("nan")), Member()])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -171,20 +169,7 @@ def read_records(path: Path) -> list[Record]:
         return []
     except (OSError, UnicodeDecodeError) as error:
         raise KDError(f"{path}: expected a readable file of records, found: {error}") from error
-    with _no_collection():
-        return [_record(f"{path}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Pause Python's garbage collector, which would look at thousands of records, all of them in use, many times."""
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
+    return [_record(f"{path}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def _record(place: str, line: str) -> Record:
