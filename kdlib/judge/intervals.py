@@ -131,6 +131,7 @@ def f1_interval(confusion: ArrayLike, resamples: int = 2000, seed: int = 0) -> I
     return _percentiles(np.asarray(f1_by_class(draws)).mean(axis=1))
 
 
+@lru_cache(maxsize=4096)  # thousands of runs on one test set have some hundred counts
 def _clopper_pearson(successes: int, trials: int) -> tuple[float, float, float, float]:
     def quantile(a: int, b: int, probability: float) -> float:
         return float(special.betaincinv(a, b, probability))

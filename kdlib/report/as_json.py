@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kdlib.collector import without_collector
 from kdlib.files import atomic_write, sha256
 from kdlib.judge.claims import Claim, Reported
 from kdlib.judge.judging import of_declared, with_choices
@@ -29,6 +30,7 @@ __all__ = ["replication_json", "write_json"]
 AGAINST = "What stands against the claim"  # a section of a README
 
 
+@without_collector()
 def write_json(
     experiment: Experiment, records: Sequence[Record], root: Path, dates: Mapping[str, str]
 ) -> dict[str, Any]:

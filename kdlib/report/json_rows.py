@@ -67,6 +67,7 @@ def claim_rows(experiment: Experiment, reported: Reported, records: Sequence[Rec
     numbers = of_declared(measured(records), declared)
     taken = {choice.name: chosen(choice, numbers) or choice.name for choice in reported.choices}
     numbers = with_choices(reported.choices, numbers)
+    by_id = {record.run: record for record in records}
     rows = []
     for row in _read(path):
         claim, mode = reported.claims[row["claim"]], row["mode"]
@@ -79,7 +80,7 @@ def claim_rows(experiment: Experiment, reported: Reported, records: Sequence[Rec
                 "agrees": _agreeing(claim, mode, numbers, declared),
                 "arms": [_seeds(experiment, reported, claim, arm, numbers) for arm in arms],
                 "differences": _differences(claim, mode, numbers),
-                "seconds": _seconds(records, arms),
+                "seconds": _seconds(records, by_id, arms),
                 "command": command(experiment, records, arms),
             }
         )
@@ -142,9 +143,8 @@ def _differences(claim: Claim, mode: str, numbers: Metrics) -> list[Row]:
     return rows
 
 
-def _seconds(records: Sequence[Record], arms: Collection[str]) -> float:
+def _seconds(records: Sequence[Record], by_id: Mapping[str, Record], arms: Collection[str]) -> float:
     """The seconds of the runs of some arms, and of the runs that taught them."""
-    by_id = {record.run: record for record in records}
     wanted = [record.run for record in records if not record.arms.keys().isdisjoint(arms)]
     counted: dict[str, float] = {}
     while wanted:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kdlib.collector import without_collector
 from kdlib.errors import KDError, needs
 from kdlib.files import atomic_write
 from kdlib.judge.bands import read_bands
@@ -83,6 +84,7 @@ def figures_of(experiment: Experiment) -> Any:
     return importlib.import_module(f"replications.{experiment.name}.figures")
 
 
+@without_collector()
 def write_pages(
     experiment: Experiment, records: Sequence[Record], folder: Path, *, committed: Sequence[Record], synthetic: bool
 ) -> list[Page]:

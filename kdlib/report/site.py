@@ -19,6 +19,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from kdlib.collector import without_collector
 from kdlib.errors import KDError
 from kdlib.files import atomic_write
 from kdlib.judge.verdicts import Outcome
@@ -67,6 +68,7 @@ def write_site(root: Path, records: Mapping[str, Sequence[Record]]) -> None:
         stray.unlink()
 
 
+@without_collector()
 def write_pages(folder: Path, found: Sequence[Row]) -> None:
     """Write the pages of some replications' results into a folder, next to which are the replications' own."""
     # What has a verdict comes first.

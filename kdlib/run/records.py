@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from kdlib.collector import without_collector
 from kdlib.errors import KDError
 from kdlib.files import atomic_write, canonical_json, read_json, sha256
 from kdlib.run.schema import LineShape, MetricsShape, Misshapen, check, decoded
@@ -39,6 +41,22 @@ class Record:
         """The digest of the data that the run was trained on."""
         return str(self.description["data"])
 
+    @cached_property  # a table asks for them some six times
+    def scalars(self) -> dict[str, dict[str, float]]:
+        """The scalar metrics by arm; `training_loss` is that of the last epoch trained."""
+        by_arm = {}
+        for arm, snapshot in self.arms.items():
+            found = self.metrics[snapshot]
+            by_arm[arm] = {name: value for name, value in found.items() if _scalar(value)}
+            for last in self.history[: found.get("epochs")][-1:]:
+                if "training_loss" in last:
+                    by_arm[arm].setdefault("training_loss", last["training_loss"])
+        return by_arm
+
+
+def _scalar(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
 
 def record_of(run: FinishedRun, profile: str, arms: Mapping[str, str], data_name: str) -> Record:
     """Return the record of a finished run; `arms` maps the names of the arms that it serves to its snapshots."""
@@ -52,14 +70,19 @@ def record_of(run: FinishedRun, profile: str, arms: Mapping[str, str], data_name
             data_name,
             description,
             run.metrics,
-            run.history,
+            [{name: _rounded(value) for name, value in entry.items()} for entry in run.history],
             run.environment,
             run.weights_sha256,
             run.trace,
             run.parents,
         )
     )
-    return Record(**read_json(line))  # as it will be read back: no tuples, the history's numbers rounded
+    return Record(**read_json(line))  # as it will be read back: no tuples
+
+
+def _rounded(value: float) -> float:
+    # Otherwise most of the file would be digits of the history that no figure shows. Metrics keep all digits.
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def merged(old: Iterable[Record], new: Iterable[Record]) -> list[Record]:
@@ -99,7 +122,7 @@ def measured(
         raise KDError(f"expected runs of one profile on one data set, found {several}: make a table of each")
     by_arm: dict[str, dict[int, dict[str, float]]] = {}
     for record in records:
-        for arm, snapshot in record.arms.items():
+        for arm, scalars in record.scalars.items():
             if arms_of_interest is not None and arm not in arms_of_interest:
                 continue
             seeds = by_arm.setdefault(arm, {})
@@ -107,16 +130,8 @@ def measured(
                 raise KDError(
                     f"{arm}, seed {record.seed}: expected one run, found a second, {record.run}; keep the right one"
                 )
-            found = record.metrics[snapshot]
-            seeds[record.seed] = {name: value for name, value in found.items() if _scalar(value)}
-            for last in record.history[: found.get("epochs")][-1:]:
-                if "training_loss" in last:
-                    seeds[record.seed].setdefault("training_loss", last["training_loss"])
+            seeds[record.seed] = dict(scalars)
     return by_arm
-
-
-def _scalar(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 # ---- the file
@@ -148,7 +163,6 @@ def _line(record: Record) -> str:
     for name in _OPTIONAL:  # a record from before there were traces keeps its bytes
         if not content[name]:
             del content[name]
-    content["history"] = [{name: _rounded(value) for name, value in entry.items()} for entry in record.history]
     try:
         return canonical_json(content)
     except (TypeError, ValueError) as error:
@@ -156,11 +170,7 @@ def _line(record: Record) -> str:
         raise KDError(f"run {record.run}: expected {expected}, found: {error}") from error
 
 
-def _rounded(value: float) -> float:
-    # Otherwise most of the file would be digits of the history that no figure shows. Metrics keep all digits.
-    return float(f"{value:.6g}") if isinstance(value, float) else value
-
-
+@without_collector()
 def read_records(path: Path) -> list[Record]:
     """Return the records of a `runs.jsonl`, none if there is no such file; KDError names a line that is wrong."""
     try:

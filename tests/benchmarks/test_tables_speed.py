@@ -50,7 +50,7 @@ def test_ten_thousand_runs_are_tabled_in_five_seconds(benchmark, recorded):
         site.write_pages(recorded / "results" / "site", [write_json(experiment, records, recorded, {})])
         return time.process_time() - began
 
-    seconds = min(tables(), tables())
+    seconds = min(tables(), tables(), tables())  # the machine's other work makes some slower
     benchmark.extra_info["seconds"] = seconds
     benchmark.pedantic(tables, rounds=1)
     assert len((folder / "quick-arms.csv").read_text().splitlines()) == len(ARMS) + 1

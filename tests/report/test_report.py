@@ -168,12 +168,10 @@ def five(profile="full", **rest):
 # ---- records
 
 
-def test_records_come_back_as_they_were_but_for_the_digits_of_the_history(tmp_path):
+def test_records_come_back_as_they_were(tmp_path):
     path = tmp_path / "results" / "runs.jsonl"
     write_records(path, [record("alone", 0, macro_f1=1 / 3)])
-    (back,) = read_records(path)
-    assert back == replace(record("alone", 0, macro_f1=1 / 3), history=[{"training_loss": 0.123457, "epoch": 1}])
-    assert back.metrics["final"]["macro_f1"] == 1 / 3
+    assert read_records(path) == [record("alone", 0, macro_f1=1 / 3)]
     assert read_records(tmp_path / "none.jsonl") == []
 
 
