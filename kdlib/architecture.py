@@ -15,7 +15,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from kdlib.errors import KDError
 from kdlib.files import tensor_digest
 
-__all__ = ["refuse_differences", "refuse_what_cannot_be_stacked"]
+__all__ = ["refuse_differences", "refuse_what_cannot_be_stacked", "settings_of"]
 
 PLAIN = (int, float, complex, str, bytes, type(None), type, torch.dtype, torch.device, torch.Size)
 MAX_DEPTH = 6  # of attributes within attributes, which may refer to each other
@@ -56,6 +56,29 @@ def refuse_what_cannot_be_stacked(member: nn.Module, has_draws: bool) -> None:
         raise KDError(f"expected a network that can be stacked, found {problem}, or train the members one by one")
     if next(member.parameters(), None) is None:
         raise KDError("expected a network that can be stacked, found no parameter; there is nothing to train")
+
+
+def settings_of(network: nn.Module) -> dict[str, dict[str, str]]:
+    """Return what a checkpoint can say of a network besides its tensors, by the name of the layer.
+
+    That is: class and settings of torch's own layers (the rate of dropout, a stride), and which parameters learn.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for path, module in network.named_modules():
+        learn = {name: str(p.requires_grad) for name, p in module._parameters.items() if p is not None}
+        settings = {f"{name}.requires_grad": value for name, value in learn.items()}
+        if type(module).__module__.startswith("torch.nn."):  # a class of the user's may be renamed
+            plain = {name: repr(value) for name, value in vars(module).items() if _is_setting(name, value)}
+            settings |= {"class": type(module).__qualname__, **plain}
+        if settings:
+            found[path or "the network"] = settings
+    return found
+
+
+def _is_setting(name: str, value: Any) -> bool:
+    parts = value if isinstance(value, tuple) else (value,)
+    known = all(isinstance(part, bool | int | float | str | None) for part in parts)
+    return known and name != "training" and not name.startswith("_")
 
 
 def _of(network: nn.Module) -> dict[str, Any]:

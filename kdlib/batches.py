@@ -60,6 +60,8 @@ class Examples:
                 f"{labels.dtype} of shape {tuple(labels.shape)}; use labels.long(), or without labels "
                 "labels=torch.empty(len(inputs), 0, dtype=torch.int64)"
             )
+        if inputs.layout != torch.strided or inputs.is_meta:
+            raise KDError(f"inputs: expected a dense tensor with values, found {inputs.layout}; use inputs.to_dense()")
         digest = digest or array_digest(inputs, labels)
         for name, value in (("inputs", inputs), ("labels", labels), ("digest", digest), ("view", view)):
             object.__setattr__(self, name, value)  # the class is frozen
@@ -180,7 +182,8 @@ class Batches:
         _check_augmentation(augment, view, mix)
         if soft is not None:
             examples.check(soft, view)
-        self.examples, self.size, self.seed, self.mix, self.augment = examples, size, seed, mix, augment
+        self.examples, self.size, self.mix, self.augment = examples, size, mix, augment
+        self.seed = operator.index(seed)
         self.soft = None if soft is None else soft.logits.to(examples.inputs.device)
         self.soft_origin = None if soft is None else soft.origin()
         self.view, self.drop_last = view or examples.view, drop_last
@@ -218,6 +221,10 @@ class Batches:
         """Return what the batches are made of, for the trace: data, view, size, and the origin of the soft targets."""
         made = {"digest": self.examples.digest, "view": self.view, "size": self.size, "soft": self.soft_origin}
         return made | {"drop_last": True} if self.drop_last else made
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a resumed training must find again: `about`, the order's seed, and whether rows are mixed."""
+        return self.about() | {"seed": self.seed, "mixed": self.mix is not None}
 
     def _plain(self, rows: Tensor) -> Batch:
         soft = None if self.soft is None else self.soft.index_select(0, rows)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdlib.errors import KDError
+from kdlib.foreign import is_foreign
 
 CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
 PAUSES = (0.05, 0.2, 0.7)  # seconds before a rename that was refused is tried again
@@ -57,6 +58,10 @@ def locked(path: Path, remedy: str, on_wait: Callable[[], None] = lambda: None) 
 
 class DamagedFile(KDError):
     """A stored file is missing, cut, altered, or not the file that its name says."""
+
+
+class ForeignFile(DamagedFile):
+    """A file that kdlib did not write: other weights, an archive, a text."""
 
 
 def not_read(path: Path, error: BaseException) -> KDError:
@@ -303,6 +308,8 @@ def tensors_of(content: bytes, path: Path) -> tuple[dict[str, Tensor], Any]:
         tensors = {name: value.clone() for name, value in sorted(safetensors.torch.load(content).items())}
         found = _digest(tensors, notes)
     except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        if is_foreign(content):
+            raise ForeignFile(f"{path}: expected a safetensors file of kdlib, found another file") from error
         raise DamagedFile(
             f"{path}: expected a safetensors file of kdlib, found unreadable content ({error})"
         ) from error

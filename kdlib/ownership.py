@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kdlib.errors import KDError
-from kdlib.files import canonical_json
+from kdlib.files import canonical_json, read_json
 from kdlib.packing import layout_of
 
 __all__ = ["FORMAT", "REMEDY", "Loops", "json_of", "refuse_another"]
 
-FORMAT = 2  # of the checkpoint
+FORMAT = 3  # of the checkpoint
 SHOWN = 4  # differences that an error names
 
 REMEDY = "give this training another checkpoint, or delete that file to start again"
@@ -22,22 +21,44 @@ class Loops:
     """The loops that trained a training's epochs: the first epoch of each, its seeds, its data, and its count.
 
     A training may consist of several loops. A resumed training calls them all again, and those that are done train
-    nothing; so each call of a loop is compared with the epochs that it would have trained.
+    nothing; so each call of a loop is compared with the epochs that it would have trained. A loop that was left early
+    is done if another one followed. Two loops of one seed, count and data are taken for one.
     """
 
     def __init__(self) -> None:
         self.stored: list[dict[str, Any]] = []
         self.known = 0  # epochs whose loops this process has trained or compared
+        self.called = 0  # stored loops that this process has called again, or trained
         self.now: dict[str, Any] = {}
 
-    def begins(self, batches: Any, seeds: Sequence[int], count: int, done: int, begun: int, place: str) -> bool:
-        """Take a loop of `count` epochs in all; return whether it goes on from the last epoch of a checkpoint.
+    def is_done(self, batches: Any, seeds: Sequence[int], count: int, begun: int, place: str) -> bool:
+        """Take a loop of `count` epochs in all; return whether the checkpoint has a later one.
 
-        `done` epochs are finished, `begun` are begun. KDError, with `place` and what differs, if the checkpoint's
-        epochs were trained with other seeds or data, or if it holds more epochs than were asked for.
+        `begun` epochs are begun. KDError for another count after a loop that was left early.
         """
         now = {"seed": seeds[0] if len(seeds) == 1 else [*seeds], "data": _data(batches), "count": count}
-        self.now = json_of(now, place)
+        self.now, spans = json_of(now, place), self._spans(begun)
+        same = (n for n in range(self.called, len(spans)) if self._is_now(spans[n][2]))
+        found = next(same, None)
+        if found is not None:
+            self.called = found + 1
+            if self.called < len(spans):
+                self.known = max(self.known, spans[found][1])
+                return True
+        elif 0 < self.called == len(spans) - 1 and any(until < loop["count"] for _, until, loop in spans[:-1]):
+            # The count may have been computed from the number of epochs, which was another one at the first time.
+            raise KDError(
+                f"{place}: expected a loop of {spans[-1][2]['count']} epochs in all after one that was left early, as "
+                f"at the first time, found {count}; write that number, and add another loop for further epochs"
+            )
+        return False
+
+    def begins(self, count: int, done: int, begun: int, place: str) -> bool:
+        """Begin the loop that `is_done` took; return whether it goes on from the last epoch of a checkpoint.
+
+        `done` epochs are finished. KDError, with `place` and what differs, if the checkpoint's epochs were trained with
+        other seeds or data, or if it holds more epochs than were asked for.
+        """
         last, before = min(count, begun), self.known
         for first, until, loop in self._spans(begun):
             if first <= last and until > before:
@@ -53,9 +74,12 @@ class Loops:
     def trains(self, epoch: int) -> None:
         """Note that the current loop trains an epoch."""
         self.stored = [loop for loop in self.stored if loop["first"] < epoch]  # it may have broken off, and begin again
-        if not self.stored or self.now != {name: self.stored[-1][name] for name in self.now}:
+        if not self.stored or not self._is_now(self.stored[-1]):
             self.stored.append({"first": epoch, **self.now})
-        self.known = epoch
+        self.known, self.called = epoch, len(self.stored)
+
+    def _is_now(self, loop: Mapping[str, Any]) -> bool:
+        return self.now == {name: loop[name] for name in self.now}
 
     def _spans(self, begun: int) -> list[tuple[int, int, dict[str, Any]]]:
         """First and last epoch of each stored loop."""
@@ -67,7 +91,7 @@ class Loops:
 def _data(batches: Any) -> Any:
     """What the batches are made of, if they say so: one object, or one for each member of a stack under its number."""
     members = getattr(batches, "members", [batches])
-    about = [member.about() if hasattr(member, "about") else {} for member in members]
+    about: list[dict[str, Any]] = [getattr(member, "identity", getattr(member, "about", dict))() for member in members]
     return about[0] if len(about) == 1 else {str(number): each for number, each in enumerate(about)}
 
 
@@ -88,9 +112,11 @@ def refuse_another(stored: Any, own: Mapping[str, Any], place: str) -> None:
     first, last, optimizer = stored["first"]["optimizer"], stored["settings"], own["first"]["optimizer"]
     # Its settings may have changed since the training began, by a scheduler, for example.
     like = last if optimizer == last or first["class"] != last["class"] else first
+    network, other = stored["first"]["network"], own["first"]["network"]
     pairs = [
         (stored["owner"], own["owner"]),
         ({"network": layout_of(stored["model"])}, {"network": layout_of(own["model"])}),
+        ({"network": _shared(network, other)}, {"network": _shared(other, network)}),
         ({"optimizer": _by_name(like, optimizer)}, {"optimizer": _by_name(optimizer, like)}),
         ({"schedulers": stored["first"]["schedulers"]}, {"schedulers": own["first"]["schedulers"]}),
     ]
@@ -100,12 +126,23 @@ def refuse_another(stored: Any, own: Mapping[str, Any], place: str) -> None:
 def json_of(about: Mapping[str, Any] | None, place: str) -> Any:
     """Return what a caller said about a training, as a file gives it back; KDError if JSON cannot hold it."""
     try:
-        return json.loads(canonical_json({} if about is None else dict(about)))
+        return read_json(canonical_json({} if about is None else dict(about)))
     except (TypeError, ValueError) as error:
         raise KDError(
             f"{place}: about: expected finite numbers, texts, lists and dicts, found what JSON cannot hold ({error}); "
-            "name the numbers themselves"
+            "name the numbers themselves, and texts in UTF-8"
         ) from error
+
+
+def _shared(network: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a network's layers that the other network's layers of the same name have too."""
+    # Another version of torch may have settings that this one does not know.
+    return {
+        place: {name: value for name, value in layer.items() if name in other[place]}
+        if place in other
+        else layer.get("class")
+        for place, layer in network.items()
+    }
 
 
 def _by_name(optimizer: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,9 @@ def pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     """
     if isinstance(value, np.generic):
         value = value.item()
-    if value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value)):
+    if type(value) is str:
+        return _packed_text(value, name)
+    if value is None or type(value) in (bool, int) or (type(value) is float and math.isfinite(value)):
         return value
     if type(value) is float:  # JSON has no infinity
         return {"float": repr(value)}
@@ -44,6 +46,16 @@ def pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         f"{name}: expected a state of tensors, numbers, texts, dicts and lists, found {type(value).__name__}, which a "
         "checkpoint cannot hold; let state_dict or get_extra_state return one of those"
     )
+
+
+def _packed_text(value: str, name: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # Python has such text for names of files that are not UTF-8
+        raise KDError(
+            f"{name!a}: expected text that a file can hold, found {value!a}; use value.encode(errors='replace')"
+        ) from error
+    return value
 
 
 def _packed_tensor(value: Tensor | np.ndarray[Any, Any], name: str, tensors: dict[str, Tensor]) -> Any:

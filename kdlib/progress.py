@@ -19,13 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdlib.architecture import settings_of
 from kdlib.errors import KDError
-from kdlib.files import DamagedFile, is_there, keep_previous, load_tensors, save_tensors, set_aside
+from kdlib.files import DamagedFile, ForeignFile, is_there, keep_previous, load_tensors, save_tensors, set_aside
 from kdlib.ownership import FORMAT, REMEDY, Loops, json_of, refuse_another
 from kdlib.packing import pack, unpack, unwrapped
 from kdlib.rates import Rates
 from kdlib.replicas import Replicas
 from kdlib.trace import Tracer, description
+from kdlib.trainable import check_optimizer, check_training
 
 __all__ = ["CHECKPOINT_SECONDS", "NonFiniteLoss", "Progress"]
 
@@ -86,10 +88,10 @@ class Progress:
         self.count = 0  # epochs to train in all; the loop sets it
         self.tracer = Tracer(self)
         self.loops = Loops()
-        self._check()
-        self._owner = {"label": label, "about": json_of(about, self._place()), "extras": sorted(self.extras)}
+        check_training(model, optimizer, self.extras, self._place())
+        self._owner = json_of({"label": label, "about": about or {}, "extras": sorted(self.extras)}, self._place())
         self.rates = Rates(optimizer, self.extras)
-        self._first = self.rates.first
+        self._first = {**self.rates.first, "network": settings_of(self.network)}
         self._begun_with: dict[str, Any] = {}  # the rates at the beginning of the current epoch
         self._loaded: dict[str, Any] = {}  # the rates of the checkpoint
         if self.checkpoint is not None:
@@ -114,6 +116,8 @@ class Progress:
 
     def record(self, **metrics: float) -> None:
         """Add measurements to the current epoch's entry of the history; NonFiniteLoss if one is NaN or infinite."""
+        if not self.history:
+            raise KDError("expected a trained epoch to record for, found none; call record within the loop over epochs")
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise NonFiniteLoss(
@@ -123,9 +127,14 @@ class Progress:
         self.history[-1].update({name: float(value) for name, value in metrics.items()})
 
     def is_lowest(self, metric: str) -> bool:
-        """Return whether the current epoch's `metric` is strictly below that of every earlier epoch."""
-        *earlier, now = (entry[metric] for entry in self.history)
-        return all(now < value for value in earlier)
+        """Return whether the current epoch's `metric` is strictly below that of every earlier epoch that has it."""
+        *earlier, now = self.history or [{}]
+        if metric not in now:
+            raise KDError(
+                f"expected a measurement {metric!r} of the current epoch, found {[*now]}; call record({metric}=...) "
+                "first, within the loop over epochs"
+            )
+        return all(now[metric] < entry[metric] for entry in earlier if metric in entry)
 
     def keep(self, name: str) -> None:
         """Copy the model's current weights under `name`; this replaces an older copy of that name."""
@@ -145,17 +154,22 @@ class Progress:
         """Whether the last checkpoint is so old that one is to be written within the epoch."""
         return self.checkpoint is not None and time.monotonic() - self.saved_at >= CHECKPOINT_SECONDS
 
-    def loop_begins(self, batches: Any, seeds: Sequence[int], count: int, *, rate: bool) -> None:
+    def loop_begins(self, batches: Any, seeds: Sequence[int], count: int, *, rate: bool) -> int:
         """Take a loop of `count` epochs in all; `rate`: it sets the learning rates itself.
 
-        KDError if the checkpoint's epochs were trained with other seeds, data or learning rates, or are too many.
+        Return its last epoch, or 0 if the checkpoint says that it is done. KDError if the checkpoint's epochs were
+        trained with other seeds, data or learning rates, or are too many, and for an optimizer of other weights.
         """
         self.count, place, begun = count, self._place(), self.epoch + bool(self.resumed[0])
+        check_optimizer(self.network, self.optimizer)
         self.rates.loop_begins(rate, self.optimizer, self.checkpoint is not None, place)
-        if self.loops.begins(batches, seeds, count, self.epoch, begun, place):
+        if self.loops.is_done(batches, seeds, count, begun, place):
+            return 0
+        if self.loops.begins(count, self.epoch, begun, place):
             self.rates.refuse_others(self._first, place, REMEDY)
             # Again: code between two loops may have set what this loop had changed when it stopped.
             self.rates.restore(self.optimizer, self._loaded)
+        return count
 
     def epoch_begins(self) -> int:
         """Take over the steps of this epoch that the checkpoint holds, and return their number."""
@@ -218,25 +232,13 @@ class Progress:
     def _place(self) -> str:
         return self.label or "training" if self.checkpoint is None else f"{self.label or 'training'}, {self.checkpoint}"
 
-    def _check(self) -> None:
-        """Refuse what could not be resumed."""
-        if isinstance(self.network, Replicas) and self.network is not self.model:
-            raise KDError(
-                f"{self._place()}: expected Replicas as they are, found them within {type(self.model).__name__}; "
-                "leave the wrapper out: the loop must seed the members' dropout"
-            )
-        for name, value in self.extras.items():
-            if not (hasattr(value, "state_dict") and hasattr(value, "load_state_dict")):
-                raise KDError(
-                    f"extras: expected objects with state_dict and load_state_dict, found {type(value).__name__} under "
-                    f"{name!r}; leave it out, or give it these methods"
-                )
-
     def _load(self, path: Path) -> None:
         if path.is_dir():
             raise KDError(f"{self._place()}: expected the name of a file, found a folder; add a name to it")
         try:
             tensors, notes = load_tensors(path)
+        except ForeignFile as error:
+            raise KDError(f"{self._place()}: expected a checkpoint, found a file of another kind; {REMEDY}") from error
         except DamagedFile as error:
             aside = set_aside(path)
             goes_on = is_there(path)  # the one before it took its place

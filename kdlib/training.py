@@ -106,12 +106,12 @@ def epochs(
     if progress.model.training:  # otherwise, the body of an earlier loop left it in evaluation mode
         progress.frozen = [module for module in progress.model.modules() if not module.training]
     seeds, count = _seeds(seed, progress.model), operator.index(count)  # NumPy's whole numbers too
-    progress.loop_begins(batches, seeds, count, rate=rate is not None)
+    last = progress.loop_begins(batches, seeds, count, rate=rate is not None)
     tracer = progress.tracer
     if not tracer.traces:
         tracer.begin(batches)
     make_step = _step(progress, objective)
-    for epoch in range(progress.epoch + 1, count + 1):
+    for epoch in range(progress.epoch + 1, last + 1):
         if rate is not None:
             progress.rates.set_all(progress.optimizer, rate(epoch))
         if progress.resumed[0]:
@@ -264,13 +264,15 @@ def _remedy(batches: Iterable[Batch], epoch: int, step: int) -> str:
     return "lower the learning rate or check the inputs"
 
 
-def predict_soft_targets(teacher: nn.Module, examples: Examples, run: str = "", size: int = 1024) -> SoftTargets:
+def predict_soft_targets(
+    teacher: nn.Module, examples: Examples, run: str = "", size: int = 1024, output: int | str | None = None
+) -> SoftTargets:
     """Return the teacher's logits (N, K) of the examples, with the examples' digest and view.
 
     `run` names the teacher; without it, the name is made from the SHA-256 of the weights. Warns (TeacherAtChance) as
-    `Examples.check` does.
+    `Examples.check` does. `output` picks one of several outputs, as in `predict_logits`.
     """
-    logits = predict_logits(teacher, examples.inputs, size)
+    logits = predict_logits(teacher, examples.inputs, size, output)
     name = run or f"weights {tensor_digest(tensors_of_state(unwrapped(teacher).state_dict()))[:16]}"
     soft = SoftTargets(logits, name, examples.digest, examples.view)
     examples.check(soft)

@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from kdlib.augment import mixup
 from kdlib.batches import Batches, Examples
 from kdlib.errors import KDError
 from kdlib.files import load_tensors, save_tensors
@@ -58,6 +59,23 @@ def train(path, *, model=None, optimizer=sgd, batches=None, seed=SEED, count=2, 
 
 # ---- whose a checkpoint is
 
+
+def with_layer(number, layer):
+    model = network()
+    model[number] = layer
+    return model
+
+
+class Nothing(nn.Module):
+    """A layer of a user: its class may be renamed, and so is not compared."""
+
+    def forward(self, x):
+        return x
+
+
+MIXED = Batches(
+    EXAMPLES, SIZE, SEED, SOFT, mix=lambda epoch: mixup(torch.arange(N), 0.2, generator(0, "mix", epoch)), classes=K
+)
 OWN = {"label": "student", "about": {"temperature": 4.0, "layers": [2, 3]}}
 OTHERS = {
     "label": ({"label": "teacher"}, "label: the checkpoint has 'student', this training 'teacher'"),
@@ -77,6 +95,21 @@ OTHERS = {
         "data.soft.sha256: the checkpoint has",
     ),
     "batch size": ({"batches": Batches(EXAMPLES, 9, SEED, SOFT)}, "data.size: the checkpoint has 8, this training 9"),
+    "order": ({"batches": Batches(EXAMPLES, SIZE, 6, SOFT)}, "data.seed: the checkpoint has 5, this training 6"),
+    "mixed": ({"batches": MIXED}, "data.mixed: the checkpoint has False, this training True"),
+    "dropout": (
+        {"model": with_layer(3, nn.Dropout(0.5))},
+        "network.3.p: the checkpoint has '0.2', this training '0.5'",
+    ),
+    "activation": ({"model": with_layer(2, nn.GELU())}, "network.2.class: the checkpoint has 'ReLU', this .* 'GELU'"),
+    "a layer less": (
+        {"model": with_layer(3, Nothing())},
+        "network.3: the checkpoint has 'Dropout', this training None",
+    ),
+    "frozen layer": (
+        {"model": with_layer(0, network()[0].requires_grad_(False))},
+        "network.0.weight.requires_grad: the checkpoint has 'True', this training 'False'",
+    ),
     "optimizer": (
         {"optimizer": lambda model: torch.optim.Adam(model.parameters())},
         r"found another's \(optimizer.class: the checkpoint has 'SGD', this training 'Adam'\)",
@@ -177,7 +210,7 @@ def test_files_that_are_no_checkpoint_of_this_format_are_refused_and_kept(tmp_pa
     for other in (None, [], {name: value for name, value in notes.items() if name != "format"}, notes | {"format": 1}):
         save_tensors(path, tensors, other)
         content = path.read_bytes()
-        with pytest.raises(KDError, match="expected a checkpoint of format 2, found another file"):
+        with pytest.raises(KDError, match="expected a checkpoint of format 3, found another file"):
             train(path)
         assert path.read_bytes() == content
     with pytest.raises(KDError, match="expected the name of a file, found a folder"):

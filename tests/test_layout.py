@@ -18,8 +18,8 @@ LIBRARY = sorted((ROOT / "kdlib").rglob("*.py"))
 REPLICATIONS = sorted((ROOT / "replications").rglob("*.py"))
 SHARED = sorted(path.parent.name for path in ROOT.glob("replications/*/__init__.py") if path.parent.name not in NAMES)
 
-BASE = {"errors", "files", "terminal"}
-MAY_IMPORT = {  # cli -> report -> {run, judge} -> core, data -> errors, files, terminal
+BASE = {"collector", "errors", "files", "foreign", "terminal"}
+MAY_IMPORT = {  # cli -> report -> {run, judge} -> core, data -> base
     "base": {"base"},
     "core": {"core", "base"},
     "data": {"data", "core", "base"},

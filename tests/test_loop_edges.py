@@ -266,7 +266,7 @@ def test_a_teacher_within_the_student_or_in_the_objective_stays_in_evaluation_mo
     class Joint(nn.Module):
         def __init__(self):
             super().__init__()
-            self.student, self.teacher = network(), network().eval()
+            self.student, self.teacher = network(), network().eval().requires_grad_(False)
 
         def forward(self, x):
             return self.student(x), self.teacher(x)

@@ -149,7 +149,7 @@ def test_dropout_differs_between_epochs(examples):
 def test_rate_is_applied_each_epoch(examples):
     model = network()
     optimizer = torch.optim.SGD(
-        [{"params": model[0].parameters()}, {"params": model[4].parameters(), "weight_decay": 0.1}], lr=0.5
+        [{"params": model[:2].parameters()}, {"params": model[4].parameters(), "weight_decay": 0.1}], lr=0.5
     )
     seen = []
 
@@ -405,7 +405,7 @@ OPTIMIZERS = {
     "momentum": lambda model: torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True),
     "plain": lambda model: torch.optim.SGD(model.parameters(), lr=0.1),
     "two groups": lambda model: torch.optim.AdamW(
-        [{"params": model[0].parameters()}, {"params": model[4].parameters()}]
+        [{"params": model[:2].parameters()}, {"params": model[4].parameters()}]
     ),
 }
 
@@ -531,19 +531,19 @@ def test_the_checkpoint_before_the_last_one_is_kept(tmp_path, examples, monkeypa
 def test_two_damaged_checkpoints_are_set_aside_and_kept(tmp_path, examples):
     path = tmp_path / "c"
     trained(path, examples, stop=3)
-    path.write_bytes(b"last")
-    (tmp_path / "previous-c").write_bytes(b"before")
+    path.write_bytes(b"\0last")
+    (tmp_path / "previous-c").write_bytes(b"\0before")
     resumed = trained(path, examples)
     assert "Set aside as c.damaged; this run goes on from the checkpoint before it." in resumed.notice
     assert "Set aside as c.damaged-2; this run starts from its first epoch." in resumed.notice
-    assert [(tmp_path / name).read_bytes() for name in ("c.damaged", "c.damaged-2")] == [b"last", b"before"]
+    assert [(tmp_path / name).read_bytes() for name in ("c.damaged", "c.damaged-2")] == [b"\0last", b"\0before"]
     assert same_everything(resumed, trained(None, examples))
 
 
 def test_a_kill_while_a_damaged_checkpoint_is_set_aside_loses_nothing(tmp_path, examples, monkeypatch):
     path = tmp_path / "c"
     trained(path, examples, stop=3)
-    path.write_bytes(b"damaged")
+    path.write_bytes(b"\0damaged")
 
     def killed(source, target):
         raise KeyboardInterrupt

@@ -1,0 +1,34 @@
+"""Files that kdlib did not write, in the place of one of its own: they are the user's, and not damaged."""
+
+from __future__ import annotations
+
+import json
+
+import safetensors
+import safetensors.torch
+
+__all__ = ["is_foreign"]
+
+
+def is_foreign(content: bytes) -> bool:
+    """Return whether the content of a file is surely not that of a damaged file of `kdlib.files.save_tensors`.
+
+    It is text, an archive of torch.save, or a whole file of safetensors without kdlib's digest.
+    """
+    # A file of safetensors begins with a length of eight bytes, some of them 0.
+    if (content and 0 not in content[:8] and _is_text(content)) or content.startswith(b"PK\x03\x04"):
+        return True
+    try:
+        tensors = safetensors.torch.load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    except (ValueError, KeyError, RuntimeError, MemoryError, safetensors.SafetensorError):
+        return False
+    return bool(tensors) and "digest" not in str(header.get("__metadata__"))
+
+
+def _is_text(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

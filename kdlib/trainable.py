@@ -1,0 +1,72 @@
+"""What a training refuses before its first step, because it could not be trained or resumed."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from kdlib.errors import KDError
+from kdlib.packing import unwrapped
+from kdlib.replicas import Replicas
+
+__all__ = ["WeightsNotTrained", "check_optimizer", "check_training"]
+
+SHOWN = 4  # names of weights in a message
+
+
+class WeightsNotTrained(UserWarning):
+    """Weights of the model have requires_grad, but the optimizer does not hold them."""
+
+
+def check_training(model: nn.Module, optimizer: torch.optim.Optimizer, extras: Mapping[str, Any], place: str) -> None:
+    """Refuse (KDError) models, optimizers and extras that the loop cannot train or a checkpoint cannot hold."""
+    if isinstance(unwrapped(model), Replicas) and unwrapped(model) is not model:
+        raise KDError(
+            f"{place}: expected Replicas as they are, found them within {type(model).__name__}; "
+            "leave the wrapper out: the loop must seed the members' dropout"
+        )
+    lazy = [name for name, value in [*model.named_parameters(), *model.named_buffers()] if is_lazy(value)]
+    if lazy:
+        raise KDError(f"{place}: expected weights with values, found the lazy {lazy[0]}; call the model first")
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise KDError(
+            f"{place}: expected an optimizer that makes one step of one loss, found {type(optimizer).__name__}, which "
+            "needs the loss several times; use another, such as SGD or Adam"
+        )
+    for name, value in extras.items():
+        if not (hasattr(value, "state_dict") and hasattr(value, "load_state_dict")):
+            raise KDError(
+                f"extras: expected objects with state_dict and load_state_dict, found {type(value).__name__} under "
+                f"{name!r}; leave it out, or give it these methods"
+            )
+
+
+def check_optimizer(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Refuse (KDError) an optimizer that holds none of the weights to train; warn (WeightsNotTrained) if it lacks some.
+
+    It may hold others too, of a layer beside the network, for example.
+    """
+    held = {id(value) for group in optimizer.param_groups for value in group["params"]}
+    learning = {name: value for name, value in network.named_parameters() if value.requires_grad}
+    left = [name for name, value in learning.items() if id(value) not in held]
+    if not left:
+        return
+    names = ", ".join(left[:SHOWN]) + (f" and {len(left) - SHOWN} more" if len(left) > SHOWN else "")
+    if len(left) == len(learning):
+        raise KDError(
+            f"expected an optimizer of the model's weights, found one that holds none of {names}; make it from "
+            "model.parameters(), after the last change of the model's layers"
+        )
+    warnings.warn(
+        f"the optimizer does not hold {names}, so they remain as they are; make it after the last change of the "
+        "model's layers, or call requires_grad_(False) on them",
+        WeightsNotTrained,
+        stacklevel=4,
+    )

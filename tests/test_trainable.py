@@ -1,0 +1,152 @@
+"""What a training refuses before its first step, and measurements without an epoch."""
+
+import re
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from kdlib.batches import Batches, Examples
+from kdlib.errors import KDError
+from kdlib.progress import Progress
+from kdlib.seeds import generator
+from kdlib.trainable import WeightsNotTrained
+from kdlib.training import epochs, hard_targets, predict_logits, predict_soft_targets
+
+INPUTS = torch.randn(32, 4, generator=generator(0, "inputs"))
+EXAMPLES = Examples(INPUTS, INPUTS[:, :3].argmax(1))
+NOT_UTF_8 = b"caf\xe9".decode("utf-8", "surrogateescape")  # as os.listdir gives such a name
+
+
+def network():
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def sgd(model):
+    return torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+def train(progress):
+    return [*epochs(progress, Batches(EXAMPLES, 16, 0), hard_targets, count=2, seed=0)]
+
+
+# ---- the optimizer
+
+
+def test_another_networks_optimizer_is_refused_before_training():
+    model = network()
+    with pytest.raises(KDError, match=r"holds none of 0.weight, 0.bias, 2.weight, 2.bias; make it from model.param"):
+        train(Progress(model, sgd(network())))
+
+
+def test_a_head_that_replaced_another_is_told_and_a_frozen_one_is_not():
+    model = network()
+    progress = Progress(model, sgd(model))
+    model[2] = nn.Linear(8, 3)
+    with pytest.warns(WeightsNotTrained, match="does not hold 2.weight, 2.bias, so they remain as they are"):
+        train(progress)
+    model[2].requires_grad_(False)
+    assert train(Progress(model, sgd(model[0]))) == [1, 2]  # warnings are errors here
+
+
+def test_an_optimizer_may_hold_more_than_the_model():
+    model, beside = network(), nn.Linear(3, 3)
+    optimizer = torch.optim.SGD([*model.parameters(), *beside.parameters()], lr=0.1)
+    assert train(Progress(model, optimizer)) == [1, 2]
+
+
+def test_an_optimizer_that_asks_for_the_loss_several_times_is_refused():
+    model = network()
+    with pytest.raises(KDError, match="found LBFGS, which needs the loss several times; use another"):
+        Progress(model, torch.optim.LBFGS(model.parameters()))
+
+
+def test_lazy_layers_are_refused():
+    model = nn.Sequential(nn.LazyLinear(8), nn.Linear(8, 3))
+    with pytest.raises(KDError, match=r"found the lazy 0\.weight; call the model first"):
+        Progress(model, sgd(model))
+
+
+# ---- the checkpoint
+
+
+def archive(path):
+    torch.save(network().state_dict(), path)
+
+
+def other_weights(path):
+    safetensors.torch.save_file(network().state_dict(), path, {"format": "pt"})
+
+
+def text(path):
+    path.write_text("print('a script')")
+
+
+@pytest.mark.parametrize("write", [archive, other_weights, text])
+def test_a_file_of_the_users_is_not_moved(tmp_path, write):
+    path, model = tmp_path / "model", network()
+    write(path)
+    content = path.read_bytes()
+    with pytest.raises(KDError, match="expected a checkpoint, found a file of another kind; give this"):
+        Progress(model, sgd(model), checkpoint=path)
+    assert path.read_bytes() == content
+    assert [*tmp_path.iterdir()] == [path]
+
+
+@pytest.mark.parametrize("about", [{"label": NOT_UTF_8}, {"about": {"file": NOT_UTF_8}}])
+def test_a_text_that_no_file_can_hold_is_refused_before_training(tmp_path, about):
+    model = network()
+    with pytest.raises(KDError, match=r"what JSON cannot hold .*texts in UTF-8"):
+        Progress(model, sgd(model), checkpoint=tmp_path / "c", **about)
+
+
+def test_a_name_that_no_file_can_hold_is_refused(tmp_path):
+    model = network()
+    progress = Progress(model, sgd(model), checkpoint=tmp_path / "c")
+    train(progress)
+    progress.keep(NOT_UTF_8)
+    with pytest.raises(KDError, match=re.escape(r"expected text that a file can hold, found 'caf\udce9'")):
+        progress.save()
+
+
+# ---- measurements, data, teachers
+
+
+def test_a_measurement_belongs_to_an_epoch():
+    model = network()
+    progress = Progress(model, sgd(model))
+    with pytest.raises(KDError, match="expected a trained epoch to record for, found none"):
+        progress.record(accuracy=0.5)
+    with pytest.raises(KDError, match="expected a measurement 'loss' of the current epoch, found"):
+        progress.is_lowest("loss")
+
+
+def test_a_measurement_of_some_epochs_is_compared_with_those_that_have_it():
+    model = network()
+    progress, lowest = Progress(model, sgd(model)), {}
+    for epoch in epochs(progress, Batches(EXAMPLES, 16, 0), hard_targets, count=6, seed=0):
+        if epoch % 2 == 0:
+            progress.record(loss=[3.0, 4.0, 2.0][epoch // 2 - 1])
+            lowest[epoch] = progress.is_lowest("loss")
+    assert lowest == {2: True, 4: False, 6: True}
+
+
+@pytest.mark.parametrize("inputs", [INPUTS.to_sparse(), INPUTS.to("meta")], ids=["sparse", "meta"])
+def test_inputs_without_values_in_rows_are_refused(inputs):
+    with pytest.raises(KDError, match="inputs: expected a dense tensor with values"):
+        Examples(inputs, EXAMPLES.labels)
+
+
+def test_a_teacher_with_several_outputs_gives_the_soft_targets_of_one():
+    class Several(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = network()
+
+        def forward(self, x):
+            return {"logits": self.network(x), "features": x}
+
+    teacher = Several()
+    soft = predict_soft_targets(teacher, EXAMPLES, output="logits")
+    assert torch.equal(soft.logits, predict_logits(teacher.network, INPUTS))
