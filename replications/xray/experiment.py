@@ -145,7 +145,7 @@ class Student(Network):
     def logits(self, h: Tensor) -> Tensor:  # (B, 3, 224, 224) -> (B, K)
         for first, second in zip(self.first, self.second, strict=True):
             assert isinstance(second, nn.Conv2d)
-            h = pooled(F.relu_(first(h)), second)  # ReLU (max-pool 2 (second convolution)), without zero gradients
+            h = pooled(first(h), second)  # ReLU, second convolution, max-pool 2 and ReLU, without zero gradients
         h = F.dropout(F.relu(self.hidden(h.flatten(1))), 0.5, self.training)
         logits: Tensor = self.output(h)
         return logits
