@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kdlib.checks import check_number, readable
+from kdlib.checks import check_number, outside_zero_to_one, row_numbers, tensor_of
 from kdlib.errors import KDError
 
 __all__ = ["Mix", "balanced_draw", "flip_and_shift", "mixup", "unmixed"]
@@ -19,7 +21,8 @@ __all__ = ["Mix", "balanced_draw", "flip_and_shift", "mixup", "unmixed"]
 class Mix:
     """A plan of N mixed rows: row i is weight[i] * values[first[i]] + (1 - weight[i]) * values[second[i]].
 
-    KDError unless there are as many weights as rows and, on a CPU, all of them are from 0 to 1.
+    KDError unless there are as many weights as rows and, on a CPU, all of them are from 0 to 1. KDError also for row
+    numbers of another type: torch would take those of uint8 for a mask.
     """
 
     first: Tensor  # int64 (N,)
@@ -29,16 +32,19 @@ class Mix:
     def __post_init__(self) -> None:
         """Refuse a plan that mixes nothing sensible (KDError)."""
         shapes = [tuple(part.shape) for part in (self.first, self.second, self.weight)]
-        weight = readable(self.weight)
-        outside = weight is not None and not bool(((weight >= 0) & (weight <= 1)).all())
+        kinds = {self.first.dtype, self.second.dtype}
+        if not kinds <= {torch.int32, torch.int64}:
+            raise KDError(f"expected row numbers int64, found {', '.join(map(str, kinds))}; use rows.long()")
+        outside = outside_zero_to_one(self.weight)
         if outside or shapes != [(len(self.first),)] * 3:
             raise KDError(
                 f"expected rows (N,), rows (N,) and weights (N,) from 0 to 1, found shapes {shapes}"
                 f"{' and weights outside' if outside else ''}; mixup makes such a plan"
             )
 
-    def __getitem__(self, rows: Tensor) -> Mix:
-        """Return the plan for some of its rows, in their order."""
+    def __getitem__(self, rows: Any) -> Mix:
+        """Return the plan for some of its rows, row numbers (n,) in their order or a mask (N,)."""
+        rows = row_numbers(rows)
         return Mix(self.first[rows], self.second[rows], self.weight[rows])
 
     def blend(self, values: Tensor) -> Tensor:
@@ -47,12 +53,13 @@ class Mix:
         return torch.lerp(values.index_select(0, self.second), values.index_select(0, self.first), weight)
 
 
-def balanced_draw(labels: Tensor, count: int, classes: int, generator: torch.Generator) -> Tensor:
+def balanced_draw(labels: Any, count: int, classes: int, generator: torch.Generator) -> Tensor:
     """Return row numbers (count,), drawn with replacement, for labels (N,).
 
     Each draw takes a class, all equally likely, then one of its rows, all equally likely. KDError if a class has no row
     or a label is not a class, and for labels that are not whole numbers (N,).
     """
+    labels = tensor_of(labels, "labels")
     if labels.ndim != 1 or labels.is_floating_point() or (len(labels) and int(labels.min()) < 0):
         raise KDError(
             f"expected whole labels (N,) from 0 on, found {labels.dtype} of shape {tuple(labels.shape)}"
@@ -69,23 +76,26 @@ def balanced_draw(labels: Tensor, count: int, classes: int, generator: torch.Gen
     # Float64: the scaled fraction then never rounds up to the number of rows, one past the last row of the class.
     fraction = torch.rand(count, dtype=torch.float64, generator=generator)
     position = (sizes.cumsum(0) - sizes)[drawn] + (fraction * sizes[drawn]).long()
-    return labels.argsort(stable=True)[position.to(labels.device)]
+    rows: Tensor = labels.argsort(stable=True)[position.to(labels.device)]
+    return rows
 
 
-def mixup(rows: Tensor, alpha: float, generator: torch.Generator) -> Mix:
+def mixup(rows: Any, alpha: float, generator: torch.Generator) -> Mix:
     """Return a plan that mixes row i of rows (N,) with row N-1-i.
 
     Each pair has its own weight from Beta(alpha, alpha) (Zhang et al. 2018). KDError unless alpha is above 0.
     """
-    check_number("alpha", alpha, 0, math.inf, "0.2 is usual; `unmixed` mixes nothing", above=True)
+    alpha = float(check_number("alpha", alpha, 0, math.inf, "0.2 is usual; `unmixed` mixes nothing", above=True))
+    rows = row_numbers(rows)
     # torch's Beta takes no generator. NumPy's computes with logarithms if alpha is small, so it never gives 0/0.
     seed = int(torch.randint(2**63 - 1, (), generator=generator))
     weight = torch.from_numpy(np.random.default_rng(seed).beta(alpha, alpha, len(rows)))
     return Mix(rows, rows.flip(0), weight.float().to(rows.device))
 
 
-def unmixed(rows: Tensor) -> Mix:
+def unmixed(rows: Any) -> Mix:
     """Return a plan that keeps rows (N,) as they are, for class-balanced draws without mixing."""
+    rows = row_numbers(rows)
     return Mix(rows, rows, torch.ones(len(rows), device=rows.device))
 
 
@@ -95,6 +105,7 @@ def flip_and_shift(pictures: Tensor, largest: int, generator: torch.Generator) -
     A shift is 0, 1, ... or `largest` pixels, all equally likely, with a random sign. The gap is filled with the pixels
     of the border. KDError for another shape, and for a shift that is negative or leaves nothing of a picture.
     """
+    largest = operator.index(largest)  # twice a number of 8 bits overflows
     if pictures.ndim != 4 or not 0 <= largest < min(pictures.shape[2:]):
         raise KDError(
             "expected pictures (B, C, H, W) and a shift from 0 to less than H and W, found "

@@ -9,15 +9,29 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from kdlib.errors import KDError
 
-__all__ = ["check_classes", "check_labels", "check_logits", "check_number", "check_values", "in_float32", "readable"]
+__all__ = [
+    "check_classes",
+    "check_labels",
+    "check_logits",
+    "check_number",
+    "check_values",
+    "in_float32",
+    "may_be_infinite",
+    "outside_zero_to_one",
+    "readable",
+    "row_numbers",
+    "tensor_of",
+]
 
 ONE_LOGIT = (
-    "for one logit of each example use binary_distillation, or make two: torch.stack([torch.zeros_like(z), z], -1)"
+    "for one logit z of each example use binary_distillation, or make two: "
+    "torch.nn.functional.pad(z.view(-1, 1), (1, 0))"
 )
 FLATTEN = (
     "flatten the places first, of logits and labels: logits.flatten(0, -2) for token sequences (N, L, K), "
@@ -39,23 +53,71 @@ def readable(values: Tensor) -> Tensor | None:
     return values.detach() if values.requires_grad else values
 
 
-def check_number(name: str, value: Any, low: float, high: float, remedy: str, above: bool = False) -> None:
-    """Refuse a number or 0-d tensor that is not finite and from `low` to `high`; `above`: nor `low` (KDError)."""
+def check_number(name: str, value: Any, low: float, high: float, remedy: str, above: bool = False) -> Any:
+    """Return a number as a Python float, and a 0-d tensor in 32 or 64 bits: the square of 20 is no number of 8 bits.
+
+    KDError for what is no number, and unless it is finite and from `low` to `high`; with `above`, also for `low`.
+    """
     if isinstance(value, Tensor):
-        if value.ndim:
-            raise KDError(
-                f"{name}: expected a number or a 0-d tensor, found a tensor of shape {tuple(value.shape)}; map over "
-                "several with torch.vmap"
-            )
+        value = _check_0d(name, value)
         found = readable(value)
         numbers = [] if found is None else found.flatten().tolist()
     else:
+        value = _python_float(name, value, remedy)
         numbers = [value]
     for number in numbers:
         if not (low <= number <= high and math.isfinite(number)) or (above and number == low):
             bounds = f"above {low:g}" if above else f"from {low:g}"
             bounds += " and finite" if math.isinf(high) else f"{' and at most' if above else ' to'} {high:g}"
-            raise KDError(f"{name}: expected a number {bounds}, found {number}; {remedy}")
+            raise KDError(f"{name}: expected a number {bounds}, found {number:g}; {remedy}")
+    return value
+
+
+def _check_0d(name: str, value: Tensor) -> Tensor:
+    if value.ndim or value.is_complex():
+        raise KDError(
+            f"{name}: expected a number or a 0-d tensor, found a tensor of shape {tuple(value.shape)}, {value.dtype}; "
+            "map over several with torch.vmap"
+        )
+    return value if value.is_floating_point() and value.dtype.itemsize >= 4 else value.float()
+
+
+def _python_float(name: str, value: Any, remedy: str) -> float:
+    number = value[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value
+    if not isinstance(number, int | float | np.integer | np.floating | np.bool_):
+        raise KDError(f"{name}: expected a number, found {value!r}, {type(value).__name__}; {remedy}")
+    try:
+        return float(number)
+    except OverflowError:  # a whole number of more than 308 digits
+        return math.inf if number > 0 else -math.inf
+
+
+def tensor_of(values: Any, what: str) -> Tensor:
+    """Return values (a tensor, a NumPy array or nested lists) as a tensor; KDError for what is none of them."""
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise KDError(f"expected {what}, a tensor or numbers, found {type(values).__name__} ({error})") from error
+
+
+def row_numbers(rows: Any) -> Tensor:
+    """Return row numbers as int64, and a mask of bool as it is: torch would take numbers of uint8 for a mask.
+
+    KDError for fractions.
+    """
+    found = tensor_of(rows, "row numbers or a mask")
+    if found.is_floating_point() or found.is_complex():
+        raise KDError(
+            f"expected whole row numbers (n,) or a mask, found {found.dtype} of shape {tuple(found.shape)}; use "
+            "rows.long()"
+        )
+    return found if found.dtype == torch.bool else found.long()
+
+
+def outside_zero_to_one(values: Tensor) -> bool:
+    """Return whether a number is not from 0 to 1, for example NaN; False where values are not read."""
+    found = readable(values)
+    return found is not None and not bool(((found >= 0) & (found <= 1)).all())
 
 
 def check_logits(logits: Any, whose: str = "the model") -> Tensor:
@@ -92,11 +154,11 @@ def check_values(logits: Tensor, whose: str = "the teacher", minus_infinity: boo
 
     Return whether there may be such a class: True also where values are not read.
     """
+    if not may_be_infinite(logits):
+        return False
     values = readable(logits)
     if values is None:
         return True
-    if math.isfinite(values.sum().item()):
-        return False  # the usual case by one operation; a sum of large finite numbers may overflow
     wrong = values.isnan() | (values == math.inf)
     wrong |= (values == -math.inf) & (torch.tensor(not minus_infinity) | (values == -math.inf).all(-1, keepdim=True))
     if bool(wrong.any()):
@@ -106,6 +168,13 @@ def check_values(logits: Tensor, whose: str = "the teacher", minus_infinity: boo
             f"what made them: the logarithm of a probability 0, for example, or a network that diverged"
         )
     return True
+
+
+def may_be_infinite(logits: Tensor) -> bool:
+    """Return whether a number may be infinite or NaN: True also where values are not read."""
+    values = readable(logits)
+    # The usual case by one operation. A sum of large finite numbers may overflow.
+    return values is None or not math.isfinite(values.sum().item())
 
 
 def check_labels(labels: Any, rows: int, classes: int) -> Tensor:

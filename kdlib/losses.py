@@ -6,8 +6,11 @@ that `torch.vmap` can map them over many students. Logits in 16 bits are taken t
 KDError for what would give a wrong number: logits that are not (B, K) with K >= 2, student and teacher of different
 shapes, labels outside the classes, rows of mixed labels that are no distributions, the empty labels of an unlabelled
 transfer set in a hard term, a temperature that is not above 0, a negative weight, and a teacher's logit that is NaN or
-+inf. -inf excludes a class; its term of the sum is 0. On a CUDA device only shapes and Python's numbers are checked,
-since a look at values would make the CPU wait at every step.
++inf. On a CUDA device only shapes and Python's numbers are checked, since a look at values would make the CPU wait at
+every step.
+
+-inf excludes a class. A term of the sum is 0 if its target is 0, also if the student excludes the class. The loss is
+infinite if the student excludes a class whose target is above 0.
 
 Every logarithm is a log-softmax, which is finite for all finite logits. Keras clips probabilities at 1e-7 instead. Both
 agree to 1e-6 unless an output is saturated (a probability below 1e-7): there Keras's gradient is zero and this one is
@@ -22,7 +25,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdlib.checks import check_labels, check_logits, check_number, check_values, in_float32, readable
+from kdlib.checks import (
+    check_labels,
+    check_logits,
+    check_number,
+    check_values,
+    in_float32,
+    may_be_infinite,
+    readable,
+)
 from kdlib.errors import KDError, same_shape
 
 __all__ = [
@@ -59,6 +70,10 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
             "use soft_target_kl or logit_matching alone, or examples with labels"
         )
     labels = check_labels(labels, *logits.shape)
+    if labels.is_floating_point() and may_be_infinite(logits):
+        # torch multiplies: a label 0 times the log-probability -inf would be NaN.
+        least = torch.finfo(logits.dtype).min / 2
+        logits = logits.masked_fill((logits == -math.inf) & (labels == 0), least)
     # torch leaves out rows with the label -100 unless it is told another number; none is left out here.
     return F.cross_entropy(logits, labels, ignore_index=NO_LABEL)
 
@@ -67,7 +82,8 @@ def soft_target_kl(student: Tensor, teacher: Tensor, temperature: Number) -> Ten
     """Return T^2 KL(teacher_T || student_T), in nats, summed over classes (Hinton, Vinyals, Dean 2015, section 2).
 
     T^2 keeps the size of the gradient when the temperature changes; without it the gradient falls as 1/T^2. Its
-    rounding grows as T^2 too: KDError for a temperature above 2896 in float32, where it may reach 1 nat.
+    rounding grows as T^2 too: KDError for a temperature above 2896 in float32, where it may reach 1 nat. KDError also
+    for a temperature below 1.2e-7, since logits divided by it may overflow.
 
     >>> student, teacher = torch.tensor([[2.0, 0.0, -1.0]]), torch.tensor([[3.0, 1.0, -2.0]])
     >>> print(f"{soft_target_kl(student, teacher, temperature=4.0):.4f}")
@@ -76,7 +92,7 @@ def soft_target_kl(student: Tensor, teacher: Tensor, temperature: Number) -> Ten
     0.0000
     """
     student, teacher, excluded = _student_and_teacher(student, teacher)
-    _check_temperature(temperature, student.dtype)
+    temperature = _check_temperature(temperature, student.dtype)
     same_shape(student, teacher)
     teacher_log_probs = F.log_softmax(teacher.detach() / temperature, dim=-1)
     student_log_probs = F.log_softmax(student / temperature, dim=-1)
@@ -96,10 +112,9 @@ def hard_and_soft(
     >>> print(f"{loss:.4f}")
     0.2759
     """
-    for name, weight in (("hard_weight", hard_weight), ("soft_weight", soft_weight)):
-        check_number(name, weight, 0, math.inf, "a negative weight would maximise this term")
+    hard_weight, soft_weight = _check_weight("hard_weight", hard_weight), _check_weight("soft_weight", soft_weight)
     soft = soft_target_kl(student, teacher, temperature)
-    return hard_weight * cross_entropy(student, labels) + soft_weight * soft
+    return _weighted(hard_weight, cross_entropy(student, labels)) + _weighted(soft_weight, soft)
 
 
 def kl_plus_mae(student: Tensor, teacher: Tensor, mae_weight: Number) -> Tensor:
@@ -112,7 +127,7 @@ def kl_plus_mae(student: Tensor, teacher: Tensor, mae_weight: Number) -> Tensor:
     0.0276
     """
     student, teacher, excluded = _student_and_teacher(student, teacher)
-    check_number("mae_weight", mae_weight, 0, math.inf, "a negative weight would maximise this term")
+    mae_weight = _check_weight("mae_weight", mae_weight)
     same_shape(student, teacher)
     teacher_log_probs = F.log_softmax(teacher.detach(), dim=-1)
     student_log_probs = F.log_softmax(student, dim=-1)
@@ -125,7 +140,7 @@ def logit_matching(student: Tensor, teacher: Tensor) -> Tensor:
 
     For one example of K classes it is sum_k (student_k - teacher_k)^2 / (2 K), after the mean of each row is
     subtracted. Its gradient (student_k - teacher_k) / K is T^2 times that of Hinton, Vinyals, Dean 2015, eq. 4. KDError
-    also for -inf, which has no mean.
+    also for -inf, of teacher or student: it has no mean.
 
     >>> student, teacher = torch.tensor([[2.0, 0.0, -1.0]]), torch.tensor([[3.0, 1.0, -2.0]])
     >>> print(f"{logit_matching(student, teacher):.4f}")
@@ -135,6 +150,7 @@ def logit_matching(student: Tensor, teacher: Tensor) -> Tensor:
     """
     student, teacher, _ = _student_and_teacher(student, teacher, minus_infinity=False)
     same_shape(student, teacher)
+    _refuse_infinite(student)
     return (student - teacher.detach()).var(dim=-1, correction=0).mean() / 2
 
 
@@ -143,18 +159,19 @@ def binary_distillation(student_logit: Tensor, teacher_logit: Tensor, labels: Te
 
     Logits and labels are (B,), or (B, L) for L labels that do not exclude each other. The minimum is not zero but the
     entropy of the targets. KDError for other shapes, for a weight outside 0 to 1 and, on a CPU, for a label that is
-    neither 0 nor 1 and a teacher's logit that is NaN.
+    neither 0 nor 1, a teacher's logit that is NaN and a student's that is infinite.
 
     >>> student, teacher, labels = torch.tensor([0.5, -1.0]), torch.tensor([2.0, -3.0]), torch.tensor([1, 0])
     >>> print(f"{binary_distillation(student, teacher, labels, hard_weight=0.5):.4f}")
     0.4204
     """
-    check_number("hard_weight", hard_weight, 0, 1, "the teacher's weight is 1 - hard_weight")
+    hard_weight = check_number("hard_weight", hard_weight, 0, 1, "the teacher's weight is 1 - hard_weight")
     student_logit, teacher_logit = in_float32(student_logit), in_float32(teacher_logit)
     for other in (teacher_logit, labels):
         _one_logit_each(student_logit, other)
     _refuse_other_than_0_and_1(labels)
     _refuse_nan(teacher_logit)
+    _refuse_infinite(student_logit)
     # BCE is linear in its target: mixing the targets mixes the losses.
     targets = hard_weight * labels.to(student_logit) + (1 - hard_weight) * teacher_logit.detach().sigmoid()
     return F.binary_cross_entropy_with_logits(student_logit, targets)
@@ -191,25 +208,49 @@ def label_smoothing(logits: Tensor, labels: Tensor, smoothing: Number) -> Tensor
     0.2267
     """
     logits = check_logits(logits, "the student")
-    check_number("smoothing", smoothing, 0, 1, "0.1 is usual")
+    smoothing = check_number("smoothing", smoothing, 0, 1, "0.1 is usual")
     uniform = logits.new_zeros(logits.shape)
     return hard_and_soft(logits, uniform, labels, 1 - smoothing, smoothing, temperature=1)
 
 
 def _student_and_teacher(student: Tensor, teacher: Tensor, minus_infinity: bool = True) -> tuple[Tensor, Tensor, bool]:
-    """The logits of both in 32 or 64 bits, and whether the teacher may exclude classes by -inf."""
+    """The logits of both in 32 or 64 bits, and whether one of them may exclude classes by -inf."""
     student, teacher = check_logits(student, "the student"), check_logits(teacher, "the teacher")
-    return student, teacher, check_values(teacher, "the teacher", minus_infinity)
+    return student, teacher, check_values(teacher, "the teacher", minus_infinity) or may_be_infinite(student)
 
 
-def _check_temperature(temperature: Number, dtype: torch.dtype) -> None:
+def _check_temperature(temperature: Number, dtype: torch.dtype) -> Number:
     # The sum over the classes is rounded at about eps, and then multiplied by T^2.
-    largest = torch.finfo(dtype).eps ** -0.5
+    eps = torch.finfo(dtype).eps
     remedy = "1 leaves the logits as they are, and logit_matching is the limit of high temperatures"
-    check_number("temperature", temperature, 0, largest, remedy, above=True)
+    checked: Number = check_number("temperature", temperature, eps, eps**-0.5, remedy)
+    return checked
+
+
+def _check_weight(name: str, weight: Number) -> Number:
+    checked: Number = check_number(name, weight, 0, math.inf, "a negative weight would maximise this term")
+    return checked
+
+
+def _weighted(weight: Number, term: Tensor) -> Tensor:
+    if isinstance(weight, Tensor) or weight == 0:  # 0 times an infinite term is 0 and not NaN
+        term = term.masked_fill((weight == 0) & term.isinf(), 0)
+    return weight * term
+
+
+def _refuse_infinite(student: Tensor) -> None:
+    values = readable(student) if may_be_infinite(student) else None
+    if values is not None and bool(values.isinf().any()):  # NaN is left to the loop, which names the step
+        place = values.isinf().nonzero()[0].tolist()
+        raise KDError(
+            f"expected logits of the student that are finite, found {values[values.isinf()][0].item()} at {place}, "
+            "counted from row 0; leave out what the student excludes, or lower the learning rate if it diverged"
+        )
 
 
 def _one_logit_each(student_logit: Tensor, other: Tensor) -> None:
+    if not isinstance(other, Tensor):
+        raise KDError(f"expected labels, a tensor, found {type(other).__name__}; use torch.as_tensor(labels)")
     if not student_logit.numel():
         raise KDError("expected at least one logit of the student, found an empty batch; leave empty batches out")
     if other.shape != student_logit.shape:
@@ -240,6 +281,7 @@ def _refuse_nan(teacher_logit: Tensor) -> None:
 
 
 def _summed_kl(log_p: Tensor, log_q: Tensor, excluded: bool) -> Tensor:
-    terms = log_p.exp() * (log_p - log_q)
-    # A class that the teacher excludes, by the logit -inf, adds 0 log 0 = 0 and not NaN.
-    return (terms.masked_fill(log_p == -math.inf, 0) if excluded else terms).sum()
+    p = log_p.exp()
+    terms = p * (log_p - log_q)
+    # A class of probability 0 adds 0 log 0 = 0 and not NaN, whatever the student says.
+    return (terms.masked_fill(p == 0, 0) if excluded else terms).sum()

@@ -6,7 +6,7 @@ classes outside the classes or with fractions. The logit -inf is a class that is
 
 from __future__ import annotations
 
-import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdlib.checks import check_classes, check_logits, check_values
+from kdlib.checks import check_classes, check_logits, check_values, tensor_of
 from kdlib.errors import KDError, same_shape
 
 __all__ = [
@@ -57,6 +57,7 @@ def confusion_matrix(predictions: Array, labels: Array, classes: int) -> list[li
     """Return the counts (K, K): a row per label, a column per predicted class. Predictions and labels are (N,)."""
     predicted, true = _integers(predictions, "predicted classes"), _integers(labels)
     same_shape(predicted, true)
+    classes = operator.index(classes)  # the square of a number of 8 bits overflows
     if true.ndim != 1 or classes < 1:
         raise KDError(
             f"expected predictions and labels (N,) and at least one class, found shape {tuple(true.shape)} and "
@@ -84,13 +85,17 @@ def macro_f1_of_confusion(matrix: Array) -> float:
 def f1_by_class(matrices: Array) -> Tensor:
     """Return the F1 of each class (..., K), from 0 to 1, of confusion matrices (..., K, K) with a row per label.
 
-    It is 2 TP / (2 TP + FP + FN), and 0 for a class that is neither a label nor predicted.
+    It is 2 TP / (2 TP + FP + FN), and 0 for a class that is neither a label nor predicted. KDError for matrices that
+    are not (..., K, K), and for numbers that are no counts: the shares of a normalised matrix, for example.
     """
-    counts = torch.as_tensor(matrices, dtype=torch.float64)
-    if counts.ndim < 2 or counts.shape[-1] != counts.shape[-2] or not bool((counts >= 0).all()):
+    given = tensor_of(matrices, "confusion matrices")
+    counts = given.double()
+    whole = not given.is_floating_point() or bool(((counts == counts.round()) & counts.isfinite()).all())
+    if counts.ndim < 2 or counts.shape[-1] != counts.shape[-2] or not whole or not bool((counts >= 0).all()):
         raise KDError(
-            f"expected confusion matrices (..., K, K) of counts, found shape {tuple(counts.shape)}"
-            "; confusion_matrix makes one of predicted classes and labels"
+            f"expected confusion matrices (..., K, K) of counts, whole numbers from 0, found shape "
+            f"{tuple(counts.shape)}{'' if whole else ' and fractions, NaN or infinity'}; confusion_matrix makes one of "
+            "predicted classes and labels, and it must not be normalised"
         )
     involved = counts.sum(-2) + counts.sum(-1)  # 2 TP + FP + FN
     return 2 * counts.diagonal(dim1=-2, dim2=-1) / involved.clamp(min=1)
@@ -122,7 +127,7 @@ def mean_entropy(logits: Array) -> float:
 def mean_kl(teacher_logits: Array, student_logits: Array) -> float:
     """Return the mean of KL(teacher || student), in nats, of logits (N, K).
 
-    It is infinite if the student excludes a class that the teacher does not.
+    It is infinite if the student excludes a class to which the teacher gives a probability above 0.
     """
     teacher, student = _log_probs(teacher_logits), _log_probs(student_logits)
     same_shape(teacher, student)
@@ -135,6 +140,7 @@ def expected_calibration_error(logits: Array, labels: Array, bins: int = 15) -> 
     Logits are (N, K), labels (N,). Each bin counts by its number of rows (Guo et al. 2017, eq. 3). KDError for less
     than one bin.
     """
+    bins = operator.index(bins)
     if bins < 1:
         raise KDError(f"bins: expected at least 1, found {bins}; 15 is usual")
     _, true = _predictions_and_labels(logits, labels)
@@ -150,10 +156,12 @@ def refuse_at_chance(logits: Tensor, labels: Tensor, score: Callable[[Tensor, Te
     """Refuse a teacher whose logits (N, K) do not score above chance on labels (N,): its students would learn nothing.
 
     Chance is the score of always predicting the most frequent class. `score(logits, labels)` is the accuracy or the
-    macro F1, for example; `who` names the run in the KDError.
+    macro F1, for example; `who` names the run in the KDError. KDError also for one logit an example and for labels
+    outside the classes.
     """
-    labels = labels.to(logits.device)
-    constant = torch.zeros_like(logits)
+    _, labels = _predictions_and_labels(logits, labels)
+    logits = torch.as_tensor(logits)
+    labels, constant = labels.to(logits.device), torch.zeros_like(logits)
     constant[:, labels.mode().values] = 1
     chance, reached = score(constant, labels), score(logits, labels)
     if not reached > chance:  # also NaN
@@ -169,7 +177,8 @@ def _log_probs(logits: Array) -> Tensor:
 
 def _expected(log_probs: Tensor, values: Tensor) -> Tensor:
     """The mean of values (N, K) in each row's distribution, (N,); a class of probability 0 counts as 0."""
-    return (log_probs.exp() * values).masked_fill(log_probs == -math.inf, 0).sum(-1)
+    probs = log_probs.exp()
+    return (probs * values).masked_fill(probs == 0, 0).sum(-1)
 
 
 def _predictions(logits: Array) -> Tensor:
@@ -179,7 +188,7 @@ def _predictions(logits: Array) -> Tensor:
 def _predictions_and_labels(logits: Array, labels: Array) -> tuple[Tensor, Tensor]:
     values = _checked(logits)
     predicted = values.argmax(-1)
-    same_shape(predicted, torch.as_tensor(labels))
+    same_shape(predicted, tensor_of(labels, "labels"))
     true = _integers(labels)
     check_classes(true.cpu(), values.shape[1])
     return predicted, true
@@ -188,14 +197,14 @@ def _predictions_and_labels(logits: Array, labels: Array) -> tuple[Tensor, Tenso
 def _checked(logits: Array) -> Tensor:
     if isinstance(logits, dict) or (isinstance(logits, tuple) and any(isinstance(part, Tensor) for part in logits)):
         raise KDError(f"expected logits (N, K), found {type(logits).__name__}; pick one of the model's outputs")
-    values = torch.as_tensor(logits).detach()
+    values = tensor_of(logits, "logits (N, K)").detach()
     values = check_logits(values if values.is_floating_point() else values.double())
     check_values(values.cpu(), "the model")
     return values
 
 
 def _integers(values: Array, what: str = "labels") -> Tensor:
-    found = torch.as_tensor(values)
+    found = tensor_of(values, what)
     if found.is_floating_point() and not bool((found == found.round()).all()):  # also NaN
         raise KDError(f"expected {what} that are whole numbers, found others; use the number of each row's class")
     return found.long()

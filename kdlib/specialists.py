@@ -20,7 +20,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from kdlib.checks import check_number, check_values, in_float32
+from kdlib.checks import check_logits, check_number, check_values
 from kdlib.errors import KDError, needs
 
 __all__ = [
@@ -136,12 +136,13 @@ def dustbin_logits(logits: Tensor, subset: Subset, temperature: float = 1.0) -> 
 
     At `temperature` the softmax gives the dustbin class the sum of the probabilities outside the subset. The usual 1 is
     right for a specialist that is asked at 1, as in `kdlib.specialist_inference`, also if its loss has a higher
-    temperature: summed at that, the dustbin class is too probable at 1. Logits in 16 bits give float32. KDError for a
-    subset that `check_subset` refuses, a temperature that is not above 0, and NaN or +inf.
+    temperature: summed at that, the dustbin class is too probable at 1. Logits in 16 bits give float32. KDError for
+    logits that are not (N, K) with K >= 2, a subset that `check_subset` refuses, a temperature that is not above 0, and
+    NaN or +inf.
     """
+    logits = check_logits(logits, "the generalist")
     check_subset(subset, logits.shape[-1])
-    check_number("temperature", temperature, 0, math.inf, "1 leaves the logits as they are", above=True)
-    logits = in_float32(logits)
+    temperature = check_number("temperature", temperature, 0, math.inf, "1 leaves the logits as they are", above=True)
     check_values(logits, "the generalist")
     rest = [k for k in range(logits.shape[-1]) if k not in subset]
     dustbin = temperature * (logits[:, rest] / temperature).logsumexp(1, keepdim=True)
@@ -190,5 +191,6 @@ def corrected_dustbin(logits: Tensor, oversampled: float) -> Tensor:
     A specialist that is exact on its training set is then exact on data in their natural proportions. KDError unless
     `oversampled` is above 0.
     """
-    check_number("oversampled", oversampled, 0, math.inf, "`oversampling` returns it", above=True)
+    logits = check_logits(logits, "the specialist")
+    oversampled = check_number("oversampled", oversampled, 0, math.inf, "`oversampling` returns it", above=True)
     return torch.cat([logits[:, :-1], logits[:, -1:] + math.log(oversampled)], dim=1)

@@ -7,15 +7,25 @@ A transfer set need not be the training set. `SoftTargets.select` and `Examples.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdlib.checks import check_classes, check_number, check_values, in_float32
+from kdlib.checks import (
+    check_classes,
+    check_logits,
+    check_number,
+    check_values,
+    in_float32,
+    outside_zero_to_one,
+    row_numbers,
+    tensor_of,
+)
 from kdlib.errors import KDError
 from kdlib.files import tensor_digest
 
@@ -36,7 +46,7 @@ class SoftTargets:
 
     `teacher_run` is the id of the teacher's run and `part` the part of its logits ("final.train"), `data_digest` the
     digest of the examples, `view` the augmentation of the inputs that the teacher got. `Examples.check` compares data
-    and view with those of the student's examples.
+    and view with those of the student's examples. Logits (N, 1), one an example, are for `binary_distillation`.
 
     KDError for logits that are no tensor (N, ...), that are NaN or +inf, and for a row of -inf alone.
     """
@@ -62,24 +72,29 @@ class SoftTargets:
         return {"run": self.teacher_run, "part": self.part, "sha256": digest}
 
     def probabilities(self, temperature: float = 1.0) -> Tensor:
-        """Return the teacher's distributions (N, K) at a temperature above 0, from logits in 16 bits as float32."""
-        _check_temperature(temperature)
-        return F.softmax(in_float32(self.logits) / temperature, dim=-1)
+        """Return the teacher's distributions (N, K) at a temperature above 0, from logits in 16 bits as float32.
 
-    def select(self, rows: Tensor) -> SoftTargets:
+        KDError for logits that are not (N, K) with K >= 2.
+        """
+        temperature = _check_temperature(temperature)
+        return F.softmax(check_logits(self.logits, "the teacher") / temperature, dim=-1)
+
+    def select(self, rows: Any) -> SoftTargets:
         """Return the soft targets of some rows, for a transfer set: row numbers (n,) or a mask (N,).
 
-        They fit `Examples.select` of the same rows and no other examples. KDError for a mask of another length.
+        Rows are a tensor, a NumPy array or a list. They fit `Examples.select` of the same rows and no other examples.
+        KDError for a mask of another length.
         """
         rows, digest = selected_rows(rows, len(self.logits), self.data_digest)
         return replace(self, logits=self.logits[rows.to(self.logits.device)], data_digest=digest)
 
-    def permuted_within_classes(self, labels: Tensor, generator: torch.Generator) -> SoftTargets:
+    def permuted_within_classes(self, labels: Any, generator: torch.Generator) -> SoftTargets:
         """Return sham targets: the rows permuted at random among the examples of the same class, given labels (N,).
 
         The targets then say nothing about an example except its class. Raises KDError unless there is one label for
         each row.
         """
+        labels = tensor_of(labels, "labels")
         if labels.shape != self.logits.shape[:1]:
             raise KDError(
                 f"expected {len(self.logits)} labels, one per soft target, found labels of shape {tuple(labels.shape)}"
@@ -92,20 +107,21 @@ class SoftTargets:
         return replace(self, logits=shuffled_logits, part=f"{self.part}, permuted within classes")
 
 
-def selected_rows(rows: Tensor, count: int, digest: str) -> tuple[Tensor, str]:
-    """Return row numbers (n,) of data with `count` rows, and a digest made from the data's digest and these rows.
+def selected_rows(rows: Any, count: int, digest: str) -> tuple[Tensor, str]:
+    """Return row numbers int64 (n,) of data with `count` rows, and a digest made from the data's digest and these rows.
 
     `rows` are row numbers or a mask (count,). KDError for a mask of another length and for rows outside.
     """
+    rows = row_numbers(rows)
     if rows.dtype == torch.bool:
         if rows.shape != (count,):
             raise KDError(f"expected a mask of shape ({count},), one per row, found {tuple(rows.shape)}")
         rows = rows.nonzero()[:, 0]
-    if rows.ndim != 1 or rows.is_floating_point():
-        raise KDError(f"expected whole row numbers (n,) or a mask, found {rows.dtype} of shape {tuple(rows.shape)}")
+    if rows.ndim != 1:
+        raise KDError(f"expected row numbers (n,) or a mask, found shape {tuple(rows.shape)}; use rows.flatten()")
     if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < count:
         raise KDError(f"expected row numbers from 0 to {count - 1}, found {int(rows.min())} to {int(rows.max())}")
-    return rows, f"{digest}, rows {tensor_digest({'rows': rows.long()})[:16]}"
+    return rows, f"{digest}, rows {tensor_digest({'rows': rows})[:16]}"
 
 
 def ensemble_targets(
@@ -114,8 +130,10 @@ def ensemble_targets(
     """Return the soft targets of an ensemble: the mean of its members' distributions at the temperature that is used.
 
     Pass this temperature to the loss too: `mean_of_distributions` says why. `part` says how the targets were made.
-    KDError without members, if the members' data, view or number of rows differ, or for another `kind`.
+    KDError without members, if the members' data, view or number of rows differ, for another `kind`, and for logits
+    that are not (N, K) with K >= 2. Make two logits of one, 0 and z; `binary_logit` makes one of the mean's two.
     """
+    temperature = _check_temperature(temperature)
     origins = sorted({(soft.data_digest, soft.view, tuple(soft.logits.shape)) for soft in members})
     if len(origins) != 1:
         raise KDError(
@@ -137,34 +155,39 @@ def mean_of_distributions(
 
     Each member has logits (N, K). The arithmetic mean holds at this temperature only: the mean of softened
     distributions is not the softened mean. The geometric mean holds at every temperature: it is the softmax of the
-    mean logits. Logits in 16 bits give float32. KDError for another `kind`, no member, members of different shapes and
-    a temperature that is not above 0 (Hinton, Vinyals, Dean 2015, section 1).
+    mean logits. Logits in 16 bits give float32. KDError for another `kind`, no member, logits that are not (N, K) with
+    K >= 2, members of different shapes, a temperature that is not above 0, and a row without a mean: it has NaN, or its
+    members exclude all classes between them (Hinton, Vinyals, Dean 2015, section 1).
     """
-    _check_temperature(temperature)
+    temperature = _check_temperature(temperature)
+    logits = [check_logits(member, "a member") for member in logits]
     shapes = {tuple(member.shape) for member in logits}
     if len(shapes) != 1:
         raise KDError(f"expected logits of members, all of one shape, found shapes {sorted(shapes) or 'of no member'}")
-    log_probs = F.log_softmax(torch.stack([in_float32(member) for member in logits]) / temperature, dim=-1)
-    if kind == "geometric":
-        return temperature * log_probs.mean(dim=0)
-    if kind == "arithmetic":
-        return temperature * F.log_softmax(log_probs.logsumexp(dim=0), dim=-1)
-    raise KDError(f"expected a mean of kind 'arithmetic' or 'geometric', found {kind!r}")
+    log_probs = F.log_softmax(torch.stack(logits) / temperature, dim=-1)
+    if kind not in ("arithmetic", "geometric"):
+        raise KDError(f"expected a mean of kind 'arithmetic' or 'geometric', found {kind!r}; choose one of them")
+    log_means = log_probs.mean(dim=0) if kind == "geometric" else F.log_softmax(log_probs.logsumexp(dim=0), dim=-1)
+    mean = temperature * log_means
+    check_values(mean, f"the {kind} mean")
+    return mean
 
 
 def mix_logits(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
     """Return logits (N, K) with the softmax weight * softmax(first) + (1 - weight) * softmax(second) at temperature 1.
 
     `first` and `second` are (N, K), `weight` is (N,). The result is the logarithm of the mixture, of logits in 16 bits
-    in float32. KDError for other shapes.
+    in float32. KDError for other shapes, and for weights outside 0 to 1.
     """
     if first.shape != second.shape or weight.shape != first.shape[:-1]:
         raise KDError(
             f"expected logits (N, K) of both partners and weights (N,), found {tuple(first.shape)}, "
             f"{tuple(second.shape)} and {tuple(weight.shape)}; give a weight for each row"
         )
-    first, second = in_float32(first), in_float32(second)
-    weight = weight.unsqueeze(-1)
+    if outside_zero_to_one(weight):
+        raise KDError("expected weights from 0 to 1, found others; give the first partner's share of each row")
+    first, second = check_logits(first, "the teacher"), check_logits(second, "the teacher")
+    weight = in_float32(weight).unsqueeze(-1)
     return torch.logaddexp(
         weight.log() + F.log_softmax(first, dim=-1), torch.log1p(-weight) + F.log_softmax(second, dim=-1)
     )
@@ -175,7 +198,7 @@ def smoothed_labels(labels: Tensor, classes: int, smoothing: float) -> Tensor:
 
     KDError for a label outside the classes and for a smoothing outside 0 to 1.
     """
-    check_number("smoothing", smoothing, 0, 1, "0.1 is usual")
+    smoothing, classes = check_number("smoothing", smoothing, 0, 1, "0.1 is usual"), operator.index(classes)
     return (1 - smoothing) * _one_hot(labels, classes) + smoothing / classes
 
 
@@ -186,22 +209,25 @@ def virtual_teacher(labels: Tensor, classes: int, correct_probability: float, te
     each other class; at another temperature it is sharper or softer. KDError unless 0 < correct_probability < 1 and
     temperature > 0, for fewer than two classes, and for a label outside the classes.
     """
-    _check_temperature(temperature)
+    temperature = _check_temperature(temperature)
+    remedy = "a certain teacher is a hard target: use cross_entropy"
+    correct_probability = check_number("correct_probability", correct_probability, 0, 1, remedy)
     if not 0 < correct_probability < 1:
-        raise KDError(
-            f"expected 0 < correct_probability < 1, found {correct_probability}; "
-            "a certain teacher is a hard target: use cross_entropy"
-        )
+        raise KDError(f"expected 0 < correct_probability < 1, found {correct_probability}; {remedy}")
+    classes = operator.index(classes)
     correct = _one_hot(labels, classes).bool()
     probs = torch.where(correct, correct_probability, (1 - correct_probability) / (classes - 1))
     return temperature * probs.log()
 
 
-def _check_temperature(temperature: float) -> None:
-    check_number("temperature", temperature, 0, math.inf, "1 leaves the logits as they are", above=True)
+def _check_temperature(temperature: float) -> float:
+    remedy = "1 leaves the logits as they are"
+    checked: float = check_number("temperature", temperature, 0, math.inf, remedy, above=True)
+    return checked
 
 
-def _one_hot(labels: Tensor, classes: int) -> Tensor:
+def _one_hot(labels: Any, classes: int) -> Tensor:
+    labels = tensor_of(labels, "labels")
     if labels.is_floating_point() or labels.ndim != 1 or classes < 2:
         raise KDError(
             f"expected whole labels (N,) of two or more classes, found {labels.dtype} of shape {tuple(labels.shape)} "
