@@ -252,9 +252,8 @@ def _digest(tensors: Mapping[str, Tensor], notes: Any) -> str:
 def array_digest(*arrays: NDArray[Any] | Tensor) -> str:
     """Return a data set's digest: the first 16 hex digits of the SHA-256 of its arrays' types, shapes and bytes.
 
-    A tensor has the digest of the NumPy array with its numbers, and an array has the same digest in either order of its
-    bytes. KDError for what is neither, for arrays of Python objects, whose bytes are addresses in memory, and for
-    tensors that NumPy cannot hold, for example sparse ones.
+    A tensor has the digest of the NumPy array with its numbers, in either order of the bytes. KDError for what is
+    neither, for arrays of Python objects (their bytes are addresses) and for tensors that NumPy cannot hold.
     """
     digest = hashlib.sha256()
     for array in arrays:
@@ -273,18 +272,15 @@ def _content(array: NDArray[Any] | Tensor) -> tuple[str, bytes]:
     if not isinstance(array, np.ndarray) or array.dtype.hasobject:
         kind = f"an array of {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
         raise KDError(f"expected arrays or tensors of numbers, found {kind}; use numpy.asarray(..., dtype=...)")
-    array = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    return str(array.dtype), np.ascontiguousarray(array).tobytes()
+    return str(little := array.dtype.newbyteorder("<")), np.ascontiguousarray(array, dtype=little).tobytes()
 
 
 def _numpy(tensor: Tensor) -> NDArray[Any]:
     try:
         return tensor.cpu().resolve_conj().resolve_neg().numpy()
-    except (TypeError, RuntimeError) as error:  # NotImplementedError is a RuntimeError
-        raise KDError(
-            f"expected a tensor that NumPy can hold, found {tensor.dtype}, {tensor.layout}, on {tensor.device} "
-            f"({error}); use to_dense() for a sparse one and float() for small types"
-        ) from error
+    except (TypeError, RuntimeError) as error:
+        kind = f"{tensor.dtype}, {tensor.layout}"
+        raise KDError(f"expected a tensor that NumPy can hold, found {kind}; use to_dense() or float()") from error
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Any = None) -> None:
