@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import safetensors
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kdlib.contents import content_of
 from kdlib.errors import KDError
 from kdlib.foreign import is_foreign
 
@@ -257,30 +257,10 @@ def array_digest(*arrays: NDArray[Any] | Tensor) -> str:
     """
     digest = hashlib.sha256()
     for array in arrays:
-        kind, content = _content(array)
+        kind, content = content_of(array)
         digest.update(f"{kind}|{tuple(array.shape)}|".encode())
         digest.update(content)
     return digest.hexdigest()[:16]
-
-
-def _content(array: NDArray[Any] | Tensor) -> tuple[str, bytes]:
-    """The type and the bytes of an array or a tensor."""
-    if isinstance(array, Tensor):
-        if array.dtype == torch.bfloat16:  # NumPy has no such type
-            return "bfloat16", _numpy(array.detach().contiguous().view(torch.int16)).tobytes()
-        array = _numpy(array.detach())
-    if not isinstance(array, np.ndarray) or array.dtype.hasobject:
-        kind = f"an array of {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
-        raise KDError(f"expected arrays or tensors of numbers, found {kind}; use numpy.asarray(..., dtype=...)")
-    return str(little := array.dtype.newbyteorder("<")), np.ascontiguousarray(array, dtype=little).tobytes()
-
-
-def _numpy(tensor: Tensor) -> NDArray[Any]:
-    try:
-        return tensor.cpu().resolve_conj().resolve_neg().numpy()
-    except (TypeError, RuntimeError) as error:
-        kind = f"{tensor.dtype}, {tensor.layout}"
-        raise KDError(f"expected a tensor that NumPy can hold, found {kind}; use to_dense() or float()") from error
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Any = None) -> None:
