@@ -11,7 +11,7 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,23 +35,24 @@ def locked(path: Path, remedy: str, on_wait: Callable[[], None] = lambda: None) 
     """Hold a kernel lock on a file. A second process that wants the lock calls `on_wait`, then blocks.
 
     A caller that does not want to wait raises an exception in `on_wait`. The operating system releases the lock of a
-    killed process. Raises KDError, which ends with `remedy`, if the lock file cannot be written.
+    killed process. Raises KDError for a holder without a sign of life (`kdlib.alive`), and, with `remedy` at its end,
+    if the lock file cannot be written.
     """
-    from filelock import FileLock, Timeout
+    from filelock import FileLock
+
+    from kdlib import alive
 
     # One lock object for each path: a thread that holds the lock may take it again without waiting for itself.
     lock = FileLock(path.absolute(), is_singleton=True)
+    again = lock.is_locked
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            on_wait()
-            lock.acquire()
+        alive.acquire(lock, path, on_wait)
     except OSError as error:
         raise KDError(f"{path}: could not be written ({error.strerror}); {remedy}") from error
     try:
-        yield
+        with nullcontext() if again else alive.shown(path):
+            yield
     finally:
         lock.release()
 

@@ -18,7 +18,7 @@ LIBRARY = sorted((ROOT / "kdlib").rglob("*.py"))
 REPLICATIONS = sorted((ROOT / "replications").rglob("*.py"))
 SHARED = sorted(path.parent.name for path in ROOT.glob("replications/*/__init__.py") if path.parent.name not in NAMES)
 
-BASE = {"collector", "contents", "errors", "files", "foreign", "terminal"}
+BASE = {"alive", "collector", "contents", "errors", "files", "foreign", "terminal"}
 MAY_IMPORT = {  # cli -> report -> {run, judge} -> core, data -> base
     "base": {"base"},
     "core": {"core", "base"},

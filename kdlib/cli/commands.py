@@ -53,7 +53,7 @@ def _write(options: argparse.Namespace, found: Replication, committed: Sequence[
     session = found.session
     make = partial(make_pages, session.experiment, found.records, committed=committed, synthetic=session.synthetic)
     try:
-        pages = write_local(folder, lambda named: make(named=named)) if found.records else []
+        pages = write_local(folder, lambda named: make(named=named), _tell_waiting) if found.records else []
         if pages:
             data = session.experiment.load_data(session.profile.config, session.folders)
             draw_pictures(session.experiment, data, pages, folder)
@@ -63,6 +63,10 @@ def _write(options: argparse.Namespace, found: Replication, committed: Sequence[
     _tell_summary(options, found, pages, committed, folder / f"{pages[0].name}.md" if pages else None)
     for name in (page.name.partition("-part-")[0] for page in pages if "-part-" in page.name):
         say(f"They have a name of their own, because {name}.md has arms or seeds that they lack.")
+
+
+def _tell_waiting(lock: Path) -> None:
+    say(f"another session writes tables in {lock.parent}; this one waits until it releases {lock}")
 
 
 def prepared(options: argparse.Namespace, name: str, profile: str, **rest: Any) -> Session:
@@ -163,7 +167,7 @@ def record(options: argparse.Namespace) -> int:
     # Bands of a reduced profile need more seeds than a session of it trains.
     seeds = _seeds(options) or range(profile.seeds if profile.judged else max(MIN_SEEDS, profile.seeds))
     session = prepared(options, options.name, options.profile, seeds=seeds, require_real=True)
-    found = recording.record(session, ROOT / "results", reporter)
+    found = recording.record(session, ROOT / "results", reporter, _tell_waiting)
     result = Replication(session, found.records, found.problems, found.notes, found.left)
     _tell_summary(options, result, found.pages, found.recorded, ROOT / "results" / options.name / f"{result.label}.md")
     if found.pages:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -18,12 +19,16 @@ Cells = set[tuple[str, str]]  # arm and seed
 Named = Callable[[str, Sequence[Record]], str]
 
 
-def write_local(folder: Path, make: Callable[[Named], list[Page]]) -> list[Page]:
+def write_local(
+    folder: Path, make: Callable[[Named], list[Page]], on_wait: Callable[[Path], None] = lambda lock: None
+) -> list[Page]:
     """Write the pages that `make(named)` returns, and the runs that they are made from; return the pages.
 
-    The tables of fewer arms or seeds than those in the folder get another name. KDError if they cannot be written.
+    The tables of fewer arms or seeds than those in the folder get another name. Calls `on_wait(lock)`, then waits, if
+    another session writes there. KDError if they cannot be written, or if the lock is that of a dead session.
     """
-    with locked(folder / ".lock", "choose another folder with --out DIR"):  # sessions may end at the same time
+    lock = folder / ".lock"
+    with locked(lock, "choose another folder with --out DIR", partial(on_wait, lock)):  # sessions may end together
         pages = [_with_runs(page) for page in make(lambda label, records: free_name(folder, label, records))]
         for page in pages:
             page.write(folder)

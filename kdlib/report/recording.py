@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,11 +39,16 @@ class Recording:
     recorded: list[Record] = field(default_factory=list)
 
 
-def record(session: Session, results: Path, reporter: Reporter = silent) -> Recording:
+def record(
+    session: Session,
+    results: Path,
+    reporter: Reporter = silent,
+    on_wait: Callable[[Path], None] = lambda lock: None,
+) -> Recording:
     """Run a session, then write its records, bands and tables below `results`.
 
     If the time is up before the end, only seeds with all arms of the session are recorded; the others stay in the
-    store.
+    store. If another session writes there, `on_wait(lock)` is called, and this one waits.
 
     Recorded runs of other seeds and arms are kept. Those of another protocol, or of other data, are replaced if the
     session has all their arms and seeds. KDError, before anything is trained, if it has not, for more seeds of the
@@ -53,8 +59,8 @@ def record(session: Session, results: Path, reporter: Reporter = silent) -> Reco
     refuse_synthetic(session, "record")
     experiment, folder = session.experiment, results / session.experiment.name
     refuse_unknown_names(experiment, bands=False)
-    path = folder / "runs.jsonl"
-    with locked(folder / ".lock", LOCKED):
+    path, lock = folder / "runs.jsonl", folder / ".lock"
+    with locked(lock, LOCKED, partial(on_wait, lock)):
         recorded = read_records(path)
     refuse_undeclared_seeds(session, recorded)
     refuse_unlike(session, _planned(session), recorded)
@@ -68,7 +74,7 @@ def record(session: Session, results: Path, reporter: Reporter = silent) -> Reco
     if summary.left and not new:
         return Recording(problems, [], ["Nothing is recorded: no seed is complete."], len(summary.left), [], recorded)
     # Two sessions may record seeds of one replication at the same time.
-    with locked(folder / ".lock", LOCKED):
+    with locked(lock, LOCKED, partial(on_wait, lock)):
         recorded = read_records(path)
         try:
             old = refuse_unlike(session, _cells(new), recorded)

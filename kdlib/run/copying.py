@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from kdlib.alive import refuse_dead
 from kdlib.errors import KDError
 from kdlib.files import (
     DamagedFile,
@@ -54,6 +55,8 @@ def _held(target: Store, run_id: str) -> Iterator[Path]:
     """Hold a run's lock in the target; yield an empty folder's path to write in, which is deleted afterwards."""
 
     def busy() -> None:
+        with _refusing():
+            refuse_dead(target.lock_file(run_id))
         raise Refused(
             f"run {run_id}: expected no session that trains it in {target.folder}, found one; nothing was copied. Run "
             "the same command again when that session has ended"

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 
 import torch
 
+from kdlib.alive import refuse_dead
 from kdlib.batches import TeacherAtChance
 from kdlib.errors import KDError
 from kdlib.files import DamagedFile, canonical_json, is_there, read_file, set_aside, sha256
 from kdlib.precision import arithmetic, set_precision
 from kdlib.progress import CHECKPOINT_SECONDS, Progress
-from kdlib.run.alive import refuse_dead, shown
 from kdlib.run.environment import environment
 from kdlib.run.events import Event, Report
 from kdlib.run.experiment import Compute, Experiment, Run, load_experiment
@@ -104,19 +104,18 @@ def train_group(group: Group, setting: Setting, report: Report) -> Outcome:
 
 @contextmanager
 def held(group: Group, store: Store) -> Iterator[None]:
-    """Hold the locks of a group's runs, and show that this process is alive."""
+    """Hold the locks of a group's runs."""
     names = sorted(job.description.id for job in group)
     if len(group) > 1:  # `kd runs import` knows a group by its work folder
         names.append(work_folder(group, store).name)
 
     def taken(name: str) -> None:
-        refuse_dead(store.lock_file(name), store.sign_file(name))
+        refuse_dead(store.lock_file(name))
         raise Elsewhere
 
     with ExitStack() as locks:
         for name in names:
             locks.enter_context(store.lock(name, partial(taken, name)))
-        locks.enter_context(shown([store.sign_file(name) for name in names]))
         yield
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -11,12 +12,15 @@ from collections import Counter
 
 import pytest
 
+from kdlib import alive
 from kdlib.errors import KDError
-from kdlib.run import alive
+from kdlib.files import locked
+from kdlib.report.local import write_local
 from kdlib.run.engine import execute
 from kdlib.run.experiment import Compute
 from kdlib.run.plan import plan
 from kdlib.run.store import Store
+from kdlib.run.transfer import import_runs
 from tests.conftest import contents
 from tests.toy import EPOCHS
 
@@ -104,7 +108,7 @@ def execute_one(toy, store, events):
     return {job.arms[0]: job.description.id for job in jobs}, summary
 
 
-def test_a_lock_of_a_machine_that_is_gone_is_told_and_its_deletion_is_the_remedy(toy, tmp_path, hold):
+def test_a_lock_of_a_machine_that_is_gone_is_told_and_its_deletion_is_the_remedy(toy, tmp_path, hold, fast):
     """The lock is held, as by a file server that has not heard of the end of a machine."""
     store = Store(tmp_path)
     job = plan(toy, toy.profile("quick"), ("teacher",), (0,), Compute(), {})[0]
@@ -126,13 +130,7 @@ def test_a_lock_of_a_machine_that_is_gone_is_told_and_its_deletion_is_the_remedy
 
 
 @pytest.mark.filterwarnings("ignore:flock not supported")
-def test_without_flock_a_lock_that_another_machine_has_left_is_told(toy, tmp_path, monkeypatch):
-    import fcntl
-
-    def absent(*_):
-        raise OSError(38, "Function not implemented")
-
-    monkeypatch.setattr(fcntl, "flock", absent)
+def test_without_flock_a_lock_that_another_machine_has_left_is_told(toy, tmp_path, no_flock, fast):
     store = Store(tmp_path / "store")
     job = plan(toy, toy.profile("quick"), ("teacher",), (0,), Compute(), {})[0]
     lock = store.lock_file(job.description.id)
@@ -148,34 +146,81 @@ def test_without_flock_a_lock_that_another_machine_has_left_is_told(toy, tmp_pat
     assert not list(lock.parent.glob("*.lock"))
 
 
-def test_a_session_shows_that_it_is_alive_until_it_releases_its_locks(tmp_path, monkeypatch):
+@pytest.fixture
+def fast(monkeypatch):
     monkeypatch.setattr(alive, "BEAT_SECONDS", 0.05)
-    lock, signs, threads = tmp_path / "lock", [tmp_path / "one", tmp_path / "two"], threading.active_count()
-    with alive.shown(signs):
-        assert all(sign.read_text().startswith(f"process {os.getpid()} of machine ") for sign in signs)
-        for sign in signs:
-            os.utime(sign, (0, 0))
-            alive.refuse_dead(lock, sign)  # it looks a second time
-            assert sign.stat().st_mtime > 0
-        signs[0].unlink()  # as when the process takes a lock again
-        deadline = time.monotonic() + 60
-        while not signs[0].exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
-    assert not list(tmp_path.iterdir())
+
+
+def test_who_holds_a_lock_shows_that_it_is_alive_until_it_is_released(tmp_path, fast):
+    lock, sign, threads = tmp_path / "one.lock", tmp_path / "one.alive", threading.active_count()
+    sign.write_text("of a killed process")
+    with locked(lock, "remedy"):
+        with locked(lock, "remedy"):  # once more: the sign stays
+            pass
+        assert sign.read_text().startswith(f"process {os.getpid()} of machine ")
+        os.utime(sign, (0, 0))
+        alive.refuse_dead(lock)  # it looks a second time
+        assert sign.stat().st_mtime > 0
+    assert not sign.exists()
     assert threading.active_count() == threads
-    alive.refuse_dead(lock, signs[0])  # who has shown none may be about to
-    signs[0].touch()
-    os.utime(signs[0], (0, 0))
-    with pytest.raises(KDError, match="expected a sign of life"):
-        alive.refuse_dead(lock, signs[0])
+    alive.refuse_dead(lock)  # without a lock there is nothing to refuse
+    lock.touch()
+    alive.refuse_dead(lock)  # who has shown no sign may be about to
+    sign.touch()
+    for old in (sign, lock):
+        os.utime(old, (0, 0))
+        with pytest.raises(KDError, match="expected a sign of life"):
+            alive.refuse_dead(lock)
+        sign.unlink(missing_ok=True)
 
 
-def test_who_holds_a_lock_for_a_moment_is_not_taken_for_a_process_that_was_killed_before(tmp_path):
-    store = Store(tmp_path)
-    store.lock_file("run").parent.mkdir()
-    store.sign_file("run").write_text("of a killed process")
-    with store.lock("run"):
-        assert not store.sign_file("run").exists()
+def dead(lock):
+    """A lock that a machine without flock has left: three hours old, without a sign of life."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    lock.write_text("4242\nnode17\n")
+    os.utime(lock, (time.time() - 10800,) * 2)
+    return rf"{lock.name}: expected a sign of life .* \(4242 node17\), found one 108\d\d s old\. .* delete this lock"
+
+
+@pytest.fixture
+def no_flock(monkeypatch):
+    import fcntl
+
+    def absent(*_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", absent)
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported")
+def test_no_lock_of_a_dead_machine_is_waited_for_though_it_has_no_sign_of_life(toy, tmp_path, no_flock, fast):
+    store, waits = Store(tmp_path / "store"), []
+    lock = store.lock_file(plan(toy, toy.profile("quick"), ("teacher",), (0,), Compute(), {})[0].description.id)
+    expected = dead(lock)
+    ids, summary = execute_one(toy, store, [])
+    assert re.search(expected, summary.failed[ids["teacher"]])
+    with pytest.raises(KDError, match=expected), store.lock(ids["teacher"], lambda: waits.append(1)):
+        pass
+    assert waits == [1]
+    lock.unlink()
+    assert len(execute_one(toy, store, [])[1].finished) == 3
+    other = Store(tmp_path / "other")
+    expected = dead(other.lock_file(ids["teacher"]))
+    (refused,) = import_runs(store.folder, other).refused
+    assert re.search(expected, str(refused))
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported")
+def test_tables_say_that_they_wait_and_refuse_the_lock_of_a_dead_session(tmp_path, no_flock, fast):
+    waits, expected = [], dead(tmp_path / ".lock")
+    with pytest.raises(KDError, match=expected):
+        write_local(tmp_path, lambda named: [], waits.append)
+    assert waits == [tmp_path / ".lock"]
+
+
+def test_tables_wait_for_another_session_that_lives(tmp_path, hold, fast):
+    holder = hold(tmp_path / ".lock")
+    assert write_local(tmp_path, lambda named: [], lambda lock: holder.end()) == []
 
 
 def test_a_run_in_training_has_a_sign_of_life(server, tmp_path):
