@@ -150,16 +150,10 @@ class Store:
         """Return the file that is locked while a run is trained, moved or replaced."""
         return self.folder / "locks" / f"{run_id}.lock"
 
-    def sign_file(self, run_id: str) -> Path:
-        """Return the file that a session refreshes while it trains a run (`kdlib.run.alive`)."""
-        return self.lock_file(run_id).with_suffix(".alive")
-
     @contextmanager
     def lock(self, run_id: str, waits: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Hold the run's kernel lock; a second process that wants the same run calls `waits`, then blocks."""
         with locked(self.lock_file(run_id), "choose another store with --store DIR", waits):
-            with suppress(OSError):  # that of a killed process would say that this one is dead
-                self.sign_file(run_id).unlink()
             yield
 
     def ids(self) -> list[str]:
