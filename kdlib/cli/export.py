@@ -16,7 +16,7 @@ from kdlib.cli.runs import store_of
 from kdlib.cli.say import say, say_page
 from kdlib.errors import KDError
 from kdlib.export import OPSET, onnx_file
-from kdlib.report.cost import cost_page, measured_rows, write_cost
+from kdlib.report.cost import cost_page, cost_path, measured_rows, write_cost
 from kdlib.report.markdown import unescaped
 from kdlib.run.environment import environment
 from kdlib.run.experiment import loadable
@@ -50,7 +50,7 @@ def export(options: argparse.Namespace) -> int:
 
 
 def cost(options: argparse.Namespace) -> int:
-    """`kd cost NAME`: measure the networks of a profile; write cost.csv and cost.md to results/<name>."""
+    """`kd cost NAME`: measure the networks of a profile; write them below results/<name>."""
     if options.device != "cpu":
         raise KDError(f"kd cost: expected --device cpu, found {options.device}; onnxruntime measures on a processor")
     session = prepared(options, options.name, options.profile)
@@ -58,13 +58,13 @@ def cost(options: argparse.Namespace) -> int:
     # The page of a replication is about its usual data; others are for the user who asked for them.
     label = session.experiment.label(session.profile_name, asdict(session.profile.config))
     usual = label == session.profile_name and not session.synthetic
-    folder = ROOT / "results" / session.experiment.name / ("" if usual else "local")
-    page = cost_page(session, rows, _about(session))
+    page, folder = cost_page(session, rows, _about(session)), ROOT / "results" / session.experiment.name
     say_page("\n" + unescaped(page))
-    write_cost(
-        rows, page, folder, "cost" if usual else f"{label}-cost"
-    )  # afterwards: an error there does not lose the measurements
-    say(f"Written to {folder}")
+    path = cost_path(folder, label, rows, usual)
+    write_cost(rows, page, path)  # afterwards: an error there does not lose the measurements
+    say(f"Written to {path.parent}, {path.name}.md and {path.name}.csv")
+    if usual and path.parent != folder:
+        say(f"They have a name of their own, because {folder / 'cost.csv'} is of another profile or has more.")
     tell_again(session, options.profile)
     return 0
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import parse_qsl, unquote, urlsplit
+from base64 import b64encode, urlsafe_b64encode
+from functools import partial
+from urllib.parse import quote, quote_plus, unquote, unquote_plus, urlsplit
 
 LONGEST = 300  # characters of an address or a reason in a message
 SECRET = re.compile(r"[^\s'\"]*@|[?][^\s'\")]+")  # what an address may hold
@@ -31,26 +33,44 @@ def is_usable(address: str) -> bool:
         return False
 
 
-def without_secrets(text: str, address: str) -> str:
-    """Return a server's text, which may repeat an address that was asked for, without what `shown` leaves out."""
-    parts = urlsplit(address)
-    known = {parts.username or "", parts.password or "", *(value for _, value in parse_qsl(parts.query))}
+def without_secrets(text: str, *addresses: str) -> str:
+    """Return a server's text, which may repeat addresses that were asked for, without what `shown` leaves out."""
+    known = {secret for address in addresses for secret in _secrets(address)}
     text = SECRET.sub("***", text)
-    for secret in sorted(known | {*map(unquote, known)}, key=len, reverse=True):
-        text = text.replace(secret, "***") if secret else text
+    for secret in sorted(known, key=len, reverse=True):
+        text = re.sub(re.escape(secret), "***", text, flags=re.IGNORECASE)  # %2b is %2B
     return text
 
 
-def why(error: BaseException, address: str) -> str:
-    """Return what went wrong with the request of an address, without it: it, or that of a proxy, may hold a secret."""
+def _secrets(address: str) -> set[str]:
+    """What an address holds of secrets, as it was written, as it is read, and as it is sent."""
+    try:
+        parts = urlsplit(address)
+    except ValueError:  # nothing was asked for there
+        return set()
+    login, at, _ = parts.netloc.rpartition("@")
+    texts = {login, *login.split(":", 1)}
+    for query in (parts.query, parts.fragment):
+        texts |= {query, *(value for piece in re.split("[&;]", query) for value in (piece, piece.partition("=")[2]))}
+    texts |= {read(text) for text in texts for read in (unquote, unquote_plus)}
+    texts |= {written(text) for text in texts for written in (quote, quote_plus, partial(quote, safe=""))}
+    user, _, password = login.partition(":")
+    for coding in ("utf-8", "latin-1") if at else ():  # of the header Authorization
+        pair = f"{unquote(user)}:{unquote(password)}".encode(coding, errors="ignore")
+        texts |= {b64encode(pair).decode(), urlsafe_b64encode(pair).decode()}
+    return texts - {""}
+
+
+def why(error: BaseException, *addresses: str) -> str:
+    """Return what went wrong with the requests of addresses, without them: they may hold secrets."""
     if (answer := getattr(error, "response", None)) is not None:
-        reason = without_secrets(str(answer.reason or ""), address)
+        reason = without_secrets(str(answer.reason or ""), *addresses)
         return f"the answer {answer.status_code} {reason}".strip()[:LONGEST]
     if isinstance(error, ValueError):
         return "an address, perhaps that of a proxy, that cannot be used"
     while (inner := _cause(error)) is not None:
         error = inner
-    return without_secrets(str(error), address)[:LONGEST]
+    return without_secrets(str(error), *addresses)[:LONGEST]
 
 
 def _cause(error: BaseException) -> BaseException | None:

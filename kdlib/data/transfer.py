@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 from kdlib.data import DataUnavailable
 from kdlib.data.addresses import shown, why, without_secrets
@@ -61,10 +61,11 @@ def download(
     from kdlib.data.connections import cut_after
 
     partial = target.with_name(target.name + ".partial")
+    asked = [url]  # all addresses that a server's text may repeat
 
     def stream(url: str, temporary: str, _: object) -> None:
         try:
-            _stream(session, url, partial, most_bytes, limits, received)
+            _stream(session, asked, partial, most_bytes, limits, received)
         except _WrongContentError:
             partial.unlink()
             raise
@@ -82,7 +83,7 @@ def download(
                     pooch.retrieve(url, sha256, target.name, target.parent, downloader=stream)
                 return
             except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-                problem, again, pause = f"expected a file, found: {why(error, url)}.", True, limits.pause_seconds
+                problem, again, pause = f"expected a file, found: {why(error, *asked)}.", True, limits.pause_seconds
             except ValueError as error:  # pooch raises it if the hash differs; its text has both hashes
                 problem = str(error)
             except Exception:
@@ -118,13 +119,14 @@ def copy(source: Path, target: Path, sha256: str | None, most_bytes: int) -> int
 
 
 def _stream(
-    session: Session, url: str, target: Path, most_bytes: int, limits: Limits, received: Callable[[int], None]
+    session: Session, asked: list[str], target: Path, most_bytes: int, limits: Limits, received: Callable[[int], None]
 ) -> None:
     """Write the server's bytes to `target`, after the bytes already there if the server can go on from them."""
     import requests
 
+    url = asked[0]
     total = target.stat().st_size if target.exists() else 0
-    with _open(session, url, limits, total) as response:
+    with _open(session, asked, limits, total) as response:
         if total and not _goes_on(response, total):
             target.unlink()
             total = 0
@@ -135,7 +137,7 @@ def _stream(
             # read1 returns what has arrived, so that what a slow server sent by the deadline is kept.
             while chunk := response.raw.read1(CHUNK_BYTES):
                 if total == 0 and _is_page(response, chunk):
-                    page = without_secrets(chunk.decode("ascii", errors="replace"), url)
+                    page = without_secrets(chunk.decode("ascii", errors="replace"), *asked)
                     raise _WrongContentError(
                         f"{shown(url)}: expected a data file, found a web page (a login, proxy or error page): "
                         f"{page[:80]!r}. {REMEDY}"
@@ -163,13 +165,17 @@ def _goes_on(response: Response, start: int) -> bool:
     return response.status_code == 206
 
 
-def _open(session: Session, url: str, limits: Limits, start: int) -> Response:
-    """Request a file from byte `start`; follow redirects one by one, and check each address first."""
+def _open(session: Session, asked: list[str], limits: Limits, start: int) -> Response:
+    """Request a file from byte `start`; follow redirects one by one, and check each address first.
+
+    The addresses of redirects and proxies, and of logins in ~/.netrc, are appended to `asked`.
+    """
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     timeout = (limits.connect_seconds, limits.read_seconds)
-    first = url
+    first = url = asked[0]
     for _ in range(MOST_REDIRECTS + 1):
         with _addresses():
+            asked += [url, *_logins(url)]
             response = session.get(url, stream=True, allow_redirects=False, timeout=timeout, headers=headers)
         if not response.is_redirect:
             return response
@@ -177,6 +183,15 @@ def _open(session: Session, url: str, limits: Limits, start: int) -> Response:
         with _addresses():
             url = _next_url(url, response.headers["location"])
     raise DataUnavailable(f"{shown(first)}: expected a file, found more than {MOST_REDIRECTS} redirects. {REMEDY}")
+
+
+def _logins(url: str) -> Iterator[str]:
+    """The addresses of proxies, and the one of a login in ~/.netrc, that requests uses for an address."""
+    from requests.utils import get_environ_proxies, get_netrc_auth
+
+    yield from get_environ_proxies(url).values()
+    if login := get_netrc_auth(url):
+        yield f"http://{quote(login[0], safe='')}:{quote(login[1], safe='')}@netrc"
 
 
 @contextmanager

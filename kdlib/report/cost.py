@@ -5,15 +5,18 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from kdlib.errors import KDError
-from kdlib.files import atomic_write
+from kdlib.files import DamagedFile, atomic_write, read_file
 from kdlib.judge.schema import Table, read_toml
 from kdlib.report.markdown import NONE, escaped, table
 from kdlib.report.roles import role_of
@@ -23,7 +26,7 @@ from kdlib.run.networks import Origin, trained_network
 from kdlib.run.plan import Job, wanted_arms
 from kdlib.run.session import Session, is_stored
 
-__all__ = ["Row", "cost_page", "measured_rows", "source_costs", "write_cost"]
+__all__ = ["Row", "cost_page", "cost_path", "measured_rows", "source_costs", "write_cost"]
 
 
 class Row(NamedTuple):
@@ -114,9 +117,52 @@ COLUMNS = (
 )
 
 
-def write_cost(rows: Sequence[Row], page: str, folder: Path, name: str = "cost") -> None:
-    """Write `<name>.csv` and, as `<name>.md`, the page to a folder."""
-    lines = [
+def cost_path(folder: Path, label: str, rows: Sequence[Row], usual: bool) -> Path:
+    """Return where the costs of rows are written below results/<name>, without the ending.
+
+    The costs of real data that are `usual` for the profile `label` belong to the replication; others go to local/.
+    Files of another profile, or with a network, a run or a number that these rows lack, are never replaced. KDError if
+    those that are there cannot be read just now.
+    """
+    committed, local = folder / "cost", folder / "local" / f"{label}-cost"
+    if usual and _is_of(committed.with_suffix(".md"), label) and not _has_more(committed.with_suffix(".csv"), rows):
+        return committed
+    numbered = (local if number == 1 else local.with_name(f"{local.name}-part-{number}") for number in count(1))
+    return next(path for path in numbered if not _has_more(path.with_name(f"{path.name}.csv"), rows))
+
+
+def _is_of(page: Path, profile: str) -> bool:
+    """Whether a page is about a profile; one that is not there may be of any."""
+    try:
+        lines = read_file(page).decode(errors="replace").split("\n")
+    except DamagedFile:
+        return True
+    return any(line.partition(";")[0] == f"- profile: {escaped(profile)}" for line in lines)
+
+
+def _has_more(path: Path, rows: Sequence[Row]) -> bool:
+    """Whether a file of costs has a cell that these rows leave empty, or a network that they lack."""
+    try:
+        lines = csv.DictReader(io.StringIO(read_file(path).decode()))
+        there = {(line["network"], name) for line in lines for name, text in line.items() if text}
+    except DamagedFile:
+        return False  # there is none
+    except (KeyError, ValueError, csv.Error):
+        return True  # nobody knows what it is
+    return not there <= {(line["network"], name) for line in _lines(rows) for name, cell in line.items() if cell not in ("", None)}
+
+
+def write_cost(rows: Sequence[Row], page: str, path: Path) -> None:
+    """Write `<path>.csv` and, as `<path>.md`, the page."""
+    import pandas as pd
+
+    text = pd.DataFrame(_lines(rows)).to_csv(index=False, lineterminator="\n")
+    atomic_write(path.with_name(f"{path.name}.csv"), text.encode())
+    atomic_write(path.with_name(f"{path.name}.md"), page.encode())
+
+
+def _lines(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    return [
         {
             "network": row.network,
             "role": ", ".join(row.roles),
@@ -125,10 +171,6 @@ def write_cost(rows: Sequence[Row], page: str, folder: Path, name: str = "cost")
         }
         for row in rows
     ]
-    import pandas as pd
-
-    atomic_write(folder / f"{name}.csv", pd.DataFrame(lines).to_csv(index=False, lineterminator="\n").encode())
-    atomic_write(folder / f"{name}.md", page.encode())
 
 
 def _rounded(value: float | None) -> float | int | None:

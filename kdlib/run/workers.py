@@ -28,6 +28,9 @@ __all__ = ["Here", "Workers"]
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
+STARTED = "started"  # a process's first message
+
+
 class Here:
     """Trains one group after the other in this process."""
 
@@ -61,6 +64,7 @@ class _Worker:
     connection: Connection
     device: str
     group: Group = field(default_factory=list)
+    started: bool = False  # it has said that it can take groups
 
     def end(self, at_once: bool) -> None:
         """End the process: at once, or when it has done its work."""
@@ -146,7 +150,10 @@ class Workers:
                 return self._replace(worker)
             if message is None or isinstance(message, Outcome):
                 return message
-            self.report(message)
+            if message == STARTED:
+                worker.started = True
+            else:
+                self.report(message)
 
     def _replace(self, worker: _Worker) -> Outcome | None:
         """Begin the group of a process that is gone in a new one, unless it was begun too often."""
@@ -155,6 +162,12 @@ class Workers:
         self.workers.remove(worker)
         self.deaths[name] += 1
         status = worker.process.exitcode or 0
+        if status > 0 and not worker.started:  # not ended from outside: each further one would end so too
+            return Outcome(
+                f"its training process ended with status {status} before it could begin; the lines above say why. A "
+                'script that trains must be a file, and must do so below `if __name__ == "__main__":`, because each '
+                "process imports it; or pass workers=1"
+            )
         how = f"by signal {-status}" if status < 0 else f"with status {status}"
         if self.deaths[name] > RESTARTS:
             return Outcome(
@@ -199,6 +212,7 @@ def _work(connection: Connection, setting: Setting) -> None:
     torch.set_num_threads(setting.compute.threads)
     _end_with_parent()
     with suppress(EOFError, OSError):  # the other side is closed, or gone
+        connection.send(STARTED)
         while True:
             group = connection.recv()
             connection.send(train_group(group, setting, connection.send))

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 import traceback
+import urllib.parse
 from dataclasses import replace
 
 import pytest
@@ -202,6 +203,59 @@ def test_no_message_holds_a_secret_of_the_mirror(raw_server, tiny, monkeypatch, 
         assert secret not in told(caught.value) + caplog.text + str(printed)
     assert server.asked[0].startswith(b"GET /data/tiny/one.dat?token=s3cret HTTP/1.1\r\n")  # and yet they are used
     assert b"Authorization: Basic aGlkZGVuOnMzY3JldA==\r\n" in server.asked[0]  # base64 of hidden:s3cret
+
+
+REPEATED = {  # what the user writes, and what a server may repeat of it
+    "/f?TOKEN123": "TOKEN123",
+    "/f?sig=ab%2Bcd%3D": "ab%2Bcd%3D",
+    "/f?sig=ab%2bcd%3d;x": "ab%2bcd%3d",
+    "/f?sig=ab+cd": "ab+cd",
+    "/f?sig=ab%20cd": "ab%20cd",
+    "/f?a=1&TOKEN123&b": "TOKEN123",
+    "user:pa55word@/f": "dXNlcjpwYTU1d29yZA==",  # base64 of user:pa55word
+    "user:p%40ss@/f": "dXNlcjpwQHNz",  # base64 of user:p@ss
+    "token55@/f": "dG9rZW41NTo=",  # base64 of token55:
+}
+
+
+@pytest.mark.parametrize("way", ["at once", "after a redirect", "page"])
+@pytest.mark.parametrize("written", REPEATED)
+def test_a_server_that_repeats_what_it_was_sent_tells_no_secret(raw_server, tmp_path, written, way):
+    """The server's own text is written by hand here; decoded values are what a server reads."""
+    secret, (login, _, path) = REPEATED[written], written.rpartition("@")
+    server = raw_server(b"")
+    place = server.url.removeprefix("http://")
+    address = f"http://{login}@{place}{path}" if login else f"http://{place}{path}"
+    read = urllib.parse.unquote_plus(secret)
+    body = f"<html>{secret} {read}".encode()
+    server.first = OK + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    if way != "page":
+        server.first = f"HTTP/1.1 403 denied: {secret} {read}\r\n\r\n".encode()
+    if way == "after a redirect":
+        first = raw_server(f"HTTP/1.1 302 Found\r\nLocation: {address}\r\nContent-Length: 0\r\n\r\n".encode())
+        address = f"{first.url}/f"
+    with pytest.raises(DataUnavailable, match="web page|the answer 403") as caught:
+        download(address, tmp_path / "one.dat", replace(LIMITS, attempts=1))
+    assert server.asked
+    assert secret not in told(caught.value)
+    assert read not in told(caught.value)
+
+
+def test_a_server_that_repeats_a_login_of_netrc_tells_no_secret(raw_server, tmp_path, monkeypatch):
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login user password pa55word\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    server = raw_server(b"HTTP/1.1 403 denied: Basic dXNlcjpwYTU1d29yZA== pa55word\r\n\r\n")
+    with pytest.raises(DataUnavailable, match=r"the answer 403 denied: Basic \*\*\* \*\*\*") as caught:
+        download(f"{server.url}/f", tmp_path / "one.dat", replace(LIMITS, attempts=1))
+    assert b"Authorization: Basic dXNlcjpwYTU1d29yZA==" in server.asked[0]
+    assert "pa55word" not in told(caught.value)
+
+
+def test_a_proxy_that_repeats_its_login_tells_no_secret(raw_server, tmp_path, monkeypatch):
+    server = raw_server(b"HTTP/1.1 403 denied: Basic dXNlcjpwYTU1d29yZA== pa55word\r\n\r\n")
+    monkeypatch.setenv("http_proxy", f"http://user:pa55word@{server.url.removeprefix('http://')}")
+    with pytest.raises(DataUnavailable, match=r"the answer 403 denied: Basic \*\*\* \*\*\*"):
+        download("http://example.invalid/f", tmp_path / "one.dat", replace(LIMITS, attempts=1))
 
 
 MISTAKEN = [

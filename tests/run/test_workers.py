@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from multiprocessing import Pipe
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from kdlib.run.events import Event
 from kdlib.run.group import Outcome
-from kdlib.run.workers import RESTARTS, Workers, _Worker
+from kdlib.run.workers import RESTARTS, STARTED, Workers, _Worker
 
 SETTING = SimpleNamespace(compute=SimpleNamespace(device="cpu"))
 GROUP = [SimpleNamespace(description=SimpleNamespace(id="run"))]
@@ -68,6 +71,54 @@ def test_a_process_that_ends_within_a_message_is_replaced_up_to_three_times(left
     assert [event.kind for event in events] == ["notice"] * RESTARTS
     assert workers.killed == RESTARTS + 1
     assert (workers.free, workers.busy) == (1, False)
+
+
+def test_a_process_that_ends_by_itself_before_it_can_begin_is_not_replaced():
+    events = []
+    workers = Begun(events.append)
+    workers.begin(GROUP)
+    workers.workers[0].process.exitcode = 1
+    workers.others[0].close()
+    ((_, outcome),) = workers.ended()
+    assert outcome.error.startswith("its training process ended with status 1 before it could begin")
+    assert (events, len(workers.others), workers.free) == ([], 1, 1)
+
+
+def test_a_process_that_has_begun_and_ends_with_a_status_is_replaced():
+    workers = Begun(lambda event: None)
+    workers.begin(GROUP)
+    workers.others[0].send(STARTED)
+    workers.workers[0].process.exitcode = 1
+    workers.others[0].close()
+    assert workers.ended() == []
+    assert len(workers.others) == 2
+
+
+SCRIPT = """
+from pathlib import Path
+from kdlib.run.session import prepare, train
+session = prepare("toy", "quick", arms=["baseline"], seeds=[0, 1], store=Path("store"), workers=2)
+print(*train(session, session.jobs()).failed.values(), sep="\\n")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["a file", "stdin"])
+def test_a_script_without_a_main_guard_is_told_so_at_once(toy_root, tmp_path, way):
+    script = toy_root / "script.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, str(script) if way == "a file" else "-"],
+        input=SCRIPT,
+        cwd=toy_root,
+        env={**os.environ, "PYTHONPATH": f"{toy_root}:{Path(__file__).parents[2]}"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.stdout.count("ended with status 1 before it could begin") == 2, done.stderr
+    assert "__main__" in done.stdout
+    assert done.stderr.count("Traceback (most recent call last)") <= 4  # two processes, of which each says why once
 
 
 def test_an_idle_process_that_is_gone_is_replaced():
