@@ -10,6 +10,7 @@ from pathlib import Path
 from kdlib.cli.say import say
 from kdlib.errors import KDError
 from kdlib.files import atomic_write
+from kdlib.report.names import refuse_reserved
 
 
 def new(options: argparse.Namespace) -> int:
@@ -22,11 +23,12 @@ def new(options: argparse.Namespace) -> int:
 def write_template(name: str, root: Path) -> list[str]:
     """Write `replications/<name>/` and return lines that say what was written and what to do next.
 
-    KDError for a name that is no Python name in small letters, or for a folder that is there already.
+    KDError for a name that is no Python name in small letters or is that of a page, or for a folder that is there already.
     """
     folder = root / "replications" / name
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", name):
         raise KDError(f"kd new {name}: expected small letters, digits and underscores, as in my_paper")
+    refuse_reserved(name)
     if not folder.parent.is_dir():
         raise KDError(
             f"expected a folder replications in {root.absolute()}, found none; call kd in the repository's top folder"

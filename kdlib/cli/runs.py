@@ -11,6 +11,7 @@ from pathlib import Path
 from kdlib.cli.say import say
 from kdlib.errors import KDError
 from kdlib.files import DamagedFile, is_there, not_read, read_file
+from kdlib.run.arguments import path_of
 from kdlib.run.environment import source_digest
 from kdlib.run.experiment import loadable
 from kdlib.run.labels import label_of
@@ -133,7 +134,7 @@ def _folder(options: argparse.Namespace) -> Path:
         raise KDError(
             f"kd runs {options.action}: expected one folder, found {found}; write `kd runs {options.action} DIR`"
         )
-    return Path(options.names[0])
+    return path_of("DIR", options.names[0])
 
 
 def _tell(what: str, outcome: Outcome) -> int:

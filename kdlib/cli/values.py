@@ -6,9 +6,9 @@ from argparse import ArgumentTypeError
 from pathlib import Path
 
 from kdlib.errors import KDError
-from kdlib.run.arguments import LARGEST_SEED, MOST, MOST_SEEDS, minutes_of
+from kdlib.run.arguments import LARGEST_SEED, MOST, MOST_SEEDS, minutes_of, path_of
 
-__all__ = ["count", "folder", "minutes", "names", "seed", "seeds", "word"]
+__all__ = ["count", "file", "folder", "minutes", "names", "seed", "seeds", "word"]
 
 
 def count(text: str) -> int:
@@ -50,10 +50,22 @@ def word(text: str) -> str:
 
 
 def folder(text: str) -> Path:
-    """Return the path of a folder; an empty text, as of an unset shell variable, must not mean the current folder."""
+    """Return the path of a folder, ~ expanded; an empty text, as of an unset shell variable, must not mean the current folder."""
     if not text.strip() or "\0" in text:
         raise ArgumentTypeError("expected the path of a folder, found none; write . for the current folder")
-    return Path(text)
+    return _path(text)
+
+
+def file(text: str) -> Path:
+    """Return the path of a file to write."""
+    return _path(text or ".")
+
+
+def _path(text: str) -> Path:
+    try:
+        return path_of("", text)
+    except KDError as error:
+        raise ArgumentTypeError(str(error).removeprefix(": ")) from error
 
 
 def _number(text: str, least: int, most: int) -> int:

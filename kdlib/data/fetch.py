@@ -181,7 +181,7 @@ def _roots(data: Path | str | None) -> Iterator[tuple[str, Path]]:
             )
         yield "--data", Path(data)
         return
-    if folder := os.environ.get("KDLIB_DATA"):
+    if folder := os.path.expanduser(os.environ.get("KDLIB_DATA", "")):
         if not is_folder(Path(folder)):
             raise DataError(
                 f"KDLIB_DATA={shown(folder)}: expected a folder, found {_instead(Path(folder))}. Correct or unset it."
@@ -200,7 +200,7 @@ def _looked_at(data: Path | str | None) -> str:
 
 def _mirror() -> str | Path | None:
     """Return KDLIB_MIRROR as a URL or a folder, or None if it is not set."""
-    mirror = os.environ.get("KDLIB_MIRROR")
+    mirror = os.path.expanduser(os.environ.get("KDLIB_MIRROR", ""))
     if not mirror:
         return None
     if mirror.startswith(("http://", "https://")) and is_usable(mirror):

@@ -147,7 +147,7 @@ def read_toml(path: Path) -> Table:
     if len(raw) > MAX_FILE_BYTES:
         raise SchemaError(f"{path}: expected at most {MAX_FILE_BYTES:,} bytes, found more")
     try:
-        text = raw.decode("utf-8")
+        text = raw.decode("utf-8-sig")  # Notepad begins a file with a byte order mark
         _refuse_deep_keys(path, text)
         # RecursionError: arrays nested without end; ValueError: also integers too long to convert
         return Table(path, text, (), tomllib.loads(text))

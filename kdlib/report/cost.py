@@ -149,7 +149,9 @@ def _has_more(path: Path, rows: Sequence[Row]) -> bool:
         return False  # there is none
     except (KeyError, ValueError, csv.Error):
         return True  # nobody knows what it is
-    return not there <= {(line["network"], name) for line in _lines(rows) for name, cell in line.items() if cell not in ("", None)}
+    return not there <= {
+        (line["network"], name) for line in _lines(rows) for name, cell in line.items() if cell not in ("", None)
+    }
 
 
 def write_cost(rows: Sequence[Row], page: str, path: Path) -> None:

@@ -13,15 +13,27 @@ from kdlib.report.pages import figures_of, reported_of
 from kdlib.run.experiment import Experiment
 from kdlib.run.records import Record
 
-__all__ = ["refuse_unknown_names"]
+__all__ = ["refuse_reserved", "refuse_unknown_names"]
+
+RESERVED = ("index", "site")  # of the pages: results/site/index.html
+
+
+def refuse_reserved(name: str) -> None:
+    """Raise KDError for the name of a replication whose page or folder would replace that of all results."""
+    if name in RESERVED:
+        raise KDError(
+            f"replications/{name}: expected a name other than {' and '.join(RESERVED)}, which the pages of all results "
+            f"have (results/site/index.html), found {name}; choose another name, for example my_{name}"
+        )
 
 
 def refuse_unknown_names(experiment: Experiment, *, bands: bool = True) -> None:
     """Read `claims.toml`, `bands.toml` and `figures.py`, as the end of a session does.
 
-    KDError for an arm, a metric, a claim, a mode or a profile that does not exist, and for a file that is wrong in
+    KDError for a reserved name, for an arm, a metric, a claim, a mode or a profile that does not exist, and for a file that is wrong in
     itself. Without `bands`, those are not looked at: `kd record` makes them.
     """
+    refuse_reserved(experiment.name)
     reported = reported_of(experiment)
     path = experiment.folder / "bands.toml"
     for (digest, profile), known in read_bands(path).items() if bands else ():

@@ -27,6 +27,7 @@ from kdlib.report.as_json import write_json
 from kdlib.report.commits import dates_of
 from kdlib.report.dots import FEWEST, bars, claim_plots
 from kdlib.report.markdown import NONE, Scale, percent
+from kdlib.report.names import refuse_reserved
 from kdlib.report.prose import rendered
 from kdlib.report.roles import COLORS
 from kdlib.run.experiment import load_experiment
@@ -60,6 +61,8 @@ PARTS = {"": "", "schedule": "schedule and data", "softness": "softness", "trans
 
 def write_site(root: Path, records: Mapping[str, Sequence[Record]]) -> None:
     """Write the JSON of each replication and the pages, from its records; the same records give the same bytes."""
+    for name in records:
+        refuse_reserved(name)
     dates = dates_of(root, {str(one.environment.get("commit")) for found in records.values() for one in found})
     found = [write_json(load_experiment(name), of_one, root, dates) for name, of_one in records.items()]
     folder = root / "results" / "site"

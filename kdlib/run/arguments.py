@@ -6,6 +6,7 @@ import math
 import operator
 from collections.abc import Iterable
 from itertools import islice
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,16 @@ def minutes_of(value: Any) -> float:
 
 
 def path_of(name: str, value: Any) -> Path:
-    """Return a path; KDError for an empty text, which would mean the current folder."""
-    if isinstance(value, str) and not value.strip():
+    """Return a path. A text that begins with ~ is in a home folder: no shell expands `--store=~/runs`.
+
+    KDError for an empty text, which would mean the current folder, and for a path that still begins with ~.
+    """
+    if isinstance(value, str) and (not value.strip() or "\0" in value):
         raise KDError(f"{name}: expected the path of a folder, found an empty text; write '.' for the current folder")
-    return Path(value)
+    path = Path(expanduser(value) if isinstance(value, str) else value)
+    if str(path).startswith("~"):
+        raise KDError(f"{name}: expected a path without ~, found {_short(value)}; write the whole path, from / on")
+    return path
 
 
 def seeds_of(values: Iterable[Any]) -> tuple[int, ...]:

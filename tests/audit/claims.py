@@ -105,7 +105,7 @@ def margin(keys: Keys, metric: str) -> float:
 
 def read_claims(path: Path) -> Source:
     """Read a `claims.toml`; LookupError, TypeError or ValueError if something is missing or misshapen."""
-    content = tomllib.loads(path.read_text(encoding="utf-8"))
+    content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     values = [_value(*item) for item in content.get("values", {}).items()]
     claims = {name: _claim(keys, values) for name, keys in content["claims"].items()}
     return Source(values, claims, content.get("chosen", {}), list(content.get("ingredients", {}).values()))

@@ -8,17 +8,20 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import ArgumentTypeError
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from kdlib.cli import how_to_go_on, main
+from kdlib.cli import how_to_go_on, main, values
 from kdlib.data import fetch
+from kdlib.errors import KDError
 from kdlib.judge.judging import outcomes
 from kdlib.report.pages import reported_of
 from kdlib.report.sessions import departures
 from kdlib.run import prepare
+from kdlib.run.arguments import path_of
 from kdlib.run.records import measured, read_records
 from tests.conftest import changed, module_of
 
@@ -377,3 +380,23 @@ def test_a_lost_reader_ends_a_command_and_a_lost_process_is_told(tree, monkeypat
     monkeypatch.setattr("kdlib.cli.listing.show_list", lost)
     assert main(["list"]) == 2
     assert "kd: a process that this one talks to is gone" in capfd.readouterr().err
+
+
+def test_a_folder_below_home_is_that_one_though_no_shell_expands_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for text, path in (("~/runs", tmp_path / "runs"), ("~", tmp_path), ("a~/b", Path("a~/b"))):
+        assert values.folder(text) == path_of("store", text) == path
+    assert values.file("~/model.onnx") == tmp_path / "model.onnx"
+    for wrong in ("./~", "~nobody-of-that-name/x"):
+        with pytest.raises(ArgumentTypeError, match="expected a path without ~"):
+            values.folder(wrong)
+    with pytest.raises(KDError, match="store: expected a path without ~"):
+        path_of("store", Path("~/runs"))
+
+
+def test_data_below_home_are_found(tmp_path, monkeypatch):
+    (tmp_path / "data" / "mnist").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("KDLIB_DATA", "~/data")
+    with pytest.raises(KDError, match=f"{tmp_path}/data"):
+        fetch.find("mnist")

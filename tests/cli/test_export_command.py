@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 
 from kdlib.cli import main
+from kdlib.report.cost import Row, cost_path, write_cost
 from kdlib.run.experiment import load_experiment
 
 ROOT = Path(__file__).parents[2]
@@ -76,3 +77,34 @@ def test_the_cost_of_synthetic_runs_goes_to_the_folder_that_git_ignores(tree):
     page = (tree / "results/ecg/local/smoke-cost.md").read_text()
     assert "| 4 times    | 4.4 times  |" in page
     assert "data: synthetic heartbeats" in page
+
+
+def row(network="student", run="", **numbers):
+    return Row(network, (network,), ("student",), run, "", "", {"parameters": 7, **numbers})
+
+
+FULL = [row("teacher", "aa", onnx_accuracy=0.9), row("student", "bb", onnx_accuracy=0.8)]
+LESS = {
+    "no run": [row("teacher", "aa", onnx_accuracy=0.9), row("student")],
+    "no number": [FULL[0], row("student", "bb")],
+    "no teacher": FULL[1:],
+}
+
+
+@pytest.mark.parametrize("less", LESS.values(), ids=LESS.keys())
+def test_costs_are_never_replaced_by_less(tmp_path, less):
+    place = cost_path(tmp_path, "quick", FULL, usual=True)
+    assert place == tmp_path / "cost"
+    write_cost(FULL, "page\n- profile: quick; reduced\n", place)
+    assert cost_path(tmp_path, "quick", FULL, usual=True) == place
+    assert cost_path(tmp_path, "full", FULL, usual=True) == tmp_path / "local" / "full-cost"  # another profile
+    assert cost_path(tmp_path, "quick", FULL, usual=False) == tmp_path / "local" / "quick-cost"
+    assert cost_path(tmp_path, "quick", less, usual=True) == tmp_path / "local" / "quick-cost"
+    write_cost(FULL, "page", tmp_path / "local" / "quick-cost")
+    assert cost_path(tmp_path, "quick", less, usual=True) == tmp_path / "local" / "quick-cost-part-2"
+    assert (tmp_path / "cost.md").read_text().startswith("page")
+
+
+def test_costs_that_nobody_understands_are_not_replaced(tmp_path):
+    (tmp_path / "cost.csv").write_bytes(b"\xff")
+    assert cost_path(tmp_path, "quick", FULL, usual=True) == tmp_path / "local" / "quick-cost"

@@ -12,6 +12,7 @@ from kdlib.cli import main
 from kdlib.cli.new import write_template
 from kdlib.data import fetch
 from kdlib.errors import KDError
+from kdlib.report.site import write_site
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,6 +55,16 @@ def test_it_writes_one_folder_and_says_how_to_go_on(root, monkeypatch, capsys):
 def test_a_name_that_is_no_module_is_refused(root, name):
     with pytest.raises(KDError, match="expected small letters"):
         write_template(name, root)
+
+
+@pytest.mark.parametrize("name", ["index", "site"])
+def test_a_name_whose_page_is_that_of_all_results_is_refused(root, name):
+    with pytest.raises(KDError, match="expected a name other than index and site"):
+        write_template(name, root)
+    assert not (root / "replications" / name).exists()
+    with pytest.raises(KDError, match="expected a name other than index and site"):
+        write_site(root, {name: []})
+    assert not (root / "results").exists()
 
 
 def test_nothing_is_overwritten(root):

@@ -422,6 +422,17 @@ def test_a_key_of_too_many_parts_is_named_by_its_line_and_dots_elsewhere_are_not
     _refused(tmp_path, f"{text}{dots} = 1\n", "", "a key of at most 16 parts", f"{dots} = 1")
 
 
+def test_a_file_that_begins_with_a_byte_order_mark_is_read(tmp_path):
+    path = tmp_path / "claims.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + GOOD.encode())
+    marked = load_claims(path, ARMS)
+    path.write_text(GOOD)
+    assert marked == load_claims(path, ARMS)
+    path.write_bytes(b"\xef\xbb\xbf[source]\nwrong = 1\n")
+    with pytest.raises(SchemaError, match="line 2: .*wrong"):
+        load_claims(path, ARMS)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(SchemaError, match="expected a readable TOML file"):
         load_claims(tmp_path / "claims.toml", ARMS)

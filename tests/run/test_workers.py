@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from multiprocessing import Pipe
@@ -105,13 +106,16 @@ print(*train(session, session.jobs()).failed.values(), sep="\\n")
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["a file", "stdin"])
 def test_a_script_without_a_main_guard_is_told_so_at_once(toy_root, tmp_path, way):
-    script = toy_root / "script.py"
+    root = shutil.copytree(toy_root, tmp_path / "root")
+    toy = root / "replications" / "toy" / "experiment.py"
+    toy.write_text(toy.read_text().replace('data=("toy",)', "data=()"))
+    script = root / "script.py"
     script.write_text(SCRIPT)
     done = subprocess.run(
         [sys.executable, str(script) if way == "a file" else "-"],
         input=SCRIPT,
-        cwd=toy_root,
-        env={**os.environ, "PYTHONPATH": f"{toy_root}:{Path(__file__).parents[2]}"},
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": f"{root}:{Path(__file__).parents[2]}"},
         capture_output=True,
         text=True,
         timeout=300,
