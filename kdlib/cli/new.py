@@ -23,7 +23,8 @@ def new(options: argparse.Namespace) -> int:
 def write_template(name: str, root: Path) -> list[str]:
     """Write `replications/<name>/` and return lines that say what was written and what to do next.
 
-    KDError for a name that is no Python name in small letters or is that of a page, or for a folder that is there already.
+    KDError for a name that is no Python name in small letters, or is that of a page of all results, and for a folder
+    that is there already.
     """
     folder = root / "replications" / name
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", name):

@@ -50,7 +50,7 @@ def word(text: str) -> str:
 
 
 def folder(text: str) -> Path:
-    """Return the path of a folder, ~ expanded; an empty text, as of an unset shell variable, must not mean the current folder."""
+    """Return the path of a folder, with ~ expanded; an empty text, as of an unset variable, is not the current one."""
     if not text.strip() or "\0" in text:
         raise ArgumentTypeError("expected the path of a folder, found none; write . for the current folder")
     return _path(text)

@@ -30,8 +30,8 @@ def refuse_reserved(name: str) -> None:
 def refuse_unknown_names(experiment: Experiment, *, bands: bool = True) -> None:
     """Read `claims.toml`, `bands.toml` and `figures.py`, as the end of a session does.
 
-    KDError for a reserved name, for an arm, a metric, a claim, a mode or a profile that does not exist, and for a file that is wrong in
-    itself. Without `bands`, those are not looked at: `kd record` makes them.
+    KDError for a reserved name, for an arm, a metric, a claim, a mode or a profile that does not exist, and for a file
+    that is wrong in itself. Without `bands`, those are not looked at: `kd record` makes them.
     """
     refuse_reserved(experiment.name)
     reported = reported_of(experiment)

@@ -234,7 +234,7 @@ def test_a_server_that_repeats_what_it_was_sent_tells_no_secret(raw_server, tmp_
     if way == "after a redirect":
         first = raw_server(f"HTTP/1.1 302 Found\r\nLocation: {address}\r\nContent-Length: 0\r\n\r\n".encode())
         address = f"{first.url}/f"
-    with pytest.raises(DataUnavailable, match="web page|the answer 403") as caught:
+    with pytest.raises(DataUnavailable, match=r"web page|the answer 403") as caught:
         download(address, tmp_path / "one.dat", replace(LIMITS, attempts=1))
     assert server.asked
     assert secret not in told(caught.value)

@@ -424,12 +424,12 @@ def test_a_key_of_too_many_parts_is_named_by_its_line_and_dots_elsewhere_are_not
 
 def test_a_file_that_begins_with_a_byte_order_mark_is_read(tmp_path):
     path = tmp_path / "claims.toml"
-    path.write_bytes(b"\xef\xbb\xbf" + GOOD.encode())
+    path.write_bytes(b"\xef\xbb\xbf" + _text().encode())
     marked = load_claims(path, ARMS)
-    path.write_text(GOOD)
+    path.write_text(_text())
     assert marked == load_claims(path, ARMS)
     path.write_bytes(b"\xef\xbb\xbf[source]\nwrong = 1\n")
-    with pytest.raises(SchemaError, match="line 2: .*wrong"):
+    with pytest.raises(SchemaError, match=r"line 2: .*wrong"):
         load_claims(path, ARMS)
 
 
