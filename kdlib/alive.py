@@ -39,7 +39,7 @@ def shown(lock: Path) -> Iterator[None]:
     ended, sign, holder = threading.Event(), sign_of(lock), f"process {os.getpid()} of machine {platform.node()}\n"
 
     def show() -> None:
-        with suppress(OSError):  # on a full disk, others wait for the lock, however long
+        with suppress(OSError):  # a full disk must not end the training
             sign.write_text(holder, encoding="utf-8")
 
     def beat() -> None:
