@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 from traceback import extract_tb
 from typing import TYPE_CHECKING
 
@@ -34,13 +35,22 @@ def needs(extra: str, *modules: str) -> None:
 
 
 def not_imported(place: str, error: Exception) -> KDError:
-    """Return the error about a module of the user's that cannot be imported: `place` names it."""
-    last = extract_tb(error.__traceback__)[-1]
+    """Return the error about a module of the user's that cannot be imported: `place` names it.
+
+    The line is the last one that is neither in this package nor in an installed one.
+    """
+    frames = extract_tb(error.__traceback__)
+    last = next((frame for frame in reversed(frames) if _of_user(frame.filename)), frames[-1])
     file, line = (error.filename, error.lineno) if isinstance(error, SyntaxError) else (last.filename, last.lineno)
     return KDError(
         f"{place}: expected a module that can be imported, found {type(error).__name__}: "
         f"{getattr(error, 'msg', None) or error} ({file}, line {line}); mend that line"
     )
+
+
+def _of_user(file: str) -> bool:
+    path = Path(file)
+    return path.is_file() and Path(__file__).parent not in path.parents and "site-packages" not in path.parts
 
 
 def same_shape(one: Tensor, other: Tensor) -> None:

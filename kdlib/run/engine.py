@@ -169,6 +169,9 @@ class _Session:
         if problem := reuse.other_parent(run, job, summary.finished):
             self.fail(job, problem)
             return
+        if problem := reuse.unfit(run, job):
+            self.fail(job, problem)
+            return
         summary.finished[run.id] = run
         self.limit.learn(job, run)
         for text in (reuse.other_source(run, job), reuse.other_machine(run, self.compute.device)):

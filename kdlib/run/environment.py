@@ -17,7 +17,7 @@ import torch
 LIBRARY = Path(__file__).parents[1]
 # The files of kdlib.run that can change a result. All files of the core can; an edit of the others (engine, export and
 # import, records, judging, tables, command line) gives no notice.
-RUN_FILES = ("experiment.py", "finished.py", "loaded.py", "schema.py", "store.py")
+RUN_FILES = ("contradictions.py", "experiment.py", "finished.py", "loaded.py", "readable.py", "schema.py", "store.py")
 # The files of the core that no training uses.
 NO_CORE = ("cost.py", "export.py")
 # The files of kdlib.data that only bring data sets here. The data have a digest in a run's description.
@@ -81,7 +81,7 @@ def source_digest(experiment_folder: Path) -> str:
     """Return the first 16 digits of the SHA-256 over the source files that can change a result of this experiment.
 
     These are its own files, those of the shared packages in replications/ that it imports, kdlib's core and data, and
-    three files of kdlib.run.
+    the files of kdlib.run that it imports.
     """
     own = [path for path in experiment_folder.glob("*.py") if path.name != "figures.py"]
     text = "\n".join(path.read_text(encoding="utf-8") for path in own)

@@ -6,7 +6,7 @@ import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from kdlib.batches import Examples
 from kdlib.errors import KDError, not_imported
 from kdlib.progress import Progress
+from kdlib.run.contradictions import check_config, check_experiment
 from kdlib.run.loaded import LoadedOnce
 from kdlib.run.store import Description, FinishedRun, Result
 from kdlib.seeds import generator
@@ -50,10 +51,18 @@ class Arm:
     role: str = ""
 
     def results(self, runs: Sequence[Run]) -> list[Result]:
-        """Train the runs and return one result for each."""
+        """Train the runs and return one result for each; KDError if the function returns something else."""
         if self.mapped is None:
-            return [cast(Callable[[Run], Result], self.train)(run) for run in runs]
-        return cast(Callable[[Sequence[Run]], list[Result]], self.train)(runs)
+            found = [cast(Callable[[Run], Result], self.train)(run) for run in runs]
+        else:
+            found = cast(Callable[[Sequence[Run]], list[Result]], self.train)(runs)
+        kinds = [type(each).__name__ for each in found] if isinstance(found, list | tuple) else [type(found).__name__]
+        if kinds != ["Result"] * len(runs):
+            raise KDError(
+                f"{self.train.__name__}: expected {len(runs)} Result, one for each run, found {', '.join(kinds)}; "
+                "return Result(metrics, history, weights), and a list of them from a mapped arm"
+            )
+        return found
 
 
 @dataclass(frozen=True)
@@ -173,8 +182,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         """Refuse arms and profiles that contradict each other (KDError)."""
-        _check_arms(self)
-        _check_profiles(self)
+        check_experiment(self, DEFAULT)
         if not isinstance(self.load_data, LoadedOnce):
             object.__setattr__(self, "load_data", LoadedOnce(self.load_data))
 
@@ -212,7 +220,11 @@ class Experiment:
     def describe(
         self, arm: Arm, config: Any, seed: int, data: str, compute: Compute, parents: Mapping[str, str]
     ) -> Description:
-        """Return the description of an arm's run. The folder's name is not part of it, so copies share their runs."""
+        """Return the description of an arm's run; KDError names a field of the configuration that JSON does not know.
+
+        The folder's name is not part of it, so copies share their runs.
+        """
+        check_config(config, f"{self.name}, arm '{arm.name}'")
         kind = compute.device.partition(":")[0]  # cuda:0 and cuda:1 share their runs
         settings = {**asdict(config), "device": kind, "threads": compute.threads}
         return Description(f"{self.source}/{arm.train.__name__}", self.protocol, settings, seed, data, parents)
@@ -224,61 +236,6 @@ class Experiment:
             if not re.fullmatch(r"[\w.,() -]+", found := str(config.get(key, ""))):
                 raise KDError(f"{self.name}: expected a plain {key} in a configuration, found {found[:80]!a}")
         return "-".join([profile, *(str(config[key]) for key in self.data_fields if config[key] != usual[key])])
-
-
-def _check_arms(experiment: Experiment) -> None:
-    # Arms are found by name, and the name of its training function is part of a run's description.
-    functions: dict[str, Any] = {}
-    arms: dict[str, Arm] = {}
-    for arm in experiment.arms:
-        if arm.name in arms:
-            raise KDError(f"expected arms of different names, found two called '{arm.name}'; rename one")
-        if functions.setdefault(arm.train.__name__, arm.train) is not arm.train:
-            raise KDError(
-                f"expected training functions of different names, found two called '{arm.train.__name__}' "
-                f"(arm '{arm.name}'); otherwise the run of one is taken for the run of the other"
-            )
-        for name in arm.needs.values():
-            if name not in arms:
-                raise KDError(f"arm '{arm.name}' needs '{name}': expected it before '{arm.name}' in the list of arms")
-            # Otherwise the one run would have another parent in every seed's session, and would not be one run.
-            if arm.seed is not None and arms[name].seed != arm.seed:
-                raise KDError(
-                    f"expected all that arm '{arm.name}' needs to have its seed, {arm.seed}, found {arms[name].seed} "
-                    f"for '{name}'; give it seed={arm.seed}"
-                )
-        arms[arm.name] = arm
-
-
-def _check_profiles(experiment: Experiment) -> None:
-    names = [arm.name for arm in experiment.arms]
-    if DEFAULT not in experiment.profiles:
-        raise KDError(f"expected a profile '{DEFAULT}', the default of sessions, found {list(experiment.profiles)}")
-    if len([profile for profile in experiment.profiles.values() if profile.judged]) > 1:
-        raise KDError("expected one profile with judged=True at most, found several; a claim has one verdict")
-    for place, wanted in [("check", experiment.check), *((n, p.arms) for n, p in experiment.profiles.items())]:
-        if unknown := [name for name in wanted if name not in names]:
-            raise KDError(f"{place}: expected names of arms, found {', '.join(unknown)}; there are {', '.join(names)}")
-    if unknown := [name for name in experiment.banded if name not in (experiment.known_metrics or experiment.banded)]:
-        found = f"{', '.join(unknown)}; there are {', '.join(experiment.known_metrics)}"
-        raise KDError(f"banded: expected names of metrics, found {found}")
-    for name, profile in experiment.profiles.items():
-        _check_fields(experiment, name, profile.config)
-
-
-def _check_fields(experiment: Experiment, profile: str, config: Any) -> None:
-    known = {field.name for field in fields(config)}
-    if taken := sorted({"device", "threads", "replicas"} & known):  # a run's description has its own
-        raise KDError(f"profile {profile}: expected other names for its fields {', '.join(taken)}; rename them")
-    for arm in experiment.arms:
-        if unknown := sorted({*arm.change, *(arm.mapped or ())} - known):
-            raise KDError(f"arm '{arm.name}': expected fields of the configuration, found {', '.join(unknown)}")
-    for name in experiment.data_fields:
-        if name not in known:
-            raise KDError(f"data_fields: expected fields of profile {profile}'s configuration, found {name}")
-        if not isinstance(value := getattr(config, name), bool | int | float | str):
-            kind = type(value).__name__
-            raise KDError(f"data_fields: expected fields that a text of --set can fill, found {kind} for {name}")
 
 
 def replications(root: Path) -> list[str]:

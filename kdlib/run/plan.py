@@ -10,6 +10,7 @@ from typing import Any
 
 from kdlib.errors import KDError
 from kdlib.files import canonical_json
+from kdlib.run.contradictions import check_data
 from kdlib.run.experiment import Arm, Compute, Experiment, Profile
 from kdlib.run.store import Description
 
@@ -148,11 +149,12 @@ def _jobs(
         placed: dict[str, tuple[str, str, str]] = {}  # arm -> (run id, snapshot, id of the same run trained alone)
         for arm in wanted_arms(experiment, names):
             config = experiment.config(arm, profile)
-            data = experiment.load_data(config, folders).digest
+            data = experiment.load_data(config, folders)
+            check_data(data, f"{experiment.name}, arm '{arm.name}'")
             parents = {role: placed[name] for role, name in arm.needs.items()}
             own_seed = seed if arm.seed is None else arm.seed
             parents_alone = {role: f"{alone}/{snapshot}" for role, (_, snapshot, alone) in parents.items()}
-            alone = experiment.describe(arm, config, own_seed, data, compute, parents_alone)
+            alone = experiment.describe(arm, config, own_seed, data.digest, compute, parents_alone)
             group, size = groups.get(alone.id, ("", 1))
             # Rounding may depend on how many are trained side by side, never on which: so the number is enough.
             side_by_side: dict[str, Any] = {"replicas": size} if size > 1 else {}

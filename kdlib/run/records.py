@@ -12,8 +12,9 @@ import msgspec
 
 from kdlib.collector import without_collector
 from kdlib.errors import KDError
-from kdlib.files import atomic_write, canonical_json, read_json, sha256
-from kdlib.run.schema import LineShape, MetricsShape, Misshapen, check, decoded
+from kdlib.files import atomic_write, canonical_json, sha256
+from kdlib.run.readable import check_metrics
+from kdlib.run.schema import LineShape, Misshapen, decoded
 from kdlib.run.store import Description, FinishedRun
 
 __all__ = ["Record", "grouped", "measured", "merged", "read_records", "record_of", "write_records"]
@@ -77,7 +78,7 @@ def record_of(run: FinishedRun, profile: str, arms: Mapping[str, str], data_name
             run.parents,
         )
     )
-    return Record(**read_json(line))  # as it will be read back: no tuples
+    return _record(f"run {run.id}", line)  # as it will be read back: no tuples
 
 
 def _rounded(value: float) -> float:
@@ -140,7 +141,8 @@ def measured(
 def write_records(path: Path, records: Iterable[Record], arm_order: Sequence[str] = ()) -> list[Record]:
     """Write a whole `runs.jsonl`, sorted by profile, data, seed, first arm in `arm_order` and run id.
 
-    The same records always give the same bytes, whatever their order. Returns them in the order of the file.
+    The same records always give the same bytes, whatever their order. Returns them in the order of the file. KDError,
+    before the file is changed, for a record that `read_records` would refuse.
     """
     place = {arm: number for number, arm in enumerate(arm_order)}
 
@@ -149,7 +151,10 @@ def write_records(path: Path, records: Iterable[Record], arm_order: Sequence[str
         return record.profile, record.data, record.seed, first, record.run
 
     in_order = sorted(records, key=order)
-    atomic_write(path, "".join(_line(record) + "\n" for record in in_order).encode())
+    lines = [_line(record) for record in in_order]
+    for record, line in zip(in_order, lines, strict=True):
+        _record(f"run {record.run}", line)
+    atomic_write(path, "".join(line + "\n" for line in lines).encode())
     return in_order
 
 
@@ -206,13 +211,7 @@ def _check(place: str, record: Record) -> None:
         raise _wrong(place, f"seed {description.seed}, as in the description", str(record.seed))
     if not record.arms:
         raise _wrong(place, "at least one arm", "none")
-    for snapshot in record.arms.values():
-        if snapshot not in record.metrics:
-            raise _wrong(place, f"metrics of the snapshot {snapshot!a}", ", ".join(map(ascii, record.metrics)))
-        check(record.metrics[snapshot], MetricsShape, f"metrics.{snapshot}")
-        confusion = record.metrics[snapshot].get("confusion", [])
-        if any(len(row) != len(confusion) for row in confusion):
-            raise _wrong(place, f"metrics.{snapshot}.confusion with as many columns as rows", "others")
+    check_metrics(record.metrics, record.arms.values())
 
 
 def _wrong(place: str, expected: str, found: str) -> KDError:

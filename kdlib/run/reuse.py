@@ -9,9 +9,11 @@ import torch
 from kdlib.run.environment import device_name, source_digest, versions
 from kdlib.run.experiment import Experiment, load_experiment
 from kdlib.run.plan import Job
+from kdlib.run.readable import check_metrics
+from kdlib.run.schema import Misshapen
 from kdlib.run.store import FinishedRun
 
-__all__ = ["other_machine", "other_parent", "other_source"]
+__all__ = ["other_machine", "other_parent", "other_source", "unfit"]
 
 
 def other_parent(run: FinishedRun, job: Job, finished: Mapping[str, FinishedRun]) -> str:
@@ -31,6 +33,19 @@ def other_parent(run: FinishedRun, job: Job, finished: Mapping[str, FinishedRun]
                     f"{expected}, as it was trained with; found {found} in this store. Delete {run.folder} to train "
                     f"it again with this parent, or put its own parent in place of {parent.folder}"
                 )
+    return ""
+
+
+def unfit(run: FinishedRun, job: Job) -> str:
+    """Return why tables cannot be made with a run: it lacks a snapshot of an arm, or has odd metrics; else ""."""
+    arms = load_experiment(job.experiment).arm
+    try:
+        check_metrics(run.metrics, [arms(name).snapshot for name in job.arms])
+    except Misshapen as error:
+        return (
+            f"run {run.id}: {error}. It was made by another version of its training function: raise `protocol`, or "
+            f"delete {run.folder} to train it again"
+        )
     return ""
 
 

@@ -32,6 +32,7 @@ from kdlib.run.finished import (
     read_run,
     read_settled,
 )
+from kdlib.run.readable import check_record, check_tensors
 
 __all__ = [
     "ID_LENGTH",
@@ -111,8 +112,12 @@ class Store:
         trace: Mapping[str, Any] | None = None,
         parents: Mapping[str, Mapping[str, str]] | None = None,
     ) -> FinishedRun:
-        """Write a run to a temporary folder, the manifest last, then publish it; return it as read back."""
-        temporary = self.work_folder(description.id) / "finished"  # a killed save leaves nothing in the list of runs
+        """Write a run to a temporary folder, the manifest last, read it back, then publish it; return it.
+
+        KDError names what could not be read back, or written; then nothing is published, and the checkpoint is kept.
+        """
+        # A killed save leaves nothing in the list of runs.
+        temporary = self.work_folder(description.id) / "finished" / description.id
         record = {
             "description": asdict(description),
             "metrics": result.metrics,
@@ -120,14 +125,20 @@ class Store:
             "trace": trace or {},
             "parents": parents or {},
         }
+        check_record(record)
+        for snapshot, state in result.weights.items():
+            check_tensors(snapshot, state, "weights of the snapshot")
+        for part, logits in result.soft_targets.items():
+            check_tensors(part, {"logits": logits}, "soft targets")
         with self.lock(description.id):
-            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(temporary.parent, ignore_errors=True)
             try:
                 _write_run(temporary, result, record, environment)
+                _read_back(temporary)
                 self.publish(description.id, temporary)
             finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-        return read_run(self.run_folder(description.id))
+                shutil.rmtree(temporary.parent, ignore_errors=True)
+            return read_run(self.run_folder(description.id), check=False)  # it was just verified
 
     def publish(self, run_id: str, complete: Path) -> None:
         """Rename the folder of a complete run into place and clear its work folder. The caller holds the run's lock.
@@ -221,6 +232,13 @@ def _write_run(folder: Path, result: Result, record: Mapping[str, Any], environm
     rest = {"environment": {**environment, "stored_bytes": size}, "weights_sha256": weights}
     atomic_write(folder / "run.json", json_file({**record, **rest}))
     write_manifest(folder)
+
+
+def _read_back(folder: Path) -> None:
+    try:
+        read_run(folder)
+    except DamagedFile as error:  # the run in the store would be called damaged, and trained again
+        raise KDError(f"expected to read a run as it was written, found: {error}; nothing was stored") from error
 
 
 def _half(part: str, logits: Tensor) -> Tensor:

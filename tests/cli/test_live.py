@@ -40,7 +40,7 @@ def epoch(of, number, count=100, **numbers):
 
 def jobs_of(name):
     experiment = load_experiment(name)
-    nothing = replace(experiment, load_data=lambda config, folders: SimpleNamespace(digest="d"))
+    nothing = replace(experiment, load_data=lambda config, folders: SimpleNamespace(digest="d", name="data"))
     seeds = range(98, 100)  # two digits
     return plan(nothing, experiment.profile("full"), [arm.name for arm in experiment.arms], seeds, Compute(), {})
 

@@ -226,7 +226,7 @@ EXPERIMENT = Experiment(
     source="made-up",
     protocol=1,
     data=(),
-    load_data=lambda config, folders: SimpleNamespace(digest="d"),
+    load_data=lambda config, folders: SimpleNamespace(digest="d", name="data"),
     arms=tuple(Arm(name, ("controlled",), train, change={"name": name}) for name in ("baseline", "a", "b", "c")),
     profiles={"full": Profile(Config(), 5, judged=True), "quick": Profile(Config(), 5)},
     check=(),

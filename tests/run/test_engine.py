@@ -100,7 +100,7 @@ def test_what_else_decides_a_result_moves_every_id(toy):
         ids(compute=Compute("cuda")),
         ids(replace(toy, protocol=2)),
         ids(replace(toy, source="other")),
-        ids(replace(toy, load_data=lambda config, folders: SimpleNamespace(digest="other"))),
+        ids(replace(toy, load_data=lambda config, folders: SimpleNamespace(digest="other", name="toy"))),
     ]
     assert len(set.union(*found)) == 3 * len(found)
     assert ids(compute=Compute("cuda:1")) == ids(compute=Compute("cuda"))  # two cards share their runs

@@ -146,6 +146,12 @@ def test_a_fixed_seed_is_that_of_all_parents(load):
         replace(load(TEXT), arms=(replace(teacher, seed=1), *arms[1:]))
 
 
+def test_an_error_that_the_library_raises_names_the_line_of_the_experiment(load):
+    line = TEXT.splitlines().index("EXPERIMENT = Experiment(") + 1
+    with pytest.raises(KDError, match=rf"made_up_\d+/experiment\.py, line {line}\); mend that line"):
+        load(TEXT.replace("check=(", "check=1, metrics=("))
+
+
 @pytest.mark.parametrize("wrong", ["", "EXPERIMENT = ARMS"])
 def test_a_module_without_an_experiment_is_named(load, wrong):
     head = TEXT.partition("EXPERIMENT =")[0]
@@ -235,7 +241,7 @@ def test_data_are_read_again_for_another_value_and_other_folders(experiment, rea
 def test_a_property_of_the_configuration_is_one_of_the_values_that_are_read(experiment, reads):
     def load_data(config, folders):
         reads.append(config.inter_patient)
-        return SimpleNamespace(digest="d")
+        return SimpleNamespace(digest="d", name="data")
 
     experiment = replace(experiment, load_data=load_data)
     for split in ("published", "other", "inter-patient", "published"):
@@ -326,7 +332,7 @@ def test_a_setting_that_does_not_choose_data_is_refused(with_settings, toy, monk
 
 
 def test_a_setting_reaches_every_arm_and_the_data(with_settings, toy, monkeypatch):
-    load_data = lambda config, folders: SimpleNamespace(digest=config.split)  # noqa: E731
+    load_data = lambda config, folders: SimpleNamespace(digest=config.split, name="data")  # noqa: E731
     arms = tuple(Arm(f"arm_{n}", (), train, change={"rate": n / 7}) for n in range(3))
     changed(monkeypatch, "toy", arms=arms, load_data=load_data)
     jobs = prepare("toy", settings={"split": "other"}).jobs()

@@ -59,7 +59,7 @@ def planned(*arms, seeds=(0,), replicas=1, data=lambda config: "d", names=(), or
         source="made-up",
         protocol=1,
         data=(),
-        load_data=lambda config, folders: SimpleNamespace(digest=data(config)),
+        load_data=lambda config, folders: SimpleNamespace(digest=data(config), name="data"),
         arms=arms,
         profiles={"quick": profile},
         check=(),

@@ -145,8 +145,8 @@ def test_unknown_parts_are_refused_with_those_there_are(run, store):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"metrics": {"final": {"accuracy": math.nan}}}, "not finite"),
-        ({"history": [{"loss": math.inf}]}, "not finite"),
+        ({"metrics": {"final": {"accuracy": math.nan}}}, r"metrics\.final\.accuracy to be a finite number.*found nan"),
+        ({"history": [{"loss": math.inf}]}, r"history\.0\.loss to be a finite number.*found inf"),
         (
             {"soft_targets": {"final.train": LOGITS * 1e5}},
             r"final\.train: expected finite logits .*65504.*found 100000\.0",
