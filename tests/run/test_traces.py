@@ -42,6 +42,11 @@ def adam(model, **rest):
     return torch.optim.Adam(model.parameters(), lr=0.01, **rest)
 
 
+def frozen(model):
+    model[:4].requires_grad_(False)
+    return adam(model[4])
+
+
 def distillation(temperature):
     def objective(outputs, batch):
         return hard_and_soft(outputs, batch.soft, batch.labels, 0.5, 0.5, temperature)
@@ -143,7 +148,7 @@ PAIRS = {
     "another schedule": ({}, {"rate": lambda epoch: 0.01 if epoch < 3 else 0.001}, ["learning rate"]),
     "a rate that the body changes": ({}, {"body": slower}, ["learning rate"]),
     "another class of optimizer": ({}, {"make": lambda m: torch.optim.AdamW(m.parameters(), 0.01)}, ["optimizer"]),
-    "frozen layers": ({}, {"make": lambda model: adam(model[4])}, ["optimizer"]),
+    "frozen layers": ({}, {"make": frozen}, ["optimizer"]),
     "another eps": ({}, {"make": lambda model: adam(model, eps=1e-7)}, ["optimizer"]),
     "a reset": ({}, {"body": reset}, ["optimizer state"]),
     "shrunk weights": ({}, {"body": shrink}, ["optimizer state"]),
