@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import types
 from collections.abc import Mapping, Sequence, Set
@@ -15,7 +16,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from kdlib.errors import KDError
 from kdlib.files import tensor_digest
 
-__all__ = ["refuse_differences", "refuse_what_cannot_be_stacked", "settings_of"]
+__all__ = ["refuse_differences", "refuse_what_cannot_be_stacked", "restore_settings", "settings_of"]
 
 PLAIN = (int, float, complex, str, bytes, type(None), type, torch.dtype, torch.device, torch.Size)
 MAX_DEPTH = 6  # of attributes within attributes, which may refer to each other
@@ -73,6 +74,27 @@ def settings_of(network: nn.Module) -> dict[str, dict[str, str]]:
         if settings:
             found[path or "the network"] = settings
     return found
+
+
+def restore_settings(network: nn.Module, settings: dict[str, dict[str, str]]) -> None:
+    """Set what `settings_of` returned for this network at another time: it may have been changed since.
+
+    KDError for a layer of another class.
+    """
+    now = settings_of(network)
+    for place, layer in settings.items():
+        module = network.get_submodule("" if place == "the network" else place)
+        for name, text in layer.items():
+            if now.get(place, {}).get(name, text) == text:
+                continue
+            if name == "class":
+                raise KDError(f"{place}: expected a layer of class {text}, found {now[place][name]}; begin with it")
+            if name.endswith(".requires_grad"):
+                parameter = module._parameters[name.removesuffix(".requires_grad")]
+                assert parameter is not None
+                parameter.requires_grad_(text == "True")
+            else:
+                setattr(module, name, float(text) if text in ("inf", "-inf", "nan") else ast.literal_eval(text))
 
 
 def _is_setting(name: str, value: Any) -> bool:

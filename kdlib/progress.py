@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdlib.architecture import settings_of
+from kdlib.architecture import restore_settings, settings_of
 from kdlib.errors import KDError
 from kdlib.files import DamagedFile, ForeignFile, is_there, keep_previous, load_tensors, save_tensors, set_aside
 from kdlib.ownership import FORMAT, REMEDY, Loops, json_of, refuse_another
@@ -94,6 +94,7 @@ class Progress:
         self._first = {**self.rates.first, "network": settings_of(self.network)}
         self._begun_with: dict[str, Any] = {}  # the rates at the beginning of the current epoch
         self._loaded: dict[str, Any] = {}  # the rates of the checkpoint
+        self._layers: dict[str, Any] = {}  # the settings of the checkpoint's layers
         if self.checkpoint is not None:
             self._packed({})  # what a checkpoint cannot hold is refused now, not after an epoch
             if is_there(self.checkpoint):
@@ -161,6 +162,12 @@ class Progress:
         trained with other seeds, data or learning rates, or are too many, and for an optimizer of other weights.
         """
         self.count, place, begun = count, self._place(), self.epoch + bool(self.resumed[0])
+        if self.losses:
+            raise KDError(
+                f"{place}: expected a training at the end of an epoch, found one that broke off within epoch "
+                f"{self.epoch + 1}, after {len(self.losses)} steps; make the network, the optimizer and Progress "
+                "again. With a checkpoint, the training then goes on from there"
+            )
         check_optimizer(self.network, self.optimizer)
         self.rates.loop_begins(rate, self.optimizer, self.checkpoint is not None, place)
         if self.loops.is_done(batches, seeds, count, begun, place):
@@ -169,6 +176,7 @@ class Progress:
             self.rates.refuse_others(self._first, place, REMEDY)
             # Again: code between two loops may have set what this loop had changed when it stopped.
             self.rates.restore(self.optimizer, self._loaded)
+            restore_settings(self.network, self._layers)
         return count
 
     def epoch_begins(self) -> int:
@@ -204,6 +212,12 @@ class Progress:
         """Write the checkpoint atomically; without a path, do nothing."""
         if self.checkpoint is None:
             return
+        if (groups := len(self.optimizer.param_groups)) != len(self._first["rates"]):
+            raise KDError(
+                f"{self._place()}: expected as many groups of weights as the optimizer had at first, "
+                f"{len(self._first['rates'])}, found {groups}: a resumed training would lack some; give the optimizer "
+                "all groups at first, and requires_grad_(False) to the weights that learn later"
+            )
         tensors: dict[str, Tensor] = {}
         if self.losses:
             self.tracer.note_state()
@@ -212,7 +226,8 @@ class Progress:
             tensors |= {f"epoch/{number}": state for number, state in enumerate(states)}
         notes = {"format": FORMAT, "owner": self._owner, "first": self._first, "loops": self.loops.stored}
         notes |= {"history": self.history, "traces": self.traces, "state": self.tracer.state}
-        notes |= {"settings": description(self.optimizer), **self._packed(tensors)}
+        notes |= {"settings": description(self.optimizer), "layers": settings_of(self.network)}
+        notes |= self._packed(tensors)
         keep_previous(self.checkpoint)
         save_tensors(self.checkpoint, tensors, notes)
         self.saved_at = time.monotonic()
@@ -264,6 +279,8 @@ class Progress:
         for name, value in self.extras.items():
             value.load_state_dict(parts["extras"][name])
         self.rates.restore(self.optimizer, self._loaded)
+        self._layers = notes["layers"]
+        restore_settings(self.network, self._layers)
         self._first, self.loops.stored = notes["first"], notes["loops"]
         self.history = notes["history"]
         self.tracer.traces, self.tracer.state = notes["traces"], notes["state"]

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import SupportsIndex
 
@@ -87,8 +88,8 @@ def epochs(
     `batches(epoch)` returns the epoch's batches and must depend only on the epoch. `rate(epoch)` is the learning rate;
     without it the optimizer keeps its own. Within an epoch, only `batches` may change the learning rate. torch's global
     generators, from which dropout draws, get a new seed each epoch, so a resumed run is equal to one without
-    interruption. Replicas need one seed for each member. A run that was interrupted within an epoch goes through the
-    batches of the steps done again, without a step.
+    interruption; after the loop they are as before. Replicas need one seed for each member. A run that was interrupted
+    within an epoch goes through the batches of the steps done again, without a step.
 
     The model is in training mode during the steps. A module that is in evaluation mode when the loop starts, within a
     model that is in training mode, remains so in all epochs: a frozen batch norm, or a teacher within the student.
@@ -111,32 +112,49 @@ def epochs(
     if not tracer.traces:
         tracer.begin(batches)
     make_step = _step(progress, objective)
-    for epoch in range(progress.epoch + 1, last + 1):
-        if rate is not None:
-            progress.rates.set_all(progress.optimizer, rate(epoch))
-        if progress.resumed[0]:
-            tracer.refuse_changes(progress.label)
-        tracer.epoch_begins(epoch, _seed_layers(progress.model, seeds, epoch))
-        progress.model.train()
-        for module in progress.frozen:
-            module.training = False
-        done = progress.epoch_begins()
-        if isinstance(make_step, CapturedStep):
-            make_step.refresh()
-        for step, batch in enumerate(tracer.watch(_checked(batches(epoch), epoch)), 1):
-            if step > done:
-                loss = make_step(batch)
-                tracer.step_ends(batch, objective)
-                progress.step_ends(loss)
-            elif step == done:
-                progress.steps_are_skipped()
-        means = _mean_losses(progress.losses, epoch, progress.label, batches)
-        tracer.epoch_ends(progress.losses[0])
-        progress.epoch_ends(means)
-        yield epoch
-        progress.save()
-        if progress.on_epoch is not None:
-            progress.on_epoch(progress)
+    with _callers_random_numbers():
+        for epoch in range(progress.epoch + 1, last + 1):
+            if rate is not None:
+                progress.rates.set_all(progress.optimizer, rate(epoch))
+            if progress.resumed[0]:
+                tracer.refuse_changes(progress.label)
+            tracer.epoch_begins(epoch, _seed_layers(progress.model, seeds, epoch))
+            progress.model.train()
+            for module in progress.frozen:
+                module.training = False
+            done = progress.epoch_begins()
+            if isinstance(make_step, CapturedStep):
+                make_step.refresh()
+            for step, batch in enumerate(tracer.watch(_checked(batches(epoch), epoch)), 1):
+                if step > done:
+                    loss = make_step(batch)
+                    tracer.step_ends(batch, objective)
+                    progress.step_ends(loss)
+                elif step == done:
+                    progress.steps_are_skipped()
+            means = _mean_losses(progress.losses, epoch, progress.label, batches)
+            tracer.epoch_ends(progress.losses[0])
+            progress.epoch_ends(means)
+            yield epoch
+            progress.save()
+            if progress.on_epoch is not None:
+                progress.on_epoch(progress)
+
+
+@contextmanager
+def _callers_random_numbers() -> Iterator[None]:
+    """Put torch's global generators back afterwards.
+
+    A training that is done seeds nothing, so whatever the caller draws next must not depend on whether it was trained.
+    """
+    state = torch.get_rng_state()
+    on_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+        if on_cuda:
+            torch.cuda.set_rng_state_all(on_cuda)
 
 
 def _step(progress: Progress, objective: Objective) -> Callable[[Batch], Tensor]:

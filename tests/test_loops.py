@@ -76,3 +76,99 @@ def test_the_count_after_a_loop_that_was_left_early_must_not_change(tmp_path):
 
 def weights(progress):
     return [value.detach() for value in progress.model.state_dict().values()]
+
+
+# ---- what the body changes
+
+
+def changing(path, change, stop=None, first=lambda model: None):
+    """Train six epochs; after the second one, the body calls `change`. Stop in the middle of epoch `stop`."""
+    model = network()
+    first(model)
+    progress = Progress(model, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), checkpoint=path)
+
+    def objective(outputs, batch):
+        if progress.epoch + 1 == stop and len(progress.losses) == 1:
+            raise Killed
+        return hard_targets(outputs, batch)
+
+    for epoch in epochs(progress, BATCHES, objective, count=6, seed=SEED):
+        if epoch == 2:
+            change(model)
+    return progress
+
+
+def freeze(model):
+    model[0].requires_grad_(False)
+
+
+CHANGES = {
+    "unfrozen": (lambda model: model[0].requires_grad_(True), freeze),
+    "frozen": (freeze, lambda model: None),
+    "dropout": (lambda model: setattr(model[2], "p", 0.5), lambda model: None),
+}
+
+
+@pytest.mark.parametrize(("change", "first"), CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("stop", [2, 4])
+def test_what_the_body_changed_in_layers_is_so_again_after_a_kill(tmp_path, change, first, stop):
+    with pytest.raises(Killed):
+        changing(tmp_path / "c", change, stop, first)
+    resumed, unbroken = changing(tmp_path / "c", change, first=first), changing(None, change, first=first)
+    assert resumed.history == unbroken.history
+    assert all(torch.equal(*pair) for pair in zip(weights(resumed), weights(unbroken), strict=True))
+
+
+def test_a_group_of_weights_that_is_added_later_is_refused_where_it_could_not_be_resumed(tmp_path):
+    for path in (None, tmp_path / "c"):
+        model = network()
+        freeze(model)
+        progress = Progress(model, torch.optim.SGD(model[3].parameters(), lr=0.1), checkpoint=path)
+
+        def train(progress=progress, model=model):
+            for epoch in epochs(progress, BATCHES, hard_targets, count=3, seed=SEED):
+                if epoch == 1:
+                    progress.optimizer.add_param_group({"params": model[0].requires_grad_(True).parameters()})
+
+        if path is None:
+            train()
+        else:
+            with pytest.raises(KDError, match="expected as many groups of weights as the optimizer had at first, 1, "):
+                train()
+
+
+def test_an_epoch_that_broke_off_is_not_begun_again_with_its_weights(tmp_path):
+    progress = Progress(model := network(), torch.optim.SGD(model.parameters(), lr=0.1), checkpoint=tmp_path / "c")
+    calls = []
+
+    def objective(outputs, batch):
+        calls.append(1)
+        if len(calls) == 5:  # the second step of epoch 2
+            raise Killed
+        return hard_targets(outputs, batch)
+
+    def cell():
+        return [*epochs(progress, BATCHES, objective, count=3, seed=SEED)]
+
+    with pytest.raises(Killed):
+        cell()
+    with pytest.raises(KDError, match="one that broke off within epoch 2, after 1 steps; make the network"):
+        cell()
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_what_is_drawn_after_a_loop_does_not_depend_on_whether_it_trained(tmp_path, left):
+    def drawn():
+        torch.manual_seed(3)
+        model = nn.Linear(4, 3)
+        progress = Progress(model, torch.optim.SGD(model.parameters(), lr=0.1), checkpoint=tmp_path / "c")
+        for epoch in epochs(progress, BATCHES, hard_targets, count=3, seed=SEED):
+            if left and epoch == 2:
+                break
+        return torch.rand(2)
+
+    first = drawn()
+    assert torch.equal(drawn(), first)
+    torch.manual_seed(3)
+    nn.Linear(4, 3)
+    assert torch.equal(torch.rand(2), first)
