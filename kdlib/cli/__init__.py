@@ -26,6 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     line is the command that continues a `run` or `record`.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
+    for stream in ("stdout", "stderr"):  # None if it is closed, as under some schedulers
+        if getattr(sys, stream) is None:
+            setattr(sys, stream, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     os.umask(os.umask(0o077) & 0o077)  # one that takes rights from their owner makes folders that he cannot use
     with Stopping(lambda status: f"\nStopped.{how_to_go_on(given)}\n") as stopping:
         try:
@@ -50,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _status(options: argparse.Namespace, given: Sequence[str]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # not every terminal has the dashes of the tables
         sys.stdout.reconfigure(errors="backslashreplace")
-    from kdlib.cli.say import say, say_page  # imports torch
+    from kdlib.cli.say import lost, say, say_page  # imports torch
 
     here = str(Path.cwd())
     if here not in sys.path:  # `kd` as a script: the replications are in the folder it is called from
@@ -59,7 +62,7 @@ def _status(options: argparse.Namespace, given: Sequence[str]) -> int:
         status: int = options.command(options)
         if status == STOPPED:
             say_page("Stopped." + how_to_go_on(given))
-        return status
+        return status or (2 if lost else 0)
     except KDError as error:
         say(f"kd: {error}", error=True)
         return 2

@@ -18,7 +18,15 @@ from kdlib.report import recording, sessions
 from kdlib.report.local import write_local
 from kdlib.report.markdown import unescaped
 from kdlib.report.names import refuse_unknown_names
-from kdlib.report.pages import Page, committed, draw_pictures, make_pages, update_readmes, write_pages
+from kdlib.report.pages import (
+    Page,
+    committed,
+    draw_pictures,
+    make_pages,
+    refuse_unknown_arms,
+    update_readmes,
+    write_pages,
+)
 from kdlib.report.sessions import Replication
 from kdlib.report.steps import Step, next_steps
 from kdlib.report.summary import lines_of
@@ -207,6 +215,8 @@ def tables(options: argparse.Namespace) -> int:
     from kdlib.report.site import write_site  # imports jinja2
 
     names, found = chosen(options.names), committed(ROOT)
+    for name, records in found.items():  # before anything is written
+        refuse_unknown_arms(load_experiment(name), records, ROOT / "results" / name / "runs.jsonl")
     for name in (name for name in names if found[name]):
         folder = ROOT / "results" / name
         write_pages(load_experiment(name), found[name], folder, committed=found[name], synthetic=False)

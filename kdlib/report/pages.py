@@ -26,6 +26,7 @@ __all__ = [
     "figures_of",
     "label_of",
     "make_pages",
+    "refuse_unknown_arms",
     "reported_of",
     "update_readmes",
     "write_pages",
@@ -113,6 +114,17 @@ def label_of(experiment: Experiment, record: Record) -> str:
 def committed(root: Path) -> dict[str, list[Record]]:
     """Return the committed records of each replication; none of one that has not been recorded."""
     return {name: read_records(root / "results" / name / "runs.jsonl") for name in replications(root)}
+
+
+def refuse_unknown_arms(experiment: Experiment, records: Sequence[Record], path: Path) -> None:
+    """Raise KDError for recorded runs of an arm that the experiment has no more."""
+    known = {arm.name for arm in experiment.arms}
+    for record in records:
+        if unknown := [arm for arm in record.arms if arm not in known]:
+            raise KDError(
+                f"{path}: expected runs of {experiment.name}'s arms, found run {record.run} of {unknown[0]!a}; name "
+                "the arm so again in experiment.py, or delete the lines of its runs"
+            )
 
 
 def update_readmes(root: Path, records: Mapping[str, Sequence[Record]]) -> None:

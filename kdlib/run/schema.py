@@ -19,6 +19,7 @@ __all__ = ["LineShape", "MetricsShape", "Misshapen", "RunShape", "check", "decod
 Whole = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]  # a larger one cannot be made a float, or printed
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Number = Whole | float
+Amount = Count | Annotated[float, msgspec.Meta(ge=0, le=1e18)]  # sums of some thousands must be finite
 Value = Number | bool | str | list[Any] | dict[str, Any] | None
 
 NAMES = {
@@ -55,9 +56,9 @@ class EnvironmentShape(msgspec.Struct):
     platform: str = ""
     device: str = ""
     threads: Count = 0
-    seconds: Number = 0
-    peak_memory_bytes: Number = 0
-    stored_bytes: Number = 0
+    seconds: Amount = 0
+    peak_memory_bytes: Amount = 0
+    stored_bytes: Amount = 0
 
 
 class TraceShape(msgspec.Struct):
@@ -86,7 +87,7 @@ class MetricsShape(msgspec.Struct):
     """The metrics of a snapshot that have a meaning of their own in tables; others may be anything."""
 
     epochs: Count = 0
-    confusion: list[list[Annotated[int, msgspec.Meta(ge=0, le=2**40)]]] = []
+    confusion: Annotated[list[list[Annotated[int, msgspec.Meta(ge=0, le=2**40)]]], msgspec.Meta(min_length=1)] = []
 
 
 class RunShape(msgspec.Struct, kw_only=True):
@@ -161,7 +162,8 @@ def check(content: Any, shape: type[msgspec.Struct], root: str) -> None:
         known = "the key" if match[1] == "missing required" else "no key"
         inside = f" in {where}" if where else ""
         raise Misshapen(f"{known} {shown(match[2])}{inside}", ", ".join(map(shown, found))[:400] or "none")
-    raise Misshapen(f"{where} to be {about.removeprefix('Expected ').replace('`int`', NAMES['int'])}", shown(found))
+    limits = re.sub("`(int|float|array)`", lambda kind: NAMES[kind[1]], about.removeprefix("Expected "))
+    raise Misshapen(f"{where} to be {limits}", shown(found))
 
 
 def _complaint(content: Any, shape: Any) -> str | None:

@@ -210,6 +210,15 @@ def test_what_is_not_finite_is_not_written(tmp_path):
     assert (tmp_path / "a").read_text() == "old"
 
 
+def test_runs_of_an_arm_that_is_gone_are_named(tmp_path):
+    mnist = load_experiment("mnist")
+    pages.refuse_unknown_arms(mnist, [record("alone", 0, arms={"teacher": "final"})], tmp_path)
+    gone = record("alone", 0, arms={"zzz\x1b": "final"})
+    expected = rf"runs.jsonl: expected runs of mnist's arms, found run {gone.run} of 'zzz\\x1b'; name the arm so again"
+    with pytest.raises(KDError, match=expected):
+        pages.refuse_unknown_arms(mnist, [gone], tmp_path / "runs.jsonl")
+
+
 def _broken(change):
     content = asdict(record("alone", 0))
     change(content)
@@ -241,6 +250,9 @@ def _broken(change):
         ),
         (_broken(lambda c: c["metrics"]["final"].update(epochs=-3)), "metrics.final.epochs to be a whole number"),
         (_broken(lambda c: c["environment"].update(commit=7)), "environment.commit to be text, found 7"),
+        (_broken(lambda c: c["environment"].update(seconds=1e300)), "environment.seconds to be a number <= 1e"),
+        (_broken(lambda c: c["environment"].update(seconds=-1)), "environment.seconds to be a whole number >= 0"),
+        (_broken(lambda c: c["metrics"]["final"].update(confusion=[])), "confusion to be a list of length >= 1, found"),
         (_broken(lambda c: c["history"].append({"training_loss": None})), "training_loss to be a number, found None"),
         (_broken(lambda c: c.update(trace={"steps": 3})), "the key 'network' in trace, found 'steps'"),
         (_broken(lambda c: c.update(more=1)), "no key 'more', found "),
