@@ -18,6 +18,7 @@ from kdlib.replicas import Replicas
 __all__ = ["WeightsNotTrained", "check_optimizer", "check_training"]
 
 SHOWN = 4  # names of weights in a message
+NOT_ELEMENT_WISE = ("Adafactor", "LBFGS", "Muon", "LAMB", "Lamb", "LARS", "Shampoo", "SOAP")
 
 
 class WeightsNotTrained(UserWarning):
@@ -39,6 +40,11 @@ def check_training(model: nn.Module, optimizer: torch.optim.Optimizer, extras: M
         raise KDError(
             f"{place}: expected an optimizer that makes one step of one loss, found {type(optimizer).__name__}, which "
             "needs the loss several times; use another, such as SGD or Adam"
+        )
+    if isinstance(model, Replicas) and type(optimizer).__name__ in NOT_ELEMENT_WISE:
+        raise KDError(
+            f"{place}: expected an optimizer that treats each number alone, as SGD and Adam do, found "
+            f"{type(optimizer).__name__}, which would mix the members; use one of those, or train the members alone"
         )
     for name, value in extras.items():
         if not (hasattr(value, "state_dict") and hasattr(value, "load_state_dict")):

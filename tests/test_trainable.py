@@ -10,6 +10,7 @@ from torch import nn
 from kdlib.batches import Batches, Examples
 from kdlib.errors import KDError
 from kdlib.progress import Progress
+from kdlib.replicas import Replicas
 from kdlib.seeds import generator
 from kdlib.trainable import WeightsNotTrained
 from kdlib.training import epochs, hard_targets, predict_logits, predict_soft_targets
@@ -60,6 +61,13 @@ def test_an_optimizer_that_asks_for_the_loss_several_times_is_refused():
     model = network()
     with pytest.raises(KDError, match="found LBFGS, which needs the loss several times; use another"):
         Progress(model, torch.optim.LBFGS(model.parameters()))
+
+
+def test_an_optimizer_that_would_mix_replicas_is_refused():
+    model = Replicas([network(), network()])
+    with pytest.raises(KDError, match="each number alone, as SGD and Adam do, found Adafactor, which would mix"):
+        Progress(model, torch.optim.Adafactor(model.parameters()))
+    Progress(network(), torch.optim.Adafactor(network().parameters()))
 
 
 def test_lazy_layers_are_refused():

@@ -25,7 +25,7 @@ from kdlib.judge.claims import (
     Value,
     fixed_rival,
 )
-from kdlib.judge.intervals import Floats
+from kdlib.judge.intervals import Floats, limits
 from kdlib.judge.verdicts import Outcome, Verdict, interim
 
 __all__ = ["Metrics", "chosen", "judge", "of_declared", "outcomes", "values_of", "with_choices"]
@@ -81,6 +81,7 @@ def outcomes(reported: Reported, metrics: Metrics, declared: int) -> dict[str, d
     return found
 
 
+AGAIN = "correct its training function, raise `protocol` in experiment.py and run again"
 _NO_VERDICT = (Outcome.INTERIM, Outcome.TOO_FEW_SEEDS)
 
 
@@ -136,11 +137,12 @@ def _verdict(claim: Claim, compared: Comparison, series: Series) -> Verdict:
 
 
 def _series(metrics: Metrics, arm: str, metric: str) -> dict[int, float]:
-    series = {}
+    series, (low, high) = {}, limits(metric)
     for seed, measured in sorted(metrics.get(arm, {}).items()):
         found = measured.get(metric)
-        if found is None or not math.isfinite(found):
-            raise KDError(f"{arm}, seed {seed}: expected a finite {metric}, found {found}; run this arm again")
+        if found is None or not (math.isfinite(found) and low <= found <= high):
+            span = f" from {low:g} to {high:g}" if math.isfinite(high) else ""
+            raise KDError(f"{arm}, seed {seed}: expected a finite {metric}{span}, found {found}; {AGAIN}")
         series[seed] = float(found)
     return series
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -216,6 +216,10 @@ class Experiment:
     def config(self, arm: Arm, profile: Profile) -> Any:
         """Return the profile's configuration with the arm's changes."""
         return replace(profile.config, **arm.change)
+
+    def data_unchanged(self, label: str) -> AbstractContextManager[None]:
+        """Refuse a training that changes the data, as `LoadedOnce.unchanged` does."""
+        return cast(LoadedOnce, self.load_data).unchanged(label)
 
     def describe(
         self, arm: Arm, config: Any, seed: int, data: str, compute: Compute, parents: Mapping[str, str]

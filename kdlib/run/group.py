@@ -180,7 +180,8 @@ def _train(
     keep_freed_memory()
     with warnings.catch_warnings():  # claims and bands judge teachers here; those of profile smoke may be at chance
         warnings.simplefilter("ignore", TeacherAtChance)
-        results = arm.results(runs)
+        with _no_exit(group[0].label), experiment.data_unchanged(group[0].label):
+            results = arm.results(runs)
     traces = _traces(runs)
     about = {**made_by, "seconds": round(clock.seconds / len(runs), 2), "threads": torch.get_num_threads()}
     for job, result, trace, digests in zip(group, results, traces, bound, strict=True):
@@ -194,6 +195,17 @@ def _train(
             store.save(job.description, result, about, trace, digests)
     if setting.checkpoints is None:  # otherwise the run has still to come to that store
         clear_work(work)
+
+
+@contextmanager
+def _no_exit(label: str) -> Iterator[None]:
+    try:
+        yield
+    except SystemExit as stop:  # it would end the session without a word
+        raise KDError(
+            f"{label}: expected a Result from the training function, found that it called sys.exit({stop.code!r}); "
+            "return a Result, or raise an error"
+        ) from stop
 
 
 def _traces(runs: Sequence[Run]) -> Sequence[Mapping[str, Any]]:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
+
+from kdlib.batches import Examples
+from kdlib.errors import KDError
 
 
 class LoadedOnce:
@@ -25,6 +31,36 @@ class LoadedOnce:
         data = self.load(watched, folders)
         self.known = [*self.known, (watched._read, dict(folders), data)][-self.KEPT :]
         return data
+
+    @contextmanager
+    def unchanged(self, label: str) -> Iterator[None]:
+        """Refuse (KDError) a training that changes a tensor of the data in place, and read them again afterwards.
+
+        The other runs of this process have the same data.
+        """
+        before = [_versions(data) for _, _, data in self.known]
+        yield
+        for (_, _, data), versions in zip(self.known, before, strict=False):
+            changed = [name for name, version in _versions(data).items() if versions.get(name, version) != version]
+            if changed:
+                self.known = []
+                raise KDError(
+                    f"{label}: expected a training function that leaves the data as they are, found that it changed "
+                    f"{', '.join(changed)} in place; write x = x - mean instead of x.sub_(mean), or do it in load_data"
+                )
+
+
+def _versions(data: Any) -> dict[str, int]:
+    """How often each tensor of the data was changed in place, as torch counts it."""
+    found: dict[str, int] = {}
+    for name, part in getattr(data, "__dict__", {}).items():
+        parts = {f"{name}.{key}": value for key, value in vars(part).items()} if isinstance(part, Examples) else {}
+        found |= {
+            key: value._version
+            for key, value in (parts or {name: part}).items()
+            if isinstance(value, Tensor) and not value.is_inference()
+        }
+    return found
 
 
 class _Watched:

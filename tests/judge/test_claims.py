@@ -567,11 +567,13 @@ def test_analogue_is_marked(tmp_path):
     assert judge(claim, CONTROLLED, metrics, declared=5, analogue=True).analogue
 
 
-@pytest.mark.parametrize("wrong", [{}, {"accuracy": math.nan}, {"accuracy": math.inf}])
+@pytest.mark.parametrize("wrong", [{}, {"accuracy": math.nan}, {"accuracy": math.inf}, {"accuracy": 93.2}])
 def test_a_run_without_a_finite_metric_is_named(tmp_path, wrong):
     metrics = _metrics("accuracy", distilled=[0.8] * 5, sham=[0.7] * 5)
     metrics["sham"][3] = wrong
-    with pytest.raises(KDError, match="sham, seed 3: expected a finite accuracy"):
+    with pytest.raises(
+        KDError, match=r"sham, seed 3: expected a finite accuracy from 0 to 1, found .*raise `protocol`"
+    ):
         _judged(tmp_path, "direction", metrics)
 
 

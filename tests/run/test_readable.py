@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -140,6 +141,40 @@ def refused(toy, store, monkeypatch, result, words):
         assert store.ids() == []
         assert not (store.folder / "damaged").exists()
         assert list(store.work_folder(jobs[0].id).glob("checkpoint-*.safetensors"))
+
+
+def test_a_training_that_changes_the_data_is_refused_and_the_next_one_gets_them_as_they_were(toy, store, monkeypatch):
+    module = module_of("toy")
+    trained, seen = toy.arm("baseline").train, []
+
+    def train_student(run):
+        seen.append(run.data.train.inputs.clone())
+        if run.seed == 0:
+            run.data.train.inputs.sub_(1).mul_(2)
+        return trained(run)
+
+    arms = (Arm("baseline", (), train_student),)
+    monkeypatch.setattr(module, "EXPERIMENT", replace(toy, arms=arms, check=("baseline",)))
+    jobs = plan(module.EXPERIMENT, toy.profile("quick"), ["baseline"], [0, 1], Compute(), {})
+    summary = execute(jobs, store, compute=Compute(), folders={})
+    assert re.search(
+        r"leaves the data as they are, found that it changed train\.inputs in place", *summary.failed.values()
+    )
+    assert [*summary.finished] == [jobs[1].id]
+    assert torch.equal(*seen)
+
+
+def test_a_training_that_ends_the_process_fails_alone(toy, store, monkeypatch):
+    module = module_of("toy")
+
+    def train_student(run):
+        sys.exit("no GPU")
+
+    arms = (Arm("baseline", (), train_student),)
+    monkeypatch.setattr(module, "EXPERIMENT", replace(toy, arms=arms, check=("baseline",)))
+    jobs = plan(module.EXPERIMENT, toy.profile("quick"), ["baseline"], [0], Compute(), {})
+    (why,) = execute(jobs, store, compute=Compute(), folders={}).failed.values()
+    assert "expected a Result from the training function, found that it called sys.exit('no GPU')" in why
 
 
 def test_a_result_that_could_not_be_read_back_keeps_the_checkpoint(toy, store, monkeypatch):
