@@ -90,6 +90,15 @@ def is_there(path: Path) -> bool:
     return True
 
 
+def identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file from another one that replaces it; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size
+
+
 def read_file(path: Path, *, follow: bool = True) -> bytes:
     """Return the bytes of a regular file; without `follow`, not those of a link's target.
 

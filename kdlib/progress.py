@@ -21,11 +21,20 @@ from torch import Tensor, nn
 
 from kdlib.architecture import restore_settings, settings_of
 from kdlib.errors import KDError
-from kdlib.files import DamagedFile, ForeignFile, is_there, keep_previous, load_tensors, save_tensors, set_aside
+from kdlib.files import (
+    DamagedFile,
+    ForeignFile,
+    identity,
+    is_there,
+    keep_previous,
+    load_tensors,
+    save_tensors,
+    set_aside,
+)
 from kdlib.ownership import FORMAT, REMEDY, Loops, json_of, refuse_another
 from kdlib.packing import pack, unpack, unwrapped
 from kdlib.rates import Rates
-from kdlib.replicas import Replicas
+from kdlib.replicas import layer_generators
 from kdlib.trace import Tracer, description
 from kdlib.trainable import check_optimizer, check_training
 
@@ -95,6 +104,7 @@ class Progress:
         self._begun_with: dict[str, Any] = {}  # the rates at the beginning of the current epoch
         self._loaded: dict[str, Any] = {}  # the rates of the checkpoint
         self._layers: dict[str, Any] = {}  # the settings of the checkpoint's layers
+        self._own_file: tuple[int, int] | None = None  # the checkpoint as this training has read or written it
         if self.checkpoint is not None:
             self._packed({})  # what a checkpoint cannot hold is refused now, not after an epoch
             if is_there(self.checkpoint):
@@ -192,7 +202,7 @@ class Progress:
     def steps_are_skipped(self) -> None:
         """Set dropout's generators and the learning rates as they were after the checkpoint's last step."""
         self.rates.restore(self.optimizer, self._loaded)
-        for generator, state in zip(_layer_generators(self.network), self._states, strict=True):
+        for generator, state in zip(layer_generators(self.network), self._states, strict=True):
             generator.set_state(state)
 
     def step_ends(self, loss: Tensor) -> None:
@@ -222,15 +232,30 @@ class Progress:
         if self.losses:
             self.tracer.note_state()
             tensors["epoch/losses"] = torch.stack(self.losses)
-            states = [generator.get_state() for generator in _layer_generators(self.network)]
+            states = [generator.get_state() for generator in layer_generators(self.network)]
             tensors |= {f"epoch/{number}": state for number, state in enumerate(states)}
         notes = {"format": FORMAT, "owner": self._owner, "first": self._first, "loops": self.loops.stored}
         notes |= {"history": self.history, "traces": self.traces, "state": self.tracer.state}
         notes |= {"settings": description(self.optimizer), "layers": settings_of(self.network)}
         notes |= self._packed(tensors)
+        if identity(self.checkpoint) not in (None, self._own_file) and self._is_anothers(self.checkpoint):
+            raise KDError(
+                f"{self._place()}: expected the checkpoint that this training has written, found that another one has "
+                "replaced it; give each training a checkpoint of its own, with its seed in the name, for example"
+            )
         keep_previous(self.checkpoint)
         save_tensors(self.checkpoint, tensors, notes)
+        self._own_file = identity(self.checkpoint)
         self.saved_at = time.monotonic()
+
+    def _is_anothers(self, path: Path) -> bool:
+        """Whether the checkpoint that is there is of another training; a file system may number its files anew."""
+        try:
+            _, notes = load_tensors(path)
+        except KDError:
+            return False
+        own = self._owner, self.history, self.loops.stored[:1]
+        return own != (notes["owner"], notes["history"] + self.history[len(notes["history"]) :], notes["loops"][:1])
 
     def _packed(self, tensors: dict[str, Tensor]) -> dict[str, Any]:
         """The states of all objects as JSON; their tensors are added to `tensors`."""
@@ -250,11 +275,13 @@ class Progress:
     def _load(self, path: Path) -> None:
         if path.is_dir():
             raise KDError(f"{self._place()}: expected the name of a file, found a folder; add a name to it")
+        self._own_file = identity(path)
         try:
             tensors, notes = load_tensors(path)
         except ForeignFile as error:
             raise KDError(f"{self._place()}: expected a checkpoint, found a file of another kind; {REMEDY}") from error
         except DamagedFile as error:
+            self._own_file = None
             aside = set_aside(path)
             goes_on = is_there(path)  # the one before it took its place
             where = "goes on from the checkpoint before it" if goes_on else "starts from its first epoch"
@@ -288,11 +315,3 @@ class Progress:
         if epoch:
             losses = epoch.pop("losses").to(device)
             self.resumed = list(losses.unbind()), [epoch[number] for number in sorted(epoch, key=int)]
-
-
-def _layer_generators(model: nn.Module) -> list[torch.Generator]:
-    """The generators that dropout draws from: those of the members, or torch's global ones."""
-    if isinstance(model, Replicas):
-        return model.generators
-    cuda = sorted({value.device.index for value in model.parameters() if value.is_cuda})
-    return [torch.default_generator, *(torch.cuda.default_generators[index] for index in cuda)]

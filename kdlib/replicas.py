@@ -34,7 +34,7 @@ from kdlib.batches import STEPS_PER_GATHER, Batch, Batches
 from kdlib.errors import KDError
 from kdlib.products import ConvolutionsAsProducts
 
-__all__ = ["CONVOLUTIONS", "Replicas", "of_replica", "side_by_side"]
+__all__ = ["CONVOLUTIONS", "Replicas", "layer_generators", "of_replica", "side_by_side"]
 
 CONVOLUTIONS = ("grouped", "products")
 
@@ -216,3 +216,11 @@ def _gathered(members: Sequence[Batches], epoch: int) -> Iterator[Batch]:
             member = torch.arange(len(members), device=rows.device).view(1, -1, 1)
             targets = repeat(None) if soft is None else soft[member, rows]
             yield from map(Batch, inputs, labels, rows, targets)
+
+
+def layer_generators(model: nn.Module) -> list[torch.Generator]:
+    """Return the generators that dropout draws from: those of the members, or torch's global ones."""
+    if isinstance(model, Replicas):
+        return model.generators
+    cuda = sorted({value.device.index for value in model.parameters() if value.is_cuda})
+    return [torch.default_generator, *(torch.cuda.default_generators[index] for index in cuda)]

@@ -172,3 +172,18 @@ def test_what_is_drawn_after_a_loop_does_not_depend_on_whether_it_trained(tmp_pa
     torch.manual_seed(3)
     nn.Linear(4, 3)
     assert torch.equal(torch.rand(2), first)
+
+
+def test_two_trainings_do_not_write_one_checkpoint(tmp_path):
+    path, other = tmp_path / "c", network()
+    progress = Progress(model := network(), torch.optim.SGD(model.parameters(), lr=0.1), checkpoint=path)
+    second = Progress(other, torch.optim.SGD(other.parameters(), lr=0.1), checkpoint=path, label="another")
+    begun = epochs(progress, BATCHES, hard_targets, count=3, seed=SEED)
+    next(begun), next(begun)
+    content = path.read_bytes()
+    with pytest.raises(KDError, match="found that another one has replaced it; give each training"):
+        list(epochs(second, BATCHES, hard_targets, count=3, seed=SEED))
+    assert path.read_bytes() == content
+    (tmp_path / "copy").write_bytes(content)
+    (tmp_path / "copy").replace(path)  # a file system may number its files anew
+    assert list(begun) == [3]
