@@ -6,6 +6,8 @@ exported program, in which fast layers of this library are torch's own (`torch.c
 
 from __future__ import annotations
 
+import math
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_count
 from torch.utils.weak import WeakIdKeyDictionary
 
 from kdlib.errors import KDError
@@ -29,6 +31,7 @@ __all__ = ["Cost", "Latency", "exported_program", "latency", "one_thread", "pred
 
 WARM_UP = 20  # predictions that are not timed
 REPEATS = 200
+Shape = Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ class Latency:
 def prediction_cost(module: nn.Module, example: Tensor) -> Cost:
     """Return the cost of predicting `example` (1, ...), which has the shape and the type of the network's inputs.
 
-    KDError for more or fewer examples than one, and for a network that cannot be exported.
+    KDError for more or fewer examples than one, for a network that cannot be exported, and for one with operators that
+    may have products and whose operations have no formula; its text names them.
     """
     if len(example) != 1:
         raise KDError(
@@ -69,11 +73,12 @@ def prediction_cost(module: nn.Module, example: Tensor) -> Cost:
     predict = program.module()
     numbers = [*module.parameters(), *(buffer for buffer in module.buffers() if buffer.is_floating_point())]
     count = sum(tensor.numel() for tensor in numbers)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        predict(example)
-    with torch.no_grad(), _LiveTensors([*program.state_dict.values(), *_tensors(program.constants), example]) as live:
-        predict(example)
-    return Cost(count, int(counter.get_total_flops()), 4 * count, live.peak)
+    known = [*program.state_dict.values(), *_tensors(program.constants), example]
+    with torch.no_grad(), _without_fused_layers():
+        flops = _flops(predict, example)
+        with _LiveTensors(known) as live:
+            predict(example)
+    return Cost(count, flops, 4 * count, live.peak)
 
 
 def exported_program(module: nn.Module, example: Tensor, *, any_batch: bool = False) -> torch.export.ExportedProgram:
@@ -130,7 +135,88 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class _LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's hints lack it
+# ---- operations
+
+
+def _trilinear_flops(inputs: Shape, weights: Shape, others: Shape, *_: Any, **__: Any) -> int:
+    """Those of nn.Bilinear: x (N, I) times weights (O, I, J), then the sum over the products with z (N, J)."""
+    (rows, first), (outputs, _first, second) = inputs, weights
+    return 2 * rows * outputs * second * (first + 1)
+
+
+def _matrix_flops(added: Shape, one: Shape, other: Shape, **_: Any) -> int:
+    """Those of a product of two matrices, or of two batches of them, that is added to another."""
+    return 2 * math.prod(one) * other[-1]
+
+
+def _attention_flops(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
+    """Those of the scores and of the mean of the values by them, of (B, heads, places, width)."""
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
+
+
+_ATEN = torch.ops.aten
+_FORMULAS: dict[Any, Callable[..., int]] = {  # of shapes; torch has none for these
+    **dict.fromkeys([_ATEN.addmm_, _ATEN.baddbmm_, _ATEN.addbmm, _ATEN.addbmm_], _matrix_flops),
+    **dict.fromkeys([_ATEN.addmv, _ATEN.addmv_], lambda added, matrix, vector, **_: 2 * math.prod(matrix)),
+    **dict.fromkeys([_ATEN.mv, _ATEN.dot, _ATEN.vdot], lambda one, vector, **_: 2 * math.prod(one)),
+    _ATEN._trilinear: _trilinear_flops,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+}
+# Words in the names of operators that multiply matrices, convolve, or take as long as products do.
+_WORDS = re.compile(
+    r"(^|_)([a-z0-9]*mm|[a-z0-9]*mv|matmul|conv|conv_?[a-z]*\dd|convolution|linear|trilinear|rnn|lstm|gru|attention|transformer|cdist|"
+    r"euclidean|fft|linalg|cholesky|solve|spsolve|geqrf|ormqr|orgqr|qr)(_|$)"
+)
+_NO_PRODUCTS = {"linalg_vector_norm", "linalg_cross", "_linalg_check_errors", "linalg_diagonal"}
+_NO_PRODUCTS |= {"_thnn_fused_lstm_cell", "_thnn_fused_gru_cell"}  # their products are operators before them
+
+
+@contextmanager
+def _without_fused_layers() -> Iterator[None]:
+    """Let torch compute a layer of LSTM by products that can be counted, as it does where these libraries are not."""
+    libraries: tuple[Any, ...] = (torch.backends.mkldnn, torch.backends.cudnn)
+    before = [library.enabled for library in libraries]
+    try:
+        for library in libraries:
+            library.enabled = False
+        yield
+    finally:
+        for library, enabled in zip(libraries, before, strict=True):
+            library.enabled = enabled
+
+
+def _flops(predict: Callable[[Tensor], object], example: Tensor) -> int:
+    counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
+    with _Unknown({*flop_registry, *_FORMULAS}) as unknown, counter:
+        predict(example)
+    if unknown.names:
+        raise KDError(
+            f"expected operators whose operations can be counted, found {', '.join(sorted(unknown.names))}; give a "
+            "formula with torch.utils.flop_counter.register_flop_formula, or write the layer with products of matrices"
+        )
+    return int(counter.get_total_flops())
+
+
+class _Unknown(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's hints lack it
+    """Notes the operators that may have products and have no formula: torch would count 0 for them."""
+
+    def __init__(self, known: set[Any]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.known = known
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        namespace, _, name = func._schema.name.partition("::")
+        foreign = namespace not in ("aten", "prim", "prims")
+        if func._overloadpacket not in self.known and (foreign or (_WORDS.search(name) and name not in _NO_PRODUCTS)):
+            self.names.add(f"{namespace}.{name}")
+        return func(*args, **(kwargs or {}))
+
+
+# ---- memory
+
+
+class _LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the bytes of the memory that lives after each operation; views share theirs."""
 
     def __init__(self, known: Sequence[Tensor]) -> None:
