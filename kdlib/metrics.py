@@ -48,9 +48,9 @@ def error_count(logits: Array, labels: Array) -> int:
 
 def agreement(logits_a: Array, logits_b: Array) -> float:
     """Return the share of the rows, from 0 to 1, for which two models (N, K) predict the same class."""
-    first, second = _predictions(logits_a), _predictions(logits_b)
-    same_shape(first, second)
-    return float((first == second).double().mean())
+    first, second = _checked(logits_a), _checked(logits_b)
+    same_shape(first, second)  # of the logits: the same number is another class among others
+    return float((first.argmax(-1) == second.argmax(-1)).double().mean())
 
 
 def confusion_matrix(predictions: Array, labels: Array, classes: int) -> list[list[int]]:

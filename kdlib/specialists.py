@@ -20,7 +20,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from kdlib.checks import check_logits, check_number, check_values
+from kdlib.checks import check_classes, check_logits, check_number, check_values, row_numbers, tensor_of
 from kdlib.errors import KDError, needs
 
 __all__ = [
@@ -56,17 +56,17 @@ def kmeans_clusters(probs: Tensor, count: int, generator: torch.Generator) -> li
     """Return `count` disjoint subsets that together hold all classes, in order of their smallest class.
 
     The columns of the covariance matrix of a generalist's predictions, probs (N, K), are clustered by k-means, the best
-    of 10 starts. A subset may have one class. KDError without scikit-learn, unless 1 <= count <= K, and for numbers
-    that are no probabilities.
+    of 10 starts. A subset may have one class. KDError without scikit-learn, unless 1 <= count <= K, for less than two
+    rows or classes, and for rows that are no probabilities.
     """
-    _refuse_other_than_probabilities(probs)
+    probs = _probabilities(probs, least=0)  # predictions for some of the classes have a covariance, too
     needs("specialists", "sklearn")
     from sklearn.cluster import KMeans
 
     if not 1 <= count <= probs.shape[1]:
         raise KDError(f"expected 1 to {probs.shape[1]} clusters of {probs.shape[1]} classes, found {count}")
     seed = int(torch.randint(2**31 - 1, (), generator=generator))
-    columns = probs.double().t().cov().cpu().numpy()  # symmetric, so its rows are its columns
+    columns = probs.t().cov().cpu().numpy()  # symmetric, so its rows are its columns
     return _subsets(KMeans(count, n_init=10, random_state=seed).fit_predict(columns).tolist())
 
 
@@ -77,10 +77,10 @@ def correlation_clusters(probs: Tensor) -> list[Subset]:
     belong together. The weight of two classes is the correlation of their predictions, probs (N, K), plus 1 / (K - 1),
     because predictions sum to one: errors that are spread evenly over K classes have a correlation of -1 / (K - 1).
     From subsets of one class on, the two with the largest sum of weights between them are joined, while it is positive.
-    A class with a constant prediction remains alone. KDError for numbers that are no probabilities.
+    A class with a constant prediction remains alone. KDError for less than two rows or
+    classes, and for rows that are no probabilities.
     """
-    _refuse_other_than_probabilities(probs)
-    covariance = probs.double().t().cov()
+    covariance = _probabilities(probs, least=1).t().cov()
     spread = covariance.diagonal().sqrt()
     weights = covariance / (spread.unsqueeze(1) * spread) + 1 / (len(spread) - 1)
     between = weights.nan_to_num(0.0, 0.0, 0.0).fill_diagonal_(-torch.inf)
@@ -94,12 +94,26 @@ def correlation_clusters(probs: Tensor) -> list[Subset]:
     return _subsets(cluster_of.tolist())
 
 
-def _refuse_other_than_probabilities(probs: Tensor) -> None:
-    if probs.ndim != 2 or not bool(((probs >= 0) & (probs <= 1)).all()):
+def _probabilities(probs: Tensor, least: float) -> Tensor:
+    """Return a generalist's predictions (N, K) in float64, with row sums from `least` to 1; KDError for others."""
+    found = tensor_of(probs, "a generalist's predictions (N, K)").detach().double()
+    if found.ndim != 2 or found.shape[0] < 2 or found.shape[1] < 2:
         raise KDError(
-            f"expected a generalist's predictions (N, K), probabilities from 0 to 1, found shape {tuple(probs.shape)} "
-            f"with numbers from {float(probs.min()):g} to {float(probs.max()):g}; use logits.softmax(1)"
+            f"expected a generalist's predictions (N, K), N >= 2 rows of K >= 2 classes, found shape "
+            f"{tuple(found.shape)}; one row says nothing about classes that are predicted together"
         )
+    sums = found.sum(1)
+    error = 0.01  # of sums of probabilities in 16 bits
+    wrong = ~((found >= 0) & (found <= 1)).all(1) | ~((sums >= least - error) & (sums <= 1 + error))
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise KDError(
+            f"expected a generalist's predictions, probabilities from 0 to 1 with "
+            f"{'the sum 1' if least else 'a sum of at most 1'}, found row {row} with numbers from "
+            f"{float(found[row].min()):g} to {float(found[row].max()):g} and the sum {float(sums[row]):g}; "
+            "use logits.softmax(1)"
+        )
+    return found
 
 
 def _subsets(cluster_of: list[int]) -> list[Subset]:
@@ -110,13 +124,44 @@ def _subsets(cluster_of: list[int]) -> list[Subset]:
 # ---- what a specialist is trained on
 
 
+def _class_numbers(labels: Tensor, subset: Subset) -> Tensor:
+    """Return labels (N,) as int64, and refuse what is wrong for any number of classes."""
+    found = tensor_of(labels, "labels (N,)")
+    if found.ndim != 1 or found.is_floating_point() or found.is_complex():
+        raise KDError(
+            f"expected labels (N,), whole numbers of classes, found {found.dtype} of shape {tuple(found.shape)}; use "
+            "labels.argmax(1) for rows of 0 and 1, labels.long() for whole numbers"
+        )
+    found = found.long()
+    if bool((found < 0).any()):
+        row = int((found < 0).nonzero()[0])
+        raise KDError(
+            f"expected labels from 0, found {int(found[row])} in row {row}; leave out the rows without a class first, "
+            "here and in the inputs"
+        )
+    if not subset or len(set(subset)) != len(subset) or min(subset) < 0:
+        raise KDError(f"expected a subset of different classes from 0, found {subset}; `check_subset` says more")
+    return found
+
+
+def _inside(labels: Tensor, subset: Subset) -> Tensor:
+    """Return a mask (N,) of the labels that are of the subset, of which each class must have one."""
+    found = _class_numbers(labels, subset)
+    if absent := sorted(set(subset) - set(found.tolist())):
+        raise KDError(
+            f"expected examples inside and outside the classes {subset}, of each of them, found none of {absent}; "
+            "choose a subset of classes that have examples"
+        )
+    return torch.isin(found, torch.tensor(subset, device=found.device))
+
+
 def specialist_rows(labels: Tensor, subset: Subset, generator: torch.Generator) -> Tensor:
     """Return row numbers in ascending order, for labels (N,): half are of the subset, half drawn from the other rows.
 
     The smaller of the two parts is used whole, and as many rows of the other are drawn without replacement. KDError if
-    a part is empty.
+    a part is empty, for labels that are no numbers of classes (N,), and for a class of the subset without a row.
     """
-    inside = torch.isin(labels, torch.tensor(subset, device=labels.device))
+    inside = _inside(labels, subset)
     parts = [part.nonzero()[:, 0] for part in (inside, ~inside)]
     half = min(len(part) for part in parts)
     if half == 0:
@@ -125,8 +170,16 @@ def specialist_rows(labels: Tensor, subset: Subset, generator: torch.Generator) 
     return torch.cat(drawn).sort().values
 
 
-def dustbin_labels(labels: Tensor, subset: Subset) -> Tensor:
-    """Return labels int64 (N,) of a specialist: the position in the subset, and S for every other class."""
+def dustbin_labels(labels: Tensor, subset: Subset, classes: int | None = None) -> Tensor:
+    """Return labels int64 (N,) of a specialist: the position in the subset, and S for every other class.
+
+    KDError for labels that are no numbers of classes (N,), and for a subset that is empty or repeats a class. With the
+    number of `classes`, K, also for a label outside and for a subset that `check_subset` refuses.
+    """
+    labels = _class_numbers(labels, subset)
+    if classes is not None:
+        check_subset(subset, classes)
+        check_classes(labels.cpu(), classes)
     matches = labels.unsqueeze(1) == torch.tensor(subset, device=labels.device)
     return torch.where(matches.any(1), matches.int().argmax(1), len(subset))
 
@@ -174,9 +227,16 @@ def oversampling(labels: Tensor, rows: Tensor, subset: Subset) -> float:
     """Return how many times more often than the other classes the subset was sampled: rows (n,) from labels (N,).
 
     It is the odds of the subset among the rows, divided by its odds among all labels. KDError if one of the four parts
-    is empty.
+    is empty, for a class of the subset without a label, and for row numbers that are none of the labels.
     """
-    inside = torch.isin(labels, torch.tensor(subset, device=labels.device))
+    inside = _inside(labels, subset)
+    rows = row_numbers(rows).to(inside.device)
+    fits = rows.shape == inside.shape if rows.dtype == torch.bool else bool(((rows >= 0) & (rows < len(inside))).all())
+    if rows.ndim != 1 or not fits:
+        raise KDError(
+            f"expected row numbers (n,) from 0 to {len(inside) - 1}, or a mask ({len(inside)},), found shape "
+            f"{tuple(rows.shape)} or numbers outside; `specialist_rows` returns them"
+        )
     counts = [int(part.sum()) for part in (inside[rows], ~inside[rows], inside, ~inside)]
     if 0 in counts:
         raise KDError(

@@ -156,3 +156,8 @@ def test_a_certain_and_right_model_is_calibrated_and_a_wrong_one_is_not():
     logits = 100 * np.eye(3)
     assert metrics.expected_calibration_error(logits, [0, 1, 2]) == pytest.approx(0, abs=1e-12)
     assert metrics.expected_calibration_error(logits, [1, 2, 0]) == pytest.approx(1, abs=1e-12)
+
+
+def test_models_of_different_classes_cannot_agree():
+    with pytest.raises(KDError, match=r"found \(4, 3\) and \(4, 5\)"):
+        metrics.agreement(np.zeros((4, 3)), np.zeros((4, 5)))

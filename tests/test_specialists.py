@@ -1,6 +1,7 @@
 """Subsets, training sets, heads and corrections of specialists, against counts, NumPy and scikit-learn."""
 
 import itertools
+import math
 import sys
 
 import numpy as np
@@ -121,10 +122,88 @@ def test_joining_two_correlation_clusters_never_helps(seed):
 
 def test_a_class_with_a_constant_prediction_remains_alone(probs):
     probs[:, 6] = 0.0
+    probs /= probs.sum(1, keepdim=True)
     assert correlation_clusters(probs) == [(0, 3), (1, 2), (4, 5), (6,)]
 
 
+@pytest.mark.parametrize("cluster", [lambda p: kmeans_clusters(p, 2, generator(0, "clusters")), correlation_clusters])
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        (torch.zeros(0, K), r"N >= 2 rows .* found shape \(0, 7\)"),
+        (torch.full((1, K), 1 / K), r"N >= 2 rows .* found shape \(1, 7\)"),
+        (torch.ones(9, 1), "K >= 2 classes"),
+        (torch.ones(9, 2, 2), "K >= 2 classes"),
+        (torch.tensor([[0.5, 0.5], [math.nan, 0.5]]), "found row 1 with numbers from nan"),
+        (torch.tensor([[0.5, 0.5], [0.4, 0.6], [-0.1, 1.0]]), "found row 2 with numbers from -0.1 to 1"),
+        (torch.tensor([[0.5, 0.5], [0.9, 0.8]]), "found row 1 with .* the sum 1.7; use logits.softmax"),  # of sigmoids
+        ("predictions", "found str"),
+    ],
+)
+def test_clusters_are_of_rows_of_probabilities(cluster, wrong, match):
+    with pytest.raises(KDError, match=match):
+        cluster(wrong)
+
+
+def test_clusters_take_lists_and_kmeans_a_part_of_the_classes(probs):
+    assert correlation_clusters(probs.tolist()) == PLANTED
+    with pytest.raises(KDError, match="the sum 1, found row 0"):
+        correlation_clusters(probs[:, [0, 3, 1]])
+    assert kmeans_clusters(probs[:, [0, 3, 1]], 2, generator(0, "clusters")) == [(0, 1), (2,)]
+
+
 # ---- training sets
+
+
+@pytest.mark.parametrize(
+    ("wrong", "subset", "match"),
+    [
+        (torch.tensor([0, 1, 2, -100, 3]), (0, 1), "labels from 0, found -100 in row 3"),
+        (torch.tensor([0.0, 0.5]), (0,), "whole numbers of classes, found torch.float32"),
+        (torch.eye(3, dtype=torch.int64), (0,), r"found torch.int64 of shape \(3, 3\)"),
+        (torch.tensor([0, 1, 2]), (0, 0), "different classes from 0"),
+        (torch.tensor([0, 1, 2]), (), "different classes from 0"),
+        (torch.tensor([0, 1, 2]), (0, -1), "different classes from 0"),
+    ],
+)
+def test_labels_and_subsets_without_a_meaning_are_refused(wrong, subset, match):
+    for call in (
+        lambda: dustbin_labels(wrong, subset),
+        lambda: specialist_rows(wrong, subset, generator(0, "rest")),
+        lambda: oversampling(wrong, torch.arange(2), subset),
+    ):
+        with pytest.raises(KDError, match=match):
+            call()
+
+
+def test_a_class_of_the_subset_without_an_example_is_refused():
+    labels = torch.tensor([0, 0, 1, 2])
+    for call in (
+        lambda: specialist_rows(labels, (0, 99), generator(0, "rest")),
+        lambda: oversampling(labels, torch.arange(4), (0, 99)),
+    ):
+        with pytest.raises(KDError, match=r"of each of them, found none of \[99\]"):
+            call()
+    assert dustbin_labels(labels, (0, 9)).tolist() == [0, 0, 2, 2]  # of a batch, for example
+    for classes, match in ((3, "subset of 1 to 2 different classes"), (2, "subset of 1 to 1 different classes")):
+        with pytest.raises(KDError, match=match):
+            dustbin_labels(labels, (0, 9), classes)
+    with pytest.raises(KDError, match="labels from 0 to 1, of 2 classes, found 2 in row 3"):
+        dustbin_labels(labels, (0,), 2)
+    assert dustbin_labels(labels.numpy(), (2, 0), 3).tolist() == [1, 1, 2, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32, torch.int64])
+def test_row_numbers_of_any_width_are_the_same_rows(dtype):
+    labels = torch.tensor([0, 0, 1, 1, 1])
+    assert oversampling(labels, torch.tensor([0, 1, 4], dtype=dtype), (0,)) == pytest.approx(2 / (2 / 3))
+    assert oversampling(labels, torch.tensor([True, True, False, False, True]), (0,)) == pytest.approx(2 / (2 / 3))
+
+
+@pytest.mark.parametrize("rows", [[0, -1], [0, 5], [[0, 4]], [True, False]])
+def test_rows_that_the_labels_do_not_have_are_refused(rows):
+    with pytest.raises(KDError, match=r"row numbers .* from 0 to 4, or a mask"):
+        oversampling(torch.tensor([0, 0, 1, 1, 1]), torch.tensor(rows), (0,))
 
 
 @pytest.mark.parametrize("subset", [(1,), (6, 2), (0, 4, 2, 6)])  # the last one holds more than half of the rows

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import ArrayLike
 
+from kdlib.errors import KDError
 from kdlib.judge.firmness import Basis
-from kdlib.judge.intervals import Floats, Interval, needed_seeds, t_interval
+from kdlib.judge.intervals import Floats, Interval, floats, needed_seeds, t_interval
 from kdlib.judge.rules import Outcome, Rule, all_equal
 
 __all__ = [
@@ -135,16 +136,18 @@ class Sample:
 
 
 def finite(sample: ArrayLike) -> Floats:
-    """Return the numbers as float64; ValueError for nan or infinity."""
-    values = np.asarray(sample, dtype=np.float64)
+    """Return the numbers as float64; KDError for nan, infinity and what is no array of numbers."""
+    values = floats(sample)
     if not np.isfinite(values).all():
-        raise ValueError("expected finite numbers, found nan or infinity")
+        raise KDError("expected finite numbers, found nan or infinity; leave out or measure what is missing")
     return values
 
 
 def sample_of(differences: ArrayLike) -> Sample:
-    """Return the sample of one difference for each seed (n,)."""
+    """Return the sample of one difference for each seed (n,); KDError for another shape and numbers not finite."""
     values = finite(differences)
+    if values.ndim != 1:
+        raise KDError(f"expected one difference for each seed (n,), found shape {values.shape}; give one row or column")
     n, mean = len(values), float(values.mean()) if len(values) else math.nan
     if not all_equal(values):
         return Sample(values, mean, float(values.std(ddof=1)), t_interval(values))

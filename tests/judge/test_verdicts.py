@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import re
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import ttost_paired
 
+from kdlib.errors import KDError
 from kdlib.judge import intervals, kinds, verdicts
 from kdlib.judge.verdicts import Outcome, Verdict
 from tests.judge.power import shares
@@ -194,9 +196,9 @@ def _effect_by_the_equations(d, reported, r, so, n_p):
 
 
 @settings(max_examples=200)
-@given(samples(), st.floats(0.05, 4), st.floats(0, 0.6), st.floats(0.01, 2), st.sampled_from([0, 1, 2, 6]))
+@given(samples(), st.floats(0.05, 4), st.floats(0, 0.6), st.floats(0.01, 2), st.sampled_from([0, 2, 6]))
 def test_effect_is_its_equations(differences, reported, rounding, reported_std, runs):
-    found = kinds.effect(differences, reported, rounding, reported_std, runs)
+    found = kinds.effect(differences, reported, rounding, *((reported_std, runs) if runs else (None, None)))
     assert found.outcome == _effect_by_the_equations(differences, reported, rounding, reported_std, runs)
     if found.outcome == "inconclusive" and rounding < reported / 2:
         assert found.needed_n is None or found.needed_n > found.n
@@ -233,7 +235,7 @@ def test_a_difference_printed_too_coarsely_is_a_direction():
 
 @pytest.mark.parametrize("reported", [0.0, -0.1, math.nan])
 def test_a_reported_difference_is_above_zero(reported):
-    with pytest.raises(ValueError, match="swap the arms"):
+    with pytest.raises(KDError, match=r"reported: expected a number above 0 .* swap the arms"):
         kinds.effect(UNIT, reported, 0.0)
 
 
@@ -395,8 +397,107 @@ def test_zero_in_every_seed_is_no_difference(kind):
 @pytest.mark.parametrize("kind", EVERY_RULE)
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])
 def test_numbers_must_be_finite(kind, wrong):
-    with pytest.raises(ValueError, match="finite"):
+    with pytest.raises(KDError, match="finite"):
         EVERY_RULE[kind]([0.1, 0.2, wrong, 0.1, 0.1])
+
+
+@pytest.mark.parametrize("kind", EVERY_RULE)
+@pytest.mark.parametrize("wrong", [0.1, np.ones((5, 2)), ["a"] * 5, [[0.1], [0.1, 0.2]]])
+def test_differences_are_one_number_for_each_seed(kind, wrong):
+    with pytest.raises(KDError, match=r"expected one difference for each seed|expected an array of numbers"):
+        EVERY_RULE[kind](wrong)
+
+
+FIVE = [0.021, 0.034, 0.018, 0.027, 0.030]
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -0.01, None, "0.03"])
+@pytest.mark.parametrize(
+    ("name", "call"),
+    {
+        "reported": lambda x: kinds.effect(FIVE, x, 0.01),
+        "rounding": lambda x: kinds.effect(FIVE, 0.03, x),
+        "reported_std": lambda x: kinds.effect(FIVE, 0.03, 0.01, x if x is not None else math.nan, 5),
+        "reported_runs": lambda x: kinds.effect(FIVE, 0.03, 0.01, 0.01, x if x is not None else math.nan),
+        "reported ": lambda x: kinds.value(FIVE, x, 0.01, 0.001),
+        "margin": lambda x: kinds.value(FIVE, 0.03, x, 0.001),
+        "margin ": lambda x: kinds.non_inferior(FIVE, x),
+        "margin  ": lambda x: kinds.comparable(FIVE, x),
+    }.items(),
+)
+def test_every_size_is_a_number_that_can_be_one(name, call, wrong):
+    with pytest.raises(KDError, match=f"^{name.strip()}: expected a number"):
+        call(wrong)
+    with pytest.raises(KDError, match=f"^{name.strip()}: expected a number"):
+        call(wrong if wrong is None or isinstance(wrong, str) else np.float32(wrong))
+
+
+def test_a_spread_and_its_runs_belong_together():
+    for spread in ((0.01, None), (None, 5)):
+        with pytest.raises(KDError, match="expected reported_std and reported_runs, or none of them"):
+            kinds.effect(FIVE, 0.03, 0.01, *spread)
+        with pytest.raises(KDError, match="expected reported_std and reported_runs, or none of them"):
+            kinds.value(FIVE, 0.03, 0.02, 0.01, *spread)
+    with pytest.raises(KDError, match="reported_runs: expected a number from 2"):
+        kinds.effect(FIVE, 0.03, 0.01, 0.01, 1)
+    with pytest.raises(KDError, match=r"reported_runs: expected a whole number from 2, found 2\.5"):
+        kinds.effect(FIVE, 0.03, 0.01, 0.01, 2.5)
+    assert kinds.effect(FIVE, 0.03, 0.01, 0.01, 5.0) == kinds.effect(FIVE, 0.03, 0.01, 0.01, 5)
+
+
+def test_a_margin_of_zero_is_refused_where_it_decides_alone():
+    for kind in (kinds.non_inferior, kinds.comparable):
+        with pytest.raises(KDError, match="margin: expected a number above 0"):
+            kind(FIVE, 0.0)
+
+
+def test_rivals_arms_and_names_are_there():
+    with pytest.raises(KDError, match="at least one rival"):
+        kinds.best({})
+    with pytest.raises(KDError, match=r"as many differences from each rival, found \[5, 6\]"):
+        kinds.best({"a": FIVE, "b": [*FIVE, 0.02]})
+    for wrong, shape in ((FIVE, "(5,)"), ([[x] for x in FIVE], "(5, 1)")):
+        with pytest.raises(KDError, match=re.escape(f"of at least 2 arms, found shape {shape}")):
+            kinds.trend(wrong)
+    with pytest.raises(KDError, match="at least one name"):
+        kinds.exact({}, {})
+    for measured, expected in (([math.nan], 1.0), ([1.0], math.nan)):
+        with pytest.raises(KDError, match="finite"):
+            kinds.exact({"a": measured}, {"a": expected})
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda: intervals.accuracy_interval(11, 10), "correct: expected at most 10"),
+        (lambda: intervals.accuracy_interval(0.9, 10), "correct: expected a whole number .* not their share"),
+        (lambda: intervals.accuracy_interval(-1, 10), "correct: expected a number from 0"),
+        (lambda: intervals.accuracy_interval(0, 0), "total: expected a number from 1"),
+        (lambda: intervals.f1_interval([[5.9, 1], [1, 3]]), "counts, whole numbers"),
+        (lambda: intervals.f1_interval([[0.9, 0.1], [0.2, 0.8]]), "must not be normalised"),
+        (lambda: intervals.f1_interval([[0, 0], [0, 0]]), "with an example"),
+        (lambda: intervals.f1_interval(np.ones((2, 3, 3), int)), "one confusion matrix"),
+        (lambda: intervals.f1_interval([[5, 1], [1, 3]], resamples=0), "resamples: expected a number from 1"),
+        (lambda: intervals.t_interval([0.1]), "at least 2 finite numbers"),
+        (lambda: intervals.t_interval([0.1, 0.1]), "not all equal"),
+        (lambda: intervals.t_interval([0.1, math.nan, 0.2]), "at least 2 finite numbers"),
+        (lambda: intervals.prediction_interval(math.nan, 0.1, 5), "mean: expected"),
+        (lambda: intervals.prediction_interval(0.1, -0.1, 5), "std: expected"),
+        (lambda: intervals.prediction_interval(0.1, 0.1, 1), "runs: expected a number from 2"),
+        (lambda: intervals.prediction_interval(0.1, 0.1, 5, 0), "further: expected a number from 1"),
+        (lambda: intervals.prediction_interval(0.1, 0.1, 5, 1, 95), "level: expected a number from 0 to 1"),
+        (lambda: intervals.sample_std(0.1, 1, "population"), "runs: expected a number from 2"),
+        (lambda: intervals.sample_std(0.1, 5, "n - 1"), "kind: expected"),
+        (lambda: intervals.needed_seeds(math.nan, 0.1), "std: expected"),
+        (lambda: intervals.needed_seeds(0.1, math.nan), "half_width: expected"),
+        (lambda: intervals.holm([0.1, math.nan]), "p values from 0 to 1"),
+        (lambda: intervals.holm([0.1, 1.1]), "p values from 0 to 1"),
+        (lambda: intervals.kendall_tau([0.1, math.nan]), "numbers"),
+    ],
+)
+def test_what_has_no_interval_is_refused(call, match):
+    with pytest.raises(KDError, match=match):
+        call()
 
 
 def test_headline_is_the_worst():
