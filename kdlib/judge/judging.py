@@ -138,6 +138,7 @@ def _verdict(claim: Claim, compared: Comparison, series: Series) -> Verdict:
 
 def _series(metrics: Metrics, arm: str, metric: str) -> dict[int, float]:
     series, (low, high) = {}, limits(metric)
+    low = low if math.isfinite(high) else -math.inf  # shares only: a loss of one's own may be negative
     for seed, measured in sorted(metrics.get(arm, {}).items()):
         found = measured.get(metric)
         if found is None or not (math.isfinite(found) and low <= found <= high):
