@@ -48,7 +48,11 @@ def readable(values: Tensor) -> Tensor | None:
         values = torch._C._functorch.get_unwrapped(values)
         if axis > 0:  # the classes stay the last axis
             values = values.movedim(axis, 0)
-    if type(values) not in (Tensor, torch.nn.Parameter) or not values.is_cpu:
+    if type(values) not in (Tensor, torch.nn.Parameter):
+        if type(values).__torch_dispatch__ is not Tensor.__torch_dispatch__:  # torch's own wrappers: without values
+            return None
+        values = values.as_subclass(Tensor)  # fastai's, MONAI's: a tensor with a name
+    if not values.is_cpu:
         return None
     return values.detach() if values.requires_grad else values
 

@@ -31,6 +31,11 @@ class Loops:
         self.called = 0  # stored loops that this process has called again, or trained
         self.now: dict[str, Any] = {}
 
+    @property
+    def replays(self) -> bool:
+        """Whether this process has called again some of a checkpoint's loops, and not yet the last one."""
+        return 0 < self.called < len(self.stored)
+
     def is_done(self, batches: Any, seeds: Sequence[int], count: int, begun: int, place: str) -> bool:
         """Take a loop of `count` epochs in all; return whether the checkpoint has a later one.
 

@@ -63,10 +63,11 @@ class Progress:
     scheduler of torch, an average of the weights, anything with `state_dict` and `load_state_dict`. Your code steps
     and updates them, in the body of the loop.
 
-    A checkpoint is written after each epoch, and within an epoch when the last one is CHECKPOINT_SECONDS old. The one
-    before it is kept as `previous-<name>`.
-    `on_epoch` is called after each epoch's checkpoint. `on_step` is called after each step, and then decides about
-    checkpoints within an epoch. `graphs`: on a CUDA device, the loop replays recorded steps (`kdlib.captured`).
+    A checkpoint is written after each epoch, and within an epoch when the last one is CHECKPOINT_SECONDS old; the one
+    before it is kept as `previous-<name>`. `on_epoch` is called after each epoch's checkpoint, `on_step` after each
+    step: it then decides about checkpoints within an epoch. `graphs`: on a CUDA device, the loop replays recorded steps
+    (`kdlib.captured`). `traced`: `traces` says what the loop did; for this, the labels and soft targets of an epoch are
+    held, and the objective is called once more, on random logits.
     """
 
     def __init__(
@@ -81,11 +82,12 @@ class Progress:
         on_epoch: Callable[[Progress], None] | None = None,
         on_step: Callable[[Progress], None] | None = None,
         graphs: bool = False,
+        traced: bool = False,
     ) -> None:
         self.model, self.optimizer, self.label = model, optimizer, label
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
         self.extras = dict(extras or {})
-        self.on_epoch, self.on_step, self.graphs = on_epoch, on_step, graphs
+        self.on_epoch, self.on_step, self.graphs, self.traced = on_epoch, on_step, graphs, traced
         self.history: list[dict[str, float]] = []
         self.losses: list[Tensor] = []  # of the steps of the current epoch; empty between epochs
         # Losses and states of dropout's generators, from a checkpoint within an epoch, until that epoch begins.
@@ -103,7 +105,7 @@ class Progress:
         self._first = {**self.rates.first, "network": settings_of(self.network)}
         self._begun_with: dict[str, Any] = {}  # the rates at the beginning of the current epoch
         self._loaded: dict[str, Any] = {}  # the rates of the checkpoint
-        self._layers: dict[str, Any] = {}  # the settings of the checkpoint's layers
+        self._layers: dict[str, Any] = {}  # the settings of its layers
         self._own_file: tuple[int, int] | None = None  # the checkpoint as this training has read or written it
         if self.checkpoint is not None:
             self._packed({})  # what a checkpoint cannot hold is refused now, not after an epoch
@@ -112,7 +114,7 @@ class Progress:
 
     @property
     def traces(self) -> list[dict[str, Any]]:
-        """What the loop did, for each student (`kdlib.trace`)."""
+        """What the loop did, for each student, if it is `traced` (`kdlib.trace`)."""
         return self.tracer.traces
 
     @property
@@ -149,6 +151,8 @@ class Progress:
 
     def keep(self, name: str) -> None:
         """Copy the model's current weights under `name`; this replaces an older copy of that name."""
+        if self.loops.replays and name in self.kept:  # between two loops that are called again
+            return
         self.kept[name] = {
             key: value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
             for key, value in self.network.state_dict().items()
@@ -158,7 +162,8 @@ class Progress:
         """Load the weights kept under `name` into the model; KDError if there are none."""
         if name not in self.kept:
             raise KDError(f"expected weights kept under {name!r}, found {[*self.kept]}; call keep({name!r}) first")
-        self.network.load_state_dict(self.kept[name])
+        if not self.loops.replays:  # the checkpoint is of a later loop
+            self.network.load_state_dict(self.kept[name])
 
     @property
     def due(self) -> bool:
@@ -222,12 +227,7 @@ class Progress:
         """Write the checkpoint atomically; without a path, do nothing."""
         if self.checkpoint is None:
             return
-        if (groups := len(self.optimizer.param_groups)) != len(self._first["rates"]):
-            raise KDError(
-                f"{self._place()}: expected as many groups of weights as the optimizer had at first, "
-                f"{len(self._first['rates'])}, found {groups}: a resumed training would lack some; give the optimizer "
-                "all groups at first, and requires_grad_(False) to the weights that learn later"
-            )
+        self.rates.refuse_more_groups(self.optimizer, self._place())
         tensors: dict[str, Tensor] = {}
         if self.losses:
             self.tracer.note_state()

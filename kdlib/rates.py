@@ -51,6 +51,15 @@ class Rates:
                 'use Progress(..., extras={"scheduler": scheduler})'
             )
 
+    def refuse_more_groups(self, optimizer: torch.optim.Optimizer, place: str) -> None:
+        """Refuse (KDError) groups of weights that the optimizer did not have at first: a checkpoint cannot add them."""
+        if (groups := len(optimizer.param_groups)) != len(self.fresh):
+            raise KDError(
+                f"{place}: expected as many groups of weights as the optimizer had at first, {len(self.fresh)}, found "
+                f"{groups}: a resumed training would lack some; give the optimizer all groups at first, and "
+                "requires_grad_(False) to the weights that learn later"
+            )
+
     def refuse_others(self, first: Mapping[str, Any], place: str, remedy: str) -> None:
         """Refuse (KDError) to go on from a checkpoint whose training began with other learning rates."""
         if not self.given and first["rates"] != self.fresh:

@@ -60,6 +60,8 @@ class Tracer:
 
     def begin(self, batches: Callable[[int], Iterable[Batch]]) -> None:
         """Note what there is before the first step."""
+        if not self.progress.traced:
+            return
         self.state, states = self._state(), self._states()
         members = getattr(batches, "members", [batches])
         for state, member in zip(states, members if len(members) == len(states) else [None] * len(states), strict=True):
@@ -84,12 +86,15 @@ class Tracer:
     def epoch_begins(self, epoch: int, seeds: Sequence[int]) -> None:
         """Note the dropout seeds of an epoch, and whether weights or optimizer state changed since the last one."""
         self.seeds = seeds
-        if self.state != self._state():
+        if self.progress.traced and self.state != self._state():
             for trace in self.traces:
                 trace["changed"].append(epoch)
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Pass on an epoch's batches, and note rows, labels, soft targets and learning rates on the way."""
+        if not self.progress.traced:
+            yield from batches
+            return
         self.seen, self.rates = {"rows": [], "labels": [], "targets": []}, []
         before: Any = None
         for step, batch in enumerate(batches):
@@ -105,8 +110,8 @@ class Tracer:
 
     def step_ends(self, batch: Batch, objective: Objective) -> None:
         """After the very first step, note the objective of fixed outputs."""
-        first = len(self.seen["rows"]) == 1 and not self.traces[0]["steps"]
-        if first and batch.soft is not None:
+        first = self.progress.traced and len(self.seen["rows"]) == 1 and not self.traces[0]["steps"]
+        if first and batch.soft is not None and batch.soft.ndim > 1:
             for trace, value in zip(self.traces, _probe(objective, batch, len(self.traces)), strict=True):
                 trace["probe"] = value
 
@@ -124,6 +129,8 @@ class Tracer:
 
     def epoch_ends(self, first_loss: Tensor) -> None:
         """Write down what an epoch did; after the first one, also the loss of its first batch."""
+        if not self.progress.traced:
+            return
         self.note_state()
         sizes = [part.shape[-1] for part in self.seen["rows"]]
         seen = {name: self._by_student(parts) for name, parts in self.seen.items()}

@@ -22,7 +22,8 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from kdlib.run.experiment import Experiment
+from kdlib.progress import Progress
+from kdlib.run.experiment import Experiment
 
 TOY = Path(__file__).with_name("toy.py")
 
@@ -166,3 +167,9 @@ def contents(store: Path) -> dict[str, bytes]:
         if path.name != "manifest.json":
             found[name] = content
     return found
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """Every training is traced, as those of runs are."""
+    monkeypatch.setitem(Progress.__init__.__kwdefaults__, "traced", True)

@@ -24,6 +24,8 @@ from kdlib.targets import SoftTargets
 from kdlib.training import epochs, hard_targets
 from tests.made_runs import Killed
 
+pytestmark = pytest.mark.usefixtures("traced")
+
 N, K, SIZE, SEED, STEPS = 20, 3, 8, 5, 3
 INPUTS = torch.randn(N, 4, generator=generator(0, "inputs"))
 EXAMPLES = Examples(INPUTS, INPUTS[:, :K].argmax(1))

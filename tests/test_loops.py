@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from kdlib.batches import Batches, Examples
+from kdlib.batches import Batch, Batches, Examples
 from kdlib.errors import KDError
+from kdlib.losses import soft_target_kl
 from kdlib.progress import Progress
 from kdlib.seeds import generator
 from kdlib.training import epochs, hard_targets
@@ -187,3 +188,49 @@ def test_two_trainings_do_not_write_one_checkpoint(tmp_path):
     (tmp_path / "copy").write_bytes(content)
     (tmp_path / "copy").replace(path)  # a file system may number its files anew
     assert list(begun) == [3]
+
+
+def test_batches_of_different_lengths_are_trained_and_the_objective_is_called_for_each_alone():
+    model, calls = nn.Embedding(50, 5), []
+
+    def batches(epoch):
+        for length in (7, 9):
+            tokens = torch.arange(4 * length).view(4, length) % 50
+            yield Batch(tokens, tokens % 5, torch.arange(4), torch.ones(4, length, 5))
+
+    def loss(outputs, batch):
+        calls.append(len(outputs.flatten(0, -2)))
+        return soft_target_kl(outputs.flatten(0, -2), batch.soft.flatten(0, -2), 2.0)
+
+    progress = Progress(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    assert list(epochs(progress, batches, loss, count=2, seed=SEED)) == [1, 2]
+    assert calls == [28, 36] * 2
+
+
+@pytest.mark.parametrize("stop", [None, 2, 5])
+def test_weights_that_are_restored_between_two_loops_are_those_of_the_first_time(tmp_path, stop):
+    def script(path, stop=None):
+        progress = Progress(model := network(), torch.optim.SGD(model.parameters(), lr=0.05), checkpoint=path)
+
+        def objective(outputs, batch):
+            if progress.epoch + 1 == stop and len(progress.losses) == 1:
+                raise Killed
+            return hard_targets(outputs, batch)
+
+        for epoch in epochs(progress, BATCHES, objective, count=3, seed=SEED):
+            if epoch == 2:
+                progress.keep("best")
+        progress.keep("last of the first")
+        progress.restore("best")
+        for _ in epochs(progress, BATCHES, objective, count=6, seed=SEED):
+            pass
+        before = weights(progress)
+        progress.restore("last of the first")
+        return [*before, *weights(progress)]
+
+    if stop:
+        with pytest.raises(Killed):
+            script(tmp_path / "c", stop)
+    else:
+        script(tmp_path / "c")
+    assert all(torch.equal(*pair) for pair in zip(script(tmp_path / "c"), script(None), strict=True))

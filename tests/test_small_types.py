@@ -311,3 +311,16 @@ def test_the_digest_of_an_array_does_not_depend_on_the_order_of_its_bytes():
 def test_a_tensor_that_numpy_cannot_hold_has_no_digest(tensor):
     with pytest.raises(KDError, match="NumPy can hold"):
         array_digest(tensor)
+
+
+class Named(torch.Tensor):
+    """A subclass as fastai's and MONAI's."""
+
+
+def test_values_of_a_tensor_subclass_are_looked_at():
+    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([9, 0, 0, 0]).as_subclass(Named)
+    with pytest.raises(KDError, match="label"):
+        metrics.accuracy(logits.as_subclass(Named), labels)
+    with pytest.raises(KDError, match="nan"):
+        SoftTargets((logits * float("nan")).as_subclass(Named), "run", "data")

@@ -21,6 +21,8 @@ from kdlib.targets import SoftTargets, mix_logits
 from kdlib.training import Progress, epochs, hard_targets, predict_logits
 from tests.made_runs import Killed
 
+pytestmark = pytest.mark.usefixtures("traced")
+
 N, K, SIZE, SEED, EPOCHS = 22, 3, 8, 4, 4  # steps of 8, 8 and 6 rows
 SIZES = [8, 8, 6]
 INPUTS = torch.randn(N, 5, generator=generator(0, "inputs"))

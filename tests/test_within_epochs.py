@@ -17,6 +17,8 @@ from kdlib.seeds import generator
 from kdlib.targets import SoftTargets
 from tests.made_runs import Killed
 
+pytestmark = pytest.mark.usefixtures("traced")
+
 N, K, SIZE, SEED, EPOCHS, STEPS = 22, 3, 6, 4, 2, 4
 INPUTS = torch.randn(N, 5, generator=generator(0, "inputs"))
 EXAMPLES = Examples(INPUTS, INPUTS[:, :K].argmax(1), "data")

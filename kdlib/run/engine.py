@@ -13,9 +13,10 @@ from pathlib import Path
 
 from kdlib.errors import KDError
 from kdlib.run import reuse
+from kdlib.run.environment import source_digest
 from kdlib.run.events import Event, Report
 from kdlib.run.executor import Executor
-from kdlib.run.experiment import Compute
+from kdlib.run.experiment import Compute, load_experiment
 from kdlib.run.group import Group, Outcome, Setting, notices
 from kdlib.run.limit import Limit
 from kdlib.run.plan import Job, grouped
@@ -75,7 +76,8 @@ def execute(
             if not any(run in wanted and run not in session.summary.finished for run in parents_of([job])):
                 session.accept(run, job)
     todo = [group for group in grouped(jobs).values() if session.missing(group)]
-    setting = Setting(store, compute, folders, limit.deadline)
+    sources = {name: source_digest(load_experiment(name).folder) for name in {job.experiment for job in jobs}}
+    setting = Setting(store, compute, folders, limit.deadline, sources=sources)
     with _executor(workers if len(todo) > 1 else 1, executor if todo else None)(setting, report) as trainer:
         session.work(todo, trainer)
     return session.summary

@@ -17,7 +17,10 @@ import torch
 LIBRARY = Path(__file__).parents[1]
 # The files of kdlib.run that can change a result. All files of the core can; an edit of the others (engine, export and
 # import, records, judging, tables, command line) gives no notice.
-RUN_FILES = ("contradictions.py", "experiment.py", "finished.py", "loaded.py", "readable.py", "schema.py", "store.py")
+RUN_FILES = tuple(
+    f"{name}.py"
+    for name in ["contradictions", "environment", "experiment", "finished", "loaded", "readable", "schema", "store"]
+)
 # The files of the core that no training uses.
 NO_CORE = ("cost.py", "export.py")
 # The files of kdlib.data that only bring data sets here. The data have a digest in a run's description.

@@ -17,6 +17,7 @@ from kdlib.batches import Examples
 from kdlib.errors import KDError, not_imported
 from kdlib.progress import Progress
 from kdlib.run.contradictions import check_config, check_experiment
+from kdlib.run.environment import source_digest
 from kdlib.run.loaded import LoadedOnce
 from kdlib.run.store import Description, FinishedRun, Result
 from kdlib.seeds import generator
@@ -126,6 +127,7 @@ class Run:
             on_epoch=self.on_epoch,
             on_step=self.on_step,
             graphs=self.compute.graphs,
+            traced=True,
         )
         # Afterwards, as it does not say whose the checkpoint is: arms of several names may share one run.
         made.label = self.label
@@ -277,4 +279,6 @@ def load_experiment(name: str) -> Experiment:
             "see replications/README.md"
         )
     about = (module.__doc__ or "").strip().partition("\n")[0]
-    return replace(found, name=name, folder=Path(str(module.__file__)).parent, about=about)
+    folder = Path(str(module.__file__)).parent
+    source_digest(folder)  # is kept: that of the files as they were when they were imported
+    return replace(found, name=name, folder=folder, about=about)

@@ -18,10 +18,10 @@ import torch
 from kdlib.alive import refuse_dead
 from kdlib.batches import TeacherAtChance
 from kdlib.errors import KDError
-from kdlib.files import DamagedFile, canonical_json, is_there, read_file, set_aside, sha256
+from kdlib.files import DamagedFile, atomic_write, canonical_json, is_there, read_file, set_aside, sha256
 from kdlib.precision import arithmetic, set_precision
 from kdlib.progress import CHECKPOINT_SECONDS, Progress
-from kdlib.run.environment import environment
+from kdlib.run.environment import environment, source_digest
 from kdlib.run.events import Event, Report
 from kdlib.run.experiment import Compute, Experiment, Run, load_experiment
 from kdlib.run.limit import OutOfTime
@@ -47,7 +47,7 @@ class Setting:
     """Where groups are trained: store, device and threads, folders of the data, and the deadline (monotonic).
 
     `checkpoints`: another store, whose work folders hold the checkpoints. `made_by`: what the session says of its code
-    to a copy of it that is outside git.
+    to a copy of it that is outside git. `sources`: the digests of the experiments' source files in the session.
     """
 
     store: Store
@@ -56,6 +56,17 @@ class Setting:
     deadline: float
     checkpoints: Store | None = None
     made_by: Mapping[str, Any] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+
+def refuse_other_source(experiment: Experiment, sources: Mapping[str, str]) -> None:
+    """Raise KDError if this process has imported other source files than the session, which began before an edit."""
+    expected, found = sources.get(experiment.name), source_digest(experiment.folder)
+    if expected not in (None, found):
+        raise KDError(
+            f"expected the source files that the session began with (digest {expected}), found others (digest "
+            f"{found}): they were edited meanwhile, and this process has read them anew. Run the same command again"
+        )
 
 
 def notices(job: Job, report: Report) -> Callable[[str], None]:
@@ -77,6 +88,7 @@ def train_group(group: Group, setting: Setting, report: Report) -> Outcome:
         experiment = load_experiment(group[0].experiment)
         # Of the code that this process has imported: the files may be edited while it trains.
         made_by = {**environment(experiment.folder, setting.compute.device), **setting.made_by}
+        refuse_other_source(experiment, setting.sources)
         with held(group, store):
             missing = [job for job in group if store.find(job.description, notices(job, report)) is None]
             if missing:
@@ -95,9 +107,8 @@ def train_group(group: Group, setting: Setting, report: Report) -> Outcome:
     except Exception as error:
         log = work_folder(group, store) / "error.txt"
         try:
-            log.parent.mkdir(parents=True, exist_ok=True)
-            log.write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
-        except OSError as problem:  # a full disk may be what went wrong in the first place
+            atomic_write(log, traceback.format_exc().encode(errors="backslashreplace"))  # in place of a link or a pipe
+        except KDError as problem:  # a full disk may be what went wrong in the first place
             return Outcome(f"{type(error).__name__}: {error} (its traceback could not be written: {problem})")
         return Outcome(f"{type(error).__name__}: {error} (traceback in {log})")
 
@@ -255,4 +266,6 @@ class Clock:
     def save(self) -> None:
         """Save the seconds for a later session, if the disk allows it."""
         with suppress(OSError):
+            if self.path.is_symlink():  # what it leads to is the user's
+                self.path.unlink()
             self.path.write_text(f"{self.seconds:.2f}\n")

@@ -17,6 +17,7 @@ from kdlib.replicas import CONVOLUTIONS
 from kdlib.run.arguments import count_of, minutes_of, path_of, seeds_of
 from kdlib.run.devices import device_of, kind_of
 from kdlib.run.engine import Summary, execute
+from kdlib.run.environment import source_digest
 from kdlib.run.events import Report
 from kdlib.run.executor import Executor
 from kdlib.run.experiment import DEFAULT, Compute, Experiment, Profile, load_experiment
@@ -126,6 +127,11 @@ def prepare(
     store, data = path_of("store", store), None if data is None else path_of("data", data)
     threads, replicas = count_of("threads", threads), count_of("replicas", replicas)
     experiment = load_experiment(name)
+    if source_digest.__wrapped__(experiment.folder) != source_digest(experiment.folder):
+        raise KDError(
+            f"{name}: expected the source files that this process has imported, found that they were edited since; "
+            "start Python again (in a notebook, the kernel), since an edit does not reach what is imported"
+        )
     chosen = _with_settings(experiment, experiment.profile(profile), settings or {})
     for arm in arms:
         experiment.arm(arm)

@@ -213,6 +213,9 @@ def _names(folder: Path) -> list[str]:
 def clear_work(folder: Path) -> None:
     """Delete the work folder of a finished run, but no file that was set aside as damaged."""
     with suppress(OSError):  # the run is finished, whatever is left here
+        if folder.is_symlink():  # what it leads to is the user's
+            folder.unlink()
+            return
         for path in list(folder.iterdir()):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)

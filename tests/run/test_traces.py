@@ -19,6 +19,8 @@ from kdlib.seeds import generator
 from kdlib.targets import SoftTargets
 from kdlib.training import Progress, epochs, hard_targets
 
+pytestmark = pytest.mark.usefixtures("traced")
+
 N, K, SIZE, EPOCHS = 40, 3, 16, 3  # steps of 16, 16 and 8 rows
 INPUTS = torch.randn(N, 4, generator=generator(0, "inputs"))
 EXAMPLES = Examples(INPUTS, INPUTS[:, :K].argmax(1), "data")
