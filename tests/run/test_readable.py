@@ -18,6 +18,7 @@ import torch
 from kdlib.errors import KDError
 from kdlib.run.engine import execute
 from kdlib.run.experiment import Arm, Compute, Profile
+from kdlib.run.group import Setting, train_group
 from kdlib.run.plan import plan
 from kdlib.run.records import read_records, record_of, write_records
 from kdlib.run.store import Description, Result, Store
@@ -234,3 +235,26 @@ def test_records_that_could_not_be_read_are_not_written(tmp_path, wrong):
     with pytest.raises(KDError, match=f"run {ABOUT.id}: expected "):
         write_records(path, [replace(good, **wrong)])
     assert read_records(path) == [good]
+
+
+# ---- what lies outside the store, and what is edited meanwhile
+
+
+def test_a_link_in_the_place_of_a_work_folder_is_removed_alone(toy, store, tmp_path):
+    (job,) = plan(toy, toy.profile("quick"), ["baseline"], [0], Compute(), {})
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "text").write_text("kept")
+    work = store.work_folder(job.id)
+    work.parent.mkdir(parents=True)
+    work.symlink_to(tmp_path / "thesis", target_is_directory=True)
+    assert [*execute([job], store, compute=Compute(), folders={}).finished] == [job.id]
+    assert (tmp_path / "thesis" / "text").read_text() == "kept"
+    assert not work.is_symlink()
+
+
+def test_a_process_with_other_source_files_does_not_train_for_a_session(toy, store):
+    (job,) = plan(toy, toy.profile("quick"), ["baseline"], [0], Compute(), {})
+    setting = Setting(store, Compute(), {}, float("inf"), sources={"toy": "0" * 16})
+    outcome = train_group((job,), setting, lambda event: None)
+    assert "expected the source files that the session began with (digest 0000000000000000), found" in outcome.error
+    assert store.ids() == []
