@@ -97,15 +97,19 @@ def refuse_dead(lock: Path) -> None:
         )
 
 
+def _shown_by(lock: Path) -> Path:
+    """The file that shows the life of a lock's holder: its sign, or the lock itself if there is no sign."""
+    sign = sign_of(lock)
+    return sign if is_there(sign) else lock
+
+
 def _holder(lock: Path) -> str:
     """Who holds a lock, by its sign or by its file, which on a file system without flock names process and machine."""
-    path = sign_of(lock) if is_there(sign_of(lock)) else lock
-    return " ".join(read_file(path).decode(errors="replace").split())[:200] or "not known"
+    return " ".join(read_file(_shown_by(lock)).decode(errors="replace").split())[:200] or "not known"
 
 
 def _silent_seconds(lock: Path) -> float:
     """The age of a sign of life by the clock of the file system: those of the machines may differ."""
-    path = sign_of(lock) if is_there(sign_of(lock)) else lock
-    written = path.stat().st_mtime
+    written = _shown_by(lock).stat().st_mtime
     with tempfile.TemporaryFile(dir=lock.parent) as file:
         return os.fstat(file.fileno()).st_mtime - written

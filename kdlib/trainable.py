@@ -57,7 +57,7 @@ def check_training(model: nn.Module, optimizer: torch.optim.Optimizer, extras: M
 def check_optimizer(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Refuse (KDError) an optimizer that holds none of the weights to train; warn (WeightsNotTrained) if it lacks some.
 
-    It may hold others too, of a layer beside the network, for example.
+    The optimizer may also hold weights that are not the network's, such as those of a layer that only the loss uses.
     """
     held = {id(value) for group in optimizer.param_groups for value in group["params"]}
     learning = {name: value for name, value in network.named_parameters() if value.requires_grad}

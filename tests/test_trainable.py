@@ -52,8 +52,8 @@ def test_a_head_that_replaced_another_is_told_and_a_frozen_one_is_not():
 
 
 def test_an_optimizer_may_hold_more_than_the_model():
-    model, beside = network(), nn.Linear(3, 3)
-    optimizer = torch.optim.SGD([*model.parameters(), *beside.parameters()], lr=0.1)
+    model, layer_of_the_loss = network(), nn.Linear(3, 3)
+    optimizer = torch.optim.SGD([*model.parameters(), *layer_of_the_loss.parameters()], lr=0.1)
     assert train(Progress(model, optimizer)) == [1, 2]
 
 

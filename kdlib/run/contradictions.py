@@ -58,6 +58,7 @@ def _check_arm(arm: Arm) -> None:
         raise KDError(f"arm '{arm.name}': expected a snapshot without '/' in its name, found {shown(arm.snapshot)}")
     if arm.seed is not None and type(arm.seed) is not int:
         raise KDError(f"arm '{arm.name}': expected a whole number as its seed, found {shown(arm.seed)}")
+    check_config(dict(arm.change), f"arm '{arm.name}'")  # here once, and not for each profile
 
 
 def _check_arms(experiment: Experiment) -> None:
@@ -112,7 +113,6 @@ def _check_fields(experiment: Experiment, profile: str, config: Any) -> None:
     for arm in experiment.arms:
         if unknown := sorted({*arm.change, *(arm.mapped or ())} - known):
             raise KDError(f"arm '{arm.name}': expected fields of the configuration, found {', '.join(unknown)}")
-        check_config(dict(arm.change), f"arm '{arm.name}'")
     for name in experiment.data_fields:
         if name not in known:
             raise KDError(f"data_fields: expected fields of profile {profile}'s configuration, found {name}")
