@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kdlib.checkpoint import REMEDY
 from kdlib.errors import KDError
 from kdlib.files import canonical_json, read_json
 from kdlib.packing import layout_of
 
-__all__ = ["FORMAT", "REMEDY", "Loops", "json_of", "refuse_another"]
+__all__ = ["Loops", "json_of", "refuse_another"]
 
-FORMAT = 3  # of the checkpoint
 SHOWN = 4  # differences that an error names
-
-REMEDY = "give this training another checkpoint, or delete that file to start again"
 
 
 class Loops:
@@ -104,16 +102,11 @@ def _refuse_another(stored: dict[str, Any], now: dict[str, Any], place: str) -> 
     _refuse(_differences(*({name: loop[name] for name in ("seed", "data")} for loop in (stored, now))), place)
 
 
-def refuse_another(stored: Any, own: Mapping[str, Any], place: str) -> None:
+def refuse_another(stored: Mapping[str, Any], own: Mapping[str, Any], place: str) -> None:
     """Refuse (KDError) the checkpoint of another training, and name what differs.
 
     `stored` holds the notes of the checkpoint, `own` the same notes of this training before any step.
     """
-    if not isinstance(stored, dict) or stored.get("format") != FORMAT:
-        raise KDError(
-            f"{place}: expected a checkpoint of format {FORMAT}, found another file, or one of another version of "
-            f"kdlib; finish the training with that version, or {REMEDY}"
-        )
     first, last, optimizer = stored["first"]["optimizer"], stored["settings"], own["first"]["optimizer"]
     # Its settings may have changed since the training began, by a scheduler, for example.
     like = last if optimizer == last or first["class"] != last["class"] else first

@@ -70,12 +70,18 @@ def _packed_tensor(value: Tensor | np.ndarray[Any, Any], name: str, tensors: dic
     while name in tensors:  # "a/b" is the name of one entry, and of an entry of an entry
         name += "'"
     tensors[name] = value.detach()
-    layout = f"{value.dtype} {tuple(value.shape)}".removeprefix("torch.")
-    return {kind: name, "layout": layout} | ({} if value.device.type == "cpu" else {"device": True})
+    return {kind: name, "layout": _layout(value)} | ({} if value.device.type == "cpu" else {"device": True})
+
+
+def _layout(value: Tensor) -> str:
+    return f"{value.dtype} {tuple(value.shape)}".removeprefix("torch.")
 
 
 def unpack(packed: Any, tensors: Mapping[str, Tensor], device: torch.device) -> Any:
-    """Return the state that `pack` described; tensors that were not on the CPU come back on `device`."""
+    """Return the state that `pack` described; tensors that were not on the CPU come back on `device`.
+
+    ValueError for a tensor that is not as described; other built-in exceptions for what `pack` does not make.
+    """
     if not isinstance(packed, dict):
         return packed
     kind, content = next(item for item in packed.items() if item[0] not in ("device", "layout"))
@@ -84,7 +90,10 @@ def unpack(packed: Any, tensors: Mapping[str, Tensor], device: torch.device) -> 
     if kind == "bytes":
         return bytes.fromhex(content)
     if kind in ("tensor", "array"):
-        found = tensors[content].to(device) if "device" in packed else tensors[content]
+        found = tensors[content]
+        if (layout := _layout(found)) != packed["layout"]:
+            raise ValueError(f"{content}: expected {packed['layout']}, found {layout}")
+        found = found.to(device) if "device" in packed else found
         return found if kind == "tensor" else found.numpy()
     if kind in ("list", "tuple"):
         parts = [unpack(part, tensors, device) for part in content]

@@ -20,19 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from kdlib.architecture import restore_settings, settings_of
+from kdlib.checkpoint import FORMAT, REMEDY, as_of_a_checkpoint, epoch_of, read_checkpoint, tensors_of_epoch, unpacked
 from kdlib.errors import KDError
-from kdlib.files import (
-    DamagedFile,
-    ForeignFile,
-    identity,
-    is_there,
-    keep_previous,
-    load_tensors,
-    save_tensors,
-    set_aside,
-)
-from kdlib.ownership import FORMAT, REMEDY, Loops, json_of, refuse_another
-from kdlib.packing import pack, unpack, unwrapped
+from kdlib.files import DamagedFile, ForeignFile, identity, is_there, keep_previous, save_tensors, set_aside
+from kdlib.ownership import Loops, json_of, refuse_another
+from kdlib.packing import pack, unwrapped
 from kdlib.rates import Rates
 from kdlib.replicas import layer_generators
 from kdlib.trace import Tracer, description
@@ -41,7 +33,6 @@ from kdlib.trainable import check_optimizer, check_training
 __all__ = ["CHECKPOINT_SECONDS", "NonFiniteLoss", "Progress"]
 
 CHECKPOINT_SECONDS = 120.0  # so a kill costs at most this much work, one step and one evaluation
-PARTS = ("model", "kept", "optimizer", "extras", "rates", "begun_with")
 
 
 class NonFiniteLoss(KDError):
@@ -132,7 +123,11 @@ class Progress:
         if not self.history:
             raise KDError("expected a trained epoch to record for, found none; call record within the loop over epochs")
         for name, value in metrics.items():
-            if not math.isfinite(value):
+            try:
+                finite = math.isfinite(value)
+            except (TypeError, ValueError, OverflowError) as error:  # a tensor of several numbers, a text
+                raise KDError(f"{name}: expected a number to record, found {type(value).__name__} ({error})") from error
+            if not finite:
                 raise NonFiniteLoss(
                     f"{self.label or 'training'}: expected a finite {name}, found {float(value)} at epoch "
                     f"{self.epoch}; lower the learning rate or check the inputs"
@@ -207,7 +202,13 @@ class Progress:
     def steps_are_skipped(self) -> None:
         """Set dropout's generators and the learning rates as they were after the checkpoint's last step."""
         self.rates.restore(self.optimizer, self._loaded)
-        for generator, state in zip(layer_generators(self.network), self._states, strict=True):
+        generators = layer_generators(self.network)
+        if len(generators) != len(self._states):
+            raise KDError(
+                f"{self._place()}: expected the states of {len(generators)} generators of random numbers within an "
+                f"epoch, found {len(self._states)}; go on with the kind of device that it was stopped on, or {REMEDY}"
+            )
+        for generator, state in zip(generators, self._states, strict=True):
             generator.set_state(state)
 
     def step_ends(self, loss: Tensor) -> None:
@@ -231,9 +232,7 @@ class Progress:
         tensors: dict[str, Tensor] = {}
         if self.losses:
             self.tracer.note_state()
-            tensors["epoch/losses"] = torch.stack(self.losses)
-            states = [generator.get_state() for generator in layer_generators(self.network)]
-            tensors |= {f"epoch/{number}": state for number, state in enumerate(states)}
+            tensors = tensors_of_epoch(self.losses, [each.get_state() for each in layer_generators(self.network)])
         notes = {"format": FORMAT, "owner": self._owner, "first": self._first, "loops": self.loops.stored}
         notes |= {"history": self.history, "traces": self.traces, "state": self.tracer.state}
         notes |= {"settings": description(self.optimizer), "layers": settings_of(self.network)}
@@ -251,7 +250,7 @@ class Progress:
     def _is_anothers(self, path: Path) -> bool:
         """Whether the checkpoint that is there is of another training; a file system may number its files anew."""
         try:
-            _, notes = load_tensors(path)
+            _, notes = read_checkpoint(path)
         except KDError:
             return False
         own = self._owner, self.history, self.loops.stored[:1]
@@ -277,7 +276,7 @@ class Progress:
             raise KDError(f"{self._place()}: expected the name of a file, found a folder; add a name to it")
         self._own_file = identity(path)
         try:
-            tensors, notes = load_tensors(path)
+            tensors, notes = read_checkpoint(path)
         except ForeignFile as error:
             raise KDError(f"{self._place()}: expected a checkpoint, found a file of another kind; {REMEDY}") from error
         except DamagedFile as error:
@@ -290,9 +289,15 @@ class Progress:
                 self._load(path)
             return
         own = {"owner": self._owner, "first": self._first, **self._packed({})}
-        refuse_another(notes, own, self._place())
-        device = next(self.model.parameters()).device
-        parts = {name: unpack(notes[name], tensors, device) for name in PARTS}
+        with as_of_a_checkpoint(path):
+            device = next(self.model.parameters()).device
+            parts = unpacked(notes, tensors, device)
+            refuse_another(notes, own, self._place())
+            self._take(notes, parts)
+            self.resumed = epoch_of(tensors, device)
+
+    def _take(self, notes: dict[str, Any], parts: dict[str, Any]) -> None:
+        """Take the state of a checkpoint, as `read_checkpoint` and `unpacked` return it."""
         self.network.load_state_dict(parts["model"])
         self.kept, self._loaded, self._begun_with = parts["kept"], parts["rates"], parts["begun_with"]
         groups = self.optimizer.state_dict()["param_groups"]
@@ -311,7 +316,3 @@ class Progress:
         self._first, self.loops.stored = notes["first"], notes["loops"]
         self.history = notes["history"]
         self.tracer.traces, self.tracer.state = notes["traces"], notes["state"]
-        epoch = {name.removeprefix("epoch/"): value for name, value in tensors.items() if name.startswith("epoch/")}
-        if epoch:
-            losses = epoch.pop("losses").to(device)
-            self.resumed = list(losses.unbind()), [epoch[number] for number in sorted(epoch, key=int)]

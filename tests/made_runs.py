@@ -1,16 +1,29 @@
 """Runs for tests of training functions: taught by made-up logits, observed at their steps, killed after every epoch."""
 
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from kdlib.batches import Batch
+from kdlib.checkpoint import read_checkpoint
+from kdlib.progress import Progress
 from kdlib.run.experiment import Run
 from kdlib.seeds import generator
 
 PARTS = ("train", "validation", "test", "others")  # of the data, of which a teacher may keep logits
+
+
+def checkpoint_notes():
+    """Return the notes of a checkpoint of a training that has not begun."""
+    with tempfile.TemporaryDirectory() as folder:
+        model, path = nn.Linear(2, 2), Path(folder) / "checkpoint"
+        Progress(model, torch.optim.SGD(model.parameters(), lr=0.1), checkpoint=path).save()
+        return read_checkpoint(path)[1]
 
 
 def run_of(experiment, config, seed=0, data=None):

@@ -594,3 +594,91 @@ def test_wrapped_replicas_are_refused(wrap):
     model = wrap(Replicas([nn.Linear(4, K)]))
     with pytest.raises(KDError, match="expected Replicas as they are, found them within"):
         Progress(model, sgd(model))
+
+
+# ---- a file with a right digest and a wrong shape
+
+
+def missing(key):
+    return lambda tensors, notes: notes.pop(key)
+
+
+def is_now(key, value):
+    return lambda tensors, notes: notes.__setitem__(key, value)
+
+
+def of(key, inner, value):
+    return lambda tensors, notes: notes[key].__setitem__(inner, value)
+
+
+def without_a_tensor(tensors, notes):
+    del tensors["model/0.weight"]
+
+
+def of_another_shape(tensors, notes):
+    tensors["model/0.weight"] = tensors["model/0.weight"][:1]
+
+
+def losses_between_epochs(tensors, notes):
+    tensors |= {"epoch/losses": torch.ones(1)}
+
+
+def an_odd_tensor(tensors, notes):
+    tensors["epoch/x"] = torch.zeros(1)
+
+
+KEYS = ["owner", "first", "loops", "history", "traces", "state", "settings", "layers"]
+STATES = ["model", "kept", "optimizer", "extras", "rates", "begun_with"]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        *((missing(key), f"expected the key '{key}'") for key in KEYS + STATES),
+        *((is_now(key, 5), f"expected {key} to be") for key in KEYS + STATES),
+        *((is_now(key, {"dict": 5}), f"expected {key} to be") for key in STATES),
+        *((is_now(key, {}), f"expected {key} to be") for key in STATES),
+        (is_now("new", 5), "'new'"),
+        (is_now("history", [{"training_loss": "x"}] * 2), "expected history.0.training_loss to be a number"),
+        (of("first", "rates", ["x"]), "expected first.rates.0 to be a number"),
+        (of("owner", "label", None), "expected owner.label to be text"),
+        (of("layers", "no layer", {"p": "0.5"}), "no layer"),
+        (is_now("rates", {"dict": []}), "expected the key 'groups' in rates"),
+        (is_now("rates", {"dict": [["groups", {"list": []}], ["schedulers", {"dict": []}]]}), "not a checkpoint"),
+        (without_a_tensor, "model/0.weight"),
+        (of_another_shape, "model/0.weight"),
+        (losses_between_epochs, "expected the key 'groups' in begun_with"),
+        (an_odd_tensor, "'epoch/x'"),
+    ],
+)
+def test_a_checkpoint_of_another_shape_is_told_by_its_key(tmp_path, change, named):
+    path = tmp_path / "checkpoint"
+    train(path, count=1)
+    tensors, notes = load_tensors(path)
+    change(tensors, notes)
+    save_tensors(path, tensors, notes)
+    content = path.read_bytes()
+    with pytest.raises(KDError) as caught:
+        train(path)
+    assert named in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "or delete that file to start again" in str(caught.value)
+    assert path.read_bytes() == content
+
+
+def test_within_an_epoch_another_number_of_generators_is_told(tmp_path):
+    """A CPU has one, a CUDA device two."""
+    path = tmp_path / "checkpoint"
+
+    def stop(progress):
+        progress.save()
+        raise Killed
+
+    with pytest.raises(Killed):
+        train(path, on_step=stop)
+    tensors, notes = load_tensors(path)
+    save_tensors(path, tensors | {"epoch/1": tensors["epoch/0"]}, notes)
+    with pytest.raises(KDError, match=r"expected the states of 1 generators .* found 2; go on with the kind of device"):
+        train(path)
+    save_tensors(path, tensors, notes)
+    assert train(path).epoch == 2

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdlib.errors import KDError
 from kdlib.run.readable import check_plain, plain_name
-from kdlib.run.schema import Misshapen, shown
+from kdlib.shapes import Misshapen, shown
 
 if TYPE_CHECKING:
     from kdlib.run.experiment import Arm, Experiment

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kdlib.alive import refuse_dead
+from kdlib.checkpoint import read_checkpoint, steps_of
 from kdlib.errors import KDError
 from kdlib.files import (
     DamagedFile,
@@ -25,7 +26,6 @@ from kdlib.files import (
     replace,
     set_aside,
     sha256,
-    tensors_of,
 )
 from kdlib.run.finished import MANIFEST, WEIGHTS, FinishedRun, read_run, read_settled
 from kdlib.run.store import Store, clear_work, json_file, write_manifest
@@ -204,10 +204,8 @@ def copy_begun(begun: Begun, target: Store) -> bool:
 
 def _steps(content: bytes, path: Path) -> tuple[int, int]:
     """How far a checkpoint is: finished epochs, and steps of the epoch after them, whose losses it then holds."""
-    tensors, notes = tensors_of(content, path)
-    if not isinstance(notes, dict) or not isinstance(notes.get("history"), list):
-        raise DamagedFile(f"{path}: expected the checkpoint of a training, found a file without its history")
-    return len(notes["history"]), len(tensors.get("epoch/losses", ()))
+    tensors, notes = read_checkpoint(path, content)
+    return len(notes["history"]), steps_of(tensors)
 
 
 def _steps_of_own(path: Path) -> tuple[int, int]:

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from kdlib.errors import KDError
 from kdlib.files import DamagedFile, canonical_json, is_there, read_file, read_json, sha256, tensors_of
-from kdlib.run.schema import Misshapen, RunShape, decoded
+from kdlib.run.schema import RunShape, decoded
+from kdlib.shapes import Misshapen
 
 ID_LENGTH = 16
 MANIFEST = "manifest.json"

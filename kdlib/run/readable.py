@@ -14,7 +14,8 @@ from torch import Tensor
 
 from kdlib.errors import KDError
 from kdlib.files import canonical_json
-from kdlib.run.schema import MetricsShape, Misshapen, RunShape, check, decoded, shown
+from kdlib.run.schema import MetricsShape, RunShape, decoded
+from kdlib.shapes import Misshapen, check, shown
 
 __all__ = ["check_metrics", "check_plain", "check_record", "check_tensors", "plain_name"]
 

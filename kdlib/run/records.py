@@ -14,8 +14,9 @@ from kdlib.collector import without_collector
 from kdlib.errors import KDError
 from kdlib.files import atomic_write, canonical_json, sha256
 from kdlib.run.readable import check_metrics
-from kdlib.run.schema import LineShape, Misshapen, decoded
+from kdlib.run.schema import LineShape, decoded
 from kdlib.run.store import Description, FinishedRun
+from kdlib.shapes import Misshapen
 
 __all__ = ["Record", "grouped", "measured", "merged", "read_records", "record_of", "write_records"]
 

@@ -10,8 +10,8 @@ from kdlib.run.environment import device_name, source_digest, versions
 from kdlib.run.experiment import Experiment, load_experiment
 from kdlib.run.plan import Job
 from kdlib.run.readable import check_metrics
-from kdlib.run.schema import Misshapen
 from kdlib.run.store import FinishedRun
+from kdlib.shapes import Misshapen
 
 __all__ = ["other_machine", "other_parent", "other_source", "unfit"]
 

@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from kdlib.checkpoint import FORMAT
 from kdlib.cli import main
 from kdlib.errors import KDError
 from kdlib.files import DamagedFile, save_tensors
 from kdlib.run.store import Description, Result, Store, prune, read_run, write_manifest
 from kdlib.run.transfer import Outcome, export_runs, import_runs
 from tests.conftest import contents
+from tests.made_runs import checkpoint_notes
 from tests.toy import EPOCHS, STEPS
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +39,8 @@ CHECKPOINT, SECONDS = f"checkpoint-{ORIGIN}.safetensors", f"seconds-{ORIGIN}.txt
 def begin(store, epochs, run_id=BEGUN, within=0):
     """Write the checkpoint of a run, within an epoch if it has losses of steps, and its seconds."""
     tensors = {"model/w": torch.full((2,), float(epochs))} | ({"epoch/losses": torch.ones(within)} if within else {})
-    save_tensors(store.work_folder(run_id) / CHECKPOINT, tensors, {"history": [{"loss": 1.0}] * epochs})
+    notes = checkpoint_notes() | {"history": [{"loss": 1.0}] * epochs}
+    save_tensors(store.work_folder(run_id) / CHECKPOINT, tensors, notes)
     (store.work_folder(run_id) / SECONDS).write_text(f"{epochs}.50\n")
 
 
@@ -287,9 +290,17 @@ def test_a_damaged_checkpoint_is_refused_or_set_aside(store, target):
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(store, target):
-    save_tensors(store.work_folder(BEGUN) / CHECKPOINT, {"w": torch.ones(1)}, ["history"])
-    (outcome,) = import_runs(store.folder, target).refused
-    assert "expected the checkpoint of a training" in outcome
+    path = store.work_folder(BEGUN) / CHECKPOINT
+    notes = checkpoint_notes()
+    for wrong, expected in (
+        (["history"], "expected a checkpoint of format"),
+        ({"format": FORMAT, "history": []}, "expected the key 'owner'"),
+        (notes | {"loops": 5}, "expected loops to be a list, found 5"),
+    ):
+        save_tensors(path, {"w": torch.ones(1)}, wrong)
+        (outcome,) = import_runs(store.folder, target).refused
+        assert expected in outcome
+        assert str(path) in outcome
 
 
 @pytest.mark.parametrize("text", ["", "soon", "nan", "1e999"])

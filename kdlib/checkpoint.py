@@ -1,0 +1,164 @@
+"""The shape of a checkpoint, checked as a whole before anything of it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import torch
+from torch import Tensor
+
+from kdlib.errors import KDError
+from kdlib.files import load_tensors, tensors_of
+from kdlib.packing import unpack
+from kdlib.shapes import Misshapen, Number, OptimizerShape, TraceShape, check
+
+__all__ = [
+    "FORMAT",
+    "REMEDY",
+    "as_of_a_checkpoint",
+    "epoch_of",
+    "read_checkpoint",
+    "steps_of",
+    "tensors_of_epoch",
+    "unpacked",
+]
+
+FORMAT = 3
+REMEDY = "give this training another checkpoint, or delete that file to start again"
+PARTS = ("model", "kept", "optimizer", "extras", "rates", "begun_with")
+LOSSES = "epoch/losses"
+
+Packed = dict[str, Any]  # what `kdlib.packing.pack` makes of a dict
+Layers = dict[str, dict[str, str]]
+
+
+class OwnerShape(msgspec.Struct, forbid_unknown_fields=True):
+    """What the caller said about the training."""
+
+    label: str
+    about: dict[str, Any]
+    extras: list[str]
+
+
+class FirstShape(msgspec.Struct):
+    """The training before its first step."""
+
+    optimizer: OptimizerShape
+    rates: Annotated[list[Number], msgspec.Meta(min_length=1)]
+    schedulers: dict[str, Any]
+    network: Layers
+
+
+class LoopShape(msgspec.Struct, forbid_unknown_fields=True):
+    """One loop over epochs."""
+
+    first: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+    seed: int | list[int]
+    data: Any
+    count: int
+
+
+class RatesShape(msgspec.Struct, forbid_unknown_fields=True):
+    """What `kdlib.rates.Rates.values` returns."""
+
+    groups: list[dict[str, Any]]
+    schedulers: dict[str, dict[str, Any]]
+
+
+class NotesShape(msgspec.Struct, forbid_unknown_fields=True):
+    """The notes of a checkpoint, beside its tensors."""
+
+    format: int
+    owner: OwnerShape
+    first: FirstShape
+    loops: list[LoopShape]
+    history: list[dict[str, Number]]
+    traces: list[TraceShape]
+    state: str
+    settings: OptimizerShape
+    layers: Layers
+    model: Packed
+    kept: Packed
+    optimizer: Packed
+    extras: Packed
+    rates: Packed
+    begun_with: Packed
+
+
+def read_checkpoint(path: Path, content: bytes | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return (tensors, notes) of a checkpoint, of its `content` if that was read before.
+
+    DamagedFile as `kdlib.files.load_tensors`; KDError, with the key, for a checkpoint of another format or shape.
+    """
+    tensors, notes = load_tensors(path) if content is None else tensors_of(content, path)
+    if not isinstance(notes, dict) or notes.get("format") != FORMAT:
+        raise KDError(
+            f"{path}: expected a checkpoint of format {FORMAT}, found another file, or one of another version of "
+            f"kdlib; finish the training with that version, or {REMEDY}"
+        )
+    with as_of_a_checkpoint(path):
+        check(notes, NotesShape, "")
+        _check_epoch(tensors)
+    return tensors, notes
+
+
+def _check_epoch(tensors: Mapping[str, Tensor]) -> None:
+    names = [name.removeprefix("epoch/") for name in tensors if name.startswith("epoch/")]
+    for name in names:
+        if (name != "losses" and not name.isdecimal()) or "losses" not in names:
+            raise Misshapen(f"{LOSSES!r} and numbered states of an epoch", ascii(f"epoch/{name}"))
+
+
+def unpacked(notes: Mapping[str, Any], tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Any]:
+    """Return the states that a checkpoint holds, by the name of the part; an exception if one is not whole."""
+    parts = {}
+    for name in PARTS:
+        try:
+            parts[name] = unpack(notes[name], tensors, device)
+        except (LookupError, TypeError, ValueError, AttributeError, StopIteration, RecursionError) as error:
+            raise Misshapen(
+                f"{name} to be a state as kdlib writes it", f"one that cannot be read ({error!r})"
+            ) from error
+        if not isinstance(parts[name], dict):
+            raise Misshapen(f"{name} to be a state with names", type(parts[name]).__name__)
+    for name in ("rates", "begun_with"):
+        if parts[name] or name == "rates" or LOSSES in tensors:
+            check(parts[name], RatesShape, name)
+    return parts
+
+
+def tensors_of_epoch(losses: Sequence[Tensor], states: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Return the losses of an epoch's steps, and the states of dropout's generators, as tensors under a name each."""
+    return {LOSSES: torch.stack(list(losses)), **{f"epoch/{number}": state for number, state in enumerate(states)}}
+
+
+def steps_of(tensors: Mapping[str, Tensor]) -> int:
+    """Return how many steps of an unfinished epoch a checkpoint holds."""
+    return len(tensors.get(LOSSES, ()))
+
+
+def epoch_of(tensors: Mapping[str, Tensor], device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
+    """Return what `tensors_of_epoch` was given, the losses on a device; nothing between epochs."""
+    found = {name: value for name, value in tensors.items() if name.startswith("epoch/")}
+    if not found:
+        return [], []
+    losses = found.pop(LOSSES).to(device)
+    return list(losses.unbind()), [found[name] for name in sorted(found, key=lambda name: int(name[6:]))]
+
+
+@contextmanager
+def as_of_a_checkpoint(path: Path) -> Iterator[None]:
+    """Raise KDError, with the file's name and what to do, in place of whatever a checkpoint's content raises."""
+    try:
+        yield
+    except KDError:
+        raise
+    except Exception as error:
+        what = str(error) if isinstance(error, Misshapen) else f"expected a state that fits, found {error!r}"
+        raise KDError(
+            f"{path}: not a checkpoint as kdlib writes it: {what}. The file was not changed: {REMEDY}"
+        ) from error
