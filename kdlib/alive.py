@@ -39,8 +39,11 @@ def shown(lock: Path) -> Iterator[None]:
     ended, sign, holder = threading.Event(), sign_of(lock), f"process {os.getpid()} of machine {platform.node()}\n"
 
     def show() -> None:
-        with suppress(OSError):  # a full disk must not end the training
+        try:
             sign.write_text(holder, encoding="utf-8")
+        except OSError:  # a full disk must not end the training, nor make this process seem dead
+            with suppress(OSError):
+                os.utime(sign if is_there(sign) else lock)
 
     def beat() -> None:
         while not ended.wait(BEAT_SECONDS):

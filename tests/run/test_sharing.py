@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -172,6 +173,23 @@ def test_who_holds_a_lock_shows_that_it_is_alive_until_it_is_released(tmp_path, 
         with pytest.raises(KDError, match="expected a sign of life"):
             alive.refuse_dead(lock)
         sign.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_full_disk_does_not_make_the_holder_of_a_lock_seem_dead(tmp_path, fast, monkeypatch, there):
+    lock, sign = tmp_path / "one.lock", tmp_path / "one.alive"
+
+    def full(path, *_, **__):
+        raise OSError(28, "No space left on device")
+
+    if not there:
+        monkeypatch.setattr(Path, "write_text", full)
+    with locked(lock, "remedy"):
+        monkeypatch.setattr(Path, "write_text", full)
+        assert sign.exists() == there
+        for path in filter(Path.exists, (sign, lock)):
+            os.utime(path, (0, 0))
+        alive.refuse_dead(lock)  # it looks a second time
 
 
 def dead(lock):
