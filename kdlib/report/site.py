@@ -10,6 +10,7 @@ import base64
 import csv
 import hashlib
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -117,6 +118,7 @@ def _templates() -> Environment:
     made = Environment(
         loader=PackageLoader("kdlib.report", "site"),
         autoescape=True,
+        finalize=_visible,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -148,6 +150,13 @@ def _templates() -> Environment:
         "reason": reason,
     }
     return made
+
+
+def _visible(value: Any) -> Any:
+    """A text of a record or a file without characters that change how others are shown, such as marks of direction."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return "".join(ascii(c)[1:-1] if unicodedata.category(c)[0] == "C" and c != "\n" else c for c in value)
 
 
 def _template(name: str) -> Any:

@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 HOSTILE = "<script>document.title='caught'</script><img src=x onerror=\"document.title='caught'\">" + "w" * 300
+HOSTILE += "\u202e\x1b[31m"  # the text after them would be reversed, and red in a terminal
 
 
 @pytest.fixture(scope="session")

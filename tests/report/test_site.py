@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from markupsafe import Markup
 from scipy import stats
 
 from kdlib.errors import KDError
@@ -38,6 +39,13 @@ def test_numbers_are_shown_on_the_scale_of_their_row():
     assert site.measured_text(row | {"kind": "exact", "measured": 0.0}) == "equal"
     assert site.measured_text(row | {"kind": "exact", "measured": 3.0}) == "off by 3"
     assert [site.duration(seconds) for seconds in (None, 12, 90, 7200)] == ["—", "12 s", "2 min", "2.0 h"]
+
+
+def test_no_text_reverses_or_hides_what_is_around_it():
+    page = site._templates().from_string("{{ text }}|{{ made }}|{{ 5 }}")
+    hostile = "a\u202eb\x1b[31mc\u200bd<b>é\n"
+    found = page.render(text=hostile, made=Markup("<b>"))
+    assert found == r"a\u202eb\x1b[31mc\u200bd&lt;b&gt;é" + "\n|<b>|5"
 
 
 def test_anchors_of_different_names_differ():
