@@ -77,6 +77,18 @@ class Replicas(nn.Module):
                 self.register_parameter(self._names[name], nn.Parameter(stacked, first.requires_grad))
             else:
                 self.register_buffer(self._names[name], stacked, persistent=name in kept)
+        self._everywhere = self._with_tied(members[0])
+
+    def _with_tied(self, member: nn.Module) -> dict[str, str]:
+        """The names of all parameters and buffers, of tied ones too, with those of their stacks."""
+        own = {**dict(member.named_parameters()), **dict(member.named_buffers())}
+        stack_of = {id(tensor): self._names[name] for name, tensor in own.items()}
+        places = {}
+        for path, module in member.named_modules():  # a layer that is used twice comes once
+            for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+                if tensor is not None:
+                    places[f"{path}.{name}" if path else name] = stack_of[id(tensor)]
+        return places
 
     def __len__(self) -> int:
         """Return the number of members."""
@@ -95,7 +107,7 @@ class Replicas(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Return outputs (R, B, K) of inputs (R, B, ...); KDError if the members' dropout has no seeds."""
         self._in_mode(self._template[0])
-        state = {name: getattr(self, stacked) for name, stacked in self._names.items()}
+        state = {name: getattr(self, stacked) for name, stacked in self._everywhere.items()}
         arguments: tuple[Tensor, ...] = (inputs,)
         if self.training and self._draws:
             if not self.generators:
@@ -108,7 +120,7 @@ class Replicas(nn.Module):
             try:
                 outputs: Tensor = torch.vmap(self._outputs_of_one)(state, arguments)
             except RuntimeError as error:
-                if not re.search("vmap|atching rule", str(error)):
+                if not re.search("vmap|atching rule|BatchedTensor", str(error)):
                     raise
                 raise KDError(
                     f"expected members that torch.vmap can map over, found: {str(error).splitlines()[0]}; give the "
@@ -130,7 +142,8 @@ class Replicas(nn.Module):
                     )
 
         with nullcontext() if self._proved else template.register_forward_hook(refuse_others):
-            outputs: Tensor = functional_call(template, state, arguments)
+            # Without its own search for tied weights, which leaves the state in a layer that is used twice.
+            outputs: Tensor = functional_call(template, state, arguments, tie_weights=False)
         return outputs
 
     def member(self, number: int) -> nn.Module:

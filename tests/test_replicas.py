@@ -12,11 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kdlib.batches import Batch, Batches, Examples
 from kdlib.errors import KDError
 from kdlib.losses import cross_entropy, hard_and_soft
-from kdlib.networks import he_uniform_, keras_adam
+from kdlib.networks import he_uniform_, keras_adam, keras_glorot_
 from kdlib.replicas import Replicas, of_replica, side_by_side
 from kdlib.seeds import derive_seed, generator
 from kdlib.targets import SoftTargets
-from kdlib.training import NonFiniteLoss, Progress, epochs, predict_logits, train_step
+from kdlib.training import NonFiniteLoss, Progress, epochs, hard_targets, predict_logits, train_step
 from replications.course_report.cifar import Student
 
 N, K, SIZE = 22, 3, 8  # the last batch is short
@@ -131,6 +131,39 @@ def test_replicas_end_where_single_runs_do(rates):
         # The batch norm of a dense layer does not count its batches: nothing reads the number.
         trained = {name: value for name, value in single.state_dict().items() if name != "norm.num_batches_tracked"}
         assert all((value != before[name]).any() for name, value in trained.items())
+
+
+class Reused(nn.Module):
+    """One layer twice, and two layers that share their weights."""
+
+    def __init__(self, seed):
+        super().__init__()
+        self.twice, self.second, self.last = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        keras_glorot_(self, generator(seed, "weights"))
+        self.second.weight = self.twice.weight
+        self.body = nn.Sequential(self.twice, nn.ReLU(), self.twice, nn.Tanh(), self.second, nn.ReLU(), self.last)
+        self.double()
+
+    def forward(self, x):
+        return self.body(x)
+
+
+def test_layers_that_are_used_twice_and_tied_weights_end_where_single_runs_do():
+    inputs = torch.randn(14, 6, generator=generator(0, "inputs"), dtype=torch.float64)
+    batches = [Batches(Examples(inputs, inputs[:, :3].argmax(1)), 4, seed) for seed in SEEDS]
+    model = Replicas([Reused(seed) for seed in SEEDS])
+    progress = Progress(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
+    objective = torch.vmap(cross_entropy)
+    for _ in epochs(progress, side_by_side(batches), lambda o, b: objective(o, b.labels), count=2, seed=SEEDS):
+        pass
+    for r, seed in enumerate(SEEDS):
+        single = Reused(seed)
+        alone = Progress(single, torch.optim.SGD(single.parameters(), lr=0.1, momentum=0.9))
+        for _ in epochs(alone, batches[r], hard_targets, count=2, seed=seed):
+            pass
+        member = model.member(r)
+        close(member.state_dict(), single.state_dict(), 1e-9)
+        assert member.second.weight is member.twice.weight
 
 
 def test_a_replicas_dropout_is_of_its_own_seed():
