@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdlib.checks import check_number, outside_zero_to_one, row_numbers, tensor_of
+from kdlib.checks import check_number, outside_zero_to_one, row_numbers, tensor_of, whole_number
 from kdlib.errors import KDError
 
 __all__ = ["Mix", "balanced_draw", "flip_and_shift", "mixup", "unmixed"]
@@ -72,9 +71,9 @@ def balanced_draw(labels: Any, count: int, classes: int, generator: torch.Genera
             f"expected rows of each of the classes 0 to {classes - 1} and of no other, found no row of {absent} "
             f"and labels up to {int(labels.max())}; add examples or draw fewer classes"
         )
-    drawn = torch.randint(classes, (count,), generator=generator)
+    drawn = torch.randint(classes, (count,), generator=generator, device="cpu")
     # Float64: the scaled fraction then never rounds up to the number of rows, one past the last row of the class.
-    fraction = torch.rand(count, dtype=torch.float64, generator=generator)
+    fraction = torch.rand(count, dtype=torch.float64, generator=generator, device="cpu")
     position = (sizes.cumsum(0) - sizes)[drawn] + (fraction * sizes[drawn]).long()
     rows: Tensor = labels.argsort(stable=True)[position.to(labels.device)]
     return rows
@@ -88,7 +87,7 @@ def mixup(rows: Any, alpha: float, generator: torch.Generator) -> Mix:
     alpha = float(check_number("alpha", alpha, 0, math.inf, "0.2 is usual; `unmixed` mixes nothing", above=True))
     rows = row_numbers(rows)
     # torch's Beta takes no generator. NumPy's computes with logarithms if alpha is small, so it never gives 0/0.
-    seed = int(torch.randint(2**63 - 1, (), generator=generator))
+    seed = int(torch.randint(2**63 - 1, (), generator=generator, device="cpu"))
     weight = torch.from_numpy(np.random.default_rng(seed).beta(alpha, alpha, len(rows)))
     return Mix(rows, rows.flip(0), weight.float().to(rows.device))
 
@@ -105,19 +104,20 @@ def flip_and_shift(pictures: Tensor, largest: int, generator: torch.Generator) -
     A shift is 0, 1, ... or `largest` pixels, all equally likely, with a random sign. The gap is filled with the pixels
     of the border. KDError for another shape, and for a shift that is negative or leaves nothing of a picture.
     """
-    largest = operator.index(largest)  # twice a number of 8 bits overflows
+    largest = whole_number("largest", largest)  # twice a number of 8 bits overflows
     if pictures.ndim != 4 or not 0 <= largest < min(pictures.shape[2:]):
         raise KDError(
             "expected pictures (B, C, H, W) and a shift from 0 to less than H and W, found "
             f"{tuple(pictures.shape)} and {largest}; use unsqueeze(1) for pictures without channels"
         )
     count, channels, height, width = pictures.shape
-    draws = torch.randint(0, 2 * (largest + 1), (count, 2), generator=generator)
+    draws = torch.randint(0, 2 * (largest + 1), (count, 2), generator=generator, device="cpu")
     shift = (draws // 2) * (1 - 2 * (draws % 2))
-    flip = torch.rand(count, generator=generator) < 0.5
-    rows = (torch.arange(height) - shift[:, :1]).clamp(0, height - 1)
-    columns = (torch.arange(width) - shift[:, 1:]).clamp(0, width - 1)
+    flip = torch.rand(count, generator=generator, device="cpu") < 0.5
+    rows = (torch.arange(height, device="cpu") - shift[:, :1]).clamp(0, height - 1)
+    columns = (torch.arange(width, device="cpu") - shift[:, 1:]).clamp(0, width - 1)
     columns = torch.where(flip.unsqueeze(1), columns.flip(1), columns)
-    picture, channel = torch.arange(count).view(-1, 1, 1, 1), torch.arange(channels).view(1, -1, 1, 1)
+    picture = torch.arange(count, device="cpu").view(-1, 1, 1, 1)
+    channel = torch.arange(channels, device="cpu").view(1, -1, 1, 1)
     where = (picture, channel, rows.view(count, 1, height, 1), columns.view(count, 1, 1, width))
     return pictures[tuple(index.to(pictures.device) for index in where)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdlib.augment import Mix
-from kdlib.checks import check_classes
+from kdlib.checks import check_classes, whole_number
 from kdlib.errors import KDError
 from kdlib.files import array_digest
 from kdlib.seeds import generator
@@ -172,7 +171,7 @@ class Batches:
         view: str = "",
         drop_last: bool = False,
     ) -> None:
-        size = operator.index(size)
+        size = whole_number("size", size)
         if size < 1 or len(examples.inputs) < (size if drop_last else 1):
             raise KDError(
                 f"expected a batch size of at least 1, and examples for a batch, found size {size} and "
@@ -183,7 +182,7 @@ class Batches:
         if soft is not None:
             examples.check(soft, view)
         self.examples, self.size, self.mix, self.augment = examples, size, mix, augment
-        self.seed = operator.index(seed)
+        self.seed = whole_number("seed", seed)
         self.soft = None if soft is None else soft.logits.to(examples.inputs.device)
         self.soft_origin = None if soft is None else soft.origin()
         self.view, self.drop_last = view or examples.view, drop_last
@@ -212,7 +211,8 @@ class Batches:
 
     def order(self, epoch: int) -> Tensor:
         """Return the row numbers (N,) of an epoch in their order, on the examples' device; with `drop_last` fewer."""
-        order = torch.randperm(len(self.examples.inputs), generator=generator(self.seed, "order", epoch))
+        draws = generator(self.seed, "order", epoch)
+        order = torch.randperm(len(self.examples.inputs), generator=draws, device="cpu")
         if self.drop_last:
             order = order[: len(self) * self.size]
         return order.to(self.examples.inputs.device)
@@ -244,7 +244,14 @@ class Batches:
 
 
 def _augmented(batches: Iterator[Batch], augment: Callable[[Tensor], Tensor]) -> Iterator[Batch]:
-    return (replace(batch, inputs=augment(batch.inputs)) for batch in batches)
+    for batch in batches:
+        inputs = augment(batch.inputs) if callable(augment) else augment
+        if not isinstance(inputs, Tensor):
+            raise KDError(
+                "augment: expected a function of the epoch that returns a function from inputs to inputs, two tensors, "
+                f"found that it gives {type(inputs).__name__}; use augment=lambda epoch: function, say"
+            )
+        yield replace(batch, inputs=inputs)
 
 
 def _check_mix(examples: Examples, mix: object, classes: int | None) -> None:

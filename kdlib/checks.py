@@ -7,6 +7,7 @@ Shapes and types are always checked. Values are checked where they can be read w
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ __all__ = [
     "readable",
     "row_numbers",
     "tensor_of",
+    "whole_number",
 ]
 
 ONE_LOGIT = (
@@ -96,10 +98,24 @@ def _python_float(name: str, value: Any, remedy: str) -> float:
         return math.inf if number > 0 else -math.inf
 
 
+def whole_number(name: str, value: Any, least: float = -math.inf) -> int:
+    """Return a whole number, also one of NumPy, as a Python int; KDError for anything else and below `least`."""
+    try:
+        found = operator.index(value)
+    except TypeError:
+        found = None
+    if found is None or found < least:
+        bound = "" if least == -math.inf else f" of {least:g} or more"
+        raise KDError(f"{name}: expected a whole number{bound}, found {value!r}, {type(value).__name__}")
+    return found
+
+
 def tensor_of(values: Any, what: str) -> Tensor:
     """Return values (a tensor, a NumPy array or nested lists) as a tensor; KDError for what is none of them."""
+    if isinstance(values, Tensor):
+        return values
     try:
-        return torch.as_tensor(values)
+        return torch.as_tensor(values, device="cpu")  # whatever torch's default device is
     except (TypeError, ValueError, RuntimeError) as error:
         raise KDError(f"expected {what}, a tensor or numbers, found {type(values).__name__} ({error})") from error
 
@@ -141,16 +157,16 @@ def check_logits(logits: Any, whose: str = "the model") -> Tensor:
             f"expected logits of {whose} of shape (N, K), N rows of K >= 2 classes, found "
             f"{tuple(logits.shape)}; {remedy}"
         )
-    if not logits.is_floating_point():
-        raise KDError(f"expected logits of {whose} of floating point, found {logits.dtype}; use logits.float()")
     return in_float32(logits)
 
 
 def in_float32(logits: Tensor) -> Tensor:
-    """Return logits in 16 bits as float32, others as they are; KDError for what is no tensor."""
+    """Return logits in 16 bits as float32, others as they are; KDError for what is no tensor of floating point."""
     if not isinstance(logits, Tensor):
         raise KDError(f"expected logits, a tensor, found {type(logits).__name__}; pick one of the model's outputs")
-    return logits.float() if logits.is_floating_point() and logits.dtype.itemsize < 4 else logits
+    if not logits.is_floating_point():
+        raise KDError(f"expected logits of floating point, found {logits.dtype}; use logits.float()")
+    return logits.float() if logits.dtype.itemsize < 4 else logits
 
 
 def check_values(logits: Tensor, whose: str = "the teacher", minus_infinity: bool = True) -> bool:
@@ -164,7 +180,7 @@ def check_values(logits: Tensor, whose: str = "the teacher", minus_infinity: boo
     if values is None:
         return True
     wrong = values.isnan() | (values == math.inf)
-    wrong |= (values == -math.inf) & (torch.tensor(not minus_infinity) | (values == -math.inf).all(-1, keepdim=True))
+    wrong |= (values == -math.inf) & ((values == -math.inf).all(-1, keepdim=True) | (not minus_infinity))
     if bool(wrong.any()):
         allowed = "finite, or -inf for classes that are excluded" if minus_infinity else "finite"
         raise KDError(

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_count
 from torch.utils.weak import WeakIdKeyDictionary
 
+from kdlib.checks import whole_number
 from kdlib.errors import KDError
 from kdlib.precision import older_setting
 from kdlib.training import evaluating
@@ -112,7 +113,9 @@ def latency(
 
     Use `one_thread()` around it for torch's predictions on one thread. On a busy machine, `clock=time.thread_time`
     leaves out the time in which the thread waits for a core; it is right only if `predict` has no other threads.
+    KDError unless there is at least one repeat.
     """
+    repeats = whole_number("repeats", repeats, least=1)
     for _ in range(warm_up):
         predict()
     seconds = []

@@ -30,7 +30,7 @@ TOLERANCE = (
 CALIBRATION = 128  # examples, from whose activations static quantisation takes its ranges
 
 
-def onnx_file(module: nn.Module, examples: Tensor, path: Path) -> None:
+def onnx_file(module: nn.Module, examples: Tensor, path: Path | str) -> None:
     """Write a network in evaluation mode to `path` as ONNX: `inputs` (N, ...), as `examples`, to `logits` (N, K).
 
     Before, onnxruntime predicts all `examples`. KDError if one logit is further from torch's than TOLERANCE times the
@@ -57,11 +57,14 @@ def onnx_file(module: nn.Module, examples: Tensor, path: Path) -> None:
             part.ClearField("doc_string")
     content = proto.SerializeToString()
     same_logits(predict_logits(module, examples, 64), _predicted(content, examples))
-    atomic_write(path, content)
+    atomic_write(Path(path), content)
 
 
 def same_logits(expected: Tensor, found: Tensor) -> None:
-    """Raise KDError unless logits (N, K) differ by at most TOLERANCE times the largest of the expected ones."""
+    """Raise KDError unless logits (N, K) differ by at most TOLERANCE times the largest of the expected ones.
+
+    If that is below 1, they may differ by TOLERANCE.
+    """
     scale = max(1.0, float(expected.abs().max()))
     furthest = float((expected - found).abs().max())
     if not furthest <= TOLERANCE * scale:  # also if one is NaN
@@ -71,7 +74,7 @@ def same_logits(expected: Tensor, found: Tensor) -> None:
         )
 
 
-def int8_file(source: Path, examples: Tensor, path: Path) -> str:
+def int8_file(source: Path | str, examples: Tensor, path: Path | str) -> str:
     """Write an int8 version of an ONNX file, and return how it was quantised.
 
     Weights have 8 bits and a scale for each channel. Activations have 8 bits as well: their ranges are those of the
@@ -96,13 +99,13 @@ def int8_file(source: Path, examples: Tensor, path: Path) -> str:
             # Processors without VNNI instructions add products of 8 bits in 16: 7 bits of the weights cannot overflow.
             reduce_range=True,
         )
-        atomic_write(path, made.read_bytes())
+        atomic_write(Path(path), made.read_bytes())
     return f"static, {min(CALIBRATION, len(examples))} examples"
 
 
-def onnx_predictor(path: Path, threads: int = 1) -> Callable[[Tensor], Tensor]:
+def onnx_predictor(path: Path | str, threads: int = 1) -> Callable[[Tensor], Tensor]:
     """Return a function from inputs (N, ...) to onnxruntime's logits (N, K), computed on so many threads of the CPU."""
-    return _predictor(path.read_bytes(), threads)
+    return _predictor(Path(path).read_bytes(), threads)
 
 
 def _predicted(content: bytes, inputs: Tensor) -> Tensor:

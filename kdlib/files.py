@@ -87,6 +87,8 @@ def is_there(path: Path) -> bool:
         return False
     except OSError as error:
         raise not_read(path, error) from error
+    except ValueError as error:  # a character of code 0
+        raise KDError(f"{str(path)!r}: expected the name of a file, found {error}; give it another name") from error
     return True
 
 

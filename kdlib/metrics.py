@@ -6,7 +6,6 @@ classes outside the classes or with fractions. The logit -inf is a class that is
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdlib.checks import check_classes, check_logits, check_values, tensor_of
+from kdlib.checks import check_classes, check_logits, check_values, tensor_of, whole_number
 from kdlib.errors import KDError, same_shape
 
 __all__ = [
@@ -57,7 +56,7 @@ def confusion_matrix(predictions: Array, labels: Array, classes: int) -> list[li
     """Return the counts (K, K): a row per label, a column per predicted class. Predictions and labels are (N,)."""
     predicted, true = _integers(predictions, "predicted classes"), _integers(labels)
     same_shape(predicted, true)
-    classes = operator.index(classes)  # the square of a number of 8 bits overflows
+    classes = whole_number("classes", classes)  # the square of a number of 8 bits overflows
     if true.ndim != 1 or classes < 1:
         raise KDError(
             f"expected predictions and labels (N,) and at least one class, found shape {tuple(true.shape)} and "
@@ -140,7 +139,7 @@ def expected_calibration_error(logits: Array, labels: Array, bins: int = 15) -> 
     Logits are (N, K), labels (N,). Each bin counts by its number of rows (Guo et al. 2017, eq. 3). KDError for less
     than one bin.
     """
-    bins = operator.index(bins)
+    bins = whole_number("bins", bins)
     if bins < 1:
         raise KDError(f"bins: expected at least 1, found {bins}; 15 is usual")
     _, true = _predictions_and_labels(logits, labels)
@@ -160,7 +159,7 @@ def refuse_at_chance(logits: Tensor, labels: Tensor, score: Callable[[Tensor, Te
     outside the classes.
     """
     _, labels = _predictions_and_labels(logits, labels)
-    logits = torch.as_tensor(logits)
+    logits = tensor_of(logits, "logits")
     labels, constant = labels.to(logits.device), torch.zeros_like(logits)
     constant[:, labels.mode().values] = 1
     chance, reached = score(constant, labels), score(logits, labels)

@@ -101,7 +101,7 @@ def _initialise(module: M, draw: Callable[[Tensor, int, int], Tensor]) -> M:
                     "(weight norm, for example); initialise first, then add the norm"
                 )
             # Draw on the CPU, so that training starts from the same weights on every device.
-            weight = torch.empty(layer.weight.shape)
+            weight = torch.empty(layer.weight.shape, device="cpu")
             field = weight[0, 0].numel()
             fan_in, fan_out = weight.shape[1] * field, weight.shape[0] * field
             with torch.no_grad():

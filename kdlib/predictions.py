@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdlib.checks import check_number
+from kdlib.checks import check_number, tensor_of, whole_number
 from kdlib.errors import KDError
 
 __all__ = ["evaluating", "predict_logits"]
@@ -47,7 +46,7 @@ def predict_logits(
 def _parts(inputs: Any, size: int) -> Iterable[Tensor]:
     if isinstance(inputs, Tensor | np.ndarray):
         check_number("size", size, 1, math.inf, "it is the number of rows at a time")
-        yield from torch.split(torch.as_tensor(inputs), operator.index(size))
+        yield from torch.split(tensor_of(inputs, "inputs"), whole_number("size", size))
         return
     part = None
     for part in () if isinstance(inputs, list | tuple | dict) else inputs:

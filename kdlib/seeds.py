@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import operator
 from typing import SupportsIndex
 
 import torch
 
+from kdlib.checks import whole_number
+
 
 def derive_seed(seed: SupportsIndex, name: str, epoch: SupportsIndex = 0) -> int:
-    """Return a 63-bit seed: the first bits of the SHA-256 of (seed, name, epoch), of which two are whole numbers."""
-    # As an index: 3.0 and True would be written otherwise than 3, and so be other seeds.
-    digest = hashlib.sha256(f"{operator.index(seed)}/{name}/{operator.index(epoch)}".encode()).digest()
+    """Return a 63-bit seed: the first bits of the SHA-256 of (seed, name, epoch), two of them whole numbers."""
+    # As whole numbers of Python: others would be written otherwise than 3, and so be other seeds.
+    seed, epoch = whole_number("seed", seed), whole_number("epoch", epoch)
+    digest = hashlib.sha256(f"{seed}/{name}/{epoch}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 

@@ -168,7 +168,7 @@ def _log_dustbins(log_q: Tensor, outside: Tensor) -> Tensor:
 
 
 def _membership(subsets: Sequence[Subset], classes: int) -> Tensor:
-    inside = torch.zeros(len(subsets), classes, dtype=torch.bool)
+    inside = torch.zeros(len(subsets), classes, dtype=torch.bool, device="cpu")
     for row, subset in zip(inside, subsets, strict=True):
         check_subset(subset, classes)
         row[list(subset)] = True

@@ -65,7 +65,7 @@ def kmeans_clusters(probs: Tensor, count: int, generator: torch.Generator) -> li
 
     if not 1 <= count <= probs.shape[1]:
         raise KDError(f"expected 1 to {probs.shape[1]} clusters of {probs.shape[1]} classes, found {count}")
-    seed = int(torch.randint(2**31 - 1, (), generator=generator))
+    seed = int(torch.randint(2**31 - 1, (), generator=generator, device="cpu"))
     columns = probs.t().cov().cpu().numpy()  # symmetric, so its rows are its columns
     return _subsets(KMeans(count, n_init=10, random_state=seed).fit_predict(columns).tolist())
 
@@ -84,7 +84,7 @@ def correlation_clusters(probs: Tensor) -> list[Subset]:
     spread = covariance.diagonal().sqrt()
     weights = covariance / (spread.unsqueeze(1) * spread) + 1 / (len(spread) - 1)
     between = weights.nan_to_num(0.0, 0.0, 0.0).fill_diagonal_(-torch.inf)
-    cluster_of = torch.arange(len(spread))
+    cluster_of = torch.arange(len(spread), device="cpu")
     while between.max() > 0:
         kept, joined = sorted(divmod(int(between.argmax()), len(spread)))
         cluster_of[cluster_of == joined] = kept
@@ -166,7 +166,8 @@ def specialist_rows(labels: Tensor, subset: Subset, generator: torch.Generator) 
     half = min(len(part) for part in parts)
     if half == 0:
         raise KDError(f"expected rows inside and outside the classes {subset}, found {[len(p) for p in parts]}")
-    drawn = [part[torch.randperm(len(part), generator=generator)[:half].to(part.device)] for part in parts]
+    orders = [torch.randperm(len(part), generator=generator, device="cpu")[:half] for part in parts]
+    drawn = [part[order.to(part.device)] for part, order in zip(parts, orders, strict=True)]
     return torch.cat(drawn).sort().values
 
 

@@ -7,7 +7,6 @@ A transfer set need not be the training set. `SoftTargets.select` and `Examples.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -25,6 +24,7 @@ from kdlib.checks import (
     outside_zero_to_one,
     row_numbers,
     tensor_of,
+    whole_number,
 )
 from kdlib.errors import KDError
 from kdlib.files import tensor_digest
@@ -99,7 +99,7 @@ class SoftTargets:
             raise KDError(
                 f"expected {len(self.logits)} labels, one per soft target, found labels of shape {tuple(labels.shape)}"
             )
-        shuffled = torch.randperm(len(labels), generator=generator).to(labels.device)
+        shuffled = torch.randperm(len(labels), generator=generator, device="cpu").to(labels.device)
         source = torch.empty_like(shuffled)
         # Both sides list the rows class by class; the right side is shuffled within each class.
         source[labels.argsort(stable=True)] = shuffled[labels[shuffled].argsort(stable=True)]
@@ -198,7 +198,7 @@ def smoothed_labels(labels: Tensor, classes: int, smoothing: float) -> Tensor:
 
     KDError for a label outside the classes and for a smoothing outside 0 to 1.
     """
-    smoothing, classes = check_number("smoothing", smoothing, 0, 1, "0.1 is usual"), operator.index(classes)
+    smoothing, classes = check_number("smoothing", smoothing, 0, 1, "0.1 is usual"), whole_number("classes", classes)
     return (1 - smoothing) * _one_hot(labels, classes) + smoothing / classes
 
 
@@ -214,7 +214,7 @@ def virtual_teacher(labels: Tensor, classes: int, correct_probability: float, te
     correct_probability = check_number("correct_probability", correct_probability, 0, 1, remedy)
     if not 0 < correct_probability < 1:
         raise KDError(f"expected 0 < correct_probability < 1, found {correct_probability}; {remedy}")
-    classes = operator.index(classes)
+    classes = whole_number("classes", classes)
     correct = _one_hot(labels, classes).bool()
     probs = torch.where(correct, correct_probability, (1 - correct_probability) / (classes - 1))
     return temperature * probs.log()

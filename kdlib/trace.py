@@ -148,7 +148,7 @@ class Tracer:
     def _by_student(self, parts: Sequence[Tensor]) -> Sequence[Tensor]:
         """What all batches of an epoch hold for each student, on the CPU; of a stack, the parts are (R, B, ...)."""
         if not parts:
-            return [torch.empty(0)] * len(self.traces)
+            return [torch.empty(0, device="cpu")] * len(self.traces)
         if isinstance(self.progress.model, Replicas):
             return torch.cat(list(parts), dim=1).cpu().unbind()
         return [torch.cat(list(parts)).cpu()]
@@ -193,7 +193,8 @@ def _probe(objective: Objective, batch: Batch, students: int) -> list[float] | l
     assert batch.soft is not None
     draws, rows, axis = generator(0, "probe"), min(PROBED, batch.soft.shape[-2]), batch.indices.ndim - 1
     shape = (*batch.soft.shape[:-2], rows, batch.soft.shape[-1])
-    outputs, soft = (torch.randn(shape[-2:], generator=draws).to(batch.soft).expand(shape) for _ in range(2))
+    drawn = (torch.randn(shape[-2:], generator=draws, device="cpu") for _ in range(2))
+    outputs, soft = (each.to(batch.soft).expand(shape) for each in drawn)
     labels = torch.arange(rows, device=batch.soft.device) % shape[-1]
     if batch.labels.is_floating_point():  # mixed rows have distributions
         labels = torch.nn.functional.one_hot(labels, shape[-1]).to(batch.labels)

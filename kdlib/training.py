@@ -16,7 +16,6 @@ has checkpoints within it.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 
 from kdlib.batches import Batch, Examples
 from kdlib.captured import CapturedStep
-from kdlib.checks import check_number
+from kdlib.checks import check_number, whole_number
 from kdlib.errors import KDError
 from kdlib.files import tensor_digest
 from kdlib.losses import cross_entropy
@@ -104,9 +103,14 @@ def epochs(
             "a function of the epoch that yields Batch(inputs, labels, row numbers), as kdlib/README.md does for a "
             "DataLoader"
         )
+    if rate is not None and not callable(rate):
+        raise KDError(
+            f"rate: expected a function from the epoch to its learning rate, found {rate!r}; use rate=lambda epoch: "
+            "0.1, say, or leave it out and give the optimizer its learning rate"
+        )
     if progress.model.training:  # otherwise, the body of an earlier loop left it in evaluation mode
         progress.frozen = [module for module in progress.model.modules() if not module.training]
-    seeds, count = _seeds(seed, progress.model), operator.index(count)  # NumPy's whole numbers too
+    seeds, count = _seeds(seed, progress.model), whole_number("count", count, least=0)
     last = progress.loop_begins(batches, seeds, count, rate=rate is not None)
     tracer = progress.tracer
     if not tracer.traces:
@@ -225,10 +229,7 @@ def _no_tensor(batch: Batch) -> object:
 
 
 def _seeds(seed: SupportsIndex | Sequence[SupportsIndex], model: nn.Module) -> list[int]:
-    try:
-        seeds = [operator.index(seed)]  # type: ignore[arg-type]  # NumPy's whole numbers too
-    except TypeError:
-        seeds = [operator.index(one) for one in seed]  # type: ignore[union-attr]
+    seeds = [whole_number("seed", one) for one in (seed if np.ndim(seed) else [seed])]  # type: ignore[arg-type, union-attr]
     if len(seeds) != 1 and not isinstance(model, Replicas):
         raise KDError(f"expected one seed for one model, found {len(seeds)}; several are for Replicas")
     return seeds

@@ -43,7 +43,7 @@ B_T = np.array(
 A_T = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]], np.float32)
 G = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
 B, A = np.ascontiguousarray(B_T.T), np.ascontiguousarray(A_T.T)
-OF_KERNEL = torch.tensor(np.kron(G, G), dtype=torch.float32)  # (36, 9)
+OF_KERNEL = torch.tensor(np.kron(G, G), dtype=torch.float32, device="cpu")  # (36, 9)
 CONSTANT = 7  # A^T m A is 1 everywhere if m is 1 at its second row and column and 0 elsewhere: there the bias is added
 
 
@@ -68,8 +68,8 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         height, width = x.shape[2:]
         padded = F.pad(x.detach().permute(0, 2, 3, 1), (0, 0, 1, 1 + -width % 4, 1, 1 + -height % 4)).contiguous()
-        outputs = torch.empty(len(x), padded.shape[1] - 2, padded.shape[2] - 2, len(weight))
-        tiles = torch.empty(36, outputs[..., 0].numel() // 16, x.shape[1])
+        outputs = padded.new_empty(len(x), padded.shape[1] - 2, padded.shape[2] - 2, len(weight))
+        tiles = padded.new_empty(36, outputs[..., 0].numel() // 16, x.shape[1])
         _to_tiles(padded.numpy(), tiles.numpy())
         rows = weight.detach().permute(2, 3, 0, 1).reshape(9, -1)
         kernel = (OF_KERNEL @ rows).view(36, len(weight), -1)  # (36, D, C)
@@ -85,13 +85,13 @@ class _Convolution(torch.autograd.Function):
         tiles, kernel = ctx.saved_tensors
         height, width = gradient.shape[2:]
         padded = F.pad(gradient.permute(0, 2, 3, 1), (0, 0, 0, -width % 4, 0, -height % 4)).contiguous()
-        products = torch.empty(36, tiles.shape[1], padded.shape[3])
+        products = padded.new_empty(36, tiles.shape[1], padded.shape[3])
         _to_products(padded.numpy(), products.numpy())
         of_kernel = torch.bmm(products.transpose(1, 2), tiles)  # (36, D, C)
         of_weight = (OF_KERNEL.t() @ of_kernel.view(36, -1)).view(3, 3, *of_kernel.shape[1:]).permute(2, 3, 0, 1)
         of_x = None
         if ctx.needs_input_grad[0]:
-            of_padded = torch.zeros(len(padded), padded.shape[1] + 2, padded.shape[2] + 2, tiles.shape[2])
+            of_padded = padded.new_zeros(len(padded), padded.shape[1] + 2, padded.shape[2] + 2, tiles.shape[2])
             _from_tiles(torch.bmm(products, kernel).numpy(), of_padded.numpy())
             of_x = of_padded[:, 1 : 1 + height, 1 : 1 + width].permute(0, 3, 1, 2)
         return of_x, of_weight, gradient.sum((0, 2, 3))

@@ -164,6 +164,11 @@ def test_latency_is_the_percentiles_of_the_timed_predictions():
     assert found.p95_seconds == pytest.approx(np.quantile(seconds, 0.95), abs=1e-9)
 
 
+def test_a_latency_of_no_prediction_is_refused():
+    with pytest.raises(KDError, match="repeats: expected a whole number of 1 or more, found 0"):
+        latency(lambda: None, repeats=0)
+
+
 def test_one_thread_is_for_the_block_only():
     torch.set_num_threads(2)
     try:

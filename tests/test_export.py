@@ -43,13 +43,13 @@ def model(inputs):
 @pytest.fixture(scope="module")
 def file(model, inputs, tmp_path_factory):
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
-    export.onnx_file(model, inputs[:5], path)
+    export.onnx_file(model, inputs[:5], str(path))
     return path
 
 
 @pytest.mark.parametrize("count", [1, 5, 70])
 def test_any_number_of_examples_gets_the_logits_of_torch(file, model, inputs, count):
-    found = export.onnx_predictor(file)(inputs[:count])
+    found = export.onnx_predictor(str(file))(inputs[:count])
     expected = predict_logits(model, inputs[:count])
     assert found.shape == (count, 4)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)

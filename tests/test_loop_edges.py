@@ -10,15 +10,17 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from kdlib.augment import balanced_draw, flip_and_shift, mixup
 from kdlib.batches import Batch, Batches, Examples
 from kdlib.errors import KDError
-from kdlib.losses import hard_and_soft
+from kdlib.losses import hard_and_soft, soft_target_kl
 from kdlib.replicas import Replicas, side_by_side
 from kdlib.seeds import derive_seed, generator
 from kdlib.targets import SoftTargets
 from kdlib.training import NonFiniteLoss, Progress, cosine, epochs, evaluating, hard_targets, predict_logits
 
 N, K, SIZE = 22, 3, 8
+FOUND = []  # of the test of default devices
 
 
 def network():
@@ -203,6 +205,76 @@ def test_numpys_numbers_are_numbers(examples):
     assert progress.history[0]["score"] == 0.5
     found = predict_logits(first, examples.inputs.numpy(), np.int64(7))
     torch.testing.assert_close(found, predict_logits(first, examples.inputs))
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"rate": 0.1}, "rate: expected a function from the epoch .* rate=lambda epoch: 0.1"),
+        ({"count": -1}, "count: expected a whole number of 0 or more, found -1"),
+        ({"count": 1.5}, "count: expected a whole number of 0 or more, found 1.5"),
+        ({"seed": "0"}, "seed: expected a whole number, found '0'"),
+        ({"seed": None}, "seed: expected a whole number, found None"),
+        ({"seed": [0.5]}, "seed: expected a whole number, found 0.5"),
+    ],
+)
+def test_settings_of_a_loop_that_are_none_are_told(examples, settings, told):
+    model = network()
+    progress = Progress(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    loop = epochs(progress, Batches(examples, SIZE, 0), hard_targets, **{"count": 1, "seed": 0} | settings)
+    with pytest.raises(KDError, match=told):
+        next(loop)
+
+
+@pytest.mark.parametrize("augment", [lambda inputs: inputs, lambda epoch: lambda inputs: None])
+def test_an_augmentation_that_is_no_function_of_the_epoch_is_told(examples, augment):
+    batches = Batches(examples, SIZE, 0, augment=augment, view="noise")
+    with pytest.raises(KDError, match="augment: expected a function of the epoch that returns a function"):
+        train(network(), batches)
+
+
+def test_size_and_seed_of_batches_are_whole_numbers(examples):
+    with pytest.raises(KDError, match="size: expected a whole number, found '8'"):
+        Batches(examples, "8", 0)
+    with pytest.raises(KDError, match=r"seed: expected a whole number, found 0\.5"):
+        Batches(examples, 8, 0.5)
+
+
+@pytest.mark.parametrize("value", ["x", None, torch.ones(2)])
+def test_what_is_no_number_is_not_recorded(examples, value):
+    model = network()
+    progress = Progress(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(KDError, match="accuracy: expected a number to record"):
+        train(model, Batches(examples, SIZE, 0), body=lambda _: progress.record(accuracy=value), progress=progress)
+
+
+def test_a_checkpoints_name_is_one_of_a_file(examples):
+    model = network()
+    with pytest.raises(KDError, match="expected the name of a file, found embedded null byte"):
+        Progress(model, torch.optim.SGD(model.parameters(), lr=0.1), checkpoint="a\0b")
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_torchs_default_device_changes_nothing(examples, device):
+    """It is often set in notebooks; no tensor of kdlib may be made there. On the device "meta" none has a value."""
+    model, draws = network(), generator(0, "draws")
+    progress = Progress(model, torch.optim.SGD(model.parameters(), lr=0.1), traced=True)
+    soft = SoftTargets(torch.randn(N, K, generator=generator(0, "soft")), "teacher", "data")
+    pictures = torch.arange(48.0).view(1, 3, 4, 4)
+
+    def mixed_rows(epoch):
+        return mixup(balanced_draw(examples.labels, N, K, generator(epoch, "rows")), 0.2, generator(epoch, "weights"))
+
+    with torch.device(device):
+        sham = soft.permuted_within_classes(examples.labels, generator(0, "sham"))
+        batches = Batches(examples, SIZE, 0, sham)
+        train(model, batches, lambda o, b: soft_target_kl(o, b.soft, 2.0), progress=progress)
+        train(model, Batches(examples, SIZE, 0, mix=mixed_rows, classes=K), count=2, progress=progress)
+        moved = [flip_and_shift(pictures, 1, draws) for _ in range(5)]
+    assert progress.traces[0]["steps"] == 6
+    assert progress.traces[0]["probe"] is not None
+    FOUND.append({**weights(model), **{str(number): value for number, value in enumerate(moved)}})
+    assert same(FOUND[0], FOUND[-1])
 
 
 def test_several_seeds_are_for_replicas(examples):

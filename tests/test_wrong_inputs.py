@@ -433,8 +433,10 @@ def test_every_kind_of_convolution_is_initialised_and_computed_weights_are_refus
 def test_numpys_whole_numbers_are_seeds_and_fractions_are_not():
     assert derive_seed(np.int64(3), "order", np.int32(2)) == derive_seed(3, "order", 2)
     for seed in (3.0, "3"):
-        with pytest.raises(TypeError):
+        with pytest.raises(KDError, match="seed: expected a whole number"):
             derive_seed(seed, "order")
+    with pytest.raises(KDError, match="epoch: expected a whole number"):
+        derive_seed(3, "order", 2.0)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -450,3 +452,12 @@ def test_students_side_by_side_are_checked_along_any_axis(axis):
 def test_an_empty_batch_of_two_classes_is_refused():
     with pytest.raises(KDError, match="at least one logit"):
         losses.binary_distillation(torch.randn(0), torch.randn(0), torch.zeros(0), 0.5)
+
+
+def test_logits_without_fractions_are_no_binary_logits():
+    whole = torch.tensor([[3, 2]], dtype=torch.uint8)
+    with pytest.raises(KDError, match=r"of floating point, found torch\.uint8; use logits.float\(\)"):
+        losses.binary_logit(whole)
+    for student, teacher in ((whole[0], torch.randn(2)), (torch.randn(2), whole[0])):
+        with pytest.raises(KDError, match=r"of floating point, found torch\.uint8"):
+            losses.binary_distillation(student, teacher, torch.tensor([0, 1]), 0.5)
