@@ -1,7 +1,7 @@
 """The settings and the data of the replication of Hinton, Vinyals and Dean.
 
 The paper states only the widths, the temperatures, the constraint on the weights and the jitter. All other values were
-fixed before the first full run.
+fixed before the first full run; those of the teacher were chosen on validation digits.
 
 Shapes: N digits or pictures.
 """
@@ -28,10 +28,10 @@ class Config:
 
     # The teacher: 2 hidden layers of `teacher_width` units.
     teacher_width: int = 1200  # section 3
-    teacher_epochs: int = 60  # not stated: profile choice will choose it on validation digits
-    teacher_rate: float = 0.1  # not stated: to be chosen likewise; Nesterov momentum 0.9, falls to 0 by a cosine
-    input_dropout: float = 0.0  # not stated: to be chosen likewise
-    hidden_dropout: float = 0.3  # not stated: to be chosen likewise
+    teacher_epochs: int = 150  # not stated: chosen on validation digits by profile choice
+    teacher_rate: float = 0.1  # not stated: chosen likewise; Nesterov momentum 0.9, falls to 0 by a cosine
+    input_dropout: float = 0.0  # not stated: chosen likewise
+    hidden_dropout: float = 0.3  # not stated: chosen likewise
     largest_norm: float = 15**0.5  # section 3: the constraint of its reference 5, on a hidden unit's incoming weights
     jitter: int = 2  # section 3: pixels
     # The students: 2 hidden layers of `width` units, no dropout, no jitter.
