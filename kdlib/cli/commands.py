@@ -44,13 +44,19 @@ def run(options: argparse.Namespace) -> int:
     session = prepared(options, options.name, options.profile, seeds=_seeds(options), require_real=options.require_real)
     name = session.experiment.name
     folder = ROOT / "results" / name
+    tables = options.out / name if options.out else folder / "local"
+    if (tables / "runs.jsonl").exists():
+        raise KDError(
+            f"--out {options.out}: expected a folder for tables of this session alone, found that {tables} has those "
+            "of recorded runs; choose another folder, or leave --out away"
+        )
     committed = read_records(folder / "runs.jsonl")
     if options.dry_run:
         _tell_costs(session, *costs(session, session.jobs(), committed))
         tell_again(session, options.profile)
         return 0
     found = sessions.replicate(session, reporter, committed)
-    _write(options, found, committed, options.out / name if options.out else folder / "local")
+    _write(options, found, committed, tables)
     status = _tell(found.problems, found.left)
     tell_again(session, options.profile)
     return status

@@ -178,14 +178,29 @@ def _line(record: Record) -> str:
 
 @without_collector()
 def read_records(path: Path) -> list[Record]:
-    """Return the records of a `runs.jsonl`, none if there is no such file; KDError names a line that is wrong."""
+    """Return the records of a `runs.jsonl`, none if there is no such file; KDError names a line that is wrong.
+
+    So is one with an arm and a seed that an earlier line has, as after two branches were merged.
+    """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as error:
         raise KDError(f"{path}: expected a readable file of records, found: {error}") from error
-    return [_record(f"{path}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
+    found, line_of = [], dict[tuple[str, str, int, str], int]()
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        record = _record(f"{path}, line {number}", line)
+        for cell in _cells(record):
+            if (first := line_of.setdefault(cell, number)) != number:
+                raise KDError(
+                    f"{path}, line {number}: expected one run for each arm and seed, found {cell[-1]}, seed {cell[2]}, "
+                    f"which line {first} has too; delete the wrong line"
+                )
+        found.append(record)
+    return found
 
 
 def _record(place: str, line: str) -> Record:

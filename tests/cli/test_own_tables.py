@@ -30,7 +30,7 @@ def n_of(path):
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != ".lock"}
 
 
 @pytest.mark.parametrize("earlier_version", [False, True])
@@ -105,6 +105,31 @@ def test_tables_are_written_elsewhere(kd, root):  # noqa: F811
     assert "Tables: my tables/toy/quick.md" in out
     assert n_of(root / "my tables" / "toy" / "quick.md") == {"baseline": 1}
     assert not (root / "results").exists()
+
+
+def test_recorded_tables_are_not_replaced_by_those_of_a_session(kd, root):  # noqa: F811
+    assert kd("record", "toy", "--seeds", "3", *TWO)[0] == 0
+    folder = root / "results" / "toy"
+    before = contents(folder)
+    status, _, (error,) = kd("run", "toy", "--seeds", "4", *TWO, "--out", "results")
+    assert status == 2
+    assert "--out results: expected a folder for tables of this session alone, found that results/toy has" in error
+    assert contents(folder) == before
+
+
+def test_a_run_that_is_recorded_twice_is_told_before_anything_is_trained(kd, root):  # noqa: F811
+    assert kd("record", "toy", "--seeds", "2", *TWO)[0] == 0
+    path = root / "results" / "toy" / "runs.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines, lines[1]]))
+    shutil.rmtree(root / ".kd")
+    for command in (("run", "toy", *TWO), ("record", "toy", *TWO)):
+        status, out, (error,) = kd(*command)
+        assert status == 2
+        assert f"runs.jsonl, line {len(lines) + 1}: expected one run for each arm and seed, found " in error
+        assert "which line 2 has too; delete the wrong line" in error
+        assert "started" not in out
+    assert not (root / ".kd").exists()
 
 
 @pytest.mark.parametrize("options", [[], ["--out", "a file"]])
