@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdlib.augment import Mix
-from kdlib.checks import check_classes, whole_number
+from kdlib.checks import check_classes, warn_of_probabilities, whole_number
 from kdlib.errors import KDError
 from kdlib.files import array_digest
 from kdlib.seeds import generator
@@ -87,7 +87,8 @@ class Examples:
         """Return the share of examples whose label is the teacher's most probable class; None without labels.
 
         Refuses soft targets of other data, of another view or with another number of rows, and logits that are not (N,
-        K) (KDError). Data are compared by their digests. Warns (TeacherAtChance) if the teacher agrees with the
+        K) (KDError). Data are compared by their digests. Warns (ProbabilitiesAsLogits) if all rows are distributions:
+        a softmax is then the last layer of the teacher. Warns (TeacherAtChance) if the teacher agrees with the
         labels no better than chance: often its rows are in another order than the examples.
 
         `view` is the view in which the student gets the inputs, if they are augmented later; by default it is the
@@ -109,6 +110,7 @@ class Examples:
                 f"expected logits of shape (N, K), one row per example, found {tuple(soft.logits.shape)} of run "
                 f"{soft.teacher_run}; one number an example is (N, 1): use logits.unsqueeze(1)"
             )
+        warn_of_probabilities(soft.logits, f"run {soft.teacher_run}")
         return _agreement(soft, self.labels) if self.labels.ndim == 1 and len(self.labels) else None
 
 
@@ -223,8 +225,12 @@ class Batches:
         return made | {"drop_last": True} if self.drop_last else made
 
     def identity(self) -> dict[str, Any]:
-        """Return what a resumed training must find again: `about`, the order's seed, and whether rows are mixed."""
-        return self.about() | {"seed": self.seed, "mixed": self.mix is not None}
+        """Return what a resumed training must find again: `about`, labels, the order's seed, and if rows are mixed.
+
+        `dataclasses.replace(examples, labels=...)` keeps the digest of the data.
+        """
+        labels = array_digest(self.examples.labels)
+        return self.about() | {"labels": labels, "seed": self.seed, "mixed": self.mix is not None}
 
     def _plain(self, rows: Tensor) -> Batch:
         soft = None if self.soft is None else self.soft.index_select(0, rows)

@@ -27,7 +27,7 @@ __all__ = [
     "unpacked",
 ]
 
-FORMAT = 3
+FORMAT = 4
 REMEDY = "give this training another checkpoint, or delete that file to start again"
 PARTS = ("model", "kept", "optimizer", "extras", "rates", "begun_with")
 LOSSES = "epoch/losses"
@@ -54,12 +54,10 @@ class FirstShape(msgspec.Struct):
 
 
 class LoopShape(msgspec.Struct, forbid_unknown_fields=True):
-    """One loop over epochs."""
+    """The loop over epochs."""
 
-    first: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
     seed: int | list[int]
     data: Any
-    count: int
 
 
 class RatesShape(msgspec.Struct, forbid_unknown_fields=True):
@@ -75,7 +73,7 @@ class NotesShape(msgspec.Struct, forbid_unknown_fields=True):
     format: int
     owner: OwnerShape
     first: FirstShape
-    loops: list[LoopShape]
+    loop: LoopShape | None
     history: list[dict[str, Number]]
     traces: list[TraceShape]
     state: str

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import math
 import operator
+import warnings
+from os.path import expanduser
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,7 @@ from torch import Tensor
 from kdlib.errors import KDError
 
 __all__ = [
+    "ProbabilitiesAsLogits",
     "check_classes",
     "check_labels",
     "check_logits",
@@ -25,9 +29,11 @@ __all__ = [
     "in_float32",
     "may_be_infinite",
     "outside_zero_to_one",
+    "path_of",
     "readable",
     "row_numbers",
     "tensor_of",
+    "warn_of_probabilities",
     "whole_number",
 ]
 
@@ -110,6 +116,20 @@ def whole_number(name: str, value: Any, least: float = -math.inf) -> int:
     return found
 
 
+def path_of(name: str, value: Any) -> Path:
+    """Return a path. A text that begins with ~ is in a home folder: no shell expands `--store=~/runs`.
+
+    KDError for an empty text, which would mean the current folder, and for a path that still begins with ~.
+    """
+    if isinstance(value, str) and (not value.strip() or "\0" in value):
+        found = repr(value[:80]) if value.strip() else "an empty text"
+        raise KDError(f"{name}: expected a path, found {found}; write '.' for the current folder")
+    path = Path(expanduser(value) if isinstance(value, str) else value)
+    if str(path).startswith("~"):
+        raise KDError(f"{name}: expected a path without ~, found {str(path)[:80]!r}; write the whole path, from / on")
+    return path
+
+
 def tensor_of(values: Any, what: str) -> Tensor:
     """Return values (a tensor, a NumPy array or nested lists) as a tensor; KDError for what is none of them."""
     if isinstance(values, Tensor):
@@ -167,6 +187,26 @@ def in_float32(logits: Tensor) -> Tensor:
     if not logits.is_floating_point():
         raise KDError(f"expected logits of floating point, found {logits.dtype}; use logits.float()")
     return logits.float() if logits.dtype.itemsize < 4 else logits
+
+
+class ProbabilitiesAsLogits(UserWarning):
+    """Rows that are distributions were given as logits: they are softened twice."""
+
+
+def warn_of_probabilities(logits: Tensor, whose: str) -> None:
+    """Warn (ProbabilitiesAsLogits) if all rows (N, K) are distributions that are not certain, as no logits are."""
+    values = readable(logits)
+    if values is None or values.ndim != 2 or values.shape[1] < 2 or not len(values):
+        return
+    sums, largest = values.sum(1, dtype=torch.float64), values.amax(1)
+    # Rows of 0 and 1 are left out; the tolerance is for numbers in 16 bits.
+    if bool((values.amin(1) >= 0).all() & ((sums - 1).abs() < 0.01).all() & (largest < 1).any()):
+        warnings.warn(
+            f"the logits of {whose} are distributions: every row is from 0 to 1 with the sum 1. Logits come before the "
+            "softmax; take the model without its last softmax, or the logarithm of the probabilities",
+            ProbabilitiesAsLogits,
+            stacklevel=4,
+        )
 
 
 def check_values(logits: Tensor, whose: str = "the teacher", minus_infinity: bool = True) -> bool:

@@ -19,6 +19,10 @@ class MissingPackage(KDError, ImportError):
     """A package that only a part of kdlib needs is not installed."""
 
 
+class NonFiniteLoss(KDError):
+    """The training loss, or a recorded measurement, became NaN or infinite."""
+
+
 def needs(extra: str, *modules: str) -> None:
     """Raise MissingPackage unless these modules are installed; its text names the extra of kdlib that brings them."""
     for name in modules:

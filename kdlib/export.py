@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kdlib.checks import path_of
 from kdlib.cost import exported_program
 from kdlib.errors import KDError
 from kdlib.files import atomic_write
@@ -57,7 +58,7 @@ def onnx_file(module: nn.Module, examples: Tensor, path: Path | str) -> None:
             part.ClearField("doc_string")
     content = proto.SerializeToString()
     same_logits(predict_logits(module, examples, 64), _predicted(content, examples))
-    atomic_write(Path(path), content)
+    atomic_write(path_of("path", path), content)
 
 
 def same_logits(expected: Tensor, found: Tensor) -> None:
@@ -89,7 +90,9 @@ def int8_file(source: Path | str, examples: Tensor, path: Path | str) -> str:
 
     with tempfile.TemporaryDirectory() as folder, _quiet():
         ready, made = Path(folder) / "ready.onnx", Path(folder) / "int8.onnx"
-        quantization.shape_inference.quant_pre_process(str(source), str(ready), skip_symbolic_shape=True)
+        quantization.shape_inference.quant_pre_process(
+            str(path_of("source", source)), str(ready), skip_symbolic_shape=True
+        )
         quantization.quantize_static(
             str(ready),
             str(made),
@@ -99,13 +102,13 @@ def int8_file(source: Path | str, examples: Tensor, path: Path | str) -> str:
             # Processors without VNNI instructions add products of 8 bits in 16: 7 bits of the weights cannot overflow.
             reduce_range=True,
         )
-        atomic_write(Path(path), made.read_bytes())
+        atomic_write(path_of("path", path), made.read_bytes())
     return f"static, {min(CALIBRATION, len(examples))} examples"
 
 
 def onnx_predictor(path: Path | str, threads: int = 1) -> Callable[[Tensor], Tensor]:
     """Return a function from inputs (N, ...) to onnxruntime's logits (N, K), computed on so many threads of the CPU."""
-    return _predictor(Path(path).read_bytes(), threads)
+    return _predictor(path_of("path", path).read_bytes(), threads)
 
 
 def _predicted(content: bytes, inputs: Tensor) -> Tensor:

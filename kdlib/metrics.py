@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdlib.checks import check_classes, check_logits, check_values, tensor_of, whole_number
+from kdlib.checks import check_classes, check_logits, check_values, tensor_of, warn_of_probabilities, whole_number
 from kdlib.errors import KDError, same_shape
 
 __all__ = [
@@ -171,7 +171,9 @@ def refuse_at_chance(logits: Tensor, labels: Tensor, score: Callable[[Tensor, Te
 
 
 def _log_probs(logits: Array) -> Tensor:
-    return F.log_softmax(_checked(logits).double(), dim=-1)
+    values = _checked(logits)
+    warn_of_probabilities(values, "a metric")
+    return F.log_softmax(values.double(), dim=-1)
 
 
 def _expected(log_probs: Tensor, values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Whose a checkpoint is: label, network, optimizer, and the seeds and data of the loops that trained its epochs."""
+"""Whose a checkpoint is: label, network, optimizer, and the seeds and data of the loop that trained its epochs."""
 
 from __future__ import annotations
 
@@ -10,85 +10,19 @@ from kdlib.errors import KDError
 from kdlib.files import canonical_json, read_json
 from kdlib.packing import layout_of
 
-__all__ = ["Loops", "json_of", "refuse_another"]
+__all__ = ["json_of", "loop_of", "refuse_another", "refuse_another_loop", "refuse_more_epochs", "refuse_second_start"]
 
 SHOWN = 4  # differences that an error names
 
 
-class Loops:
-    """The loops that trained a training's epochs: the first epoch of each, its seeds, its data, and its count.
+def loop_of(batches: Any, seeds: Sequence[int], place: str) -> dict[str, Any]:
+    """Return what a checkpoint says of the loop that trains it: its seeds, and what its batches are made of."""
+    return dict(json_of({"seed": seeds[0] if len(seeds) == 1 else [*seeds], "data": _data(batches)}, place))
 
-    A training may consist of several loops. A resumed training calls them all again, and those that are done train
-    nothing; so each call of a loop is compared with the epochs that it would have trained. A loop that was left early
-    is done if another one followed. Two loops of one seed, count and data are taken for one.
-    """
 
-    def __init__(self) -> None:
-        self.stored: list[dict[str, Any]] = []
-        self.known = 0  # epochs whose loops this process has trained or compared
-        self.called = 0  # stored loops that this process has called again, or trained
-        self.now: dict[str, Any] = {}
-
-    @property
-    def replays(self) -> bool:
-        """Whether this process has called again some of a checkpoint's loops, and not yet the last one."""
-        return 0 < self.called < len(self.stored)
-
-    def is_done(self, batches: Any, seeds: Sequence[int], count: int, begun: int, place: str) -> bool:
-        """Take a loop of `count` epochs in all; return whether the checkpoint has a later one.
-
-        `begun` epochs are begun. KDError for another count after a loop that was left early.
-        """
-        now = {"seed": seeds[0] if len(seeds) == 1 else [*seeds], "data": _data(batches), "count": count}
-        self.now, spans = json_of(now, place), self._spans(begun)
-        same = (n for n in range(self.called, len(spans)) if self._is_now(spans[n][2]))
-        found = next(same, None)
-        if found is not None:
-            self.called = found + 1
-            if self.called < len(spans):
-                self.known = max(self.known, spans[found][1])
-                return True
-        elif 0 < self.called == len(spans) - 1 and any(until < loop["count"] for _, until, loop in spans[:-1]):
-            # The count may have been computed from the number of epochs, which was another one at the first time.
-            raise KDError(
-                f"{place}: expected a loop of {spans[-1][2]['count']} epochs in all after one that was left early, as "
-                f"at the first time, found {count}; write that number, and add another loop for further epochs"
-            )
-        return False
-
-    def begins(self, count: int, done: int, begun: int, place: str) -> bool:
-        """Begin the loop that `is_done` took; return whether it goes on from the last epoch of a checkpoint.
-
-        `done` epochs are finished. KDError, with `place` and what differs, if the checkpoint's epochs were trained with
-        other seeds or data, or if it holds more epochs than were asked for.
-        """
-        last, before = min(count, begun), self.known
-        for first, until, loop in self._spans(begun):
-            if first <= last and until > before:
-                _refuse_another(loop, self.now, place)
-            if before < count < done and first <= count <= until and loop["count"] != count:
-                raise KDError(
-                    f"{place}: expected at most {count} epochs, as many as this loop is to train in all, found {done}; "
-                    f"train {done} or more, or {REMEDY}"
-                )
-        self.known = max(before, last)
-        return before < begun == last
-
-    def trains(self, epoch: int) -> None:
-        """Note that the current loop trains an epoch."""
-        self.stored = [loop for loop in self.stored if loop["first"] < epoch]  # it may have broken off, and begin again
-        if not self.stored or not self._is_now(self.stored[-1]):
-            self.stored.append({"first": epoch, **self.now})
-        self.known, self.called = epoch, len(self.stored)
-
-    def _is_now(self, loop: Mapping[str, Any]) -> bool:
-        return self.now == {name: loop[name] for name in self.now}
-
-    def _spans(self, begun: int) -> list[tuple[int, int, dict[str, Any]]]:
-        """First and last epoch of each stored loop."""
-        firsts = [loop["first"] for loop in self.stored]
-        untils = [*(first - 1 for first in firsts[1:]), begun]
-        return list(zip(firsts, untils, self.stored, strict=bool(firsts)))
+def refuse_another_loop(stored: Mapping[str, Any], now: Mapping[str, Any], place: str) -> None:
+    """Refuse (KDError) a checkpoint whose epochs were trained with other seeds or data."""
+    _refuse(_differences(stored, now), place)
 
 
 def _data(batches: Any) -> Any:
@@ -98,8 +32,31 @@ def _data(batches: Any) -> Any:
     return about[0] if len(about) == 1 else {str(number): each for number, each in enumerate(about)}
 
 
-def _refuse_another(stored: dict[str, Any], now: dict[str, Any], place: str) -> None:
-    _refuse(_differences(*({name: loop[name] for name in ("seed", "data")} for loop in (stored, now))), place)
+def refuse_second_start(epoch: int, steps: int, is_second: bool, place: str) -> None:
+    """Refuse (KDError) to begin a loop after one that broke off within an epoch, and a second one with a checkpoint."""
+    again = (
+        "to go on with this training, make the network, the optimizer and Progress again: they go on from the "
+        "checkpoint, if there is one"
+    )
+    if steps:
+        raise KDError(
+            f"{place}: expected a training at the end of an epoch, found one that broke off within epoch {epoch + 1}, "
+            f"after {steps} steps; {again}"
+        )
+    if is_second:  # a script that is run again could not tell where its code between the two loops had been
+        raise KDError(
+            f"{place}: expected one loop for each checkpoint, found a second one; for another training of this "
+            f"network, make another Progress with a checkpoint of its own, after the first loop; {again}"
+        )
+
+
+def refuse_more_epochs(done: int, begun: bool, count: int, place: str) -> None:
+    """Refuse (KDError) a checkpoint with more than `count` epochs: `done` ones, and another one if that is `begun`."""
+    if done + begun > count:
+        raise KDError(
+            f"{place}: expected at most {count} epochs, as many as this loop is to train in all, found {done}"
+            f"{' and a part of another' if begun else ''}; train more, or {REMEDY}"
+        )
 
 
 def refuse_another(stored: Mapping[str, Any], own: Mapping[str, Any], place: str) -> None:

@@ -21,22 +21,26 @@ from torch import Tensor, nn
 
 from kdlib.architecture import restore_settings, settings_of
 from kdlib.checkpoint import FORMAT, REMEDY, as_of_a_checkpoint, epoch_of, read_checkpoint, tensors_of_epoch, unpacked
-from kdlib.errors import KDError
+from kdlib.checks import path_of
+from kdlib.errors import KDError, NonFiniteLoss
 from kdlib.files import DamagedFile, ForeignFile, identity, is_there, keep_previous, save_tensors, set_aside
-from kdlib.ownership import Loops, json_of, refuse_another
+from kdlib.ownership import (
+    json_of,
+    loop_of,
+    refuse_another,
+    refuse_another_loop,
+    refuse_more_epochs,
+    refuse_second_start,
+)
 from kdlib.packing import pack, unwrapped
 from kdlib.rates import Rates
 from kdlib.replicas import layer_generators
 from kdlib.trace import Tracer, description
-from kdlib.trainable import check_optimizer, check_training
+from kdlib.trainable import check_optimizer, check_training, load_state
 
-__all__ = ["CHECKPOINT_SECONDS", "NonFiniteLoss", "Progress"]
+__all__ = ["CHECKPOINT_SECONDS", "Progress"]
 
 CHECKPOINT_SECONDS = 120.0  # so a kill costs at most this much work, one step and one evaluation
-
-
-class NonFiniteLoss(KDError):
-    """The training loss, or a recorded measurement, became NaN or infinite."""
 
 
 class Progress:
@@ -45,7 +49,7 @@ class Progress:
     If there is a file at `checkpoint`, the state of the interrupted run is loaded from it. A damaged checkpoint is
     renamed to `<name>.damaged`, and training goes on from the one before it, or starts from the first epoch if there is
     none; `notice` then says so. KDError if it is the checkpoint of a training with another label, `about`, network or
-    optimizer; `epochs` compares seeds and data.
+    optimizer; `epochs` compares seeds and data. With a checkpoint, a Progress trains one loop.
 
     `about` holds what else tells this training from others, for example {"temperature": 4.0}: numbers, texts, lists
     and dicts. The loop cannot see such numbers in an objective.
@@ -76,7 +80,7 @@ class Progress:
         traced: bool = False,
     ) -> None:
         self.model, self.optimizer, self.label = model, optimizer, label
-        self.checkpoint = None if checkpoint is None else Path(checkpoint)
+        self.checkpoint = None if checkpoint is None else path_of("checkpoint", checkpoint)
         self.extras = dict(extras or {})
         self.on_epoch, self.on_step, self.graphs, self.traced = on_epoch, on_step, graphs, traced
         self.history: list[dict[str, float]] = []
@@ -89,7 +93,8 @@ class Progress:
         self.frozen: list[nn.Module] = []  # modules that remain in evaluation mode; the loop sets them
         self.count = 0  # epochs to train in all; the loop sets it
         self.tracer = Tracer(self)
-        self.loops = Loops()
+        self._loop: dict[str, Any] | None = None  # seeds and data of the loop that trains
+        self._is_begun = False
         check_training(model, optimizer, self.extras, self._place())
         self._owner = json_of({"label": label, "about": about or {}, "extras": sorted(self.extras)}, self._place())
         self.rates = Rates(optimizer, self.extras)
@@ -97,6 +102,7 @@ class Progress:
         self._begun_with: dict[str, Any] = {}  # the rates at the beginning of the current epoch
         self._loaded: dict[str, Any] = {}  # the rates of the checkpoint
         self._layers: dict[str, Any] = {}  # the settings of its layers
+        self._loaded_state = ""  # SHA-256 of its weights and of its optimizer's state
         self._own_file: tuple[int, int] | None = None  # the checkpoint as this training has read or written it
         if self.checkpoint is not None:
             self._packed({})  # what a checkpoint cannot hold is refused now, not after an epoch
@@ -146,8 +152,6 @@ class Progress:
 
     def keep(self, name: str) -> None:
         """Copy the model's current weights under `name`; this replaces an older copy of that name."""
-        if self.loops.replays and name in self.kept:  # between two loops that are called again
-            return
         self.kept[name] = {
             key: value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
             for key, value in self.network.state_dict().items()
@@ -157,41 +161,45 @@ class Progress:
         """Load the weights kept under `name` into the model; KDError if there are none."""
         if name not in self.kept:
             raise KDError(f"expected weights kept under {name!r}, found {[*self.kept]}; call keep({name!r}) first")
-        if not self.loops.replays:  # the checkpoint is of a later loop
-            self.network.load_state_dict(self.kept[name])
+        self.network.load_state_dict(self.kept[name])
 
     @property
     def due(self) -> bool:
         """Whether the last checkpoint is so old that one is to be written within the epoch."""
         return self.checkpoint is not None and time.monotonic() - self.saved_at >= CHECKPOINT_SECONDS
 
-    def loop_begins(self, batches: Any, seeds: Sequence[int], count: int, *, rate: bool) -> int:
+    def loop_begins(self, batches: Any, seeds: Sequence[int], count: int, *, rate: bool) -> None:
         """Take a loop of `count` epochs in all; `rate`: it sets the learning rates itself.
 
-        Return its last epoch, or 0 if the checkpoint says that it is done. KDError if the checkpoint's epochs were
-        trained with other seeds, data or learning rates, or are too many, and for an optimizer of other weights.
+        KDError if the checkpoint's epochs were trained with other seeds, data or learning rates, or are too many, if
+        something has changed the weights since they were loaded, for a second loop with one checkpoint, and for an
+        optimizer of other weights.
         """
-        self.count, place, begun = count, self._place(), self.epoch + bool(self.resumed[0])
-        if self.losses:
-            raise KDError(
-                f"{place}: expected a training at the end of an epoch, found one that broke off within epoch "
-                f"{self.epoch + 1}, after {len(self.losses)} steps; make the network, the optimizer and Progress "
-                "again. With a checkpoint, the training then goes on from there"
-            )
-        check_optimizer(self.network, self.optimizer)
+        self.count, place = count, self._place()
+        refuse_second_start(self.epoch, len(self.losses), self._is_begun and self.checkpoint is not None, place)
+        check_optimizer(self.network, self.optimizer, None if self.checkpoint is None else self.extras)
         self.rates.loop_begins(rate, self.optimizer, self.checkpoint is not None, place)
-        if self.loops.is_done(batches, seeds, count, begun, place):
-            return 0
-        if self.loops.begins(count, self.epoch, begun, place):
-            self.rates.refuse_others(self._first, place, REMEDY)
-            # Again: code between two loops may have set what this loop had changed when it stopped.
-            self.rates.restore(self.optimizer, self._loaded)
-            restore_settings(self.network, self._layers)
-        return count
+        loop = loop_of(batches, seeds, place)
+        if self._loaded_state:
+            self._go_on(loop, place)
+        self._loop, self._is_begun = loop, True
+
+    def _go_on(self, loop: dict[str, Any], place: str) -> None:
+        """Go on from the checkpoint with this loop, or refuse it (KDError)."""
+        refuse_another_loop(self._loop or loop, loop, place)
+        refuse_more_epochs(self.epoch, bool(self.resumed[0]), self.count, place)
+        if self.tracer.digest() != self._loaded_state:
+            raise KDError(
+                f"{place}: expected the weights and the optimizer state of the checkpoint, which Progress has loaded, "
+                "found that something has changed them; make Progress last, right before its loop"
+            )
+        self.rates.refuse_others(self._first, place, REMEDY)
+        # Again: code after Progress may have set what this loop had changed when it stopped.
+        self.rates.restore(self.optimizer, self._loaded)
+        restore_settings(self.network, self._layers)
 
     def epoch_begins(self) -> int:
         """Take over the steps of this epoch that the checkpoint holds, and return their number."""
-        self.loops.trains(self.epoch + 1)
         (self.losses, self._states), self.resumed = self.resumed, ([], [])
         if self.losses:  # the batches of these steps may change the learning rate again
             self.rates.restore(self.optimizer, self._begun_with)
@@ -233,7 +241,7 @@ class Progress:
         if self.losses:
             self.tracer.note_state()
             tensors = tensors_of_epoch(self.losses, [each.get_state() for each in layer_generators(self.network)])
-        notes = {"format": FORMAT, "owner": self._owner, "first": self._first, "loops": self.loops.stored}
+        notes = {"format": FORMAT, "owner": self._owner, "first": self._first, "loop": self._loop}
         notes |= {"history": self.history, "traces": self.traces, "state": self.tracer.state}
         notes |= {"settings": description(self.optimizer), "layers": settings_of(self.network)}
         notes |= self._packed(tensors)
@@ -253,8 +261,8 @@ class Progress:
             _, notes = read_checkpoint(path)
         except KDError:
             return False
-        own = self._owner, self.history, self.loops.stored[:1]
-        return own != (notes["owner"], notes["history"] + self.history[len(notes["history"]) :], notes["loops"][:1])
+        own = self._owner, self.history, self._loop
+        return own != (notes["owner"], notes["history"] + self.history[len(notes["history"]) :], notes["loop"])
 
     def _packed(self, tensors: dict[str, Tensor]) -> dict[str, Any]:
         """The states of all objects as JSON; their tensors are added to `tensors`."""
@@ -295,24 +303,18 @@ class Progress:
             refuse_another(notes, own, self._place())
             self._take(notes, parts)
             self.resumed = epoch_of(tensors, device)
+            self._loaded_state = self.tracer.digest()
 
     def _take(self, notes: dict[str, Any], parts: dict[str, Any]) -> None:
         """Take the state of a checkpoint, as `read_checkpoint` and `unpacked` return it."""
         self.network.load_state_dict(parts["model"])
         self.kept, self._loaded, self._begun_with = parts["kept"], parts["rates"], parts["begun_with"]
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": parts["optimizer"], "param_groups": groups})
-        # Fused optimizers pair weights and moments by their place in memory, so a moment needs the strides of its
-        # weight. The file does not keep strides.
-        for parameter, entries in self.optimizer.state.items():
-            for key, value in entries.items():
-                if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    entries[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        load_state(self.optimizer, parts["optimizer"])
         for name, value in self.extras.items():
             value.load_state_dict(parts["extras"][name])
         self.rates.restore(self.optimizer, self._loaded)
         self._layers = notes["layers"]
         restore_settings(self.network, self._layers)
-        self._first, self.loops.stored = notes["first"], notes["loops"]
+        self._first, self._loop = notes["first"], notes["loop"]
         self.history = notes["history"]
         self.tracer.traces, self.tracer.state = notes["traces"], notes["state"]

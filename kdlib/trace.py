@@ -29,7 +29,6 @@ import torch
 from torch import Tensor, nn
 
 from kdlib.batches import Batch
-from kdlib.errors import KDError
 from kdlib.files import canonical_json, sha256, tensor_digest
 from kdlib.packing import pack, tensors_of_state
 from kdlib.replicas import Replicas
@@ -62,7 +61,7 @@ class Tracer:
         """Note what there is before the first step."""
         if not self.progress.traced:
             return
-        self.state, states = self._state(), self._states()
+        self.state, states = self.digest(), self._states()
         members = getattr(batches, "members", [batches])
         for state, member in zip(states, members if len(members) == len(states) else [None] * len(states), strict=True):
             about = getattr(member, "about", None)
@@ -86,7 +85,7 @@ class Tracer:
     def epoch_begins(self, epoch: int, seeds: Sequence[int]) -> None:
         """Note the dropout seeds of an epoch, and whether weights or optimizer state changed since the last one."""
         self.seeds = seeds
-        if self.progress.traced and self.state != self._state():
+        if self.progress.traced and self.state != self.digest():
             for trace in self.traces:
                 trace["changed"].append(epoch)
 
@@ -115,17 +114,10 @@ class Tracer:
             for trace, value in zip(self.traces, _probe(objective, batch, len(self.traces)), strict=True):
                 trace["probe"] = value
 
-    def refuse_changes(self, label: str) -> None:
-        """Raise KDError unless weights, buffers and optimizer state are as they were noted."""
-        if self.state != self._state():
-            raise KDError(
-                f"{label or 'training'}: expected the weights of the checkpoint within this epoch, found others; "
-                "change weights or optimizer in the body of the loop, not between two loops"
-            )
-
     def note_state(self) -> None:
         """Note weights, buffers and optimizer state as they are now, so that a later change is seen."""
-        self.state = self._state()
+        if self.progress.traced:
+            self.state = self.digest()
 
     def epoch_ends(self, first_loss: Tensor) -> None:
         """Write down what an epoch did; after the first one, also the loss of its first batch."""
@@ -170,7 +162,8 @@ class Tracer:
         model = self.progress.model
         return list((model.member(0) if isinstance(model, Replicas) else self.progress.network).named_modules())
 
-    def _state(self) -> str:
+    def digest(self) -> str:
+        """Return the SHA-256 of weights, buffers and optimizer state as they are now."""
         state = tensors_of_state(self.progress.network.state_dict())
         tensors = {f"model/{name}": value for name, value in state.items()}
         notes = pack(self.progress.optimizer.state_dict()["state"], "optimizer", tensors)

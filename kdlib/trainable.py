@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
 
 from kdlib.errors import KDError
 from kdlib.packing import unwrapped
 from kdlib.replicas import Replicas
 
-__all__ = ["WeightsNotTrained", "check_optimizer", "check_training"]
+__all__ = ["WeightsNotTrained", "check_optimizer", "check_training", "load_state"]
 
 SHOWN = 4  # names of weights in a message
 NOT_ELEMENT_WISE = ("Adafactor", "LBFGS", "Muon", "LAMB", "Lamb", "LARS", "Shampoo", "SOAP")
@@ -54,12 +55,26 @@ def check_training(model: nn.Module, optimizer: torch.optim.Optimizer, extras: M
             )
 
 
-def check_optimizer(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def check_optimizer(
+    network: nn.Module, optimizer: torch.optim.Optimizer, saved: Mapping[str, Any] | None = None
+) -> None:
     """Refuse (KDError) an optimizer that holds none of the weights to train; warn (WeightsNotTrained) if it lacks some.
 
     The optimizer may also hold weights that are not the network's, such as those of a layer that only the loss uses.
+    With a checkpoint, they must be in one of the `saved` extras (KDError).
     """
-    held = {id(value) for group in optimizer.param_groups for value in group["params"]}
+    held = {id(value): value for group in optimizer.param_groups for value in group["params"]}
+    if saved is not None:
+        modules = [network, *(value for value in saved.values() if isinstance(value, nn.Module))]
+        known = {id(weight) for module in modules for weight in module.parameters()}
+        others = [value.state_dict() for value in saved.values() if not isinstance(value, nn.Module)]
+        leaves = [leaf for leaf in tree_leaves(others) if isinstance(leaf, Tensor)]
+        if lost := [value for key, value in held.items() if key not in known and not _is_one_of(value, leaves)]:
+            raise KDError(
+                f"expected the optimizer's weights in the checkpoint, found {len(lost)} that are neither the model's "
+                f"nor in extras, the first of shape {tuple(lost[0].shape)}: a resumed training would lose them. Use "
+                'Progress(..., extras={"hint": the layer}), and nn.ParameterList([weight]) for a single weight'
+            )
     learning = {name: value for name, value in network.named_parameters() if value.requires_grad}
     left = [name for name, value in learning.items() if id(value) not in held]
     if not left:
@@ -76,3 +91,19 @@ def check_optimizer(network: nn.Module, optimizer: torch.optim.Optimizer) -> Non
         WeightsNotTrained,
         stacklevel=4,
     )
+
+
+def _is_one_of(weight: Tensor, saved: Sequence[Tensor]) -> bool:
+    """Whether a state holds a weight; it may hold a copy."""
+    return any(weight.shape == value.shape and torch.equal(weight, value.to(weight)) for value in saved)
+
+
+def load_state(optimizer: torch.optim.Optimizer, state: dict[Any, Any]) -> None:
+    """Give an optimizer the state (moments, for example) of another one; its groups stay as they are."""
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    # Fused optimizers pair weights and moments by their place in memory, so a moment needs the strides of its weight.
+    # A file does not keep strides.
+    for parameter, entries in optimizer.state.items():
+        for key, value in entries.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                entries[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -28,12 +28,12 @@ from torch import Tensor, nn
 from kdlib.batches import Batch, Examples
 from kdlib.captured import CapturedStep
 from kdlib.checks import check_number, whole_number
-from kdlib.errors import KDError
+from kdlib.errors import KDError, NonFiniteLoss
 from kdlib.files import tensor_digest
 from kdlib.losses import cross_entropy
 from kdlib.packing import tensors_of_state, unwrapped
 from kdlib.predictions import evaluating, predict_logits
-from kdlib.progress import NonFiniteLoss, Progress
+from kdlib.progress import Progress
 from kdlib.replicas import Replicas
 from kdlib.seeds import derive_seed
 from kdlib.targets import SoftTargets
@@ -111,17 +111,15 @@ def epochs(
     if progress.model.training:  # otherwise, the body of an earlier loop left it in evaluation mode
         progress.frozen = [module for module in progress.model.modules() if not module.training]
     seeds, count = _seeds(seed, progress.model), whole_number("count", count, least=0)
-    last = progress.loop_begins(batches, seeds, count, rate=rate is not None)
+    progress.loop_begins(batches, seeds, count, rate=rate is not None)
     tracer = progress.tracer
     if not tracer.traces:
         tracer.begin(batches)
     make_step = _step(progress, objective)
     with _callers_random_numbers():
-        for epoch in range(progress.epoch + 1, last + 1):
+        for epoch in range(progress.epoch + 1, count + 1):
             if rate is not None:
                 progress.rates.set_all(progress.optimizer, rate(epoch))
-            if progress.resumed[0]:
-                tracer.refuse_changes(progress.label)
             tracer.epoch_begins(epoch, _seed_layers(progress.model, seeds, epoch))
             progress.model.train()
             for module in progress.frozen:

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import softmax
+from torch import nn
 
 from kdlib.augment import flip_and_shift, mixup
 from kdlib.batches import STEPS_PER_GATHER, Batches, Examples, TeacherAtChance
+from kdlib.checks import ProbabilitiesAsLogits
 from kdlib.errors import KDError
 from kdlib.files import array_digest
 from kdlib.losses import soft_target_kl
+from kdlib.metrics import expected_calibration_error
 from kdlib.replicas import side_by_side
 from kdlib.seeds import generator
 from kdlib.targets import SoftTargets
@@ -382,3 +385,34 @@ def test_unlabelled_batches_of_many_students_are_those_of_each(examples, soft):
     for together, *alone in zip(side_by_side(members)(1), *(member(1) for member in members), strict=True):
         assert together.labels.shape[2:] == (0,)
         assert torch.equal(together.soft, torch.stack([batch.soft for batch in alone]))
+
+
+def test_a_teacher_that_ends_in_a_softmax_is_told():
+    labels = torch.arange(30) % 3
+    logits = 4 * torch.nn.functional.one_hot(labels, 3) + torch.randn(30, 3, generator=generator(0, "logits"))
+    examples = Examples(torch.zeros(30, 2), labels)
+    for probs in (logits.softmax(1), logits.softmax(1).bfloat16(), torch.full((30, 3), 1 / 3)):
+        soft = SoftTargets(probs, "the teacher", examples.digest)
+        with pytest.warns(ProbabilitiesAsLogits, match="run the teacher are distributions: .* its last softmax"):
+            examples.check(soft)
+    for fine in (logits, probs.log(), logits.softmax(1) * 1.1, torch.eye(3)[labels]):  # no warning, which would fail
+        examples.check(SoftTargets(fine, "the teacher", examples.digest))
+    with pytest.warns(ProbabilitiesAsLogits, match="the logits of a metric are distributions"):
+        expected_calibration_error(logits.softmax(1), labels)
+
+
+def test_a_checkpoint_is_of_the_labels_it_was_trained_with(tmp_path):
+    """`dataclasses.replace` keeps the digest of the data."""
+
+    def train(labels):
+        model = nn.Linear(2, 3)
+        progress = Progress(model, torch.optim.SGD(model.parameters(), lr=0.1), checkpoint=tmp_path / "c")
+        batches = Batches(replace(examples, labels=labels), 8, seed=0)
+        return [*epochs(progress, batches, hard_targets, count=1, seed=0)]
+
+    labels = torch.arange(30) % 3
+    examples = Examples(torch.randn(30, 2, generator=generator(0, "inputs")), labels)
+    assert train(labels) == [1]
+    assert train(labels) == []
+    with pytest.raises(KDError, match=r"data.labels: the checkpoint has .*, this training"):
+        train(labels.flip(0))

@@ -178,33 +178,6 @@ def test_replicas_of_other_seeds_or_data_are_refused(tmp_path):
         stacked(factor=2.0)
 
 
-def two_loops(path, stop=None):
-    """Two loops with other data, rate and seed; code between them sets the rate by hand."""
-    model = network()
-    optimizer = sgd(model)
-
-    def kill(progress):
-        if progress.epoch == stop:
-            raise Killed
-
-    progress = Progress(model, optimizer, checkpoint=path, on_epoch=kill)
-    for _ in epochs(progress, Batches(EXAMPLES, SIZE, SEED), hard_targets, count=2, seed=SEED):
-        optimizer.param_groups[0]["lr"] *= 0.5
-    optimizer.param_groups[0]["lr"] = 0.02
-    for _ in epochs(progress, Batches(EXAMPLES, 9, SEED, SOFT), objective, count=4, seed=SEED + 1):
-        optimizer.param_groups[0]["lr"] *= 0.5
-    return progress
-
-
-@pytest.mark.parametrize("stop", [1, 2, 3, 4])
-def test_two_loops_are_called_again_and_go_on_where_they_were(tmp_path, stop):
-    with pytest.raises(Killed):
-        two_loops(tmp_path / "c", stop)
-    resumed, unbroken = two_loops(tmp_path / "c"), two_loops(tmp_path / "whole")
-    assert resumed.traces == unbroken.traces
-    assert (tmp_path / "c").read_bytes() == (tmp_path / "whole").read_bytes()
-
-
 def test_files_that_are_no_checkpoint_of_this_format_are_refused_and_kept(tmp_path):
     path = tmp_path / "c"
     train(path)
@@ -212,7 +185,7 @@ def test_files_that_are_no_checkpoint_of_this_format_are_refused_and_kept(tmp_pa
     for other in (None, [], {name: value for name, value in notes.items() if name != "format"}, notes | {"format": 1}):
         save_tensors(path, tensors, other)
         content = path.read_bytes()
-        with pytest.raises(KDError, match="expected a checkpoint of format 3, found another file"):
+        with pytest.raises(KDError, match="expected a checkpoint of format 4, found another file"):
             train(path)
         assert path.read_bytes() == content
     with pytest.raises(KDError, match="expected the name of a file, found a folder"):
@@ -627,7 +600,7 @@ def an_odd_tensor(tensors, notes):
     tensors["epoch/x"] = torch.zeros(1)
 
 
-KEYS = ["owner", "first", "loops", "history", "traces", "state", "settings", "layers"]
+KEYS = ["owner", "first", "loop", "history", "traces", "state", "settings", "layers"]
 STATES = ["model", "kept", "optimizer", "extras", "rates", "begun_with"]
 
 
@@ -636,6 +609,7 @@ STATES = ["model", "kept", "optimizer", "extras", "rates", "begun_with"]
     [
         *((missing(key), f"expected the key '{key}'") for key in KEYS + STATES),
         *((is_now(key, 5), f"expected {key} to be") for key in KEYS + STATES),
+        (of("loop", "seed", "x"), "expected loop.seed to be"),
         *((is_now(key, {"dict": 5}), f"expected {key} to be") for key in STATES),
         *((is_now(key, {}), f"expected {key} to be") for key in STATES),
         (is_now("new", 5), "'new'"),

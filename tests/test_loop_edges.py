@@ -250,8 +250,19 @@ def test_what_is_no_number_is_not_recorded(examples, value):
 
 def test_a_checkpoints_name_is_one_of_a_file(examples):
     model = network()
-    with pytest.raises(KDError, match="expected the name of a file, found embedded null byte"):
+    with pytest.raises(KDError, match="checkpoint: expected a path, found 'a"):
         Progress(model, torch.optim.SGD(model.parameters(), lr=0.1), checkpoint="a\0b")
+
+
+def test_a_checkpoint_may_be_in_the_home_folder(examples, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = network()
+    progress = Progress(model, torch.optim.SGD(model.parameters(), lr=0.1), checkpoint="~/of mine/checkpoint")
+    train(model, Batches(examples, SIZE, 0), progress=progress)
+    assert (tmp_path / "of mine" / "checkpoint").exists()
+    for path, told in (("", "an empty text"), ("~nobody at all/c", "without ~")):
+        with pytest.raises(KDError, match=f"checkpoint: expected a path.*{told}"):
+            Progress(model, torch.optim.SGD(model.parameters(), lr=0.1), checkpoint=path)
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

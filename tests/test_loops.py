@@ -1,4 +1,4 @@
-"""A training of two loops, of which the first is left early, goes on and ends as it did at the first time."""
+"""A training that is run again ends as it did at the first time: scripts of two loops, and what the body changes."""
 
 import pytest
 import torch
@@ -22,57 +22,136 @@ def network():
     return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Dropout(0.2), nn.Linear(6, 3))
 
 
-def early_then_another(path, stop=None, count=6):
-    """A loop that stops early, after epoch 4, then one with another objective; killed in epoch `stop`."""
+class Stop(Exception):
+    """Ends a script in the middle."""
+
+
+def script(folder, stop=(0, 0)):
+    """Train a loop that stops early; measure; go on from the best weights; train another loop; measure again.
+
+    Each loop has a checkpoint of its own. The script is stopped in a loop and an epoch, after a step.
+    """
     model = network()
-    progress = Progress(model, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), checkpoint=path)
-    trained = []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    average, measured, trained = torch.optim.swa_utils.AveragedModel(model), [], []
 
-    def of_epoch(name, weight):
+    def measure():
+        measured.append((len(trained), [value.clone() for value in model.state_dict().values()]))
+
+    def progress(number, **settings):
+        path = None if folder is None else folder / f"checkpoint-{number}"
+
         def loss(outputs, batch):
-            if progress.epoch + 1 == stop:
-                raise Killed
-            return weight * hard_targets(outputs, batch)
+            if (number, made.epoch + 1) == stop and made.losses:
+                raise Stop
+            return hard_targets(outputs, batch) / number
 
-        return loss
+        made = Progress(model, optimizer, checkpoint=path, **settings)
+        return made, loss
 
-    for epoch in epochs(progress, BATCHES, of_epoch("first", 1.0), count=100, seed=SEED):
-        trained.append(("first", epoch))
-        progress.record(distance=abs(epoch - 3))
-        if not progress.is_lowest("distance"):
+    first, loss = progress(1, extras={"average": average})
+    for epoch in epochs(first, BATCHES, loss, count=100, seed=SEED, rate=lambda epoch: 0.1 / epoch):
+        trained.append((1, epoch))
+        average.update_parameters(model)
+        first.record(distance=abs(epoch - 3))
+        if not first.is_lowest("distance"):
             break
-    for epoch in epochs(progress, BATCHES, of_epoch("second", 0.1), count=count, seed=SEED):
-        trained.append(("second", epoch))
-        progress.record(distance=0)
-    return trained, progress
+        first.keep("best")
+    measure()
+    first.restore("best")
+    measure()
+    model.load_state_dict(average.module.state_dict())
+    measure()
+    optimizer.param_groups[0]["lr"] = 0.02
+    second, loss = progress(2)
+    for epoch in epochs(second, BATCHES, loss, count=2, seed=SEED + 1):
+        trained.append((2, epoch))
+    measure()
+    return trained, [weights for _, weights in measured], second.history
 
 
-FIRST, SECOND = [("first", epoch) for epoch in (1, 2, 3, 4)], [("second", epoch) for epoch in (5, 6)]
+def equal(one, other):
+    return all(torch.equal(*pair) for parts in zip(one, other, strict=True) for pair in zip(*parts, strict=True))
 
 
-def test_a_loop_that_was_left_early_is_not_gone_on_with_when_another_followed(tmp_path):
-    trained, progress = early_then_another(tmp_path / "c")
-    assert trained == FIRST + SECOND
+@pytest.mark.parametrize("stop", [(1, 1), (1, 3), (1, 4), (2, 1), (2, 2), None])
+def test_a_script_of_two_loops_measures_the_same_when_it_is_run_again(tmp_path, stop):
+    trained, measured, history = script(None)
+    assert trained == [(1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2)]
+    if stop:
+        with pytest.raises(Stop):
+            script(tmp_path, stop)
     for _ in range(2):
-        again, same = early_then_another(tmp_path / "c")
-        assert again == []
-        assert same.history == progress.history
-        assert all(torch.equal(*pair) for pair in zip(weights(same), weights(progress), strict=True))
+        again, found, same = script(tmp_path)
+        assert equal(found, measured)
+        assert same == history
+    assert again == [(1, 4)]  # the loop was left before its checkpoint was written
 
 
-@pytest.mark.parametrize(("stop", "left"), [(3, FIRST[2:] + SECOND), (5, FIRST[3:] + SECOND), (6, SECOND[1:])])
-def test_early_then_another_go_on_from_where_they_were_killed(tmp_path, stop, left):
-    with pytest.raises(Killed):
-        early_then_another(tmp_path / "c", stop)
-    trained, progress = early_then_another(tmp_path / "c")
-    assert trained == left
-    assert progress.history == early_then_another(None)[1].history
+def test_a_checkpoint_is_of_one_loop(tmp_path):
+    progress = Progress(model := network(), torch.optim.SGD(model.parameters(), lr=0.1), checkpoint=tmp_path / "c")
+    assert [*epochs(progress, BATCHES, hard_targets, count=1, seed=SEED)] == [1]
+    with pytest.raises(KDError, match="expected one loop for each checkpoint, found a second one; for another"):
+        next(epochs(progress, BATCHES, hard_targets, count=2, seed=SEED))
+    without = Progress(model := network(), torch.optim.SGD(model.parameters(), lr=0.1))
+    assert [*epochs(without, BATCHES, hard_targets, count=1, seed=SEED)] == [1]
+    assert [*epochs(without, BATCHES, hard_targets, count=3, seed=SEED)] == [2, 3]
 
 
-def test_the_count_after_a_loop_that_was_left_early_must_not_change(tmp_path):
-    early_then_another(tmp_path / "c")
-    with pytest.raises(KDError, match=r"expected a loop of 6 epochs in all after one that was left early.*found 8"):
-        early_then_another(tmp_path / "c", count=8)
+def loads(model, optimizer):
+    model.load_state_dict(network().state_dict())
+
+
+def resets(model, optimizer):
+    optimizer.state.clear()
+
+
+@pytest.mark.parametrize("change", [loads, resets])
+def test_what_changes_the_weights_after_they_were_loaded_is_refused(tmp_path, change):
+    def train(count):
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        progress = Progress(model, optimizer, checkpoint=tmp_path / "c")
+        change(model, optimizer)
+        return [*epochs(progress, BATCHES, hard_targets, count=count, seed=SEED)]
+
+    assert train(2) == [1, 2]
+    for count in (2, 3):  # done, and not yet
+        with pytest.raises(KDError, match="expected the weights and the optimizer state of the checkpoint"):
+            train(count)
+
+
+def test_a_second_progress_is_made_after_the_first_loop(tmp_path):
+    def train():
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        first, second = (Progress(model, optimizer, checkpoint=tmp_path / name) for name in "ab")
+        for progress in (first, second):
+            for _ in epochs(progress, BATCHES, hard_targets, count=2, seed=SEED):
+                pass
+
+    train()
+    with pytest.raises(KDError, match="make Progress last, right before its loop"):
+        train()
+
+
+def test_a_part_of_an_epoch_after_the_last_one_is_refused(tmp_path):
+    def train(count, stop=0):
+        progress = Progress(model := network(), torch.optim.SGD(model.parameters(), lr=0.1), checkpoint=tmp_path / "c")
+
+        def loss(outputs, batch):
+            if progress.epoch + 1 == stop and progress.losses:
+                progress.save()
+                raise Stop
+            return hard_targets(outputs, batch)
+
+        return [*epochs(progress, BATCHES, loss, count=count, seed=SEED)]
+
+    with pytest.raises(Stop):
+        train(3, stop=3)
+    with pytest.raises(KDError, match=r"expected at most 2 epochs, .* found 2 and a part of another; train more"):
+        train(2)
+    assert train(3) == [3]
 
 
 def weights(progress):
@@ -153,7 +232,9 @@ def test_an_epoch_that_broke_off_is_not_begun_again_with_its_weights(tmp_path):
 
     with pytest.raises(Killed):
         cell()
-    with pytest.raises(KDError, match="one that broke off within epoch 2, after 1 steps; make the network"):
+    with pytest.raises(
+        KDError, match="one that broke off within epoch 2, after 1 steps; to go on with this training, make"
+    ):
         cell()
 
 
@@ -205,32 +286,3 @@ def test_batches_of_different_lengths_are_trained_and_the_objective_is_called_fo
     progress = Progress(model, torch.optim.SGD(model.parameters(), lr=0.1))
     assert list(epochs(progress, batches, loss, count=2, seed=SEED)) == [1, 2]
     assert calls == [28, 36] * 2
-
-
-@pytest.mark.parametrize("stop", [None, 2, 5])
-def test_weights_that_are_restored_between_two_loops_are_those_of_the_first_time(tmp_path, stop):
-    def script(path, stop=None):
-        progress = Progress(model := network(), torch.optim.SGD(model.parameters(), lr=0.05), checkpoint=path)
-
-        def objective(outputs, batch):
-            if progress.epoch + 1 == stop and len(progress.losses) == 1:
-                raise Killed
-            return hard_targets(outputs, batch)
-
-        for epoch in epochs(progress, BATCHES, objective, count=3, seed=SEED):
-            if epoch == 2:
-                progress.keep("best")
-        progress.keep("last of the first")
-        progress.restore("best")
-        for _ in epochs(progress, BATCHES, objective, count=6, seed=SEED):
-            pass
-        before = weights(progress)
-        progress.restore("last of the first")
-        return [*before, *weights(progress)]
-
-    if stop:
-        with pytest.raises(Killed):
-            script(tmp_path / "c", stop)
-    else:
-        script(tmp_path / "c")
-    assert all(torch.equal(*pair) for pair in zip(script(tmp_path / "c"), script(None), strict=True))

@@ -17,6 +17,7 @@ from kdlib.training import epochs, hard_targets, predict_logits, predict_soft_ta
 
 INPUTS = torch.randn(32, 4, generator=generator(0, "inputs"))
 EXAMPLES = Examples(INPUTS, INPUTS[:, :3].argmax(1))
+BATCHES = Batches(EXAMPLES, 8, 0)
 NOT_UTF_8 = b"caf\xe9".decode("utf-8", "surrogateescape")  # as os.listdir gives such a name
 
 
@@ -158,3 +159,43 @@ def test_a_teacher_with_several_outputs_gives_the_soft_targets_of_one():
     teacher = Several()
     soft = predict_soft_targets(teacher, EXAMPLES, output="logits")
     assert torch.equal(soft.logits, predict_logits(teacher.network, INPUTS))
+
+
+class Scale:
+    """An object with a state that is no module, and whose state is a copy."""
+
+    def __init__(self):
+        self.value = nn.Parameter(torch.tensor(0.5))
+
+    def state_dict(self):
+        return {"value": self.value.detach().clone()}
+
+    def load_state_dict(self, state):
+        self.value.data.copy_(state["value"])
+
+
+@pytest.mark.parametrize("made", [lambda: nn.Linear(3, 4), lambda: nn.ParameterList([torch.tensor(0.5)]), Scale])
+def test_weights_that_only_the_loss_uses_must_be_in_the_checkpoint(tmp_path, made):
+    def train(path, saved, stop=None):
+        model, extra = network(), made()
+        weights = [extra.value] if isinstance(extra, Scale) else [*extra.parameters()]
+        optimizer = torch.optim.SGD([*model.parameters(), *weights], lr=0.1, momentum=0.9)
+        progress = Progress(model, optimizer, checkpoint=path, extras={"extra": extra} if saved else None)
+
+        def objective(outputs, batch):
+            return hard_targets(outputs * sum(weight.mean() for weight in weights), batch)
+
+        for epoch in epochs(progress, BATCHES, objective, count=3, seed=0):
+            if epoch == stop:
+                break
+        return [value.detach() for value in (*model.parameters(), *weights)]
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        expected = train(None, saved=False)
+        for stop in (2, None):
+            torch.manual_seed(0)
+            found = train(tmp_path / "c", saved=True, stop=stop)
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    with pytest.raises(KDError, match=r"found \d that are neither the model's nor in extras, the first of shape \("):
+        train(tmp_path / "other", saved=False)

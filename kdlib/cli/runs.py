@@ -8,10 +8,10 @@ from contextlib import suppress
 from datetime import date
 from pathlib import Path
 
+from kdlib.checks import path_of
 from kdlib.cli.say import say
 from kdlib.errors import KDError
 from kdlib.files import DamagedFile, is_there, not_read, read_file
-from kdlib.run.arguments import path_of
 from kdlib.run.environment import source_digest
 from kdlib.run.experiment import loadable
 from kdlib.run.labels import label_of

@@ -5,8 +5,9 @@ from __future__ import annotations
 from argparse import ArgumentTypeError
 from pathlib import Path
 
+from kdlib.checks import path_of
 from kdlib.errors import KDError
-from kdlib.run.arguments import LARGEST_SEED, MOST, MOST_SEEDS, minutes_of, path_of
+from kdlib.run.arguments import LARGEST_SEED, MOST, MOST_SEEDS, minutes_of
 
 __all__ = ["count", "file", "folder", "minutes", "names", "seed", "seeds", "word"]
 

@@ -6,13 +6,11 @@ import math
 import operator
 from collections.abc import Iterable
 from itertools import islice
-from os.path import expanduser
-from pathlib import Path
 from typing import Any
 
 from kdlib.errors import KDError
 
-__all__ = ["LARGEST_SEED", "MOST", "MOST_SEEDS", "count_of", "minutes_of", "path_of", "seeds_of"]
+__all__ = ["LARGEST_SEED", "MOST", "MOST_SEEDS", "count_of", "minutes_of", "seeds_of"]
 
 MOST = 1024  # processes, threads, or students side by side
 MOST_SEEDS = 10_000  # of one session
@@ -39,19 +37,6 @@ def minutes_of(value: Any) -> float:
     if not 0 < minutes < math.inf:
         raise KDError(f"minutes: expected a number of minutes above 0, found {_short(value)}")
     return minutes
-
-
-def path_of(name: str, value: Any) -> Path:
-    """Return a path. A text that begins with ~ is in a home folder: no shell expands `--store=~/runs`.
-
-    KDError for an empty text, which would mean the current folder, and for a path that still begins with ~.
-    """
-    if isinstance(value, str) and (not value.strip() or "\0" in value):
-        raise KDError(f"{name}: expected the path of a folder, found an empty text; write '.' for the current folder")
-    path = Path(expanduser(value) if isinstance(value, str) else value)
-    if str(path).startswith("~"):
-        raise KDError(f"{name}: expected a path without ~, found {_short(value)}; write the whole path, from / on")
-    return path
 
 
 def seeds_of(values: Iterable[Any]) -> tuple[int, ...]:

@@ -11,10 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from kdlib.checks import path_of
 from kdlib.data import DataUnavailable, fetch
 from kdlib.errors import KDError
 from kdlib.replicas import CONVOLUTIONS
-from kdlib.run.arguments import count_of, minutes_of, path_of, seeds_of
+from kdlib.run.arguments import count_of, minutes_of, seeds_of
 from kdlib.run.devices import device_of, kind_of
 from kdlib.run.engine import Summary, execute
 from kdlib.run.environment import source_digest

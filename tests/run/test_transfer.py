@@ -295,7 +295,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(store, target):
     for wrong, expected in (
         (["history"], "expected a checkpoint of format"),
         ({"format": FORMAT, "history": []}, "expected the key 'owner'"),
-        (notes | {"loops": 5}, "expected loops to be a list, found 5"),
+        (notes | {"traces": 5}, "expected traces to be a list, found 5"),
     ):
         save_tensors(path, {"w": torch.ones(1)}, wrong)
         (outcome,) = import_runs(store.folder, target).refused
