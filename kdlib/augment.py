@@ -59,6 +59,7 @@ def balanced_draw(labels: Any, count: int, classes: int, generator: torch.Genera
     or a label is not a class, and for labels that are not whole numbers (N,).
     """
     labels = tensor_of(labels, "labels")
+    count, classes = whole_number("count", count, least=0), whole_number("classes", classes)
     if labels.ndim != 1 or labels.is_floating_point() or (len(labels) and int(labels.min()) < 0):
         raise KDError(
             f"expected whole labels (N,) from 0 on, found {labels.dtype} of shape {tuple(labels.shape)}"

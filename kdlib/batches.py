@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdlib.augment import Mix
-from kdlib.checks import check_classes, warn_of_probabilities, whole_number
+from kdlib.checks import check_classes, check_kind, warn_of_probabilities, whole_number
 from kdlib.errors import KDError
 from kdlib.files import array_digest
 from kdlib.seeds import generator
@@ -173,6 +173,9 @@ class Batches:
         view: str = "",
         drop_last: bool = False,
     ) -> None:
+        check_kind("examples", examples, Examples, "make them with Examples(inputs, labels)")
+        if soft is not None:
+            check_kind("soft", soft, SoftTargets, "make them with SoftTargets(logits, name, examples.digest)")
         size = whole_number("size", size)
         if size < 1 or len(examples.inputs) < (size if drop_last else 1):
             raise KDError(

@@ -22,6 +22,7 @@ from kdlib.errors import KDError
 __all__ = [
     "ProbabilitiesAsLogits",
     "check_classes",
+    "check_kind",
     "check_labels",
     "check_logits",
     "check_number",
@@ -116,6 +117,13 @@ def whole_number(name: str, value: Any, least: float = -math.inf) -> int:
     return found
 
 
+def check_kind(name: str, value: Any, kinds: type | tuple[type, ...], remedy: str) -> None:
+    """Refuse (KDError) a value of another class: often arguments in another order."""
+    if not isinstance(value, kinds):
+        names = [kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,))]
+        raise KDError(f"{name}: expected {' or '.join(names)}, found {type(value).__name__}; {remedy}")
+
+
 def path_of(name: str, value: Any) -> Path:
     """Return a path. A text that begins with ~ is in a home folder: no shell expands `--store=~/runs`.
 
@@ -165,6 +173,11 @@ def check_logits(logits: Any, whose: str = "the model") -> Tensor:
 
     KDError for another shape, fewer than two classes, no row, or a type without fractions.
     """
+    if logits is None and whose == "the teacher":
+        raise KDError(
+            "expected logits of the teacher, found none: the batches have no soft targets; give them with "
+            "Batches(..., soft=...) or Batch(..., soft=...)"
+        )
     if not isinstance(logits, Tensor):
         raise KDError(
             f"expected logits of {whose}, a tensor (N, K), found {type(logits).__name__}; pick one of the outputs, for "

@@ -38,8 +38,8 @@ def needs(extra: str, *modules: str) -> None:
             )
 
 
-def not_imported(place: str, error: Exception) -> KDError:
-    """Return the error about a module of the user's that cannot be imported: `place` names it.
+def not_imported(place: str, error: Exception, what: str = "a module that can be imported") -> KDError:
+    """Return the error about a module of the user's that cannot be imported, or a function: `place` names it.
 
     The line is the last one that is neither in this package nor in an installed one.
     """
@@ -47,7 +47,7 @@ def not_imported(place: str, error: Exception) -> KDError:
     last = next((frame for frame in reversed(frames) if _of_user(frame.filename)), frames[-1])
     file, line = (error.filename, error.lineno) if isinstance(error, SyntaxError) else (last.filename, last.lineno)
     return KDError(
-        f"{place}: expected a module that can be imported, found {type(error).__name__}: "
+        f"{place}: expected {what}, found {type(error).__name__}: "
         f"{getattr(error, 'msg', None) or error} ({file}, line {line}); mend that line"
     )
 

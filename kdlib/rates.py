@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
+from kdlib.checks import check_number
 from kdlib.errors import KDError
 from kdlib.packing import pack
 from kdlib.trace import description
@@ -70,9 +71,7 @@ class Rates:
 
     def set_all(self, optimizer: torch.optim.Optimizer, value: float) -> None:
         """Set the learning rate of all groups; KDError unless it is a finite number that is not negative."""
-        value = float(value)
-        if not (math.isfinite(value) and value >= 0):
-            raise KDError(f"rate: expected finite learning rates of 0 or more, found {value}; correct the function")
+        value = float(check_number("rate", value, 0, math.inf, "correct the function, which must return it"))
         for group in optimizer.param_groups:
             _set(group, "lr", value)
 

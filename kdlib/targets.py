@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kdlib.checks import (
     check_classes,
+    check_kind,
     check_logits,
     check_number,
     check_values,
@@ -134,6 +135,9 @@ def ensemble_targets(
     that are not (N, K) with K >= 2. Make two logits of one, 0 and z; `binary_logit` makes one of the mean's two.
     """
     temperature = _check_temperature(temperature)
+    for member in members if isinstance(members, Sequence) else [members]:
+        check_kind("members", member, SoftTargets, "mean_of_distributions takes logits as they are")
+    check_kind("members", members, (list, tuple), "give the members in a list")
     origins = sorted({(soft.data_digest, soft.view, tuple(soft.logits.shape)) for soft in members})
     if len(origins) != 1:
         raise KDError(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
+from kdlib.checks import check_kind
 from kdlib.errors import KDError
 from kdlib.packing import unwrapped
 from kdlib.replicas import Replicas
@@ -28,6 +29,10 @@ class WeightsNotTrained(UserWarning):
 
 def check_training(model: nn.Module, optimizer: torch.optim.Optimizer, extras: Mapping[str, Any], place: str) -> None:
     """Refuse (KDError) models, optimizers and extras that the loop cannot train or a checkpoint cannot hold."""
+    remedy = "write Progress(model, optimizer)"
+    check_kind("model", model, nn.Module, remedy)
+    if not hasattr(optimizer, "step"):
+        check_kind("optimizer", optimizer, torch.optim.Optimizer, remedy)
     if isinstance(unwrapped(model), Replicas) and unwrapped(model) is not model:
         raise KDError(
             f"{place}: expected Replicas as they are, found them within {type(model).__name__}; "

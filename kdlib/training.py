@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from kdlib.batches import Batch, Examples
 from kdlib.captured import CapturedStep
-from kdlib.checks import check_number, whole_number
+from kdlib.checks import check_kind, check_number, whole_number
 from kdlib.errors import KDError, NonFiniteLoss
 from kdlib.files import tensor_digest
 from kdlib.losses import cross_entropy
@@ -102,6 +102,12 @@ def epochs(
             f"expected a function from the epoch to its batches, found {type(batches).__name__}; use Batches, or write "
             "a function of the epoch that yields Batch(inputs, labels, row numbers), as kdlib/README.md does for a "
             "DataLoader"
+        )
+    check_kind("progress", progress, Progress, "write epochs(Progress(model, optimizer), batches, objective, ...)")
+    if not callable(objective) or isinstance(objective, nn.modules.loss._Loss):
+        raise KDError(
+            f"objective: expected a function of the model's outputs and a Batch, found {type(objective).__name__}; "
+            "write lambda outputs, batch: loss(outputs, batch.labels), or use hard_targets"
         )
     if rate is not None and not callable(rate):
         raise KDError(

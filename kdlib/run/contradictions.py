@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from kdlib.errors import KDError
+from kdlib.run.arguments import MOST_SEEDS, count_of
 from kdlib.run.readable import check_plain, plain_name
 from kdlib.shapes import Misshapen, shown
 
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
     from kdlib.run.experiment import Arm, Experiment
 
 __all__ = ["check_config", "check_data", "check_experiment"]
+
+MODES = ("as described", "as released", "controlled", "sham")  # of arms; kdlib.judge has those of claims
 
 
 def check_experiment(experiment: Experiment, default: str) -> None:
@@ -54,6 +58,10 @@ def _check_arm(arm: Arm) -> None:
             f"arm '{arm.name}': expected a function with a name, which is part of its runs' descriptions, found one of "
             f"type {type(arm.train).__name__}; write a function with `def` that calls it"
         )
+    if not isinstance(arm.modes, tuple) or not arm.modes or not {*arm.modes} <= {*MODES}:
+        raise KDError(f"arm '{arm.name}': expected a tuple of modes ({', '.join(MODES)}), found {shown(arm.modes)}")
+    if not isinstance(arm.needs, Mapping):
+        raise KDError(f"arm '{arm.name}': expected needs such as {{'teacher': 'teacher'}}, found {shown(arm.needs)}")
     if not plain_name(arm.snapshot) or "/" in arm.snapshot:
         raise KDError(f"arm '{arm.name}': expected a snapshot without '/' in its name, found {shown(arm.snapshot)}")
     if arm.seed is not None and type(arm.seed) is not int:
@@ -90,6 +98,11 @@ def _check_profiles(experiment: Experiment, default: str) -> None:
     names = [arm.name for arm in experiment.arms]
     if default not in experiment.profiles:
         raise KDError(f"expected a profile '{default}', the default of sessions, found {list(experiment.profiles)}")
+    for place in ("metrics", "banded", "check"):
+        if isinstance(getattr(experiment, place), str):
+            raise KDError(f"{place}: expected a tuple of names, found a text; write a comma after a single name")
+    for name, profile in experiment.profiles.items():
+        count_of(f"profile {name}: seeds", profile.seeds, 1, MOST_SEEDS)
     if len([profile for profile in experiment.profiles.values() if profile.judged]) > 1:
         raise KDError("expected one profile with judged=True at most, found several; a claim has one verdict")
     for place, wanted in [("check", experiment.check), *((n, p.arms) for n, p in experiment.profiles.items())]:

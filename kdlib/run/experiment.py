@@ -140,6 +140,11 @@ class Run:
         `part` is "train", "validation" or "test", for example. `view` is that of the examples when the parent computed
         the logits that it keeps. KDError for examples of other data or in another view.
         """
+        if role not in self.parents:
+            raise KDError(
+                f"{self.label}: expected the role of a parent, of which there are {', '.join(self.parents) or 'none'}, "
+                f"found {role!r}; the arm's `needs` names them"
+            )
         parent, snapshot = self.parents[role]
         logits: Tensor = parent.soft_targets(f"{snapshot}.{part}").to(self.device)
         targets = SoftTargets(logits, parent.id, f"{parent.description.data}/{part}", view, f"{snapshot}.{part}")

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from kdlib.batches import Examples
-from kdlib.errors import KDError
+from kdlib.errors import KDError, not_imported
 
 
 class LoadedOnce:
@@ -28,7 +28,12 @@ class LoadedOnce:
             if places == folders and all(getattr(config, name) == value for name, value in read.items()):
                 return data
         watched = _Watched(config)
-        data = self.load(watched, folders)
+        try:
+            data = self.load(watched, folders)
+        except KDError:
+            raise
+        except Exception as error:
+            raise not_imported("load_data", error, "a function that reads the data") from error
         self.known = [*self.known, (watched._read, dict(folders), data)][-self.KEPT :]
         return data
 

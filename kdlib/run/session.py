@@ -118,11 +118,10 @@ def prepare(
     "local", where `workers` groups are trained side by side, or as many as fit. `replicas`, `convolutions`: students
     side by side, and how their convolutions are computed. `graphs`: a CUDA device replays recorded steps. `order`:
     "seeds" trains all arms of a seed before the next seed, "arms" all seeds of an arm before the next arm; the arms are
-    in the order of `arms`. `minutes`: the session stops at
-    checkpoints, so many minutes after this call. `downloads(data set)` returns an object that is told how a download
-    goes on. If the real data are neither here nor to be downloaded, the session is of the profile on synthetic data,
-    with no more seeds than that profile has, or, with `require_real`, DataUnavailable is raised. KDError says what is
-    wrong and what to do.
+    in the order of `arms`. `minutes`: the session stops at checkpoints, so many minutes after this call.
+    `downloads(data set)` returns an object that is told how a download goes on. If the real data are neither here nor
+    to be downloaded, the session is of the profile on synthetic data, with no more seeds than that profile has, or,
+    with `require_real`, DataUnavailable is raised. KDError says what is wrong and what to do.
     """
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes_of(minutes)
     store, data = path_of("store", store), None if data is None else path_of("data", data)
@@ -134,6 +133,8 @@ def prepare(
             "start Python again (in a notebook, the kernel), since an edit does not reach what is imported"
         )
     chosen = _with_settings(experiment, experiment.profile(profile), settings or {})
+    if isinstance(arms, str):
+        raise KDError(f"arms: expected names of arms in a list, found a text; write [{arms!r}]")
     for arm in arms:
         experiment.arm(arm)
     if convolutions not in CONVOLUTIONS:

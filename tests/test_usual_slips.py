@@ -1,0 +1,131 @@
+"""Usual slips: arguments of another kind are told with what to write, before anything is trained."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from kdlib.augment import balanced_draw
+from kdlib.batches import Batches, Examples
+from kdlib.errors import KDError
+from kdlib.judge.claims import MODES, SHAM
+from kdlib.losses import soft_target_kl
+from kdlib.progress import Progress
+from kdlib.run import contradictions
+from kdlib.run.loaded import LoadedOnce
+from kdlib.run.session import prepare
+from kdlib.seeds import generator
+from kdlib.targets import SoftTargets, ensemble_targets
+from kdlib.training import epochs, hard_targets
+
+INPUTS = torch.randn(12, 4, generator=generator(0, "inputs"))
+EXAMPLES = Examples(INPUTS, torch.arange(12) % 3)
+LOGITS = torch.randn(12, 3, generator=generator(0, "logits"))
+SOFT = SoftTargets(LOGITS, "teacher", EXAMPLES.digest)
+
+
+def train(objective=hard_targets, progress=None, **settings):
+    model = nn.Linear(4, 3)
+    progress = progress or Progress(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    for _ in epochs(progress, Batches(EXAMPLES, 4, 0), objective, count=1, seed=0, **settings):
+        pass
+
+
+MODEL = nn.Linear(4, 3)
+SLIPS = {
+    "batches without soft targets": (
+        lambda: train(lambda outputs, batch: soft_target_kl(outputs, batch.soft, 2.0)),
+        r"the batches have no soft targets; give them with Batches\(..., soft=...\)",
+    ),
+    "logits as soft targets": (
+        lambda: Batches(EXAMPLES, 4, 0, LOGITS),
+        r"soft: expected SoftTargets, found Tensor; make them with SoftTargets\(",
+    ),
+    "inputs as examples": (lambda: Batches(INPUTS, 4, 0), "examples: expected Examples, found Tensor; make them with"),
+    "an ensemble of logits": (
+        lambda: ensemble_targets([LOGITS], "arithmetic", 2.0),
+        "members: expected SoftTargets, found Tensor; mean_of_distributions takes logits",
+    ),
+    "an ensemble of one": (
+        lambda: ensemble_targets(SOFT, "arithmetic", 2.0),
+        "members: expected list or tuple, found SoftTargets; give the members in a list",
+    ),
+    "optimizer first": (
+        lambda: Progress(torch.optim.SGD(MODEL.parameters(), lr=0.1), MODEL),
+        r"model: expected Module, found SGD; write Progress\(model, optimizer\)",
+    ),
+    "weights as the optimizer": (
+        lambda: Progress(MODEL, MODEL.parameters()),
+        "optimizer: expected Optimizer, found generator; write Progress",
+    ),
+    "the model as progress": (
+        lambda: train(progress=MODEL),
+        r"progress: expected Progress, found Linear; write epochs\(Progress\(model, optimizer\)",
+    ),
+    "a loss of torch": (lambda: train(nn.CrossEntropyLoss()), "found CrossEntropyLoss; write lambda outputs, batch: "),
+    "no objective": (lambda: train(None), "objective: expected a function of the model's outputs and a Batch, found"),
+    "a rate that is none": (lambda: train(rate=lambda epoch: None), "rate: expected a number, found None"),
+    "a negative rate": (lambda: train(rate=lambda epoch: -1), "rate: expected a number from 0 and finite, found -1"),
+    "a negative count": (
+        lambda: balanced_draw([0, 1], -1, 2, generator(0, "draw")),
+        "count: expected a whole number of 0 or more, found -1",
+    ),
+    "classes with a fraction": (
+        lambda: balanced_draw([0, 1], 1, 2.0, generator(0, "draw")),
+        r"classes: expected a whole number, found 2\.0",
+    ),
+    "a missing file of data": (
+        lambda: LoadedOnce(lambda config, folders: Path("no such file").read_text())(object(), {}),
+        r"load_data: expected a function that reads the data, found FileNotFoundError: .*_slips\.py, line \d+",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "told"), SLIPS.values(), ids=SLIPS)
+def test_a_slip_in_the_library_is_told_with_the_remedy(call, told):
+    with pytest.raises(KDError, match=told):
+        call()
+
+
+def with_arm(experiment, **changes):
+    first, *others = experiment.arms
+    return replace(experiment, arms=(replace(first, **changes), *others))
+
+
+def with_profile(experiment, **changes):
+    return replace(
+        experiment, profiles={**experiment.profiles, "quick": replace(experiment.profile("quick"), **changes)}
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda e: with_arm(e, modes="sham"), r"expected a tuple of modes \(as described, .*\), found 'sham'"),
+        (lambda e: with_arm(e, modes=("as-described",)), "found .'as-described'"),
+        (lambda e: with_arm(e, needs=["teacher"]), "expected needs such as {'teacher': 'teacher'}, found"),
+        (lambda e: replace(e, metrics="accuracy"), "metrics: expected a tuple of names, found a text; write a comma"),
+        (
+            lambda e: with_profile(e, seeds=1.5),
+            r"profile quick: seeds: expected a whole number from 1 to 10000, found 1\.5",
+        ),
+        (
+            lambda e: with_profile(e, seeds="2"),
+            "profile quick: seeds: expected a whole number from 1 to 10000, found '2'",
+        ),
+    ],
+)
+def test_a_slip_in_an_experiment_is_told(toy, change, told):
+    with pytest.raises(KDError, match=told):
+        change(toy)
+
+
+def test_names_of_arms_are_a_list():
+    with pytest.raises(KDError, match=r"arms: expected names of arms in a list, found a text; write \['teacher'\]"):
+        prepare("mnist", arms="teacher")
+
+
+def test_arms_have_the_modes_of_claims_and_the_sham():
+    assert (*MODES, SHAM) == contradictions.MODES
