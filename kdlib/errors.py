@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from sysconfig import get_path
 from traceback import extract_tb
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,7 @@ def needs(extra: str, *modules: str) -> None:
 def not_imported(place: str, error: Exception, what: str = "a module that can be imported") -> KDError:
     """Return the error about a module of the user's that cannot be imported, or a function: `place` names it.
 
-    The line is the last one that is neither in this package nor in an installed one.
+    The line is the last one that is neither in this package nor in an installed one nor in Python itself.
     """
     frames = extract_tb(error.__traceback__)
     last = next((frame for frame in reversed(frames) if _of_user(frame.filename)), frames[-1])
@@ -53,8 +54,8 @@ def not_imported(place: str, error: Exception, what: str = "a module that can be
 
 
 def _of_user(file: str) -> bool:
-    path = Path(file)
-    return path.is_file() and Path(__file__).parent not in path.parents and "site-packages" not in path.parts
+    path, others = Path(file), (Path(__file__).parent, Path(get_path("stdlib")))
+    return path.is_file() and "site-packages" not in path.parts and not {*others} & {*path.parents}
 
 
 def same_shape(one: Tensor, other: Tensor) -> None:

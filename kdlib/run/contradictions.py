@@ -58,7 +58,7 @@ def _check_arm(arm: Arm) -> None:
             f"arm '{arm.name}': expected a function with a name, which is part of its runs' descriptions, found one of "
             f"type {type(arm.train).__name__}; write a function with `def` that calls it"
         )
-    if not isinstance(arm.modes, tuple) or not arm.modes or not {*arm.modes} <= {*MODES}:
+    if not isinstance(arm.modes, tuple) or not {*arm.modes} <= {*MODES}:
         raise KDError(f"arm '{arm.name}': expected a tuple of modes ({', '.join(MODES)}), found {shown(arm.modes)}")
     if not isinstance(arm.needs, Mapping):
         raise KDError(f"arm '{arm.name}': expected needs such as {{'teacher': 'teacher'}}, found {shown(arm.needs)}")
