@@ -270,11 +270,12 @@ class Ingredient:
 
 @dataclass(frozen=True)
 class Choice:
-    """An arm that our runs choose: the arm of `among` with the highest mean of the metric `by` over the seeds."""
+    """An arm that our runs choose: the arm of `among` with the best mean of the metric `by` over the seeds."""
 
     name: str
     by: str
     among: tuple[str, ...]
+    lower_is_better: bool = False
 
 
 @dataclass(frozen=True)

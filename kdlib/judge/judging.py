@@ -28,7 +28,7 @@ from kdlib.judge.claims import (
 from kdlib.judge.intervals import Floats, limits
 from kdlib.judge.verdicts import Outcome, Verdict, interim
 
-__all__ = ["Metrics", "chosen", "judge", "of_declared", "outcomes", "values_of", "with_choices"]
+__all__ = ["Metrics", "chosen", "judge", "means_of", "of_declared", "outcomes", "values_of", "with_choices"]
 
 Metrics = Mapping[str, Mapping[int, Mapping[str, float]]]  # arm -> seed -> metric -> value
 Series = Mapping[str, Mapping[int, float]]  # one metric: arm -> seed -> value
@@ -94,15 +94,22 @@ def of_declared(metrics: Metrics, declared: int | None) -> Metrics:
 
 def chosen(choice: Choice, metrics: Metrics) -> str | None:
     """Return the arm that is chosen; None unless all arms of the choice have the metric for the same seeds."""
+    means = means_of(choice, metrics)
+    best = min if choice.lower_is_better else max
+    return best(choice.among, key=means.__getitem__) if means else None
+
+
+def means_of(choice: Choice, metrics: Metrics) -> dict[str, float]:
+    """Return the mean that chooses, for each arm; none unless all of them have the metric for the same seeds."""
     found = {
         arm: {seed: each[choice.by] for seed, each in metrics.get(arm, {}).items() if choice.by in each}
         for arm in choice.among
     }
     seeds = {tuple(sorted(series)) for series in found.values()}
     if len(seeds) > 1 or not all(found.values()):
-        return None
+        return {}
     # Rounded, because the same number of right pictures may come from different seeds: then the first arm is chosen.
-    return max(choice.among, key=lambda arm: round(math.fsum(found[arm].values()), 9))
+    return {arm: round(math.fsum(series.values()), 9) / len(series) for arm, series in found.items()}
 
 
 def with_choices(choices: Iterable[Choice], metrics: Metrics) -> Metrics:

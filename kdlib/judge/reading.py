@@ -18,6 +18,7 @@ Keys of the file, those after a semicolon optional:
                               differ in, in the words of kdlib.judge.claims.DIFFERENCES]
 
 [chosen.<arm>]                by, among: one more arm for claims, the arm of `among` with the highest mean of `by`
+                                (with lower_is_better, the lowest)
 [ingredients.<name>]          label, arm, over, differs: ours, about the primary claim's metric: what its difference is
                               made of
 """
@@ -107,13 +108,13 @@ def _known(table: Table, key: str, name: str, metrics: Collection[str]) -> str:
 
 
 def _choice(name: str, table: Table, arms: Collection[str], metrics: Collection[str]) -> Choice:
-    table.only({"by", "among"})
+    table.only({"by", "among", "lower_is_better"})
     if name in arms or not re.fullmatch(_NAME, name):
         raise table.error("", "a name in small letters that no arm has", name)
     among = _arms(table, "among", arms, 2)
     if len(set(among)) < len(among):
         raise table.error("among", "arms that are all different")
-    return Choice(name, _metric(table, "by", metrics), among)
+    return Choice(name, _metric(table, "by", metrics), among, table.flag("lower_is_better"))
 
 
 def _ingredient(table: Table, arms: Collection[str]) -> Ingredient:

@@ -11,7 +11,7 @@ from kdlib.errors import needs
 from kdlib.files import atomic_write
 from kdlib.judge.bands import Bands
 from kdlib.judge.claims import Choice, Claim, Reported
-from kdlib.judge.judging import chosen, of_declared
+from kdlib.judge.judging import chosen, means_of, of_declared
 from kdlib.report.frames import arms_table, claims_table, ingredients_table, is_reduced, metrics_of
 from kdlib.report.latex import latex_of
 from kdlib.report.markdown import (
@@ -172,10 +172,14 @@ def _selections(reported: Reported, frame: pd.DataFrame) -> list[str]:
     return ["How the source chose the numbers it reports:", "\n".join(lines)] if lines else []
 
 
-def _choice(choice: Choice, arm: str | None) -> str:
-    what = f"of {len(choice.among)} arms the one with the highest mean {choice.by}"
-    return escaped(f"- {choice.name}: {what}: {arm or 'not all of them have runs'}")
+def _choice(choice: Choice, arm: str | None, means: Mapping[str, float]) -> str:
+    best = "lowest" if choice.lower_is_better else "highest"
+    what = f"of {len(choice.among)} arms the one with the {best} mean {choice.by}"
+    shown = ", ".join(f"{mean:.4g} of {name}" for name, mean in means.items()) if len(means) <= MOST_SHOWN else ""
+    return escaped(f"- {choice.name}: {what}: {arm or 'not all of them have runs'}{shown and f' ({shown})'}")
 
+
+MOST_SHOWN = 12  # arms of a choice whose means are shown
 
 _NOTES = """\
 `results/README.md` explains every column, kind of claim and outcome. In short:
@@ -264,7 +268,7 @@ def page_of(
     claims = claims_table(reported, records, judged_bands, declared=declared, synthetic=synthetic, analogue=analogue)
     ingredients = ingredients_table(reported, records)
     numbers = of_declared(measured(records), declared) if reported.choices else {}
-    choices = [_choice(choice, chosen(choice, numbers)) for choice in reported.choices]
+    choices = [_choice(choice, chosen(choice, numbers), means_of(choice, numbers)) for choice in reported.choices]
     heading = header(records, profile, about.reduced, synthetic) + _traces(*traced_pairs(reported, records))
     text = page(
         experiment,

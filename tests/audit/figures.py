@@ -174,7 +174,7 @@ def front_rows(name: str, experiment: Experiment, source: Source, records: Seque
 
 def _gains(source: Source, claim: Claim, runs: Sequence[Record], arm: str, over: str) -> list[float]:
     """Return the differences by seed, positive if the arm is better."""
-    taken = {new: choice(keys["by"], keys["among"], runs) for new, keys in source.chosen.items()}
+    taken = {new: choice(keys, runs) for new, keys in source.chosen.items()}
     pairs = _pairs(runs, taken.get(arm, arm), taken.get(over, over), claim.metric)
     return [-value if claim.lower and over else value for value in pairs.values()]
 

@@ -54,7 +54,7 @@ def verdicts(source: Source, records: Sequence[Record], declared: int | None) ->
     found = {}
     for name, claim in source.claims.items():
         measured = series(records, claim.metric)
-        taken = {new: choice(keys["by"], keys["among"], records) for new, keys in source.chosen.items()}
+        taken = {new: choice(keys, records) for new, keys in source.chosen.items()}
         measured |= {new: measured[arm] for new, arm in taken.items() if arm in measured}
         for key, mode in claim.modes.items():
             outcome, judged_by = verdict(claim, mode, measured)
@@ -70,13 +70,14 @@ def given(found: Mapping[tuple[str, str], Verdict]) -> dict[tuple[str, str], Ver
     return {key: one for key, one in found.items() if one.outcome != TOO_FEW and not one.outcome.startswith("interim")}
 
 
-def choice(metric: str, among: Sequence[str], records: Sequence[Record]) -> str:
-    """Return the arm with the highest mean of a metric, if all arms have it for the same seeds; else nothing."""
-    found = series(records, metric)
+def choice(keys: Mapping[str, Any], records: Sequence[Record]) -> str:
+    """Return the arm with the best mean of a metric, if all arms have it for the same seeds; else nothing."""
+    found, among = series(records, keys["by"]), keys["among"]
     if len({tuple(found.get(arm, {})) for arm in among}) > 1 or among[0] not in found:
         return ""
+    sign = -1 if keys.get("lower_is_better") else 1
     # Sums that only differ in their last digits are equal: the first arm is meant then.
-    return max(among, key=lambda arm: round(float(np.sum(list(found[arm].values()))), 9))
+    return str(max(among, key=lambda arm: sign * round(float(np.sum(list(found[arm].values()))), 9)))
 
 
 def arm_rows(experiment: Experiment, source: Source, records: Sequence[Record], expected: bool) -> Rows:

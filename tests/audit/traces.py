@@ -207,7 +207,7 @@ def rows(source: Source, records: Sequence[Record]) -> Iterator[tuple[str, list[
     """Give the name, the compared pairs and the named differences of each claim, mode and ingredient."""
     for name, claim in source.claims.items():
         for key, mode in claim.modes.items():
-            taken = {new: choice(keys["by"], keys["among"], records) for new, keys in source.chosen.items()}
+            taken = {new: choice(keys, records) for new, keys in source.chosen.items()}
             pairs = [(taken.get(arm) or arm, rival) for arm, rival in claim.pairs(key)]
             yield f"{name}, {key}", [pair for pair in pairs if pair[0] != pair[1]], {*mode.differs}
     for part in source.ingredients:
