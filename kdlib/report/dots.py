@@ -103,7 +103,7 @@ class _Axis:
         """Return the text of a tick, with the decimals that tell it from its neighbours."""
         decimals = max(0, -math.floor(math.log10(self.step) + 1e-9))
         text = Scale(shown.percent, shown.decimals).show(tick, sign, decimals)
-        return text.replace("+", "", 1) if not float(text) else text
+        return text.replace("+", "", 1) if not any(digit in text for digit in "123456789") else text
 
 
 def bars(rows: Sequence[Mapping[str, Any]]) -> list[Row | None]:

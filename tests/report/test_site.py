@@ -88,6 +88,14 @@ def test_two_seeds_have_no_interval_and_exact_claims_no_plot():
     assert dots.claim_plots(claim(kind="exact", differences=[])) == []
 
 
+def test_a_tick_of_a_thousand_has_its_comma_and_zero_no_sign():
+    axis = dots._Axis([-2000.0, 1500.0])
+    shown = {axis.text(tick, Scale(), "+") for tick in axis.ticks}
+    assert "+1,000" in shown
+    assert "0" in shown
+    assert "+0" not in shown
+
+
 def test_ticks_have_the_decimals_that_tell_them_apart():
     axis = dots._Axis([0.9851, 0.9889])
     texts = [axis.text(tick, Scale(True, 5), "") for tick in axis.ticks]
