@@ -315,7 +315,7 @@ def test_a_learning_rate_that_is_a_tensor_stays_that_tensor(tmp_path):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.1])
 def test_a_rate_that_is_none_is_refused(value):
-    with pytest.raises(KDError, match="rate: expected finite learning rates of 0 or more, found"):
+    with pytest.raises(KDError, match="rate: expected a number from 0 and finite, found"):
         train(None, rate=lambda epoch: value)
 
 

@@ -14,11 +14,11 @@ found.problems
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kdlib.errors import KDError
 from kdlib.judge.bands import read_bands
@@ -79,15 +79,24 @@ class Replication:
         config = replace(
             judged.config, **{f: getattr(session.profile.config, f) for f in session.experiment.data_fields}
         )
-        data = session.experiment.load_data(config, session.folders).digest
         return claims_table(
             reported_of(session.experiment),
             self.records,
-            known.get((data, session.experiment.judged)),
+            known.get((self._judged_data(config, known), session.experiment.judged)),
             declared=session.profile.seeds if session.profile.judged else None,
             synthetic=session.synthetic,
             analogue=self.label != session.profile_name,
         )
+
+    def _judged_data(self, config: Any, known: Collection[tuple[str, str]]) -> str:
+        """The digest of the data that the judged profile trains on; empty if that is not known here."""
+        session = self.session
+        needed = session.experiment.data
+        if session.synthetic or {*(needed(config) if callable(needed) else needed)} <= {*session.folders}:
+            return str(session.experiment.load_data(config, session.folders).digest)
+        # It needs more than this session, such as the weights that a teacher begins with.
+        recorded = [data for data, profile in known if profile == session.experiment.judged]
+        return recorded[0] if len(recorded) == 1 else ""
 
     @property
     def label(self) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
+from kdlib.checks import whole_number
 from kdlib.errors import KDError
-from kdlib.run.arguments import MOST_SEEDS, count_of
 from kdlib.run.readable import check_plain, plain_name
 from kdlib.shapes import Misshapen, shown
 
@@ -102,7 +102,7 @@ def _check_profiles(experiment: Experiment, default: str) -> None:
         if isinstance(getattr(experiment, place), str):
             raise KDError(f"{place}: expected a tuple of names, found a text; write a comma after a single name")
     for name, profile in experiment.profiles.items():
-        count_of(f"profile {name}: seeds", profile.seeds, 1, MOST_SEEDS)
+        whole_number(f"profile {name}: seeds", profile.seeds, least=1)
     if len([profile for profile in experiment.profiles.values() if profile.judged]) > 1:
         raise KDError("expected one profile with judged=True at most, found several; a claim has one verdict")
     for place, wanted in [("check", experiment.check), *((n, p.arms) for n, p in experiment.profiles.items())]:

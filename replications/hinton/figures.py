@@ -105,8 +105,8 @@ def against_bias(panel: Panel, records: Sequence[Record]) -> None:
         for bias, errors in curve:
             panel.note("bias", errors, series="each bias", at=bias, arm="no_threes", seed=record.seed)
     for arm, marker, color, label in POINTS:
-        seeds = panel.found.get(arm, {})
-        for seed, metrics in sorted(seeds.items()):
+        seeds = dict(sorted(panel.found.get(arm, {}).items()))
+        for seed, metrics in seeds.items():
             panel.note("seed", metrics["errors"], series=label, at=metrics["bias"], arm=arm, seed=seed)
         places = [metrics["bias"] for metrics in seeds.values()], [metrics["errors"] for metrics in seeds.values()]
         if seeds:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from kdlib.checks import path_of
 from kdlib.cli import how_to_go_on, main, values
 from kdlib.data import fetch
 from kdlib.errors import KDError
@@ -21,7 +22,6 @@ from kdlib.judge.judging import outcomes
 from kdlib.report.pages import reported_of
 from kdlib.report.sessions import departures
 from kdlib.run import prepare
-from kdlib.run.arguments import path_of
 from kdlib.run.records import measured, read_records
 from tests.conftest import changed, module_of
 
