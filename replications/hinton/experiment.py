@@ -216,8 +216,8 @@ PROFILES = {
         QUICK,
         seeds=2,
         arms=QUICK_ARMS,
-        reduced="the first 10,000 training digits and 5,000 training pictures; 15 epochs of the teacher instead of 150, "
-        "10 of the students instead of 60, 6 of the generalist instead of 15, 3 of the specialists instead of 6",
+        reduced="the first 10,000 training digits and 5,000 training pictures; 15 epochs of the teacher instead of "
+        "150, 10 of the students instead of 60, 6 of the generalist instead of 15, 3 of the specialists instead of 6",
     ),
     "smoke": Profile(
         SMOKE,

@@ -138,7 +138,8 @@ def clusters(panel: Panel, records: Sequence[Record]) -> None:
     edges = np.arange(len(order) + 1) - 0.5
     scale = {"cmap": "PuOr", "vmin": -largest, "vmax": largest}
     mesh = panel.axes.pcolormesh(edges, edges, values, edgecolors="white", linewidth=0.5, **scale)
-    panel.axes.figure.colorbar(mesh, ax=panel.axes, label=panel.quantity.label, extend="both")
+    bar = panel.axes.figure.colorbar(mesh, ax=panel.axes, label=panel.quantity.label, extend="both")
+    bar.solids.set(rasterized=False, edgecolor="face")  # a file without pixels
     panel.axes.set_aspect("equal")
     panel.axes.invert_yaxis()
     panel.axes.set_ylabel("")
