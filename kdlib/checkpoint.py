@@ -12,19 +12,18 @@ import torch
 from torch import Tensor
 
 from kdlib.errors import KDError
-from kdlib.files import load_tensors, tensors_of
+from kdlib.files import keep_previous, load_tensors, save_tensors, tensors_of
 from kdlib.packing import unpack
 from kdlib.shapes import Misshapen, Number, OptimizerShape, TraceShape, check
 
 __all__ = [
-    "FORMAT",
     "REMEDY",
     "as_of_a_checkpoint",
-    "epoch_of",
     "read_checkpoint",
     "steps_of",
     "tensors_of_epoch",
     "unpacked",
+    "write_checkpoint",
 ]
 
 FORMAT = 4
@@ -104,6 +103,18 @@ def read_checkpoint(path: Path, content: bytes | None = None) -> tuple[dict[str,
     return tensors, notes
 
 
+def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, Any], place: str) -> None:
+    """Write a checkpoint atomically; the one before it is kept. KDError if the history has more than numbers."""
+    for name, value in (item for entry in notes["history"] for item in entry.items()):
+        if not isinstance(value, int | float):  # `read_checkpoint` would refuse it
+            raise KDError(
+                f"{place}: expected numbers in the history, found {type(value).__name__} for {name!r}; use "
+                "progress.record, and keep other things yourself"
+            )
+    keep_previous(path)
+    save_tensors(path, tensors, {"format": FORMAT, **notes})
+
+
 def _check_epoch(tensors: Mapping[str, Tensor]) -> None:
     names = [name.removeprefix("epoch/") for name in tensors if name.startswith("epoch/")]
     for name in names:
@@ -112,7 +123,10 @@ def _check_epoch(tensors: Mapping[str, Tensor]) -> None:
 
 
 def unpacked(notes: Mapping[str, Any], tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Any]:
-    """Return the states that a checkpoint holds, by the name of the part; an exception if one is not whole."""
+    """Return the states that a checkpoint holds, by the name of the part; an exception if one is not whole.
+
+    The part "epoch" is what `tensors_of_epoch` was given: two empty lists between epochs.
+    """
     parts = {}
     for name in PARTS:
         try:
@@ -126,7 +140,7 @@ def unpacked(notes: Mapping[str, Any], tensors: Mapping[str, Tensor], device: to
     for name in ("rates", "begun_with"):
         if parts[name] or name == "rates" or LOSSES in tensors:
             check(parts[name], RatesShape, name)
-    return parts
+    return parts | {"epoch": _epoch_of(tensors, device)}
 
 
 def tensors_of_epoch(losses: Sequence[Tensor], states: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -139,7 +153,7 @@ def steps_of(tensors: Mapping[str, Tensor]) -> int:
     return len(tensors.get(LOSSES, ()))
 
 
-def epoch_of(tensors: Mapping[str, Tensor], device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
+def _epoch_of(tensors: Mapping[str, Tensor], device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
     """Return what `tensors_of_epoch` was given, the losses on a device; nothing between epochs."""
     found = {name: value for name, value in tensors.items() if name.startswith("epoch/")}
     if not found:

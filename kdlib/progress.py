@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from kdlib.architecture import restore_settings, settings_of
-from kdlib.checkpoint import FORMAT, REMEDY, as_of_a_checkpoint, epoch_of, read_checkpoint, tensors_of_epoch, unpacked
+from kdlib.checkpoint import REMEDY, as_of_a_checkpoint, read_checkpoint, tensors_of_epoch, unpacked, write_checkpoint
 from kdlib.checks import path_of
 from kdlib.errors import KDError, NonFiniteLoss
-from kdlib.files import DamagedFile, ForeignFile, identity, is_there, keep_previous, save_tensors, set_aside
+from kdlib.files import DamagedFile, ForeignFile, identity, is_there, set_aside
 from kdlib.ownership import (
     json_of,
     loop_of,
@@ -241,7 +241,7 @@ class Progress:
         if self.losses:
             self.tracer.note_state()
             tensors = tensors_of_epoch(self.losses, [each.get_state() for each in layer_generators(self.network)])
-        notes = {"format": FORMAT, "owner": self._owner, "first": self._first, "loop": self._loop}
+        notes: dict[str, Any] = {"owner": self._owner, "first": self._first, "loop": self._loop}
         notes |= {"history": self.history, "traces": self.traces, "state": self.tracer.state}
         notes |= {"settings": description(self.optimizer), "layers": settings_of(self.network)}
         notes |= self._packed(tensors)
@@ -250,8 +250,7 @@ class Progress:
                 f"{self._place()}: expected the checkpoint that this training has written, found that another one has "
                 "replaced it; give each training a checkpoint of its own, with its seed in the name, for example"
             )
-        keep_previous(self.checkpoint)
-        save_tensors(self.checkpoint, tensors, notes)
+        write_checkpoint(self.checkpoint, tensors, notes, self._place())
         self._own_file = identity(self.checkpoint)
         self.saved_at = time.monotonic()
 
@@ -302,7 +301,7 @@ class Progress:
             parts = unpacked(notes, tensors, device)
             refuse_another(notes, own, self._place())
             self._take(notes, parts)
-            self.resumed = epoch_of(tensors, device)
+            self.resumed = parts["epoch"]
             self._loaded_state = self.tracer.digest()
 
     def _take(self, notes: dict[str, Any], parts: dict[str, Any]) -> None:

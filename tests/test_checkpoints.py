@@ -656,3 +656,16 @@ def test_within_an_epoch_another_number_of_generators_is_told(tmp_path):
         train(path)
     save_tensors(path, tensors, notes)
     assert train(path).epoch == 2
+
+
+def test_what_the_history_cannot_keep_is_told_before_it_is_written(tmp_path):
+    path = tmp_path / "checkpoint"
+    model = network()
+    progress = Progress(model, sgd(model), checkpoint=path)
+    loop = epochs(progress, Batches(EXAMPLES, SIZE, SEED, SOFT), objective, count=3, seed=SEED)
+    next(loop)
+    next(loop)
+    progress.history[-1]["note"] = "a text"
+    with pytest.raises(KDError, match="expected numbers in the history, found str for 'note'; use "):
+        next(loop)
+    assert len(load_tensors(path)[1]["history"]) == 1
