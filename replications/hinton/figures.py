@@ -139,6 +139,7 @@ def clusters(panel: Panel, records: Sequence[Record]) -> None:
     scale = {"cmap": "PuOr", "vmin": -largest, "vmax": largest}
     mesh = panel.axes.pcolormesh(edges, edges, values, edgecolors="white", linewidth=0.5, **scale)
     bar = panel.axes.figure.colorbar(mesh, ax=panel.axes, label=panel.quantity.label, extend="both")
+    assert bar.solids is not None
     bar.solids.set(rasterized=False, edgecolor="face")  # a file without pixels
     panel.axes.set_aspect("equal")
     panel.axes.invert_yaxis()

@@ -242,7 +242,7 @@ def test_mistakes_are_errors_in_python_too(root, store):
         ({"minutes": 0}, "minutes: expected a number of minutes above 0, found 0"),
         ({"minutes": math.inf}, "minutes: expected a number of minutes above 0, found inf"),
         ({"store": ""}, "store: expected a path, found an empty text"),
-        ({"data": ""}, "data: expected the path of a folder, found an empty text"),
+        ({"data": ""}, "data: expected a path, found an empty text"),
     ):
         with pytest.raises(KDError, match=words):
             prepare("toy", **{"store": store, **options})
