@@ -67,7 +67,7 @@ class RatesShape(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class NotesShape(msgspec.Struct, forbid_unknown_fields=True):
-    """The notes of a checkpoint, beside its tensors."""
+    """What a checkpoint says as JSON. The same file holds its tensors."""
 
     format: int
     owner: OwnerShape
