@@ -133,6 +133,7 @@ def _weights(folders: Mapping[str, Path]) -> vgg16.Features:
     if "vgg16" not in folders:
         raise KDError(
             "the teacher: expected VGG16's weights on this machine, found none; `kd data fetch vgg16` downloads them. "
-            "Or train the teacher from scratch, which is another teacher than the source's: --set teacher_start=scratch"
+            "Or train the teacher from scratch, which is another teacher than the source's: --profile own_teacher "
+            "--set teacher_start=scratch"
         )
     return vgg16.features(folders["vgg16"])

@@ -99,5 +99,6 @@ def _pooled_backward(gradient, places, inputs, kernel, of_inputs, of_kernel):  #
                         start += three
         for k in range(part.size):
             of_w[k] += part[k]
-        for k in range(of_own.size):
-            of_own[k] = of_own[k] if own[k] > ZERO else ZERO
+        bits = of_own.view(np.uint32)
+        for k in range(of_own.size):  # without a branch, which a processor guesses wrong half of the time
+            bits[k] &= np.uint32(0) - np.uint32(own[k] > ZERO)

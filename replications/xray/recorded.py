@@ -15,8 +15,8 @@ from kdlib.run.finished import read_teacher
 from .data import Data, digest_with
 
 RECORDED = Path(__file__).parent / "recorded_teacher"  # pruned runs, one folder each
-RECORDED_TEACHER = "a3b3ec941cea82a5"  # used by profile quick; made by `kd run xray --profile full --arms teacher`
-INSTEAD = "train a teacher with --profile full"
+RECORDED_TEACHER = "a3b3ec941cea82a5"  # made by `kd run xray --profile own_teacher --arms teacher`
+INSTEAD = "train a teacher with --profile own_teacher"
 
 
 def recorded_logits(run: Run, recipe: str) -> tuple[dict[str, Tensor], dict[str, Any], list[dict[str, float]]]:

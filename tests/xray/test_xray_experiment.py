@@ -17,6 +17,7 @@ from kdlib.judge.reading import load_claims
 from kdlib.networks import keras_adam, keras_glorot_, parameter_count
 from kdlib.run.engine import execute
 from kdlib.run.experiment import Compute, Profile, load_experiment
+from kdlib.run.finished import read_run
 from kdlib.run.plan import plan
 from kdlib.run.store import Description, Result, Store
 from kdlib.seeds import generator
@@ -154,7 +155,12 @@ def test_the_papers_values():
     }
     assert expected.items() <= asdict(xray.PAPER).items()
     full = EXPERIMENT.profile("full")
-    assert (full.config, full.seeds >= 5, full.arms) == (xray.PAPER, True, ())
+    assert (full.config, full.seeds >= 5, full.arms) == (xray.FULL, True, ())
+    # The recorded teacher had the paper's settings, in this code's own training.
+    assert replace(full.config, recorded_teacher="") == xray.PAPER == EXPERIMENT.profile("own_teacher").config
+    teacher = read_run(recorded.RECORDED / full.config.recorded_teacher)
+    described = asdict(config_of("teacher", "own_teacher")) | {"device": "cpu", "threads": 1}
+    assert described == teacher.description.config
 
 
 def test_what_each_arm_is():
@@ -177,7 +183,7 @@ def test_what_each_arm_is():
     for name in ARMS:
         config = config_of(name)
         expected = replace(
-            xray.PAPER,
+            xray.FULL,
             patience=5 if name in ("teacher", "baseline") else 0,
             temperature=2.0 if name == "distilled_T_2" else 6.0,
             corrected=name.endswith("corrected"),
