@@ -17,7 +17,7 @@ import numpy as np
 
 from kdlib import code_cache
 
-__all__ = ["AVAILABLE", "add_multiple", "compiled", "narrow", "wide"]
+__all__ = ["AVAILABLE", "compiled", "gather_windows", "narrow", "spread_windows", "wide"]
 
 compiled: Any
 
@@ -35,11 +35,20 @@ def narrow(value: Any, row: Any) -> Any:
     raise NotImplementedError("for compiled functions")
 
 
-def add_multiple(y: Any, at: Any, factor: Any, x: Any, start: Any, count: Any) -> None:
-    """Do y[at : at + count] += factor * x[start : start + count] in vector instructions; only for compiled functions.
+def gather_windows(kernel: Any, at: Any, step: Any, x: Any, row: Any, places: Any, factors: Any, count: Any) -> None:
+    """Add windows of x to a kernel: kernel[at + r step + c] += factors[t] x[places[t] + r row + c].
 
-    y and x are flat, contiguous float32 arrays, and nobody checks their bounds. `count` is a constant multiple of 8. A
-    loop that does the same first asks, each time, whether y and x overlap, which takes longer than so few numbers.
+    For each t < count, r < 3 and c < 24; only for compiled functions. kernel, x and factors are flat, contiguous
+    float32 arrays, places and all other numbers are uint64, and nobody checks bounds. All 72 sums stay in vector
+    registers; in a plain loop, each would go to memory and back for every t.
+    """
+    raise NotImplementedError("for compiled functions")
+
+
+def spread_windows(kernel: Any, at: Any, step: Any, x: Any, row: Any, places: Any, factors: Any, count: Any) -> None:
+    """Add a kernel to windows of x: x[places[t] + r row + c] += factors[t] kernel[at + r step + c].
+
+    Otherwise as `gather_windows`.
     """
     raise NotImplementedError("for compiled functions")
 
@@ -49,6 +58,7 @@ try:
     import numba
     from llvmlite import ir
     from numba import njit, types
+    from numba.core import cgutils
     from numba.core.compiler import CompileResult
     from numba.core.serialize import dumps
     from numba.extending import intrinsic, overload
@@ -117,7 +127,7 @@ else:
             functions: list[Any] = [self.function, _wide, _narrow]
             sources = [code_cache.fingerprint(function, _python) for function in functions]
             processor = codegen.magic_tuple()
-            instructions = [code_cache.described(f.__code__) for f in (_add_multiple, _add_eights._defn)]
+            instructions = [code_cache.described(f.__code__) for f in (_gather, _spread, _windows._defn)]
             made_from = (
                 self.function.__module__,
                 sources,
@@ -154,32 +164,59 @@ else:
             return rounded
         return lambda value, row: value
 
-    @overload(add_multiple, inline="always")
-    def _add_multiple(y, at, factor, x, start, count):  # type: ignore[no-untyped-def]
-        return lambda y, at, factor, x, start, count: _add_eights(y, at, factor, x, start, count)  # type: ignore[call-arg]
+    @overload(gather_windows, inline="always")
+    def _gather(kernel, at, step, x, row, places, factors, count):  # type: ignore[no-untyped-def]
+        return lambda kernel, at, step, x, row, places, factors, count: _windows(  # type: ignore[call-arg]
+            True, kernel, at, step, x, row, places, factors, count
+        )
+
+    @overload(spread_windows, inline="always")
+    def _spread(kernel, at, step, x, row, places, factors, count):  # type: ignore[no-untyped-def]
+        return lambda kernel, at, step, x, row, places, factors, count: _windows(  # type: ignore[call-arg]
+            False, kernel, at, step, x, row, places, factors, count
+        )
 
     @intrinsic
-    def _add_eights(context, y, at, factor, x, start, count):  # type: ignore[no-untyped-def]
-        if not isinstance(count, types.IntegerLiteral):
+    def _windows(context, gather, kernel, at, step, x, row, places, factors, count):  # type: ignore[no-untyped-def]
+        if not isinstance(gather, types.BooleanLiteral):
             return None  # numba asks again, with the constant
         eight, number = ir.VectorType(ir.FloatType(), 8), ir.IntType(64)
 
         def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-            y, at, factor, x, start, _ = arguments
-            places = [
-                builder.gep(context.make_array(kind)(context, builder, array).data, [first])
-                for kind, array, first in ((signature.args[0], y, at), (signature.args[3], x, start))
-            ]
-            nothing = ir.Constant(eight, ir.Undefined)
-            factors = builder.insert_element(nothing, factor, ir.Constant(ir.IntType(32), 0))
-            factors = builder.shuffle_vector(factors, nothing, ir.Constant(ir.VectorType(ir.IntType(32), 8), [0] * 8))
-            for first in range(0, count.literal_value, 8):
-                out, source = (
-                    builder.bitcast(builder.gep(place, [ir.Constant(number, first)]), eight.as_pointer())
-                    for place in places
-                )
-                product = builder.fmul(factors, builder.load(source, align=4), flags=("contract",))
-                builder.store(builder.fadd(product, builder.load(out, align=4), flags=("contract",)), out, align=4)
+            _, kernel, at, step, x, row, places, factors, count = arguments
+            kinds = dict(zip((kernel, x, places, factors), (signature.args[i] for i in (1, 4, 6, 7)), strict=True))
+
+            def pointer(array: Any, index: Any) -> Any:
+                return builder.gep(context.make_array(kinds[array])(context, builder, array).data, [index])
+
+            def vectors(first: Any, step: Any) -> Any:
+                for r in range(3):
+                    start = builder.gep(first, [builder.mul(step, number(r))])
+                    for c in (0, 8, 16):
+                        yield builder.bitcast(builder.gep(start, [number(c)]), eight.as_pointer())
+
+            of_kernel = [*vectors(pointer(kernel, at), step)]
+            registers = [cgutils.alloca_once(builder, eight) for _ in of_kernel]  # type: ignore[no-untyped-call]
+            for register, each in zip(registers, of_kernel, strict=True):
+                builder.store(builder.load(each, align=4), register)
+            with cgutils.for_range(builder, count) as loop:
+                factor, nothing = builder.load(pointer(factors, loop.index)), eight(ir.Undefined)
+                all_equal = builder.insert_element(nothing, factor, ir.IntType(32)(0))
+                all_equal = builder.shuffle_vector(all_equal, nothing, ir.VectorType(ir.IntType(32), 8)([0] * 8))
+                window = pointer(x, builder.load(pointer(places, loop.index)))
+                for register, of_x in zip(registers, vectors(window, row), strict=True):
+                    own, other = builder.load(register), builder.load(of_x, align=4)
+                    added, kept = (other, own) if gather.literal_value else (own, other)
+                    product = builder.fmul(all_equal, added, flags=("contract",))
+                    total = builder.fadd(product, kept, flags=("contract",))
+                    if gather.literal_value:
+                        builder.store(total, register)
+                    else:
+                        builder.store(total, of_x, align=4)
+            if gather.literal_value:
+                for register, each in zip(registers, of_kernel, strict=True):
+                    builder.store(builder.load(register), each, align=4)
             return context.get_dummy_value()
 
-        return types.none(y, types.uint64, types.float32, x, types.uint64, count), generate
+        whole = types.uint64
+        return types.none(gather, kernel, whole, whole, x, whole, places, factors, whole), generate

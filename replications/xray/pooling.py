@@ -4,13 +4,11 @@
 
 After the max-pool, one in four results of the convolution has a gradient, and ReLU takes away half of them. torch's
 backward pass computes with all. Here, each result that has a gradient adds its 3 x 3 inputs to the gradient of its
-kernel, and its kernel to the gradients of its inputs. The first ReLU's gradient is taken picture by picture, while it
-is in the processor's cache. The results are torch's but for rounding, and a training step of the student takes two
-thirds of the time (tests/benchmarks/test_xray_speed.py).
+kernel, and its kernel to the gradients of its inputs. The results are torch's but for rounding.
 
 In memory the channels come last, so that three neighbouring inputs with all their channels are one row of numbers.
 
-Shapes: B batch, C and D channels before and after the convolution, H x W positions of its inputs, h x w of the results.
+Shapes: B batch, C and D channels before and after, H x W positions of the inputs, h x w of the results.
 """
 
 from __future__ import annotations
@@ -23,11 +21,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from kdlib.compiled import AVAILABLE, add_multiple, compiled
+from kdlib.compiled import AVAILABLE, compiled, gather_windows, spread_windows
 
 ZERO = np.float32(0)
 CHANNELS = 8  # of a vector; other numbers of channels are for torch's layers
-THREE = 3 * CHANNELS
+CHUNK = np.uint64(24)  # of the numbers in a row of a kernel, as many as a window of kdlib.compiled has
+
+
+def usable(x: Tensor) -> bool:
+    """Return whether the compiled loops of this package can take x: float32 on a CPU."""
+    plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return AVAILABLE and plain and not torch.compiler.is_exporting()  # an exported network has torch's own layers
 
 
 def pooled(h: Tensor, layer: nn.Conv2d) -> Tensor:
@@ -35,9 +39,7 @@ def pooled(h: Tensor, layer: nn.Conv2d) -> Tensor:
 
     h is changed in place.
     """
-    plain = h.device.type == "cpu" and h.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    plain = plain and not torch.compiler.is_exporting()  # an exported network has torch's own layers
-    if not AVAILABLE or not plain or layer.in_channels % CHANNELS:
+    if not usable(h) or layer.in_channels % CHANNELS:
         # ReLU after the max-pool gives the same numbers and gradients as before it, with less work.
         return F.relu(F.max_pool2d(layer(F.relu_(h)), 2))
     result: Tensor = _Pooled.apply(h, layer.weight, layer.bias)  # type: ignore[no-untyped-call]
@@ -45,6 +47,7 @@ def pooled(h: Tensor, layer: nn.Conv2d) -> Tensor:
 
 
 def channels_last(x: Tensor) -> Tensor:
+    """Return x (B, C, H, W) as contiguous (B, H, W, C)."""
     return x.detach().permute(0, 2, 3, 1).contiguous()
 
 
@@ -52,53 +55,91 @@ class _Pooled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         h = h.detach().relu_()
-        highest, places = F.max_pool2d_with_indices(F.conv2d(h, weight, bias), [2, 2])
-        out = F.relu_(highest)
-        ctx.save_for_backward(h, weight, out, places)
-        return out
+        results = channels_last(F.conv2d(h, weight, bias))
+        batch, height, width, channels = results.shape
+        out = results.new_empty(batch, height // 2, width // 2, channels)
+        corners = torch.empty(out.shape, dtype=torch.uint8)
+        _highest(results.numpy(), out.numpy(), corners.numpy())
+        ctx.save_for_backward(h, weight, out, corners)
+        return out.permute(0, 3, 1, 2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        h, weight, out, places = ctx.saved_tensors
-        masked = channels_last(torch.where(out > 0, gradient, 0))
+        h, weight, out, corners = ctx.saved_tensors
+        before_relu = torch.ops.aten.threshold_backward(channels_last(gradient), out, 0)
         inputs, kernel = channels_last(h), channels_last(weight)  # kernel (D, 3, 3, C)
         of_inputs, of_kernel = torch.empty_like(inputs), torch.zeros_like(kernel)
-        arrays = masked, channels_last(places), inputs, kernel, of_inputs, of_kernel
-        _pooled_backward(*(array.numpy() for array in arrays))
-        return of_inputs.permute(0, 3, 1, 2), of_kernel.permute(0, 3, 1, 2), masked.sum((0, 1, 2))
+        _backward(*(array.numpy() for array in (before_relu, corners, inputs, kernel, of_inputs, of_kernel)))
+        return of_inputs.permute(0, 3, 1, 2), of_kernel.permute(0, 3, 1, 2), before_relu.sum((0, 1, 2))
 
 
 @compiled
-def _pooled_backward(gradient, places, inputs, kernel, of_inputs, of_kernel):  # type: ignore[no-untyped-def]
+def _highest(results, out, corners):  # type: ignore[no-untyped-def]
+    """Write the highest of each 2 x 2 results (B, H, W, D), or 0, and which of the four it is, the first of equal ones.
+
+    NaN is higher than all numbers, as in torch.
+    """
+    channels, two = (
+        np.uint64(results.shape[3]),
+        np.uint64(2),
+    )  # unsigned, so that no place is asked whether it is below 0
+    for n in range(out.shape[0]):
+        for i in range(out.shape[1]):
+            upper, lower = results[n, 2 * i].reshape(-1), results[n, 2 * i + 1].reshape(-1)
+            of_out, of_corners = out[n, i].reshape(-1), corners[n, i].reshape(-1)
+            for j in range(np.uint64(out.shape[2])):
+                at, to = two * j * channels, j * channels
+                for k in range(channels):
+                    highest, corner = upper[at + k], np.uint8(0)
+                    second, third, fourth = upper[at + channels + k], lower[at + k], lower[at + channels + k]
+                    if second > highest or second != second:
+                        highest, corner = second, np.uint8(1)
+                    if third > highest or third != third:
+                        highest, corner = third, np.uint8(2)
+                    if fourth > highest or fourth != fourth:
+                        highest, corner = fourth, np.uint8(3)
+                    of_out[to + k] = ZERO if highest <= ZERO else highest
+                    of_corners[to + k] = corner
+
+
+@compiled
+def _backward(gradient, corners, inputs, kernel, of_inputs, of_kernel):  # type: ignore[no-untyped-def]
     """Write the gradients of inputs (B, H, W, C), before their ReLU, and add to those of a kernel (D, 3, 3, C).
 
-    places (B, h, w, D) are positions among the (H - 2) * (W - 2) results before the max-pool.
+    gradient and corners are (B, h, w, D).
     """
     height, width, channels = inputs.shape[1:]
-    row, three = np.uint64(width * channels), np.uint64(3 * channels)
-    h, w, of_h, of_w = inputs.reshape(-1), kernel.reshape(-1), of_inputs.reshape(-1), of_kernel.reshape(-1)
+    length = width * channels
+    row, three = np.uint64(length), np.uint64(3 * channels)
+    w, of_w = kernel.reshape(-1), of_kernel.reshape(-1)
     part = np.empty_like(of_w)  # of one picture, so that a sum of many numbers loses less
+    places, factors = np.empty(gradient.shape[2], np.uint64), np.empty(gradient.shape[2], np.float32)
+    rows = gradient.shape[1]
     for n in range(gradient.shape[0]):
-        own, of_own = inputs[n].reshape(-1), of_inputs[n].reshape(-1)
-        part[:] = of_own[:] = ZERO
-        for i in range(gradient.shape[1]):
-            for j in range(gradient.shape[2]):
-                for k in range(gradient.shape[3]):
-                    g, place = gradient[n, i, j, k], places[n, i, j, k]
-                    if g == ZERO:
-                        continue
-                    down = 2 * i + (place >= (2 * i + 1) * (width - 2))
-                    at = np.uint64((n * height * width + place + 2 * down) * channels)
-                    start = np.uint64(3 * k) * three
-                    for _ in range(3):
-                        for c in range(np.uint64(0), three, np.uint64(THREE)):
-                            add_multiple(of_h, at + c, g, w, start + c, THREE)
-                            add_multiple(part, start + c, g, h, at + c, THREE)
-                        at += row
-                        start += three
+        h, of_h = inputs[n].reshape(-1), of_inputs[n].reshape(-1)
+        bits = of_h.view(np.uint32)
+        part[:] = ZERO
+        for i in range(rows):
+            # Rows of gradients are begun and finished here, while they are in the processor's cache.
+            of_h[(2 * i + 2 if i else 0) * length : (2 * i + 4 if i < rows - 1 else height) * length] = ZERO
+            for k in range(gradient.shape[3]):
+                found = 0
+                for j in range(gradient.shape[2]):  # a zero is written over by the next: there is no branch to guess
+                    corner = corners[n, i, j, k]
+                    at = (2 * i + (corner >> 1)) * width + 2 * j + (corner & 1)
+                    places[found], factors[found] = np.uint64(at * channels), gradient[n, i, j, k]
+                    found += factors[found] != ZERO
+                count, start = np.uint64(found), np.uint64(3 * k) * three
+                for chunk in range(np.uint64(0), three, CHUNK):
+                    if chunk:
+                        for t in range(found):
+                            places[t] += CHUNK
+                    gather_windows(part, start + chunk, three, h, row, places, factors, count)
+                    spread_windows(w, start + chunk, three, of_h, row, places, factors, count)
+            done = slice(2 * i * length, (2 * i + 2 if i < rows - 1 else height) * length)
+            before, after = h[done], bits[done]
+            for k in range(after.size):  # of ReLU, without a branch, too
+                after[k] &= np.uint32(0) - np.uint32(before[k] > ZERO)
         for k in range(part.size):
             of_w[k] += part[k]
-        bits = of_own.view(np.uint32)
-        for k in range(of_own.size):  # without a branch, which a processor guesses wrong half of the time
-            bits[k] &= np.uint32(0) - np.uint32(own[k] > ZERO)

@@ -54,6 +54,13 @@ def test_what_it_cannot_do_is_done_by_torch(monkeypatch):
     assert pooled(h.double(), layer.double()).dtype == torch.float64
 
 
+@pytest.mark.parametrize("place", range(4))
+def test_nan_is_not_lost(place):
+    layer, h = nn.Conv2d(8, 8, 3), torch.rand(1, 8, 4, 4)
+    h[0, :, 3 * (place // 2), 3 * (place % 2)] = torch.nan  # in one corner, so that one of the four results has it
+    assert pooled(h, layer).isnan().all()
+
+
 @pytest.mark.skipif(not AVAILABLE, reason="numba is not there")
 def test_gradients_that_are_zero_are_left_out():
     layer, leaf = nn.Conv2d(8, 8, 3), torch.randn(1, 8, 8, 8, requires_grad=True)

@@ -21,6 +21,7 @@ from kdlib.run.finished import read_run
 from kdlib.run.plan import plan
 from kdlib.run.store import Description, Result, Store
 from kdlib.seeds import generator
+from kdlib.targets import SoftTargets
 from kdlib.training import hard_targets, train_step
 from replications.xray import experiment as xray
 from replications.xray import recorded
@@ -226,6 +227,30 @@ def test_a_training_that_no_longer_improves_stops():
     config = replace(TINY, epochs=4, steps=1, learning_rate=0.0, patience=2)
     result = xray.train_student(run_of(EXPERIMENT, config))
     assert len(result.history) == 3 == result.metrics["final"]["epochs"]
+
+
+def test_the_correlation_with_the_soft_targets_is_the_one_within_classes():
+    """Written as loops, in NumPy; what all pictures of a class share, and what all logits share, does not count."""
+    run = run_of(EXPERIMENT, TINY)
+    train, views = run.data.train, run.data.views
+    model = keras_glorot_(xray.Student(), generator(1, "weights")).eval()
+    student = model(train.inputs).detach().double().numpy()
+    noise = torch.randn(student.shape, dtype=torch.float64, generator=generator(0, "noise")).numpy()
+    teacher = student + 0.003 * noise + 7 * np.eye(3)[train.labels] + np.arange(len(student))[:, None]
+    each = []
+    for k in range(3):
+        pairs = [[], []]
+        rows = [row for row in range(0, len(student), views) if train.labels[row] == k]
+        for logits, values in zip((student, teacher), pairs, strict=True):
+            relative = [logits[row] - logits[row].mean() for row in rows]
+            values += [value for row in relative for value in row - np.mean(relative, axis=0)]
+        each.append(np.corrcoef(*pairs)[0, 1])
+    soft = SoftTargets(torch.from_numpy(teacher), "made", train.digest, train.view)
+    found = xray.follows(model, run.data, soft)
+    assert found == pytest.approx(np.mean(each), abs=1e-6)
+    assert 0.1 < found < 0.9
+    sham = soft.permuted_within_classes(train.labels, generator(0, "sham"))
+    assert abs(xray.follows(model, run.data, sham)) < found / 2
 
 
 # ---- what each arm is trained with
