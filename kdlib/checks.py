@@ -151,9 +151,13 @@ def tensor_of(values: Any, what: str) -> Tensor:
 def row_numbers(rows: Any) -> Tensor:
     """Return row numbers as int64, and a mask of bool as it is: torch would take numbers of uint8 for a mask.
 
-    KDError for fractions.
+    KDError for fractions, and for a single number.
     """
     found = tensor_of(rows, "row numbers or a mask")
+    if not found.ndim:
+        raise KDError(
+            f"expected row numbers (n,) or a mask, found one number, {found}; for n rows, use torch.arange(n)"
+        )
     if found.is_floating_point() or found.is_complex():
         raise KDError(
             f"expected whole row numbers (n,) or a mask, found {found.dtype} of shape {tuple(found.shape)}; use "

@@ -39,8 +39,8 @@ def needs(extra: str, *modules: str) -> None:
             )
 
 
-def not_imported(place: str, error: Exception, what: str = "a module that can be imported") -> KDError:
-    """Return the error about a module of the user's that cannot be imported, or a function: `place` names it.
+def error_in_user_code(place: str, error: Exception, what: str = "a module that can be imported") -> KDError:
+    """Return the error about a user's module that cannot be imported, or function that fails: `place` names it.
 
     The line is the last one that is neither in this package nor in an installed one nor in Python itself.
     """

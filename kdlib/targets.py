@@ -183,6 +183,7 @@ def mix_logits(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
     `first` and `second` are (N, K), `weight` is (N,). The result is the logarithm of the mixture, of logits in 16 bits
     in float32. KDError for other shapes, and for weights outside 0 to 1.
     """
+    weight = tensor_of(weight, "the first partner's weights")
     if first.shape != second.shape or weight.shape != first.shape[:-1]:
         raise KDError(
             f"expected logits (N, K) of both partners and weights (N,), found {tuple(first.shape)}, "

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdlib.augment import balanced_draw
+from kdlib.augment import balanced_draw, mixup
 from kdlib.batches import Batches, Examples
 from kdlib.errors import KDError
 from kdlib.judge.claims import MODES, SHAM
@@ -17,7 +17,7 @@ from kdlib.run import contradictions
 from kdlib.run.loaded import LoadedOnce
 from kdlib.run.session import prepare
 from kdlib.seeds import generator
-from kdlib.targets import SoftTargets, ensemble_targets
+from kdlib.targets import SoftTargets, ensemble_targets, mix_logits
 from kdlib.training import epochs, hard_targets
 
 INPUTS = torch.randn(12, 4, generator=generator(0, "inputs"))
@@ -51,6 +51,14 @@ SLIPS = {
     "an ensemble of one": (
         lambda: ensemble_targets(SOFT, "arithmetic", 2.0),
         "members: expected list or tuple, found SoftTargets; give the members in a list",
+    ),
+    "a number of rows to mix": (
+        lambda: mixup(64, 0.2, generator(0, "mix")),
+        r"expected row numbers \(n,\) or a mask, found one number, 64; for n rows, use torch.arange\(n\)",
+    ),
+    "one weight for a mixture": (
+        lambda: mix_logits(LOGITS, LOGITS, 0.3),
+        r"and weights \(N,\), found \(12, 3\), \(12, 3\) and \(\); give a weight for each row",
     ),
     "optimizer first": (
         lambda: Progress(torch.optim.SGD(MODEL.parameters(), lr=0.1), MODEL),

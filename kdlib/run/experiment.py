@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlib.batches import Examples
-from kdlib.errors import KDError, not_imported
+from kdlib.errors import KDError, error_in_user_code
 from kdlib.progress import Progress
 from kdlib.run.contradictions import check_config, check_experiment
 from kdlib.run.environment import source_digest
@@ -272,7 +272,7 @@ def load_experiment(name: str) -> Experiment:
     except Exception as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing is None or not f"replications.{name}.experiment".startswith(missing):
-            raise not_imported(f"replications/{name}/experiment.py", error) from error
+            raise error_in_user_code(f"replications/{name}/experiment.py", error) from error
         raise KDError(
             f"no replication '{name}' here: expected replications/{name}/experiment.py below the current folder; "
             "run from the top folder of the repository, see `kd list`"

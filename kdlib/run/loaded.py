@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from kdlib.batches import Examples
-from kdlib.errors import KDError, not_imported
+from kdlib.errors import KDError, error_in_user_code
 
 
 class LoadedOnce:
@@ -33,7 +33,7 @@ class LoadedOnce:
         except KDError:
             raise
         except Exception as error:
-            raise not_imported("load_data", error, "a function that reads the data") from error
+            raise error_in_user_code("load_data", error, "a function that reads the data") from error
         self.known = [*self.known, (watched._read, dict(folders), data)][-self.KEPT :]
         return data
 
