@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdlib.checks import check_number, outside_zero_to_one, row_numbers, tensor_of, whole_number
+from kdlib.checks import check_generator, check_number, outside_zero_to_one, row_numbers, tensor_of, whole_number
 from kdlib.errors import KDError
 
 __all__ = ["Mix", "balanced_draw", "flip_and_shift", "mixup", "unmixed"]
@@ -58,6 +58,7 @@ def balanced_draw(labels: Any, count: int, classes: int, generator: torch.Genera
     Each draw takes a class, all equally likely, then one of its rows, all equally likely. KDError if a class has no row
     or a label is not a class, and for labels that are not whole numbers (N,).
     """
+    check_generator(generator)
     labels = tensor_of(labels, "labels")
     count, classes = whole_number("count", count, least=0), whole_number("classes", classes)
     if labels.ndim != 1 or labels.is_floating_point() or (len(labels) and int(labels.min()) < 0):
@@ -87,6 +88,7 @@ def mixup(rows: Any, alpha: float, generator: torch.Generator) -> Mix:
     """
     alpha = float(check_number("alpha", alpha, 0, math.inf, "0.2 is usual; `unmixed` mixes nothing", above=True))
     rows = row_numbers(rows)
+    check_generator(generator)
     # torch's Beta takes no generator. NumPy's computes with logarithms if alpha is small, so it never gives 0/0.
     seed = int(torch.randint(2**63 - 1, (), generator=generator, device="cpu"))
     weight = torch.from_numpy(np.random.default_rng(seed).beta(alpha, alpha, len(rows)))
@@ -105,6 +107,7 @@ def flip_and_shift(pictures: Tensor, largest: int, generator: torch.Generator) -
     A shift is 0, 1, ... or `largest` pixels, all equally likely, with a random sign. The gap is filled with the pixels
     of the border. KDError for another shape, and for a shift that is negative or leaves nothing of a picture.
     """
+    check_generator(generator)
     largest = whole_number("largest", largest)  # twice a number of 8 bits overflows
     if pictures.ndim != 4 or not 0 <= largest < min(pictures.shape[2:]):
         raise KDError(

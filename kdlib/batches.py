@@ -54,9 +54,16 @@ class Examples:
                 raise KDError(f"{name}: expected a tensor, found {type(values).__name__}; use torch.as_tensor({name})")
         count = len(inputs)
         if labels.shape not in ((count,), (count, 0)) or labels.dtype != torch.int64:
+            several = labels.ndim > 1 or labels.is_floating_point()
+            remedy = (
+                "for several labels of an input, or labels that are no classes, write a function of the epoch that "
+                "yields Batch(inputs, labels, row numbers)"
+                if several
+                else "use labels.long()"
+            )
             raise KDError(
-                f"expected int64 labels of shape ({count},), one per input, found "
-                f"{labels.dtype} of shape {tuple(labels.shape)}; use labels.long(), or without labels "
+                f"expected int64 labels of shape ({count},), one per input, found {labels.dtype} of shape "
+                f"{tuple(labels.shape)}; {remedy}, or without labels "
                 "labels=torch.empty(len(inputs), 0, dtype=torch.int64)"
             )
         if inputs.layout != torch.strided or inputs.is_meta:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from os.path import realpath
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +13,7 @@ import msgspec
 import torch
 from torch import Tensor
 
+from kdlib.checks import path_of
 from kdlib.errors import KDError
 from kdlib.files import keep_previous, load_tensors, save_tensors, tensors_of
 from kdlib.packing import unpack
@@ -19,6 +22,7 @@ from kdlib.shapes import Misshapen, Number, OptimizerShape, TraceShape, check
 __all__ = [
     "REMEDY",
     "as_of_a_checkpoint",
+    "checkpoint_path",
     "read_checkpoint",
     "steps_of",
     "tensors_of_epoch",
@@ -86,6 +90,19 @@ class NotesShape(msgspec.Struct, forbid_unknown_fields=True):
     begun_with: Packed
 
 
+def checkpoint_path(value: Path | str) -> Path:
+    """Return the whole path of a checkpoint; KDError for a folder.
+
+    So the file stays where it is if the program changes its current folder. A link is followed, also to a file that is
+    not there yet: the checkpoint is written in its folder, and not in the link's.
+    """
+    path = path_of("checkpoint", value).absolute()
+    path = Path(realpath(path)) if path.is_symlink() else path
+    if path.is_dir():
+        raise KDError(f"checkpoint {path}: expected the name of a file, found a folder; add a name to it")
+    return path
+
+
 def read_checkpoint(path: Path, content: bytes | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return (tensors, notes) of a checkpoint, of its `content` if that was read before.
 
@@ -106,13 +123,19 @@ def read_checkpoint(path: Path, content: bytes | None = None) -> tuple[dict[str,
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, Any], place: str) -> None:
     """Write a checkpoint atomically; the one before it is kept. KDError if the history has more than numbers."""
     for name, value in (item for entry in notes["history"] for item in entry.items()):
-        if not isinstance(value, int | float):  # `read_checkpoint` would refuse it
+        if not isinstance(name, str) or not _is_number(value):  # `read_checkpoint` would refuse it
             raise KDError(
-                f"{place}: expected numbers in the history, found {type(value).__name__} for {name!r}; use "
-                "progress.record, and keep other things yourself"
+                f"{place}: expected finite numbers under names in the history, found {type(value).__name__} "
+                f"{str(value)[:40]} for {name!r}; use progress.record, and keep other things yourself"
             )
     keep_previous(path)
     save_tensors(path, tensors, {"format": FORMAT, **notes})
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value) if isinstance(value, float) else -(2**63) <= value < 2**63
 
 
 def _check_epoch(tensors: Mapping[str, Tensor]) -> None:

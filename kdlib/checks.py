@@ -22,6 +22,7 @@ from kdlib.errors import KDError
 __all__ = [
     "ProbabilitiesAsLogits",
     "check_classes",
+    "check_generator",
     "check_kind",
     "check_labels",
     "check_logits",
@@ -124,6 +125,11 @@ def check_kind(name: str, value: Any, kinds: type | tuple[type, ...], remedy: st
         raise KDError(f"{name}: expected {' or '.join(names)}, found {type(value).__name__}; {remedy}")
 
 
+def check_generator(generator: Any) -> None:
+    """Refuse (KDError) what is no generator of torch: with a None, torch would draw what cannot be repeated."""
+    check_kind("generator", generator, torch.Generator, "write kdlib.seeds.generator(seed, 'a name')")
+
+
 def path_of(name: str, value: Any) -> Path:
     """Return a path. A text that begins with ~ is in a home folder: no shell expands `--store=~/runs`.
 
@@ -143,8 +149,10 @@ def tensor_of(values: Any, what: str) -> Tensor:
     if isinstance(values, Tensor):
         return values
     try:
+        if hasattr(values, "__array__") and not isinstance(values, np.ndarray):
+            values = np.array(values)  # a table of pandas, for example, whose own array cannot be written to
         return torch.as_tensor(values, device="cpu")  # whatever torch's default device is
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, LookupError) as error:
         raise KDError(f"expected {what}, a tensor or numbers, found {type(values).__name__} ({error})") from error
 
 
@@ -200,7 +208,8 @@ def check_logits(logits: Any, whose: str = "the model") -> Tensor:
 def in_float32(logits: Tensor) -> Tensor:
     """Return logits in 16 bits as float32, others as they are; KDError for what is no tensor of floating point."""
     if not isinstance(logits, Tensor):
-        raise KDError(f"expected logits, a tensor, found {type(logits).__name__}; pick one of the model's outputs")
+        remedy = "give them with Batches(..., soft=...)" if logits is None else "pick one of the model's outputs"
+        raise KDError(f"expected logits, a tensor, found {type(logits).__name__}; {remedy}")
     if not logits.is_floating_point():
         raise KDError(f"expected logits of floating point, found {logits.dtype}; use logits.float()")
     return logits.float() if logits.dtype.itemsize < 4 else logits

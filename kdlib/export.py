@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdlib.checks import path_of
+from kdlib.checks import check_kind, path_of
 from kdlib.cost import exported_program
 from kdlib.errors import KDError
 from kdlib.files import atomic_write
 from kdlib.precision import older_setting
-from kdlib.training import predict_logits
+from kdlib.training import evaluating, predict_logits
 
 __all__ = ["OPSET", "TOLERANCE", "int8_file", "onnx_file", "onnx_predictor", "same_logits"]
 
@@ -38,6 +38,7 @@ def onnx_file(module: nn.Module, examples: Tensor, path: Path | str) -> None:
     largest logit, if torch cannot export the network, and without the packages of the extra `export`.
     """
     _packages()
+    logits = _logits(module, examples)
     program = exported_program(module, examples, any_batch=True)
     with _quiet(), older_setting():
         made = torch.onnx.export(
@@ -57,8 +58,22 @@ def onnx_file(module: nn.Module, examples: Tensor, path: Path | str) -> None:
         if hasattr(part, "doc_string"):
             part.ClearField("doc_string")
     content = proto.SerializeToString()
-    same_logits(predict_logits(module, examples, 64), _predicted(content, examples))
+    same_logits(logits, _predicted(content, examples))
     atomic_write(path_of("path", path), content)
+
+
+def _logits(module: nn.Module, examples: Tensor) -> Tensor:
+    """The network's own logits; KDError for those that a file could not have."""
+    with evaluating(module):
+        outputs = module(examples[:1])
+    remedy = "export a module around it that returns the logits alone"
+    check_kind(f"outputs of {type(module).__name__}", outputs, Tensor, remedy)
+    logits = predict_logits(module, examples, 64)
+    if logits.dtype not in (torch.float32, torch.float64):
+        raise KDError(f"expected a network in float32, found logits in {logits.dtype}; export module.float()")
+    if not bool(logits.isfinite().all()):
+        raise KDError("expected finite logits of these examples, found NaN or infinite ones; check weights and inputs")
+    return logits
 
 
 def same_logits(expected: Tensor, found: Tensor) -> None:

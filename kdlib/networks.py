@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdlib.checks import check_generator
 from kdlib.errors import KDError
 
 __all__ = ["he_normal_", "he_uniform_", "keras_adam", "keras_batch_norm", "keras_glorot_", "parameter_count"]
@@ -25,6 +26,7 @@ def keras_glorot_(module: M, generator: torch.Generator) -> M:
 
     This is Keras's default. KDError for a layer whose weight is computed, as by a weight norm.
     """
+    check_generator(generator)
     return _initialise(module, lambda w, fan_in, fan_out: _uniform(w, 6 / (fan_in + fan_out), generator))
 
 
@@ -33,6 +35,7 @@ def he_uniform_(module: M, generator: torch.Generator) -> M:
 
     KDError for a layer whose weight is computed, as by a weight norm.
     """
+    check_generator(generator)
     return _initialise(module, lambda w, fan_in, fan_out: _uniform(w, 6 / fan_in, generator))
 
 
@@ -42,6 +45,7 @@ def he_normal_(module: M, generator: torch.Generator) -> M:
     As in Keras, the normal distribution is cut at two standard deviations. KDError for a layer whose weight is
     computed, as by a weight norm.
     """
+    check_generator(generator)
 
     def draw(weight: Tensor, fan_in: int, fan_out: int) -> Tensor:
         std = math.sqrt(2 / fan_in) / TRUNCATED_STD

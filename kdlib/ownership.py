@@ -3,21 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from kdlib.checkpoint import REMEDY
+import torch
+from torch import nn
+
+from kdlib.checkpoint import REMEDY, read_checkpoint
+from kdlib.checks import check_kind
 from kdlib.errors import KDError
-from kdlib.files import canonical_json, read_json
+from kdlib.files import canonical_json, identity, read_json
 from kdlib.packing import layout_of
 
-__all__ = ["json_of", "loop_of", "refuse_another", "refuse_another_loop", "refuse_more_epochs", "refuse_second_start"]
+__all__ = [
+    "is_of_another",
+    "loop_of",
+    "named",
+    "owner_of",
+    "refuse_another",
+    "refuse_another_loop",
+    "refuse_grown_buffers",
+    "refuse_more_epochs",
+    "refuse_second_start",
+]
 
 SHOWN = 4  # differences that an error names
 
 
+def named(extras: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the extras of a training; KDError unless they are objects under names."""
+    check_kind("extras", {} if extras is None else extras, Mapping, 'name each: extras={"scheduler": scheduler}')
+    for name in extras or {}:
+        check_kind("name of an extra", name, str, 'write extras={"scheduler": scheduler}, for example')
+    return dict(extras or {})
+
+
+def owner_of(label: str, about: Mapping[str, Any] | None, extras: Mapping[str, Any], place: str) -> Any:
+    """Return what a checkpoint says of whose it is; KDError for what could not be read back."""
+    check_kind("label", label, str, "write label=f'seed {seed}', for example")
+    check_kind("about", {} if about is None else about, Mapping, "write about={'temperature': 4.0}, for example")
+    return _json_of({"label": label, "about": about or {}, "extras": sorted(extras)}, place)
+
+
 def loop_of(batches: Any, seeds: Sequence[int], place: str) -> dict[str, Any]:
     """Return what a checkpoint says of the loop that trains it: its seeds, and what its batches are made of."""
-    return dict(json_of({"seed": seeds[0] if len(seeds) == 1 else [*seeds], "data": _data(batches)}, place))
+    return dict(_json_of({"seed": seeds[0] if len(seeds) == 1 else [*seeds], "data": _data(batches)}, place))
 
 
 def refuse_another_loop(stored: Mapping[str, Any], now: Mapping[str, Any], place: str) -> None:
@@ -32,8 +62,11 @@ def _data(batches: Any) -> Any:
     return about[0] if len(about) == 1 else {str(number): each for number, each in enumerate(about)}
 
 
-def refuse_second_start(epoch: int, steps: int, is_second: bool, place: str) -> None:
-    """Refuse (KDError) to begin a loop after one that broke off within an epoch, and a second one with a checkpoint."""
+def refuse_second_start(epoch: int, steps: int, count: int, has_checkpoint: bool, place: str) -> None:
+    """Refuse (KDError) a second loop: with a checkpoint, after an epoch that broke off, or with no epoch to train.
+
+    `epoch` and `steps` are what the first one has done, `count` what the second one is to do in all.
+    """
     again = (
         "to go on with this training, make the network, the optimizer and Progress again: they go on from the "
         "checkpoint, if there is one"
@@ -43,10 +76,15 @@ def refuse_second_start(epoch: int, steps: int, is_second: bool, place: str) -> 
             f"{place}: expected a training at the end of an epoch, found one that broke off within epoch {epoch + 1}, "
             f"after {steps} steps; {again}"
         )
-    if is_second:  # a script that is run again could not tell where its code between the two loops had been
+    if has_checkpoint:  # a script that is run again could not tell where its code between the two loops had been
         raise KDError(
             f"{place}: expected one loop for each checkpoint, found a second one; for another training of this "
             f"network, make another Progress with a checkpoint of its own, after the first loop; {again}"
+        )
+    if 0 < count <= epoch:
+        raise KDError(
+            f"{place}: expected more than {epoch} epochs, which this Progress has trained, found count={count}; it "
+            f"counts all of them: write count={epoch + count} for {count} more, or make another Progress"
         )
 
 
@@ -68,9 +106,12 @@ def refuse_another(stored: Mapping[str, Any], own: Mapping[str, Any], place: str
     # Its settings may have changed since the training began, by a scheduler, for example.
     like = last if optimizer == last or first["class"] != last["class"] else first
     network, other = stored["first"]["network"], own["first"]["network"]
+    was, now = layout_of(stored["model"]), layout_of(own["model"])
+    # Observers of quantisation find the shape of their buffers in the first step; load_state_dict refuses other ones.
+    was |= {name: now[name] for name in own["buffers"] if name in now and name in was}
     pairs = [
         (stored["owner"], own["owner"]),
-        ({"network": layout_of(stored["model"])}, {"network": layout_of(own["model"])}),
+        ({"network": was}, {"network": now}),
         ({"network": _shared(network, other)}, {"network": _shared(other, network)}),
         ({"optimizer": _by_name(like, optimizer)}, {"optimizer": _by_name(optimizer, like)}),
         ({"schedulers": stored["first"]["schedulers"]}, {"schedulers": own["first"]["schedulers"]}),
@@ -78,7 +119,44 @@ def refuse_another(stored: Mapping[str, Any], own: Mapping[str, Any], place: str
     _refuse([text for one, other in pairs for text in _differences(one, other)], place)
 
 
-def json_of(about: Mapping[str, Any] | None, place: str) -> Any:
+def refuse_grown_buffers(network: nn.Module, first: Mapping[str, torch.Size], place: str) -> None:
+    """Refuse (KDError) to write a checkpoint that a new network could not load: a buffer has another shape than first.
+
+    A layer that loads its state in a way of its own, as the observers of quantisation do, may have such buffers.
+    """
+    for path, module in network.named_modules():
+        if type(module)._load_from_state_dict is not nn.Module._load_from_state_dict:
+            continue
+        for name, value in module._buffers.items():
+            whole = f"{path}.{name}".lstrip(".")
+            if value is not None and name not in module._non_persistent_buffers_set and value.shape != first.get(whole):
+                shape = tuple(first[whole]) if whole in first else "no such buffer"
+                raise KDError(
+                    f"{place}: expected buffers as at the beginning of the training, found {whole} of shape "
+                    f"{tuple(value.shape)}, then {shape}; a new network could not load a checkpoint of it. Give the "
+                    "buffer its whole size at once, or keep it in an object of its own among the extras"
+                )
+
+
+def is_of_another(path: Path, read: Any, owner: Any, history: list[dict[str, float]], loop: Any) -> bool:
+    """Return whether there is a checkpoint of another training than the one of this owner, history and loop.
+
+    `read` is the identity of the file that this training has read or written. A file system may number its files anew.
+    """
+    if identity(path) in (None, read):
+        return False
+    try:
+        _, notes = read_checkpoint(path)
+    except KDError:
+        return False
+    return (owner, history, loop) != (
+        notes["owner"],
+        notes["history"] + history[len(notes["history"]) :],
+        notes["loop"],
+    )
+
+
+def _json_of(about: Mapping[str, Any] | None, place: str) -> Any:
     """Return what a caller said about a training, as a file gives it back; KDError if JSON cannot hold it."""
     try:
         return read_json(canonical_json({} if about is None else dict(about)))

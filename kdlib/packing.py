@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kdlib.errors import KDError
 from kdlib.files import canonical_json
 
-__all__ = ["layout_of", "pack", "tensors_of_state", "unpack", "unwrapped"]
+__all__ = ["device_of", "layout_of", "pack", "tensors_of_state", "unpack", "unwrapped"]
 
 
 def pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
@@ -100,6 +100,11 @@ def unpack(packed: Any, tensors: Mapping[str, Tensor], device: torch.device) -> 
         return parts if kind == "list" else tuple(parts)
     pairs = {unpack(key, tensors, device): unpack(part, tensors, device) for key, part in content}
     return Counter(pairs) if kind == "counter" else pairs
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of a network, the CPU if it has no parameter."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def layout_of(packed: Any) -> dict[str, str]:

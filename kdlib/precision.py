@@ -1,4 +1,4 @@
-"""What float32 means on a CUDA device, where torch computes convolutions in TF32 unless it is told otherwise.
+"""What float32 means: torch computes in fewer bits on a CUDA device by default, and on a CPU if it is told to.
 
 TF32 keeps 10 of the 23 bits of a float32's fraction. A run that says "float32" must not be computed in it.
 """
@@ -6,14 +6,14 @@ TF32 keeps 10 of the 23 bits of a float32's fraction. A run that says "float32" 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 
 from kdlib.errors import KDError
 
-__all__ = ["PRECISIONS", "arithmetic", "older_setting", "set_precision"]
+__all__ = ["PRECISIONS", "arithmetic", "older_setting", "set_precision", "usual_settings"]
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 
@@ -31,6 +31,31 @@ def set_precision(precision: str) -> None:
         backend.fp32_precision = "tf32" if precision == "tf32" else "ieee"
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
+
+
+@contextmanager
+def usual_settings(device: torch.device) -> Iterator[None]:
+    """Give what is within torch's own settings, whatever those of the process are, and put these back afterwards.
+
+    That is: float32 as the type of new tensors, products and convolutions of a CPU in float32, gradients, no autocast.
+    A notebook may have set others, or the run before in this process, and a result must not depend on them.
+    """
+    layers = [getattr(torch.backends.mkldnn, name) for name in ("matmul", "conv", "rnn")]
+    dtype, precisions = torch.get_default_dtype(), [layer.fp32_precision for layer in layers]
+    with ExitStack() as settings:
+        for kind in {"cpu", device.type}:
+            settings.enter_context(torch.autocast(kind, enabled=False))
+        settings.enter_context(torch.inference_mode(False))
+        settings.enter_context(torch.enable_grad())
+        try:
+            torch.set_default_dtype(torch.float32)
+            for layer in layers:
+                layer.fp32_precision = "ieee"
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+            for layer, precision in zip(layers, precisions, strict=True):
+                layer.fp32_precision = precision
 
 
 def arithmetic() -> dict[str, str]:

@@ -20,19 +20,29 @@ import torch
 from torch import Tensor, nn
 
 from kdlib.architecture import restore_settings, settings_of
-from kdlib.checkpoint import REMEDY, as_of_a_checkpoint, read_checkpoint, tensors_of_epoch, unpacked, write_checkpoint
-from kdlib.checks import path_of
+from kdlib.checkpoint import (
+    REMEDY,
+    as_of_a_checkpoint,
+    checkpoint_path,
+    read_checkpoint,
+    tensors_of_epoch,
+    unpacked,
+    write_checkpoint,
+)
 from kdlib.errors import KDError, NonFiniteLoss
 from kdlib.files import DamagedFile, ForeignFile, identity, is_there, set_aside
 from kdlib.ownership import (
-    json_of,
+    is_of_another,
     loop_of,
+    named,
+    owner_of,
     refuse_another,
     refuse_another_loop,
+    refuse_grown_buffers,
     refuse_more_epochs,
     refuse_second_start,
 )
-from kdlib.packing import pack, unwrapped
+from kdlib.packing import device_of, pack, unwrapped
 from kdlib.rates import Rates
 from kdlib.replicas import layer_generators
 from kdlib.trace import Tracer, description
@@ -80,8 +90,8 @@ class Progress:
         traced: bool = False,
     ) -> None:
         self.model, self.optimizer, self.label = model, optimizer, label
-        self.checkpoint = None if checkpoint is None else path_of("checkpoint", checkpoint)
-        self.extras = dict(extras or {})
+        self.checkpoint = None if checkpoint is None else checkpoint_path(checkpoint)
+        self.extras = named(extras)
         self.on_epoch, self.on_step, self.graphs, self.traced = on_epoch, on_step, graphs, traced
         self.history: list[dict[str, float]] = []
         self.losses: list[Tensor] = []  # of the steps of the current epoch; empty between epochs
@@ -96,9 +106,10 @@ class Progress:
         self._loop: dict[str, Any] | None = None  # seeds and data of the loop that trains
         self._is_begun = False
         check_training(model, optimizer, self.extras, self._place())
-        self._owner = json_of({"label": label, "about": about or {}, "extras": sorted(self.extras)}, self._place())
+        self._owner = owner_of(label, about, self.extras, self._place())
         self.rates = Rates(optimizer, self.extras)
         self._first = {**self.rates.first, "network": settings_of(self.network)}
+        self._buffers = {name: value.shape for name, value in self.network.named_buffers()}
         self._begun_with: dict[str, Any] = {}  # the rates at the beginning of the current epoch
         self._loaded: dict[str, Any] = {}  # the rates of the checkpoint
         self._layers: dict[str, Any] = {}  # the settings of its layers
@@ -171,12 +182,12 @@ class Progress:
     def loop_begins(self, batches: Any, seeds: Sequence[int], count: int, *, rate: bool) -> None:
         """Take a loop of `count` epochs in all; `rate`: it sets the learning rates itself.
 
-        KDError if the checkpoint's epochs were trained with other seeds, data or learning rates, or are too many, if
-        something has changed the weights since they were loaded, for a second loop with one checkpoint, and for an
-        optimizer of other weights.
+        KDError if the checkpoint's epochs were trained with other seeds, data or rates, or are too many, if the weights
+        were changed after they were loaded, for a second loop with one checkpoint, and an optimizer of other weights.
         """
         self.count, place = count, self._place()
-        refuse_second_start(self.epoch, len(self.losses), self._is_begun and self.checkpoint is not None, place)
+        if self._is_begun:
+            refuse_second_start(self.epoch, len(self.losses), count, self.checkpoint is not None, place)
         check_optimizer(self.network, self.optimizer, None if self.checkpoint is None else self.extras)
         self.rates.loop_begins(rate, self.optimizer, self.checkpoint is not None, place)
         loop = loop_of(batches, seeds, place)
@@ -237,6 +248,7 @@ class Progress:
         if self.checkpoint is None:
             return
         self.rates.refuse_more_groups(self.optimizer, self._place())
+        refuse_grown_buffers(self.network, self._buffers, self._place())
         tensors: dict[str, Tensor] = {}
         if self.losses:
             self.tracer.note_state()
@@ -245,7 +257,7 @@ class Progress:
         notes |= {"history": self.history, "traces": self.traces, "state": self.tracer.state}
         notes |= {"settings": description(self.optimizer), "layers": settings_of(self.network)}
         notes |= self._packed(tensors)
-        if identity(self.checkpoint) not in (None, self._own_file) and self._is_anothers(self.checkpoint):
+        if is_of_another(self.checkpoint, self._own_file, self._owner, self.history, self._loop):
             raise KDError(
                 f"{self._place()}: expected the checkpoint that this training has written, found that another one has "
                 "replaced it; give each training a checkpoint of its own, with its seed in the name, for example"
@@ -253,15 +265,6 @@ class Progress:
         write_checkpoint(self.checkpoint, tensors, notes, self._place())
         self._own_file = identity(self.checkpoint)
         self.saved_at = time.monotonic()
-
-    def _is_anothers(self, path: Path) -> bool:
-        """Whether the checkpoint that is there is of another training; a file system may number its files anew."""
-        try:
-            _, notes = read_checkpoint(path)
-        except KDError:
-            return False
-        own = self._owner, self.history, self._loop
-        return own != (notes["owner"], notes["history"] + self.history[len(notes["history"]) :], notes["loop"])
 
     def _packed(self, tensors: dict[str, Tensor]) -> dict[str, Any]:
         """The states of all objects as JSON; their tensors are added to `tensors`."""
@@ -279,8 +282,6 @@ class Progress:
         return self.label or "training" if self.checkpoint is None else f"{self.label or 'training'}, {self.checkpoint}"
 
     def _load(self, path: Path) -> None:
-        if path.is_dir():
-            raise KDError(f"{self._place()}: expected the name of a file, found a folder; add a name to it")
         self._own_file = identity(path)
         try:
             tensors, notes = read_checkpoint(path)
@@ -295,9 +296,9 @@ class Progress:
             if goes_on:
                 self._load(path)
             return
-        own = {"owner": self._owner, "first": self._first, **self._packed({})}
+        own = {"owner": self._owner, "first": self._first, "buffers": self._buffers, **self._packed({})}
         with as_of_a_checkpoint(path):
-            device = next(self.model.parameters()).device
+            device = device_of(self.model)
             parts = unpacked(notes, tensors, device)
             refuse_another(notes, own, self._place())
             self._take(notes, parts)

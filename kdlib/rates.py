@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -51,6 +52,22 @@ class Rates:
                 f"{place}: expected the optimizer's scheduler in the checkpoint, found that Progress does not have it; "
                 'use Progress(..., extras={"scheduler": scheduler})'
             )
+        if not given and resumable and scheduled and (others := self._others(optimizer)):
+            raise KDError(
+                f"{place}: expected all schedulers of the optimizer in the checkpoint, found that Progress does not "
+                f"have {', '.join(others)}; name each of them in Progress(..., extras=...), or delete one that is not "
+                "used (del)"
+            )
+
+    def _others(self, optimizer: torch.optim.Optimizer) -> list[str]:
+        """The classes of the optimizer's schedulers that are neither in the extras nor parts of those."""
+        known, found = [*self.schedulers.values()], []
+        for scheduler in known:  # grows: those of a SequentialLR or a ChainedScheduler
+            known += getattr(scheduler, "_schedulers", [])
+        for value in gc.get_objects():  # an optimizer does not know its schedulers
+            if issubclass(type(value), LRScheduler) and getattr(value, "optimizer", None) is optimizer:
+                found += [] if any(value is one for one in known) else [type(value).__name__]
+        return found
 
     def refuse_more_groups(self, optimizer: torch.optim.Optimizer, place: str) -> None:
         """Refuse (KDError) groups of weights that the optimizer did not have at first: a checkpoint cannot add them."""
@@ -106,4 +123,4 @@ def _is_held(name: str, value: Any) -> bool:
         pack(value, name, {})
     except KDError:
         return False
-    return name != "params"
+    return isinstance(name, str) and name != "params"

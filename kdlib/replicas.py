@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
 
 from kdlib.architecture import refuse_differences, refuse_what_cannot_be_stacked
 from kdlib.batches import STEPS_PER_GATHER, Batch, Batches
@@ -47,6 +48,9 @@ class Replicas(nn.Module):
 
     `convolutions`: "grouped" makes one convolution of R groups of the members' convolutions, "products" makes R matrix
     products. They differ in rounding and in speed, by device and number of channels.
+
+    What treats all weights as one mixes the members: a limit of the gradient's norm, for example, must be computed for
+    each member, along all axes but the first.
 
     Parameters and modules that are frozen in the members (`requires_grad`, evaluation mode) are frozen in the replicas.
 
@@ -105,7 +109,13 @@ class Replicas(nn.Module):
             generator.manual_seed(seed)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return outputs (R, B, K) of inputs (R, B, ...); KDError if the members' dropout has no seeds."""
+        """Return outputs (R, B, K) of inputs (R, B, ...); KDError for others, and without the seeds of dropout."""
+        if any(part.shape[:1] != (len(self),) for part in tree_leaves(inputs) if isinstance(part, Tensor)):
+            shapes = [tuple(part.shape) for part in tree_leaves(inputs) if isinstance(part, Tensor)]
+            raise KDError(
+                f"expected inputs (R, B, ...) of R = {len(self)} members, found {', '.join(map(str, shapes))}; make "
+                "batches with side_by_side, and let member(i) predict"
+            )
         self._in_mode(self._template[0])
         state = {name: getattr(self, stacked) for name, stacked in self._everywhere.items()}
         arguments: tuple[Tensor, ...] = (inputs,)

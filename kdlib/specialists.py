@@ -20,7 +20,15 @@ import math
 import torch
 from torch import Tensor, nn
 
-from kdlib.checks import check_classes, check_logits, check_number, check_values, row_numbers, tensor_of
+from kdlib.checks import (
+    check_classes,
+    check_generator,
+    check_logits,
+    check_number,
+    check_values,
+    row_numbers,
+    tensor_of,
+)
 from kdlib.errors import KDError, needs
 
 __all__ = [
@@ -65,6 +73,7 @@ def kmeans_clusters(probs: Tensor, count: int, generator: torch.Generator) -> li
 
     if not 1 <= count <= probs.shape[1]:
         raise KDError(f"expected 1 to {probs.shape[1]} clusters of {probs.shape[1]} classes, found {count}")
+    check_generator(generator)
     seed = int(torch.randint(2**31 - 1, (), generator=generator, device="cpu"))
     columns = probs.t().cov().cpu().numpy()  # symmetric, so its rows are its columns
     return _subsets(KMeans(count, n_init=10, random_state=seed).fit_predict(columns).tolist())
@@ -166,6 +175,7 @@ def specialist_rows(labels: Tensor, subset: Subset, generator: torch.Generator) 
     half = min(len(part) for part in parts)
     if half == 0:
         raise KDError(f"expected rows inside and outside the classes {subset}, found {[len(p) for p in parts]}")
+    check_generator(generator)
     orders = [torch.randperm(len(part), generator=generator, device="cpu")[:half] for part in parts]
     drawn = [part[order.to(part.device)] for part, order in zip(parts, orders, strict=True)]
     return torch.cat(drawn).sort().values

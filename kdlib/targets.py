@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kdlib.checks import (
     check_classes,
+    check_generator,
     check_kind,
     check_logits,
     check_number,
@@ -95,6 +96,7 @@ class SoftTargets:
         The targets then say nothing about an example except its class. Raises KDError unless there is one label for
         each row.
         """
+        check_generator(generator)
         labels = tensor_of(labels, "labels")
         if labels.shape != self.logits.shape[:1]:
             raise KDError(

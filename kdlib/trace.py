@@ -22,6 +22,7 @@ did. A resumed run has the same trace as one without interruption; a member of a
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -220,7 +221,7 @@ def _settings(optimizer: torch.optim.Optimizer) -> Any:
 def description(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Return an optimizer's class and the hyper-parameters of its groups, without learning rates."""
     groups = [
-        {name: _plain(value) for name, value in group.items() if name not in ("params", "lr", "initial_lr")}
+        {str(name): _plain(value) for name, value in group.items() if name not in ("params", "lr", "initial_lr")}
         | {"tensors": len(group["params"])}
         for group in optimizer.param_groups
     ]
@@ -228,9 +229,9 @@ def description(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """The value if JSON can hold it, else its text."""
+    """The value if JSON can hold it, else its text, without a place in memory, which is another in each process."""
     try:
         canonical_json(value)
     except (TypeError, ValueError):
-        return repr(value)
+        return re.sub(" at 0x[0-9a-fA-F]+", "", repr(value))
     return list(value) if isinstance(value, tuple) else value

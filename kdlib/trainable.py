@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,10 +17,20 @@ from kdlib.errors import KDError
 from kdlib.packing import unwrapped
 from kdlib.replicas import Replicas
 
-__all__ = ["WeightsNotTrained", "check_optimizer", "check_training", "load_state"]
+__all__ = [
+    "WeightsNotTrained",
+    "check_optimizer",
+    "check_training",
+    "has_own_zero_grad",
+    "load_state",
+    "refusing_kept_gradients",
+]
 
 SHOWN = 4  # names of weights in a message
-NOT_ELEMENT_WISE = ("Adafactor", "LBFGS", "Muon", "LAMB", "Lamb", "LARS", "Shampoo", "SOAP")
+NOT_ELEMENT_WISE = (
+    *("Adafactor", "LBFGS", "Muon", "LAMB", "Lamb", "LARS", "Shampoo", "SOAP", "Prodigy"),
+    *("DAdaptAdam", "DAdaptSGD", "DAdaptLion", "DAdaptAdaGrad", "DAdaptAdan"),
+)
 
 
 class WeightsNotTrained(UserWarning):
@@ -96,6 +106,29 @@ def check_optimizer(
         WeightsNotTrained,
         stacklevel=4,
     )
+
+
+def has_own_zero_grad(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether an optimizer may keep gradients, to add up those of several steps: torch's own ones never do."""
+    return getattr(optimizer.zero_grad, "__func__", None) is not torch.optim.Optimizer.zero_grad
+
+
+def refusing_kept_gradients(step: Callable[[Any], Tensor], optimizer: torch.optim.Optimizer) -> Callable[[Any], Tensor]:
+    """Return the step; then it refuses (KDError) an optimizer that keeps gradients, which no checkpoint holds."""
+
+    def checked(batch: Any) -> Tensor:
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        before = [weight.grad for weight in weights]  # held, so that a new gradient is another object
+        loss = step(batch)
+        if any(old is not None and weight.grad is old for weight, old in zip(weights, before, strict=True)):
+            raise KDError(
+                f"expected an optimizer that clears the gradients before each step, found {type(optimizer).__name__}, "
+                "which keeps them: a checkpoint does not hold gradients. Use larger batches, or train without a "
+                "checkpoint"
+            )
+        return loss
+
+    return checked
 
 
 def _is_one_of(weight: Tensor, saved: Sequence[Tensor]) -> bool:

@@ -31,12 +31,13 @@ from kdlib.checks import check_kind, check_number, whole_number
 from kdlib.errors import KDError, NonFiniteLoss
 from kdlib.files import tensor_digest
 from kdlib.losses import cross_entropy
-from kdlib.packing import tensors_of_state, unwrapped
+from kdlib.packing import device_of, tensors_of_state, unwrapped
 from kdlib.predictions import evaluating, predict_logits
 from kdlib.progress import Progress
 from kdlib.replicas import Replicas
 from kdlib.seeds import derive_seed
 from kdlib.targets import SoftTargets
+from kdlib.trainable import has_own_zero_grad, refusing_kept_gradients
 
 __all__ = [
     "NonFiniteLoss",
@@ -171,7 +172,9 @@ def _step(progress: Progress, objective: Objective) -> Callable[[Batch], Tensor]
     def step(batch: Batch) -> Tensor:
         return train_step(progress.model, progress.optimizer, objective, batch)
 
-    on_cuda = next(progress.model.parameters()).is_cuda
+    if progress.checkpoint is not None and has_own_zero_grad(progress.optimizer):
+        return refusing_kept_gradients(step, progress.optimizer)
+    on_cuda = device_of(progress.model).type == "cuda"
     return CapturedStep(step, progress) if on_cuda and progress.graphs else step
 
 
@@ -199,6 +202,8 @@ def _check_loss(loss: object, model: nn.Module) -> None:
         )
         kind = f"one loss for each of the {shape[0]} replicas" if shape else "one loss for the batch, a 0-d tensor"
         raise KDError(f"expected {kind} from the objective, found {found}; {remedy}")
+    if not loss.requires_grad and not torch.is_grad_enabled():
+        raise KDError("expected gradients, found them switched off; train outside of torch.no_grad and inference_mode")
     if not loss.requires_grad:
         raise KDError(
             "expected a loss that depends on the model's weights, found one without a gradient; compute it from the "

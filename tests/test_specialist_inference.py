@@ -161,7 +161,8 @@ def test_a_batch_is_combined_as_its_examples_one_by_one(subsets, scale):
         alone = combined_log_probs(
             generalist[n : n + 1], [x[n : n + 1] for x in specialists], subsets, active[n : n + 1]
         )
-        np.testing.assert_allclose(alone[0], found[n], rtol=1e-9, atol=1e-12)
+        # Either is within the tolerance of the minimum, and other sums of rounding errors may end at another point.
+        np.testing.assert_allclose(alone[0], found[n], rtol=1e-6, atol=1e-9)
 
 
 def test_float32_logits_are_combined_in_float64():

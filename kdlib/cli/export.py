@@ -7,6 +7,8 @@ import os
 from dataclasses import asdict
 from datetime import date
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +22,8 @@ from kdlib.report.cost import cost_page, cost_path, measured_rows, write_cost
 from kdlib.report.markdown import unescaped
 from kdlib.run.environment import environment
 from kdlib.run.experiment import loadable
-from kdlib.run.networks import origin_of, trained_network
+from kdlib.run.finished import FinishedRun
+from kdlib.run.networks import Origin, origin_of, trained_network
 from kdlib.run.session import Session, data_sets, folder_of
 
 CHECKED = 100  # test examples
@@ -32,9 +35,7 @@ def export(options: argparse.Namespace) -> int:
         raise KDError(f"kd export: expected a file name that ends in .onnx, found {options.file}; write model.onnx")
     run = store_of(options.store).resolve(options.run)
     origin = origin_of(run, loadable(ROOT))
-    names = () if origin.synthetic else data_sets(origin.experiment, origin.config)
-    folders = {name: folder_of(name, options.data, Downloading) for name in names}
-    data = origin.experiment.load_data(origin.config, folders)
+    data = _data_of(run, origin, options.data)
     network = trained_network(run, options.snapshot, origin, data)
     _, test = origin.experiment.examples(origin.arm, data, run.description.seed)
     inputs = test.inputs[:CHECKED]
@@ -47,6 +48,16 @@ def export(options: argparse.Namespace) -> int:
     )
     say(f"onnxruntime gives torch's logits for {len(inputs)} test examples of {data.name}.")
     return 0
+
+
+def _data_of(run: FinishedRun, origin: Origin, folder: Path | None) -> Any:
+    """The data of a run; made-up ones only if they are the run's, because profiles may share a configuration."""
+    if origin.synthetic:
+        made_up = origin.experiment.load_data(origin.config, {})
+        if made_up.digest == run.description.data:
+            return made_up
+    names = data_sets(origin.experiment, origin.config)
+    return origin.experiment.load_data(origin.config, {name: folder_of(name, folder, Downloading) for name in names})
 
 
 def cost(options: argparse.Namespace) -> int:

@@ -118,7 +118,19 @@ def replicate(session: Session, reporter: Reporter = silent, past: Sequence[Reco
     begun = incomplete(jobs, summary)
     whole = replace(session, seeds=tuple(seed for seed in session.seeds if seed not in begun))
     departed, notes = departures(whole, records)
+    notes += older_protocol(session, past)
     return Replication(session, records, [*problems, *departed], notes, len(summary.left))
+
+
+def older_protocol(session: Session, past: Sequence[Record]) -> list[str]:
+    """Return a note if what is recorded was trained under another protocol than this session's runs."""
+    now, name = session.experiment.protocol, session.experiment.name
+    others = {record.description["protocol"] for record in past if record.profile == session.profile_name} - {now}
+    return [
+        f"{name}: what is recorded of profile {session.profile_name} is of protocol {each}, and these runs are of "
+        f"protocol {now}: they need not agree. `kd record {name} --profile {session.profile_name}` records anew."
+        for each in sorted(others)
+    ]
 
 
 def trained(session: Session, reporter: Reporter, past: Sequence[Record] = ()) -> tuple[list[Job], Summary]:

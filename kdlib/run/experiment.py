@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlib.batches import Examples
+from kdlib.checks import check_kind
 from kdlib.errors import KDError, error_in_user_code
 from kdlib.progress import Progress
 from kdlib.run.contradictions import check_config, check_experiment
@@ -63,6 +64,8 @@ class Arm:
                 f"{self.train.__name__}: expected {len(runs)} Result, one for each run, found {', '.join(kinds)}; "
                 "return Result(metrics, history, weights), and a list of them from a mapped arm"
             )
+        for name, state in (item for result in found for item in result.weights.items()):
+            check_kind(f"{self.train.__name__}: weights {name!r}", state, Mapping, "return progress.kept, for example")
         return found
 
 
@@ -119,7 +122,15 @@ class Run:
         return generator(self.seed, name, epoch)
 
     def progress(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-        """Return a new training, or the interrupted one that the checkpoint holds."""
+        """Return a new training, or the interrupted one that the checkpoint holds.
+
+        KDError after another one of this run has begun: a run has one checkpoint, and one trace.
+        """
+        if any(training.traces for training in self.trainings):
+            raise KDError(
+                f"{self.label}: expected one training loop for each run, found a second one; give each network or "
+                "stage an arm of its own, and let the later arm need the earlier one"
+            )
         made = Progress(
             model,
             optimizer,

@@ -19,7 +19,7 @@ from kdlib.alive import refuse_dead
 from kdlib.batches import TeacherAtChance
 from kdlib.errors import KDError
 from kdlib.files import DamagedFile, atomic_write, canonical_json, is_there, read_file, set_aside, sha256
-from kdlib.precision import arithmetic, set_precision
+from kdlib.precision import arithmetic, set_precision, usual_settings
 from kdlib.progress import CHECKPOINT_SECONDS, Progress
 from kdlib.run.environment import environment, source_digest
 from kdlib.run.events import Event, Report
@@ -28,8 +28,11 @@ from kdlib.run.limit import OutOfTime
 from kdlib.run.memory import keep_freed_memory
 from kdlib.run.plan import Job
 from kdlib.run.store import ID_LENGTH, Store, clear_work
+from kdlib.terminal import shortened
 
 __all__ = ["Elsewhere", "Group", "Outcome", "Setting", "held", "notices", "train_group", "work_folder"]
+
+SHOWN = 500  # letters of an unexpected error; error.txt has all
 
 Group = list[Job]  # jobs that are trained in one loop; most groups have one
 
@@ -96,7 +99,8 @@ def train_group(group: Group, setting: Setting, report: Report) -> Outcome:
                     raise OutOfTime
                 for job in missing:
                     report(Event("started", job))
-                _train(experiment, made_by, group, missing, setting, report)
+                with usual_settings(torch.device(setting.compute.device)):
+                    _train(experiment, made_by, group, missing, setting, report)
         return Outcome()
     except Elsewhere:
         return Outcome(elsewhere=True)
@@ -105,12 +109,12 @@ def train_group(group: Group, setting: Setting, report: Report) -> Outcome:
     except KDError as error:
         return Outcome(str(error))
     except Exception as error:
-        log = work_folder(group, store) / "error.txt"
+        log, what = work_folder(group, store) / "error.txt", shortened(f"{type(error).__name__}: {error}", SHOWN)
         try:
             atomic_write(log, traceback.format_exc().encode(errors="backslashreplace"))  # in place of a link or a pipe
         except KDError as problem:  # a full disk may be what went wrong in the first place
-            return Outcome(f"{type(error).__name__}: {error} (its traceback could not be written: {problem})")
-        return Outcome(f"{type(error).__name__}: {error} (traceback in {log})")
+            return Outcome(f"{what} (its traceback could not be written: {problem})")
+        return Outcome(f"{what} (traceback in {log})")
 
 
 @contextmanager

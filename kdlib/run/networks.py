@@ -20,7 +20,7 @@ OF_COMPUTE = {"device", "threads", "replicas", "convolutions"}  # of a run's con
 
 @dataclass(frozen=True)
 class Origin:
-    """What made a run. `synthetic`: a profile that uses made-up data on purpose."""
+    """What made a run. `synthetic`: a profile with its configuration uses made-up data on purpose."""
 
     experiment: Experiment
     arm: Arm

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from kdlib.run import prepare
 from kdlib.run.environment import environment
 from kdlib.run.records import read_records
 from tests.conftest import TOY, changed, module_of, write_toy
+
+ROOT = Path(__file__).parents[2]
 
 ROOT = TOY.parents[1]
 CLAIMS = """
@@ -192,6 +195,7 @@ def test_of_all_replications_those_without_bands_are_left_out(kd, root, monkeypa
 
     monkeypatch.setattr("kdlib.cli.commands.prepare", prepare_one)
     monkeypatch.setattr("kdlib.cli.commands.replications", lambda root: ["toy", "grid"])
+    (root / "replications" / "grid").symlink_to(ROOT / "replications" / "grid")
     status, out, _ = kd("check")
     assert (status, chosen) == (2, ["grid"])
     assert "toy: left out, because nothing is recorded yet; `kd record toy` does it" in out
