@@ -91,10 +91,37 @@ def test_int8_is_smaller_and_predicts_nearly_the_same(file, model, inputs, tmp_p
 
 @pytest.mark.parametrize("off", [1e-3, float("nan")])
 def test_other_logits_are_refused_and_nothing_is_written(model, inputs, tmp_path, monkeypatch, off):
-    monkeypatch.setattr(export, "predict_logits", lambda *given: predict_logits(*given) + off)
+    right = export._predicted
+    monkeypatch.setattr(export, "_predicted", lambda *given: right(*given) + off)
     with pytest.raises(KDError, match=r"expected onnxruntime's logits within .* of torch's, found a difference"):
         export.onnx_file(model, inputs[:3], tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda model: model.bfloat16(),
+            r"a network in float32, found logits in torch\.bfloat16; export module\.float",
+        ),
+        (lambda model: model.layers[-1].weight.data.fill_(torch.nan), "finite logits of these examples, found NaN"),
+    ],
+)
+def test_a_network_whose_file_would_be_wrong_is_told(inputs, tmp_path, change, said):
+    model = Pictures()
+    model.forward = lambda x: model.layers((x / 255).to(model.layers[0].weight))
+    change(model)
+    with pytest.raises(KDError, match=said):
+        export.onnx_file(model, inputs[:5], tmp_path / "model.onnx")
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_network_of_several_outputs_is_told_what_to_export(inputs, tmp_path):
+    model = Pictures()
+    model.forward = lambda x: {"logits": model.layers(x.float() / 255)}
+    with pytest.raises(KDError, match="outputs of Pictures: expected Tensor, found dict; export a module around it"):
+        export.onnx_file(model, inputs[:5], tmp_path / "model.onnx")
 
 
 def test_the_tolerance_grows_with_the_logits():

@@ -2,14 +2,17 @@
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
 import pytest
 
+from kdlib.cli import export as export_command
 from kdlib.cli import main
 from kdlib.report.cost import Row, cost_path, write_cost
 from kdlib.run.experiment import load_experiment
+from kdlib.run.networks import Origin
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,6 +50,18 @@ def test_a_stored_student_is_exported_by_the_beginning_of_its_id(tree, capsys):
     assert str(confusion.tolist()).replace(" ", "") in "".join(
         (tree / ".kd/runs" / run / "run.json").read_text().split()
     )
+
+
+@pytest.mark.parametrize("digest", ["made up", "real"])
+def test_the_data_of_a_run_are_chosen_by_their_digest(monkeypatch, digest):
+    """Profiles quick and smoke of a new replication have one configuration."""
+    experiment = SimpleNamespace(
+        data=("mnist",),
+        load_data=lambda config, folders: SimpleNamespace(digest="real" if folders else "made up"),
+    )
+    monkeypatch.setattr(export_command, "folder_of", lambda name, folder, downloads: Path(name))
+    run = SimpleNamespace(description=SimpleNamespace(data=digest))
+    assert export_command._data_of(run, Origin(experiment, None, None, synthetic=True), None).digest == digest
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,6 @@ from kdlib.run.environment import environment
 from kdlib.run.records import read_records
 from tests.conftest import TOY, changed, module_of, write_toy
 
-ROOT = Path(__file__).parents[2]
-
 ROOT = TOY.parents[1]
 CLAIMS = """
 [source]
@@ -186,6 +184,20 @@ def test_a_check_without_bands_checks_nothing(kd):
     assert (status, failed) == (1, ["toy: no bands are recorded for data toy-data; `kd record toy` makes them"])
 
 
+@pytest.mark.parametrize("command", ["run", "record", "check", "cost"])
+def test_outside_its_repository_a_replication_is_refused(kd, root, tmp_path, monkeypatch, command):
+    """Python may find `replications` elsewhere: the bands there would be replaced, and the tables written here."""
+    assert kd("record", "toy", "--seeds", "5", "--arms", "teacher")[0] == 0
+    bands = (root / "replications" / "toy" / "bands.toml").read_bytes()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    status, _, (said,) = kd(command, "toy", *(["--seeds", "2"] if command in ("run", "record") else []))
+    assert status == 2
+    assert f"found that Python imports {root / 'replications' / 'toy'}; call kd in {root}" in said
+    assert (root / "replications" / "toy" / "bands.toml").read_bytes() == bands
+    assert [*Path().iterdir()] == []
+
+
 def test_of_all_replications_those_without_bands_are_left_out(kd, root, monkeypatch):
     chosen = []
 
@@ -245,6 +257,8 @@ def test_runs_of_two_protocols_are_not_recorded_together(kd, root, toy, monkeypa
     path = root / "results" / "toy" / "runs.jsonl"
     before = path.read_bytes()
     changed(monkeypatch, "toy", protocol=2)
+    told = "what is recorded of profile quick is of protocol 1, and these runs are of protocol 2: they need not agree"
+    assert told in " ".join(kd("run", "toy", "--seed", "0", "--arms", "baseline")[1].split())
     status, out, (sentence,) = kd("record", "toy", "--seed", "0", "--arms", "baseline")
     assert status == 2
     assert "recorded runs of protocol 2 next to the new ones, found baseline, seed 1, of protocol 1" in sentence
