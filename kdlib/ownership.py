@@ -108,7 +108,7 @@ def refuse_another(stored: Mapping[str, Any], own: Mapping[str, Any], place: str
     network, other = stored["first"]["network"], own["first"]["network"]
     was, now = layout_of(stored["model"]), layout_of(own["model"])
     # Observers of quantisation find the shape of their buffers in the first step; load_state_dict refuses other ones.
-    was |= {name: now[name] for name in own["buffers"] if name in now and name in was}
+    was |= {name: now[name] for name in own["buffers"] if name in now and _type_of(name, now) == _type_of(name, was)}
     pairs = [
         (stored["owner"], own["owner"]),
         ({"network": was}, {"network": now}),
@@ -165,6 +165,10 @@ def _json_of(about: Mapping[str, Any] | None, place: str) -> Any:
             f"{place}: about: expected finite numbers, texts, lists and dicts, found what JSON cannot hold ({error}); "
             "name the numbers themselves, and texts in UTF-8"
         ) from error
+
+
+def _type_of(name: str, layout: Mapping[str, str]) -> str:
+    return layout.get(name, "").partition(" ")[0]
 
 
 def _shared(network: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,7 +40,8 @@ def usual_settings(device: torch.device) -> Iterator[None]:
     That is: float32 as the type of new tensors, products and convolutions of a CPU in float32, gradients, no autocast.
     A notebook may have set others, or the run before in this process, and a result must not depend on them.
     """
-    layers = [getattr(torch.backends.mkldnn, name) for name in ("matmul", "conv", "rnn")]
+    kinds = [getattr(torch.backends.mkldnn, name, None) for name in ("matmul", "conv", "rnn")]
+    layers: list[Any] = [kind for kind in kinds if hasattr(kind, "fp32_precision")]  # older versions of torch have none
     dtype, precisions = torch.get_default_dtype(), [layer.fp32_precision for layer in layers]
     with ExitStack() as settings:
         for kind in {"cpu", device.type}:

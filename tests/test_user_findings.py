@@ -115,6 +115,7 @@ def test_a_buffer_that_grows_is_refused_at_the_first_checkpoint(tmp_path):
         train(progress, 1)
     assert not [*tmp_path.iterdir()]
     train(made(Bank(persistent=False), checkpoint=tmp_path / "d"), 1)
+    assert made(Bank(persistent=False), checkpoint=tmp_path / "d").epoch == 1
 
 
 def test_the_checkpoint_of_a_network_with_a_larger_buffer_is_refused(tmp_path):
