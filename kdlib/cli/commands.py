@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from kdlib.cli.again import lines_of_command, with_options
 from kdlib.cli.live import Downloading, reporter
 from kdlib.cli.say import say, say_page
@@ -116,6 +118,8 @@ def prepared(options: argparse.Namespace, name: str, profile: str, **rest: Any) 
         **{name: value for name, value in vars(options).items() if name in ("arms", "store", "order", "minutes")},
         **rest,
     )
+    # Data are prepared by many small steps, in which two threads wait for each other if other processes are busy.
+    torch.set_num_threads(session.compute.threads)
     if session.unavailable:
         say_page(
             f"SYNTHETIC DATA: {name} runs profile {session.profile_name} instead of {profile}, and no claim gets a "
