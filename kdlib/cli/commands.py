@@ -236,15 +236,19 @@ def _command(given: Sequence[str], step: Step) -> list[str]:
 
 
 def tables(options: argparse.Namespace) -> int:
-    """`kd tables [NAME ...]`: the committed tables and the READMEs' tables, again, from the committed runs."""
+    """`kd tables [NAME ...]`: the committed tables, bands and the READMEs' tables, again, from the committed runs."""
     from kdlib.report.site import write_site  # imports jinja2
 
     names, found = chosen(options.names), committed(ROOT)
     for name, records in found.items():  # before anything is written
         refuse_unknown_arms(load_experiment(name), records, ROOT / "results" / name / "runs.jsonl")
     for name in (name for name in names if found[name]):
-        folder = ROOT / "results" / name
-        write_pages(load_experiment(name), found[name], folder, committed=found[name], synthetic=False)
+        folder, experiment = ROOT / "results" / name, load_experiment(name)
+        with recording.held(folder, _tell_waiting):
+            records = found[name] = read_records(folder / "runs.jsonl")  # a session may have recorded more meanwhile
+            for profile in dict.fromkeys(record.profile for record in records):
+                recording.update_bands(experiment, [record for record in records if record.profile == profile])
+            write_pages(experiment, records, folder, committed=records, synthetic=False)
         say(f"written {folder}")
     update_readmes(ROOT, found)
     write_site(ROOT, found)

@@ -51,7 +51,7 @@ def _verify(names: tuple[str, ...], options: argparse.Namespace) -> int:
             continue
         found = fetch.verify(name, options.data)
         problems += len(found)
-        say(f"{name}: {place.path}: " + ("good" if not found else f"{len(found)} problems"))
+        say(f"{name}: {place.path}: " + ("good" if not found else f"{len(found)} problem{'s' * (len(found) != 1)}"))
         for problem in found:
             say(f"  {problem}")
     return 1 if problems else 0

@@ -93,8 +93,8 @@ def _names(file: File) -> tuple[str, ...]:
 def _problem(folder: Path, file: File, hashes: bool) -> str | None:
     """What is wrong with a file, under whichever of its names it is there."""
     name = next((name for name in _names(file) if is_there(folder, name)), file.name)
-    if name.rsplit("/", 1)[-1] != file.name.rsplit("/", 1)[-1]:  # other bytes, which the reader checks
-        file = File(name, None, None)
+    same = name.rsplit("/", 1)[-1] == file.name.rsplit("/", 1)[-1]
+    file = file._replace(name=name) if same else File(name, None, None)  # other bytes, which the reader checks
     return file_problem(folder / name, file, hashes)
 
 

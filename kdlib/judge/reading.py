@@ -156,18 +156,18 @@ def _value(key: str, table: Table, arms: Collection[str]) -> ReportedValue:
         table.integer("decimals", -9, 15),
         table.text_of("place"),
         _margin(table, metric),
-        _spread(table, runs) if {"spread", "spread_kind"} & set(table.content) else None,
+        _spread(table, runs, metric) if {"spread", "spread_kind"} & set(table.content) else None,
         runs,
         table.text_of("selected", ""),
         tuple(_arm(table, "also", name, arms) for name in table.list_of("also")),
     )
 
 
-def _spread(table: Table, runs: int | None) -> float:
+def _spread(table: Table, runs: int | None, metric: str) -> float:
     if runs is None or runs < 2:
         raise table.error("runs", "the number of runs that the spread is over, at least 2")
     kind = table.choice("spread_kind", ("population", "sample"))
-    return intervals.sample_std(table.number("spread", 0.0), runs, kind)
+    return intervals.sample_std(table.number("spread", 0.0, _widest(metric)), runs, kind)
 
 
 def _limits(metric: str) -> tuple[float, float]:
@@ -175,10 +175,16 @@ def _limits(metric: str) -> tuple[float, float]:
     return (0.0, 1.0) if metric.endswith(("accuracy", "f1")) else (-1e15, 1e15)
 
 
+def _widest(metric: str) -> float:
+    """The largest margin or spread: of shares half of their range, so that points (1.5) are not taken for shares."""
+    low, high = _limits(metric)
+    return (high - low) / 2
+
+
 def _margin(table: Table, metric: str) -> float:
     for name, usual in (("accuracy", 0.01), ("f1", 0.02)):
         if metric.endswith(name):
-            return table.number("margin", 0.0, default=usual)
+            return table.number("margin", 0.0, _widest(metric), default=usual)
     return table.number("margin", 0.0)
 
 
@@ -240,9 +246,9 @@ def _size(table: Table, kind: type[Claim], metric: str) -> dict[str, Any]:
         decimals, margin = table.integer("decimals", -9, 15), _margin(table, metric)
         return {"reported": reported, "trivial": trivial, "decimals": decimals, "margin": margin}
     if "margin" in kind.keys:
-        return {"margin": table.number("margin", 0.0, above=True)}
+        return {"margin": table.number("margin", 0.0, _widest(metric), above=True)}
     if "threshold" in table.content:
-        return {"threshold": table.number("threshold")}
+        return {"threshold": table.number("threshold", low, high)}
     return {}
 
 
@@ -253,7 +259,7 @@ def _comparison(claim: Claim, table: Table, arms: Collection[str]) -> Comparison
         names = tuple(_arm(expected, name, name, arms) for name in expected.content)
         if not names:
             raise table.error("expected", "at least one arm = number", "none")
-        return Comparison(names, expected=tuple(expected.number(name) for name in names))
+        return Comparison(names, expected=tuple(expected.number(name, *_limits(claim.metric)) for name in names))
     if isinstance(claim, Trend):
         table.only({"along", "over", "differs"})
         along = _arms(table, "along", arms, 3)

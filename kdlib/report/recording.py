@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from kdlib.errors import KDError
-from kdlib.files import locked
+from kdlib.files import canonical_json, locked, read_json
 from kdlib.judge.bands import bands_of, read_bands, write_bands
 from kdlib.report.names import refuse_unknown_names
 from kdlib.report.pages import Page, label_of, reported_of, write_pages
 from kdlib.report.pairs import pair_faults
 from kdlib.report.sessions import Reporter, incomplete, refuse_synthetic, silent, trained
+from kdlib.run.environment import git_state
 from kdlib.run.experiment import Experiment
 from kdlib.run.records import Record, grouped, measured, merged, read_records, write_records
 from kdlib.run.session import Session, complete, failures, records_of
 
-__all__ = ["Recording", "record", "update_bands"]
+__all__ = ["Recording", "held", "record", "update_bands"]
 
 LOCKED = "see that results/ can be written to"
 
@@ -39,6 +41,12 @@ class Recording:
     recorded: list[Record] = field(default_factory=list)
 
 
+def held(folder: Path, on_wait: Callable[[Path], None]) -> AbstractContextManager[None]:
+    """Return the lock of a replication's results; `on_wait(lock)` is called if another session has it."""
+    lock = folder / ".lock"
+    return locked(lock, LOCKED, partial(on_wait, lock))
+
+
 def record(
     session: Session,
     results: Path,
@@ -50,20 +58,21 @@ def record(
     If the time is up before the end, only seeds with all arms of the session are recorded; the others stay in the
     store. If another session writes there, `on_wait(lock)` is called, and this one waits.
 
-    Recorded runs of other seeds and arms are kept. Those of another protocol, or of other data, are replaced if the
-    session has all their arms and seeds. KDError, before anything is trained, if it has not, for more seeds of the
-    judged profile than it declares, for claims and figures about what the experiment does not have, and for results
-    that cannot be written. KDError, before anything is written, for compared arms that differ in what `claims.toml`
-    does not name, or do not differ in what it names.
+    Recorded runs of other seeds and arms are kept. Those of another protocol, of another configuration, or of other
+    data, are replaced if the session has all their arms and seeds. KDError, before anything is trained, if it has not,
+    for code that is not committed, for more seeds of the judged profile than it declares, for claims and figures about
+    what the experiment does not have, and for results that cannot be written. KDError, before anything is written, for
+    compared arms that differ in what `claims.toml` does not name, or do not differ in what it names.
     """
     refuse_synthetic(session, "record")
     experiment, folder = session.experiment, results / session.experiment.name
     refuse_unknown_names(experiment, bands=False)
-    path, lock = folder / "runs.jsonl", folder / ".lock"
-    with locked(lock, LOCKED, partial(on_wait, lock)):
+    path = folder / "runs.jsonl"
+    with held(folder, on_wait):
         recorded = read_records(path)
     refuse_undeclared_seeds(session, recorded)
     refuse_unlike(session, _planned(session), recorded)
+    refuse_uncommitted(experiment)
     jobs, summary = trained(session, reporter, recorded)
     problems, notes = failures(jobs, summary), []
     if summary.left:
@@ -71,10 +80,15 @@ def record(
         some = f"seed{'s' * (len(begun) > 1)} {', '.join(map(str, begun))}"
         notes.append(f"Not recorded, because not all of their runs are finished: {some}.")
     new = records_of(session, jobs, summary)
+    if unclean := [record.run for record in new if record.environment.get("clean") is False]:
+        notes.append(
+            f"{len(unclean)} runs of the store were trained with code that was not committed, {unclean[0]} for "
+            "example. The audit refuses them; record with another --store to train them anew."
+        )
     if summary.left and not new:
         return Recording(problems, [], ["Nothing is recorded: no seed is complete."], len(summary.left), [], recorded)
     # Two sessions may record seeds of one replication at the same time.
-    with locked(lock, LOCKED, partial(on_wait, lock)):
+    with held(folder, on_wait):
         recorded = read_records(path)
         try:
             old = refuse_unlike(session, _cells(new), recorded)
@@ -100,6 +114,15 @@ def refuse_undeclared_seeds(session: Session, records: Sequence[Record]) -> None
         raise KDError(
             f"{session.experiment.name}, profile {name}: expected seeds 0 to {declared - 1}, which experiment.py "
             f"declares, found {', '.join(map(str, more))}; raise the declared number there first, with the date"
+        )
+
+
+def refuse_uncommitted(experiment: Experiment) -> None:
+    """Refuse to train runs whose commit does not hold their code: the audit would refuse them in the end."""
+    if git_state(experiment.folder)[1] is False:
+        raise KDError(
+            f"{experiment.name}: expected code that is committed, so that a recorded run names it, found changes in "
+            "kdlib/ or replications/ (`git status` lists them); commit them, or use `kd run`, which records nothing"
         )
 
 
@@ -160,6 +183,11 @@ def _unlike(session: Session, old: Record) -> list[tuple[str, object, object]]:
     found: list[tuple[str, object, object]] = []
     if protocol != experiment.protocol:
         found.append(("protocol", experiment.protocol, protocol))
+    config = experiment.config(experiment.arm(next(iter(old.arms))), session.profile)
+    own, stored = read_json(canonical_json(asdict(config))), old.description["config"]
+    for field_name in sorted(own.keys() & stored.keys() - {*experiment.data_fields}):
+        if own[field_name] != stored[field_name]:
+            found.append((field_name, own[field_name], stored[field_name]))
     data = {_data_of(session, arm) for arm in old.arms}
     if old.data not in data:
         found.append(("data", ", ".join(sorted(data)), old.data))

@@ -21,6 +21,8 @@ RUN_FILES = tuple(
     f"{name}.py"
     for name in ["contradictions", "environment", "experiment", "finished", "loaded", "readable", "schema", "store"]
 )
+# What `git status` looks at.
+CODE = (":/kdlib", ":/replications", ":(top,exclude)*.md", ":(top,exclude,glob)replications/**/*.toml")
 # The files of the core that no training uses.
 NO_CORE = ("cost.py", "export.py")
 # The files of kdlib.data that only bring data sets here. The data have a digest in a run's description.
@@ -66,7 +68,10 @@ def _numba_version() -> str:
 
 @cache
 def git_state(folder: Path) -> tuple[str, bool | None]:
-    """Return (commit, clean) of the work tree that holds `folder`; ("unknown", None) outside git."""
+    """Return (commit, clean) of the work tree that holds `folder`; ("unknown", None) outside git.
+
+    Texts, claims and bands (which `kd record` writes) move no result, so a change of them leaves the tree clean.
+    """
 
     def git(*arguments: str) -> str:
         return subprocess.run(
@@ -74,7 +79,7 @@ def git_state(folder: Path) -> tuple[str, bool | None]:
         ).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD"), not git("status", "--porcelain", "--", ":/kdlib", ":/replications")
+        return git("rev-parse", "HEAD"), not git("status", "--porcelain", "--", *CODE)
     except (OSError, subprocess.SubprocessError):
         return "unknown", None
 

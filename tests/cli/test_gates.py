@@ -11,7 +11,7 @@ import pytest
 from filelock import FileLock, Timeout
 from scipy import stats
 
-from kdlib.cli import main
+from kdlib.cli import commands, main
 from kdlib.errors import KDError
 from kdlib.judge.bands import read_bands, write_bands
 from kdlib.report.sessions import departures
@@ -265,6 +265,71 @@ def test_runs_of_two_protocols_are_not_recorded_together(kd, root, toy, monkeypa
     assert (out, path.read_bytes()) == ("", before)  # nothing was trained for it
     assert kd("record", "toy", "--seeds", "2", "--arms", "baseline")[0] == 0  # all of them anew
     assert {line["description"]["protocol"] for line in map(json.loads, path.read_text().splitlines())} == {2}
+
+
+def test_runs_of_two_configurations_are_not_recorded_together(kd, root, toy, monkeypatch):
+    """Somebody changes a number in Config and forgets to raise the protocol."""
+    assert kd("record", "toy", "--seeds", "3", "--arms", "baseline")[0] == 0
+    path = root / "results" / "toy" / "runs.jsonl"
+    before = path.read_bytes()
+    profiles = {name: replace(each, config=replace(each.config, rate=0.02)) for name, each in toy.profiles.items()}
+    changed(monkeypatch, "toy", profiles=profiles)
+    status, out, (sentence,) = kd("record", "toy", "--seeds", "2", "--arms", "baseline")
+    assert status == 2
+    assert "recorded runs of rate 0.02 next to the new ones, found baseline, seed 2, of rate 0.01; record" in sentence
+    assert (out, path.read_bytes()) == ("", before)
+    assert kd("record", "toy", "--seeds", "3", "--arms", "baseline")[0] == 0  # all of them anew
+    rates = [json.loads(line)["description"]["config"]["rate"] for line in path.read_text().splitlines()]
+    assert rates == [0.02] * 3
+
+
+def test_code_that_is_not_committed_is_not_recorded(kd, root, monkeypatch):
+    monkeypatch.setattr("kdlib.report.recording.git_state", lambda folder: ("0" * 40, False))
+    status, _, (sentence,) = kd("record", "toy", "--seed", "0", "--arms", "baseline")
+    assert status == 2
+    assert "expected code that is committed, so that a recorded run names it, found changes in kdlib/ or" in sentence
+    assert not (root / ".kd" / "runs").exists()
+    assert not (root / "results" / "toy" / "runs.jsonl").exists()
+
+
+def test_runs_that_the_store_has_of_uncommitted_code_are_told(kd, root, monkeypatch):
+    monkeypatch.setattr("kdlib.run.group.environment", lambda *which: {**environment(*which), "clean": False})
+    status, out, _ = kd("record", "toy", "--seed", "0", "--arms", "baseline")
+    assert status == 0
+    assert "1 runs of the store were trained with code that was not committed" in " ".join(out.split())
+
+
+def test_an_error_of_several_lines_has_several_lines(capsys, monkeypatch):
+    monkeypatch.setattr("kdlib.cli.commands.chosen", raising("first\nsecond \x1b[2J"))
+    assert main(["tables"]) == 2
+    assert capsys.readouterr().err.splitlines() == ["kd: first", "second \\x1b[2J"]
+
+
+def raising(text):
+    def fail(*arguments):
+        raise KDError(text)
+
+    return fail
+
+
+def test_tables_are_of_the_records_at_the_time_of_writing_and_renew_the_bands(kd, root, toy, monkeypatch):
+    assert kd("record", "toy", "--seeds", "5", "--arms", "baseline")[0] == 0
+    results, bands = root / "results" / "toy", root / "replications" / "toy" / "bands.toml"
+    five, right = (results / "runs.jsonl").read_text(), bands.read_bytes()
+    bands.write_text("")
+    (root / "README.md").write_text("<!-- table:begin -->\n<!-- table:end -->\n")
+    found = commands.committed
+
+    def before_the_others_record(folder):
+        (results / "runs.jsonl").write_text("".join(five.splitlines(keepends=True)[:3]))
+        known = found(folder)
+        (results / "runs.jsonl").write_text(five)
+        return known
+
+    monkeypatch.setattr(commands, "committed", before_the_others_record)
+    assert main(["tables"]) == 0
+    assert bands.read_bytes() == right
+    assert [row["n"] for row in csv.DictReader((results / "quick-arms.csv").read_text().splitlines())] == ["5"]
 
 
 def test_a_band_names_the_commits_of_its_arms_runs(kd, root):

@@ -313,3 +313,10 @@ def test_an_archive_is_no_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("KDLIB_DATA", str(tmp_path / "set.zip"))
     with pytest.raises(DataError, match=r"KDLIB_DATA=.*set\.zip: expected a folder, found a file \(unpack it, if"):
         fetch.find("mnist")
+
+
+def test_a_bad_file_is_named_as_it_is_there(tmp_path):
+    (tmp_path / "mnist").mkdir()
+    (tmp_path / "mnist" / "t10k-labels-idx1-ubyte").write_bytes(bytes(100))
+    found = [text for text in fetch.verify("mnist", tmp_path / "mnist") if "t10k-labels" in text]
+    assert found == ["t10k-labels-idx1-ubyte: expected 10008 bytes, found 100"]

@@ -543,6 +543,10 @@ def test_git_state(tmp_path):
     assert git_state(folder) == (commit.stdout.strip(), True)
     (tmp_path / "r" / "README.md").write_text("no source")
     assert git_state(folder / "toy")[1] is True
+    for name in ("README.md", "bands.toml", "claims.toml"):  # of which the second is written by `kd record`
+        (folder / "toy" / name).write_text("# moves no result")
+    git_state.cache_clear()
+    assert git_state(folder)[1] is True
     assert environment(folder / "toy", "cpu")["clean"] is False  # the kdlib that runs is of another checkout
     (folder / "toy" / "not_added.py").touch()
     git_state.cache_clear()  # a session looks once
