@@ -6,7 +6,7 @@ import argparse
 
 from kdlib.cli.live import Downloading
 from kdlib.cli.say import say
-from kdlib.data import fetch
+from kdlib.data import DataError, fetch
 from kdlib.errors import KDError
 
 
@@ -46,8 +46,12 @@ def _verify(names: tuple[str, ...], options: argparse.Namespace) -> int:
     for name in names:
         place = fetch.where(name, options.data)
         if place is None:
-            say(f"{name}: not here")
             problems += 1
+            try:
+                fetch.refuse_lack(name, options.data)
+                say(f"{name}: not here")
+            except DataError as error:  # what was looked for in the folder that the user named, and what is there
+                say(f"{name}: {error}")
             continue
         found = fetch.verify(name, options.data)
         problems += len(found)

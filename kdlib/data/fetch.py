@@ -79,7 +79,7 @@ def find(
     """
     place = where(name, data)
     if place is None:
-        _refuse_lack(name, data)
+        refuse_lack(name, data)
         return fetch(name, progress, on_wait)
     if found := problems(_source(name), place.path, hashes=False):
         count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
@@ -156,7 +156,7 @@ def _source(name: str) -> Source:
     return SOURCES[name]
 
 
-def _refuse_lack(name: str, data: Path | str | None) -> None:
+def refuse_lack(name: str, data: Path | str | None) -> None:
     """Raise DataError if the user has named a folder for the data: no other data may be used in silence instead."""
     origin, root = next(_roots(data))
     if origin == "cache":

@@ -231,4 +231,5 @@ def _check(place: str, record: Record) -> None:
 
 
 def _wrong(place: str, expected: str, found: str) -> KDError:
-    return KDError(f"{place}: expected {expected}, found {found}; restore the line or run again")
+    remedy = "restore the line (with git), or delete it and record its run again"
+    return KDError(f"{place}: expected {expected}, found {found}; {remedy}")

@@ -400,3 +400,11 @@ def test_data_below_home_are_found(tmp_path, monkeypatch):
     monkeypatch.setenv("KDLIB_DATA", "~/data")
     with pytest.raises(KDError, match=f"{tmp_path}/data"):
         fetch.find("mnist")
+
+
+def test_data_that_are_not_found_are_told_with_what_is_there(tmp_path, capsys):
+    (tmp_path / "Training" / "Cat").mkdir(parents=True)
+    status, out, _ = kd(capsys, "data", "verify", "cats_dogs", "--data", str(tmp_path))
+    assert status == 1
+    assert f"cats_dogs: --data {tmp_path}: expected the data set cats_dogs, found none. Looked for training/cat" in out
+    assert "Training" in out.partition("Looked for")[2]
