@@ -148,12 +148,13 @@ def _value(key: str, table: Table, arms: Collection[str]) -> ReportedValue:
         known = ", ".join(sorted(arms))
         raise table.error("", f'a table named "<arm>.<metric>", the arm one of {known}', key)
     runs = table.integer("runs", 1, 100_000) if "runs" in table.content else None
+    number = table.number("value", *_limits(metric))
     return ReportedValue(
         arm,
         metric,
-        table.number("value", *_limits(metric)),
+        number,
         table.text_of("unit"),
-        table.integer("decimals", -9, 15),
+        _decimals(table, number),
         table.text_of("place"),
         _margin(table, metric),
         _spread(table, runs, metric) if {"spread", "spread_kind"} & set(table.content) else None,
@@ -173,6 +174,14 @@ def _spread(table: Table, runs: int | None, metric: str) -> float:
 def _limits(metric: str) -> tuple[float, float]:
     """Shares are written as shares: percent exists only in tables."""
     return (0.0, 1.0) if metric.endswith(("accuracy", "f1")) else (-1e15, 1e15)
+
+
+def _decimals(table: Table, number: float, more: int = 0) -> int:
+    """The decimals of a reported number, which it must not exceed: those of 91.2%, written 0.912, are three."""
+    decimals = table.integer("decimals", -9, 15)
+    if not math.isclose(round(number, decimals + more), number, rel_tol=1e-9, abs_tol=1e-12):
+        raise table.error("decimals", f"as many decimals as {number:.15g} has here, as a share and not in percent")
+    return decimals
 
 
 def _widest(metric: str) -> float:
@@ -238,12 +247,13 @@ def _size(table: Table, kind: type[Claim], metric: str) -> dict[str, Any]:
     low, high = _limits(metric)
     if kind is Effect:
         reported = table.number("reported", 0.0, high, above=True)
-        return {"reported": reported, "decimals": table.integer("decimals", -9, 15)}
+        # A difference is as exact as its coarser number, and may have one more decimal.
+        return {"reported": reported, "decimals": _decimals(table, reported, more=1)}
     if kind is Value:
         reported, trivial = table.number("reported", low, high), table.number("trivial", low, high)
         if reported == trivial or (reported < trivial) != table.flag("lower_is_better"):
             raise table.error("reported", f"a value better than the trivial one, {trivial:g}")
-        decimals, margin = table.integer("decimals", -9, 15), _margin(table, metric)
+        decimals, margin = _decimals(table, reported), _margin(table, metric)
         return {"reported": reported, "trivial": trivial, "decimals": decimals, "margin": margin}
     if "margin" in kind.keys:
         return {"margin": table.number("margin", 0.0, _widest(metric), above=True)}

@@ -184,6 +184,12 @@ def test_a_value_is_a_finite_share(tmp_path, wrong):
 @pytest.mark.parametrize(
     ("right", "wrong", "key", "expected"),
     [
+        (
+            "decimals = 2",
+            "decimals = 1",
+            ".decimals",
+            "as many decimals as 0.75 has here, as a share and not in percent",
+        ),
         ("decimals = 2", "decimals = 2.0", ".decimals", "a whole number from -9 to 15"),
         ("decimals = 2", "decimals = true", ".decimals", "a whole number"),
         ("decimals = 2", "decimals = 400", ".decimals", "a whole number"),
