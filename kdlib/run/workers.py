@@ -17,6 +17,7 @@ from types import TracebackType
 
 import torch
 
+from kdlib.errors import error_in_user_code
 from kdlib.run.devices import cards_of, next_card
 from kdlib.run.events import Event, Report
 from kdlib.run.executor import RESTARTS
@@ -214,7 +215,14 @@ def _work(connection: Connection, setting: Setting) -> None:
     with suppress(EOFError, OSError):  # the other side is closed, or gone
         connection.send(STARTED)
         while True:
-            group = connection.recv()
+            try:
+                group = connection.recv()
+            except (EOFError, OSError):
+                raise
+            except Exception as error:  # its configuration is of a module that was edited meanwhile
+                why = error_in_user_code("a replication's source files", error, "files that a new process can import")
+                connection.send(Outcome(str(why)))
+                continue
             connection.send(train_group(group, setting, connection.send))
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from multiprocessing import Pipe
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +15,10 @@ from types import SimpleNamespace
 import pytest
 
 from kdlib.run.events import Event
-from kdlib.run.group import Outcome
-from kdlib.run.workers import RESTARTS, STARTED, Workers, _Worker
+from kdlib.run.experiment import Compute
+from kdlib.run.group import Outcome, Setting
+from kdlib.run.store import Store
+from kdlib.run.workers import RESTARTS, STARTED, Workers, _work, _Worker
 
 SETTING = SimpleNamespace(compute=SimpleNamespace(device="cpu"))
 GROUP = [SimpleNamespace(description=SimpleNamespace(id="run"))]
@@ -123,6 +127,36 @@ def test_a_script_without_a_main_guard_is_told_so_at_once(toy_root, tmp_path, wa
     assert done.stdout.count("ended with status 1 before it could begin") == 2, done.stderr
     assert "__main__" in done.stdout
     assert done.stderr.count("Traceback (most recent call last)") <= 4  # two processes, of which each says why once
+
+
+class NotImported:
+    """What a group is to a new process after its experiment.py was edited."""
+
+    def __reduce__(self):
+        return eval, ("1 +",)
+
+
+def test_a_group_that_a_process_cannot_import_fails_with_its_error(monkeypatch):
+    monkeypatch.setattr("kdlib.run.workers.SIGNALS", [])
+    monkeypatch.setattr("kdlib.run.workers._end_with_parent", lambda: None)
+    here, there = Pipe()
+    received = []
+
+    def session():
+        received.append(here.recv())
+        for _ in range(2):
+            here.send(NotImported())
+            received.append(here.recv())
+        here.close()
+
+    other = threading.Thread(target=session)
+    other.start()
+    _work(there, Setting(Store(Path("nowhere")), Compute(), {}, math.inf))
+    other.join()
+    assert received[0] == STARTED
+    for outcome in received[1:]:  # the process goes on
+        assert "a replication's source files: expected files that a new process can import, found" in outcome.error
+        assert "SyntaxError" in outcome.error
 
 
 def test_an_idle_process_that_is_gone_is_replaced():
