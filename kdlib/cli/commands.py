@@ -248,8 +248,13 @@ def tables(options: argparse.Namespace) -> int:
             records = found[name] = read_records(folder / "runs.jsonl")  # a session may have recorded more meanwhile
             for profile in dict.fromkeys(record.profile for record in records):
                 recording.update_bands(experiment, [record for record in records if record.profile == profile])
-            write_pages(experiment, records, folder, committed=records, synthetic=False)
+            pages = write_pages(experiment, records, folder, committed=records, synthetic=False)
         say(f"written {folder}")
+        for stale in sorted({path.stem for path in folder.glob("*.md")} - {"cost", *(page.name for page in pages)}):
+            say(f"{folder / stale}.*: no recorded run has these tables any more; delete them")
+    for folder in (ROOT / "results").iterdir():
+        if (folder / "runs.jsonl").exists() and not found.get(folder.name):
+            say(f"{folder}: no recorded run of a replication of this name; delete the folder")
     update_readmes(ROOT, found)
     write_site(ROOT, found)
     say(f"written {ROOT / 'results' / 'site' / 'index.html'}")

@@ -332,6 +332,17 @@ def test_tables_are_of_the_records_at_the_time_of_writing_and_renew_the_bands(kd
     assert [row["n"] for row in csv.DictReader((results / "quick-arms.csv").read_text().splitlines())] == ["5"]
 
 
+def test_tables_that_no_run_has_made_are_told(kd, root, capsys):
+    assert kd("record", "toy", "--seeds", "2", "--arms", "baseline")[0] == 0
+    (root / "README.md").write_text("<!-- table:begin -->\n<!-- table:end -->\n")
+    for name in ("toy/old.md", "toy/cost.md", "gone/runs.jsonl"):
+        (root / "results" / name).parent.mkdir(exist_ok=True)
+        (root / "results" / name).touch()
+    assert main(["tables"]) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if "delete" in line]
+    assert [line.partition(":")[0] for line in told] == ["results/toy/old.*", "results/gone"]
+
+
 def test_a_band_names_the_commits_of_its_arms_runs(kd, root):
     for arm, commit in (("teacher", "a" * 40), ("baseline", "b" * 40)):
         with pytest.MonkeyPatch.context() as patch:
