@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kdlib.errors import KDError
 from kdlib.judge.bands import Bands, read_bands
-from kdlib.judge.claims import Reported
+from kdlib.judge.claims import SHAM, Reported
 from kdlib.report.pages import figures_of, reported_of
 from kdlib.run.experiment import Experiment
 from kdlib.run.records import Record
@@ -35,6 +35,7 @@ def refuse_unknown_names(experiment: Experiment, *, bands: bool = True) -> None:
     """
     refuse_reserved(experiment.name)
     reported = reported_of(experiment)
+    _refuse_other_modes(experiment, reported)
     path = experiment.folder / "bands.toml"
     for (digest, profile), known in read_bands(path).items() if bands else ():
         if profile not in experiment.profiles:
@@ -43,6 +44,21 @@ def refuse_unknown_names(experiment: Experiment, *, bands: bool = True) -> None:
             if there and name not in there:
                 raise _wrong(path, experiment, f"data {digest}, profile {profile}: {what}", name, there)
     _look_at_figure(experiment, reported)
+
+
+def _refuse_other_modes(experiment: Experiment, reported: Reported) -> None:
+    """Refuse a claim in a mode that a compared arm does not have; a rival may be a sham."""
+    modes = {arm.name: arm.modes for arm in experiment.arms}
+    for name, claim in reported.claims.items():
+        for mode, compared in claim.modes.items():
+            for arm in (*compared.arms, *compared.rivals):
+                own = modes.get(arm, (mode,))  # one that is chosen among others has theirs
+                if mode not in own and not (arm in compared.rivals and SHAM in own):
+                    raise KDError(
+                        f"{experiment.folder / 'claims.toml'}: claims.{name}.modes: expected arms of mode {mode!r}, "
+                        f"found {arm}, which is {', '.join(own)}; take another arm, or correct its modes in "
+                        "experiment.py"
+                    )
 
 
 def _names(known: Bands, reported: Reported) -> Iterator[tuple[str, str, Collection[str]]]:

@@ -1,4 +1,7 @@
-"""`python -m tests.audit [NAME ...]`, from the repository's top: exit status 0 if nothing is wrong, else 1."""
+"""`python -m tests.audit [NAME ...]`, from the repository's top.
+
+The exit status is 0 if nothing is wrong, 1 for faults, and 2 for a name that no replication has.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,10 @@ from tests.audit.audit import audit
 
 def main(names: list[str]) -> int:
     """Print each fault, each file that was derived again, and what could not be checked."""
+    known = sorted(path.parent.name for path in Path("replications").glob("*/claims.toml"))
+    if unknown := [name for name in names if name not in known]:
+        print(f"expected replications with a claims.toml ({', '.join(known)}), found {_printable(unknown[0])}")
+        return 2
     files: list[str] = []
     missing: list[str] = []
     faults = 0

@@ -14,6 +14,7 @@ from scipy import stats
 from kdlib.cli import commands, main
 from kdlib.errors import KDError
 from kdlib.judge.bands import read_bands, write_bands
+from kdlib.judge.claims import SHAM
 from kdlib.report.sessions import departures
 from kdlib.run import prepare
 from kdlib.run.environment import environment
@@ -416,3 +417,26 @@ def test_another_verdict_and_another_place_are_departures(session_of_mnist, full
         *(f"C1, {mode}: recorded replicated" for mode in ("as described", "as released", "controlled")),
         "baseline.accuracy: recorded inside its reported range",
     ]
+
+
+@pytest.mark.parametrize(
+    ("arm", "over", "modes", "said"),
+    [
+        (
+            "distilled",
+            "baseline",
+            {"baseline": ("as described",)},
+            "found baseline, which is as described; take another",
+        ),
+        ("baseline", "distilled", {"baseline": (SHAM,)}, "found baseline, which is sham"),
+        ("distilled", "baseline", {"baseline": (SHAM,)}, None),  # what a student is compared with may be a sham
+    ],
+)
+def test_a_claim_is_about_arms_that_have_its_mode(kd, root, toy, monkeypatch, arm, over, modes, said):
+    arms = tuple(replace(each, modes=modes.get(each.name, ("controlled",))) for each in toy.arms)
+    changed(monkeypatch, "toy", arms=arms)
+    text = CLAIMS.replace('arm = "distilled", over = "baseline"', f'arm = "{arm}", over = "{over}"')
+    (root / "replications" / "toy" / "claims.toml").write_text(text)
+    status, _, failed = kd("run", "toy", "--seed", "0", "--arms", "baseline")
+    assert status == (2 if said else 0)
+    assert not said or f"claims.C1.modes: expected arms of mode 'controlled', {said}" in failed[0]
