@@ -64,8 +64,7 @@ def _status(options: argparse.Namespace, given: Sequence[str]) -> int:
             say_page("Stopped." + how_to_go_on(given))
         return status or (2 if lost else 0)
     except KDError as error:
-        for line in f"kd: {error}".split("\n"):  # `say` writes a line's end as its code
-            say(line, error=True)
+        say(f"kd: {error}", error=True)
         return 2
     except BrokenPipeError as error:
         if not _nobody_reads():

@@ -53,6 +53,7 @@ from kdlib.judge.claims import (
     fixed_rival,
 )
 from kdlib.judge.schema import Table, read_toml
+from kdlib.judge.sizes import decimals_of, limits_of, widest
 
 __all__ = ["load_claims"]
 
@@ -148,13 +149,13 @@ def _value(key: str, table: Table, arms: Collection[str]) -> ReportedValue:
         known = ", ".join(sorted(arms))
         raise table.error("", f'a table named "<arm>.<metric>", the arm one of {known}', key)
     runs = table.integer("runs", 1, 100_000) if "runs" in table.content else None
-    number = table.number("value", *_limits(metric))
+    number = table.number("value", *limits_of(metric))
     return ReportedValue(
         arm,
         metric,
         number,
         table.text_of("unit"),
-        _decimals(table, number),
+        decimals_of(table, number),
         table.text_of("place"),
         _margin(table, metric),
         _spread(table, runs, metric) if {"spread", "spread_kind"} & set(table.content) else None,
@@ -168,32 +169,13 @@ def _spread(table: Table, runs: int | None, metric: str) -> float:
     if runs is None or runs < 2:
         raise table.error("runs", "the number of runs that the spread is over, at least 2")
     kind = table.choice("spread_kind", ("population", "sample"))
-    return intervals.sample_std(table.number("spread", 0.0, _widest(metric)), runs, kind)
-
-
-def _limits(metric: str) -> tuple[float, float]:
-    """Shares are written as shares: percent exists only in tables."""
-    return (0.0, 1.0) if metric.endswith(("accuracy", "f1")) else (-1e15, 1e15)
-
-
-def _decimals(table: Table, number: float, more: int = 0) -> int:
-    """The decimals of a reported number, which it must not exceed: those of 91.2%, written 0.912, are three."""
-    decimals = table.integer("decimals", -9, 15)
-    if not math.isclose(round(number, decimals + more), number, rel_tol=1e-9, abs_tol=1e-12):
-        raise table.error("decimals", f"as many decimals as {number:.15g} has here, as a share and not in percent")
-    return decimals
-
-
-def _widest(metric: str) -> float:
-    """The largest margin or spread: of shares half of their range, so that points (1.5) are not taken for shares."""
-    low, high = _limits(metric)
-    return (high - low) / 2
+    return intervals.sample_std(table.number("spread", 0.0, widest(metric)), runs, kind)
 
 
 def _margin(table: Table, metric: str) -> float:
     for name, usual in (("accuracy", 0.01), ("f1", 0.02)):
         if metric.endswith(name):
-            return table.number("margin", 0.0, _widest(metric), default=usual)
+            return table.number("margin", 0.0, widest(metric), default=usual)
     return table.number("margin", 0.0)
 
 
@@ -244,19 +226,19 @@ def _claim(
 
 def _size(table: Table, kind: type[Claim], metric: str) -> dict[str, Any]:
     """The fields that say what is reported and how exactly, by the kind of claim."""
-    low, high = _limits(metric)
+    low, high = limits_of(metric)
     if kind is Effect:
         reported = table.number("reported", 0.0, high, above=True)
         # A difference is as exact as its coarser number, and may have one more decimal.
-        return {"reported": reported, "decimals": _decimals(table, reported, more=1)}
+        return {"reported": reported, "decimals": decimals_of(table, reported, more=1)}
     if kind is Value:
         reported, trivial = table.number("reported", low, high), table.number("trivial", low, high)
         if reported == trivial or (reported < trivial) != table.flag("lower_is_better"):
             raise table.error("reported", f"a value better than the trivial one, {trivial:g}")
-        decimals, margin = _decimals(table, reported), _margin(table, metric)
+        decimals, margin = decimals_of(table, reported), _margin(table, metric)
         return {"reported": reported, "trivial": trivial, "decimals": decimals, "margin": margin}
     if "margin" in kind.keys:
-        return {"margin": table.number("margin", 0.0, _widest(metric), above=True)}
+        return {"margin": table.number("margin", 0.0, widest(metric), above=True)}
     if "threshold" in table.content:
         return {"threshold": table.number("threshold", low, high)}
     return {}
@@ -269,7 +251,7 @@ def _comparison(claim: Claim, table: Table, arms: Collection[str]) -> Comparison
         names = tuple(_arm(expected, name, name, arms) for name in expected.content)
         if not names:
             raise table.error("expected", "at least one arm = number", "none")
-        return Comparison(names, expected=tuple(expected.number(name, *_limits(claim.metric)) for name in names))
+        return Comparison(names, expected=tuple(expected.number(name, *limits_of(claim.metric)) for name in names))
     if isinstance(claim, Trend):
         table.only({"along", "over", "differs"})
         along = _arms(table, "along", arms, 3)

@@ -98,7 +98,7 @@ def record(
             return Recording(problems, [], [*notes, f"Nothing is recorded: {error}"], len(summary.left), new, recorded)
         records = merged(old, new)
         if faults := pair_faults(experiment, reported_of(experiment), records):
-            raise KDError("\n".join(["nothing is recorded: compared arms are not as claims.toml says", *faults]))
+            raise KDError(f"nothing is recorded: compared arms are not as claims.toml says: {'; '.join(faults)}")
         # In the order of the file, so that tables do not depend on that of recording.
         records = write_records(path, records, [arm.name for arm in experiment.arms])
         update_bands(experiment, [r for r in records if r.profile == session.profile_name])

@@ -115,6 +115,7 @@ class Run:
     on_epoch: Callable[[Progress], None] | None = None
     on_step: Callable[[Progress], None] | None = None
     compute: Compute = field(default_factory=Compute)
+    in_session: bool = False  # then it may train once
     trainings: list[Progress] = field(default_factory=list)  # which the run has begun; copies of the run share the list
 
     def generator(self, name: str, epoch: int = 0) -> torch.Generator:
@@ -124,9 +125,9 @@ class Run:
     def progress(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
         """Return a new training, or the interrupted one that the checkpoint holds.
 
-        KDError after another one of this run has begun: a run has one checkpoint, and one trace.
+        KDError, in a session, after another one of this run has begun: a run has one checkpoint and one trace.
         """
-        if any(training.traces for training in self.trainings):
+        if self.in_session and any(training.traces for training in self.trainings):
             raise KDError(
                 f"{self.label}: expected one training loop for each run, found a second one; give each network or "
                 "stage an arm of its own, and let the later arm need the earlier one"

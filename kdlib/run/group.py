@@ -185,7 +185,8 @@ def _train(
     for job, roles in zip(group, parents, strict=True):
         data, device = experiment.load_data(job.config, setting.folders), torch.device(setting.compute.device)
         seed, label = job.description.seed, job.label
-        runs.append(Run(job.config, seed, data, device, label, roles, checkpoint, on_epoch, on_step, setting.compute))
+        hooks = checkpoint, on_epoch, on_step, setting.compute
+        runs.append(Run(job.config, seed, data, device, label, roles, *hooks, in_session=True))
     arm = experiment.arm(group[0].arms[0])
     if device.index is not None:  # recorded steps have their streams on the current card
         torch.cuda.set_device(device)

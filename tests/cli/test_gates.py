@@ -300,19 +300,6 @@ def test_runs_that_the_store_has_of_uncommitted_code_are_told(kd, root, monkeypa
     assert "1 runs of the store were trained with code that was not committed" in " ".join(out.split())
 
 
-def test_an_error_of_several_lines_has_several_lines(capsys, monkeypatch):
-    monkeypatch.setattr("kdlib.cli.commands.chosen", raising("first\nsecond \x1b[2J"))
-    assert main(["tables"]) == 2
-    assert capsys.readouterr().err.splitlines() == ["kd: first", "second \\x1b[2J"]
-
-
-def raising(text):
-    def fail(*arguments):
-        raise KDError(text)
-
-    return fail
-
-
 def test_tables_are_of_the_records_at_the_time_of_writing_and_renew_the_bands(kd, root, toy, monkeypatch):
     assert kd("record", "toy", "--seeds", "5", "--arms", "baseline")[0] == 0
     results, bands = root / "results" / "toy", root / "replications" / "toy" / "bands.toml"
