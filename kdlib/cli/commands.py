@@ -47,11 +47,12 @@ def run(options: argparse.Namespace) -> int:
     name = session.experiment.name
     folder = ROOT / "results" / name
     tables = options.out / name if options.out else folder / "local"
-    if (tables / "runs.jsonl").exists():
-        raise KDError(
-            f"--out {options.out}: expected a folder for tables of this session alone, found that {tables} has those "
-            "of recorded runs; choose another folder, or leave --out away"
-        )
+    for kept, what in (("runs.jsonl", "those of recorded runs"), ("experiment.py", "a replication")):
+        if (tables / kept).exists():
+            raise KDError(
+                f"--out {options.out}: expected a folder for tables of this session alone, found that {tables} has "
+                f"{what}; choose another folder, or leave --out away"
+            )
     committed = read_records(folder / "runs.jsonl")
     if options.dry_run:
         _tell_costs(session, *costs(session, session.jobs(), committed))

@@ -114,6 +114,9 @@ def test_recorded_tables_are_not_replaced_by_those_of_a_session(kd, root):  # no
     status, _, (error,) = kd("run", "toy", "--seeds", "4", *TWO, "--out", "results")
     assert status == 2
     assert "--out results: expected a folder for tables of this session alone, found that results/toy has" in error
+    status, _, (error,) = kd("run", "toy", "--seeds", "4", *TWO, "--out", "replications")
+    assert status == 2
+    assert "this session alone, found that replications/toy has a replication; choose another folder" in error
     assert contents(folder) == before
 
 
