@@ -318,6 +318,8 @@ def test_what_no_command_has_is_refused(capsys, arguments):
 
 @pytest.mark.slow
 def test_ctrl_c_says_how_to_continue_and_the_same_command_does(tree):
+    (tree / "replications").unlink()  # a copy, since it is edited
+    shutil.copytree(ROOT / "replications", tree / "replications", ignore=shutil.ignore_patterns("__pycache__"))
     experiment = tree / "replications" / "ecg" / "experiment.py"
     longer = experiment.read_text().replace("SMOKE = replace(QUICK, epochs=4,", "SMOKE = replace(QUICK, epochs=20,")
     assert longer != experiment.read_text()
