@@ -50,9 +50,8 @@ def refuse_what_cannot_be_stacked(member: nn.Module, has_draws: bool) -> None:
             problem = f"dropout with its own random numbers in {name!r}; give the network `draws`, as Replicas says"
         elif type(module).get_extra_state is not nn.Module.get_extra_state:
             problem = f"an extra state in {type(module).__name__} {name!r}; keep it in buffers"
-        elif (
-            isinstance(module, nn.Embedding) and module.padding_idx is not None
-        ):  # vmap knows it of the first member only
+        elif isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            # torch's vmap leaves this row out for the first member only.
             problem = f"padding_idx in the embedding {name!r}; leave it out, and set the padding to 0 in forward"
         elif any("/" in part for part in (name, *module._parameters, *module._buffers)):
             problem = f"a name with / in {type(module).__name__} {name!r}; rename it"

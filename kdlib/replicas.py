@@ -110,8 +110,8 @@ class Replicas(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return outputs (R, B, K) of inputs (R, B, ...); KDError for others, and without the seeds of dropout."""
-        if any(part.shape[:1] != (len(self),) for part in tree_leaves(inputs) if isinstance(part, Tensor)):
-            shapes = [tuple(part.shape) for part in tree_leaves(inputs) if isinstance(part, Tensor)]
+        shapes = [tuple(part.shape) for part in tree_leaves(inputs) if isinstance(part, Tensor)]
+        if any(shape[:1] != (len(self),) for shape in shapes):
             raise KDError(
                 f"expected inputs (R, B, ...) of R = {len(self)} members, found {', '.join(map(str, shapes))}; make "
                 "batches with side_by_side, and let member(i) predict"

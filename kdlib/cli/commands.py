@@ -33,7 +33,7 @@ from kdlib.report.sessions import Replication
 from kdlib.report.steps import Step, next_steps
 from kdlib.report.summary import lines_of
 from kdlib.run.costs import Cost, costs
-from kdlib.run.experiment import DEFAULT, Experiment, load_experiment, replications
+from kdlib.run.experiment import DEFAULT, load_experiment, replications
 from kdlib.run.records import Record, read_records
 from kdlib.run.session import Session, prepare
 
@@ -42,7 +42,7 @@ ROOT = Path()
 
 def run(options: argparse.Namespace) -> int:
     """`kd run NAME`."""
-    refuse_unknown_names(here(options.name))
+    refuse_unknown_names(load_experiment(options.name))
     session = prepared(options, options.name, options.profile, seeds=_seeds(options), require_real=options.require_real)
     name = session.experiment.name
     folder = ROOT / "results" / name
@@ -86,10 +86,11 @@ def _tell_waiting(lock: Path) -> None:
     say(f"another session writes tables in {lock.parent}; this one waits until it releases {lock}")
 
 
-def here(name: str) -> Experiment:
-    """Return a replication of this folder; KDError if Python imports it from another one.
+def refuse_elsewhere(name: str) -> None:
+    """Raise KDError for a replication that Python imports from another folder than the current one's.
 
-    Bands are written beside a replication, and its tables below the current folder: they must not come apart.
+    `kd record` writes the bands into the replication's folder, and the tables into results/ of the current folder. Both
+    must be of one repository.
     """
     experiment = load_experiment(name)
     if experiment.folder.resolve() != (ROOT / "replications" / name).resolve():
@@ -97,12 +98,11 @@ def here(name: str) -> Experiment:
             f"{name}: expected replications/{name} in the current folder, {ROOT.absolute()}, found that Python imports "
             f"{experiment.folder}; call kd in {experiment.folder.parents[1]}"
         )
-    return experiment
 
 
 def prepared(options: argparse.Namespace, name: str, profile: str, **rest: Any) -> Session:
     """The session that the options ask for; that synthetic data stand in for missing ones is the first line printed."""
-    here(name)
+    refuse_elsewhere(name)
     session = prepare(
         name,
         profile,
@@ -190,13 +190,13 @@ def chosen(names: Sequence[str]) -> Sequence[str]:
             "in the top folder of the repository"
         )
     for name in names:
-        here(name)
+        refuse_elsewhere(name)
     return names
 
 
 def record(options: argparse.Namespace) -> int:
     """`kd record NAME`: run, then write runs.jsonl, bands.toml and the committed tables of one profile."""
-    profile = here(options.name).profile(options.profile)
+    profile = load_experiment(options.name).profile(options.profile)
     refuse_unknown_names(load_experiment(options.name), bands=False)
     # Bands of a reduced profile need more seeds than a session of it trains.
     seeds = _seeds(options) or range(profile.seeds if profile.judged else max(MIN_SEEDS, profile.seeds))

@@ -28,18 +28,14 @@ CHANNELS = 8  # of a vector; other numbers of channels are for torch's layers
 CHUNK = np.uint64(24)  # of the numbers in a row of a kernel, as many as a window of kdlib.compiled has
 
 
-def usable(x: Tensor) -> bool:
-    """Return whether the compiled loops of this package can take x: float32 on a CPU."""
-    plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    return AVAILABLE and plain and not torch.compiler.is_exporting()  # an exported network has torch's own layers
-
-
 def pooled(h: Tensor, layer: nn.Conv2d) -> Tensor:
     """Return relu(max-pool 2 (layer(relu(h)))) (B, D, h, w) for h (B, C, H, W), a 3 x 3 convolution without padding.
 
     h is changed in place.
     """
-    if not usable(h) or layer.in_channels % CHANNELS:
+    plain = h.device.type == "cpu" and h.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    plain = plain and not torch.compiler.is_exporting()  # an exported network has torch's own layers
+    if not AVAILABLE or not plain or layer.in_channels % CHANNELS:
         # ReLU after the max-pool gives the same numbers and gradients as before it, with less work.
         return F.relu(F.max_pool2d(layer(F.relu_(h)), 2))
     result: Tensor = _Pooled.apply(h, layer.weight, layer.bias)  # type: ignore[no-untyped-call]
