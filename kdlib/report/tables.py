@@ -39,8 +39,11 @@ MADE_OF = "What the difference is made of"
 # ---- the head of a page
 
 
-def header(records: Sequence[Record], profile: str, reduced: str, synthetic: bool) -> str:
-    """Return what the runs of a table are: data, profile, seeds, device, versions, commits."""
+def header(records: Sequence[Record], profile: str, reduced: str, synthetic: bool, declared: int | None = None) -> str:
+    """Return what the runs of a table are: data, profile, seeds, device, versions, commits.
+
+    `declared`: the number of seeds that the claims are judged on; None if it is that of the runs.
+    """
     seeds = sorted({record.seed for record in records})
     lines = {
         "data": _each(f"{record.data_name} (digest {record.data})" for record in records),
@@ -51,6 +54,8 @@ def header(records: Sequence[Record], profile: str, reduced: str, synthetic: boo
         "versions": _each(_versions(record.environment) for record in records),
         "commit": _each(_commit(record.environment) for record in records),
     }
+    if declared is not None and (more := [seed for seed in seeds if seed >= declared]):
+        lines["seeds"] += f"; {beyond(declared, more)}"
     text = "\n".join(f"- {head}: {escaped(line)}" for head, line in lines.items())
     return f"{_SYNTHETIC}\n\n{text}" if synthetic else text
 
@@ -59,6 +64,14 @@ _SYNTHETIC = (
     "**SYNTHETIC DATA: these runs did not see the source's data. Their numbers show that the code works and "
     "say nothing about the source; no claim gets a verdict.**"
 )
+
+
+def beyond(declared: int, more: Sequence[int]) -> str:
+    """Return what a page says if it has runs of `more` seeds than the `declared` ones."""
+    return (
+        f"the claims are judged on the {declared} declared seeds alone, {ranges(range(declared))}; "
+        f"all other numbers are also of {ranges(more)}"
+    )
 
 
 def ranges(seeds: Sequence[int]) -> str:
@@ -269,7 +282,7 @@ def page_of(
     ingredients = ingredients_table(reported, records)
     numbers = of_declared(measured(records), declared) if reported.choices else {}
     choices = [_choice(choice, chosen(choice, numbers), means_of(choice, numbers)) for choice in reported.choices]
-    heading = header(records, profile, about.reduced, synthetic) + _traces(*traced_pairs(reported, records))
+    heading = header(records, profile, about.reduced, synthetic, declared) + _traces(*traced_pairs(reported, records))
     text = page(
         experiment,
         reported,

@@ -596,6 +596,18 @@ def test_the_heading_says_what_is_reduced_synthetic_or_unclean():
     assert "- commit: 0123456789 (clean tree); 0123456789 (uncommitted changes)" in text
 
 
+def test_the_heading_says_on_which_seeds_the_claims_are_judged_if_there_are_more(reported, tmp_path):
+    more = [record("student", seed, "full") for seed in range(5, 7)]
+    text, alone = (
+        written(tmp_path / label, "full", EXPERIMENT, reported, records, profile="full")
+        for label, records in (("more", [*five(), *more]), ("five", five()))
+    )
+    assert (
+        "runs; the claims are judged on the 5 declared seeds alone, 0-4; all other numbers are also of 5, 6\n" in text
+    )
+    assert "declared seeds alone" not in alone
+
+
 @pytest.mark.parametrize(
     ("seeds", "text"),
     [
