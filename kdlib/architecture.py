@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import ast
-import functools
-import types
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from kdlib.attributes import attributes_of, class_of, same
 from kdlib.errors import KDError
-from kdlib.files import tensor_digest
+from kdlib.terminal import shortened
 
 __all__ = ["refuse_differences", "refuse_what_cannot_be_stacked", "restore_settings", "settings_of"]
 
-PLAIN = (int, float, complex, str, bytes, type(None), type, torch.dtype, torch.device, torch.Size)
-MAX_DEPTH = 6  # of attributes within attributes, which may refer to each other
 REMEDY = "train the others in a separate group"
 
 
@@ -34,9 +29,11 @@ def refuse_differences(members: Sequence[nn.Module]) -> None:
     first = _of(members[0])
     for number, member in enumerate(members[1:], 1):
         other = _of(member)
+        stacked = {id(value) for network in (members[0], member) for value in _stacked(network)}
         for name in (*first, *other):
-            if first.get(name, "absent") != other.get(name, "absent"):
-                found = f"{first.get(name, 'absent')} and, in member {number}, {other.get(name, 'absent')}"
+            here, there = first.get(name, "absent"), other.get(name, "absent")
+            if not same(here, there, stacked):
+                found = f"{_told(here)} and, in member {number}, {_told(there)}"
                 raise KDError(
                     "expected networks of one architecture, that differ in the values of tensors only, found "
                     f"{name}: {found}; {REMEDY}"
@@ -106,58 +103,27 @@ def _is_setting(name: str, value: Any) -> bool:
     return known and name != "training" and not name.startswith("_")
 
 
+def _stacked(network: nn.Module) -> list[Tensor]:
+    return [*network.parameters(), *network.buffers()]
+
+
 def _of(network: nn.Module) -> dict[str, Any]:
     """All that members must share, by name."""
     found: dict[str, Any] = {}
-    stacked = {id(value) for value in (*network.parameters(), *network.buffers())}
     for path, module in network.named_modules(remove_duplicate=False):  # tied modules under all of their names
         place = path or "the network"
-        found[place] = type(module).__qualname__
-        for name, value in module.__dict__.items():
+        found[place] = class_of(module)
+        for name, value in attributes_of(module).items():
             if name not in ("_modules", "_parameters", "_buffers"):
-                # Hooks are under numbers that count over all modules of the process.
-                content = list(value.values()) if "hooks" in name and isinstance(value, dict) else value
-                found[f"{place}, {name}"] = _layout(content, stacked)
+                found[f"{place}, {name}"] = value
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-            found[f"{place}, {name}"] = _layout(tensor, stacked)
+            found[f"{place}, {name}"] = tensor
     # Weights that are tied in one member must be tied in all.
     found["parameters"] = [name for name, _ in network.named_parameters()]
     return found
 
 
-def _layout(value: Any, stacked: set[int], depth: int = 0) -> Any:
-    """What can be compared of an attribute; the values of stacked tensors and states of generators are left out."""
-
-    def inner(part: Any) -> Any:
-        return _layout(part, stacked, depth + 1)
-
-    if isinstance(value, PLAIN):
-        return value if value == value else repr(value)  # NaN is never equal to itself
+def _told(value: Any) -> str:
     if isinstance(value, Tensor):
-        kind = [str(value.dtype), str(value.device), tuple(value.shape), value.requires_grad]
-        return kind if id(value) in stacked else [*kind, tensor_digest({"values": value})]
-    if isinstance(value, np.ndarray | np.generic):
-        return [str(value.dtype), value.shape, value.tobytes()]
-    if depth > MAX_DEPTH:
-        return type(value).__qualname__
-    if isinstance(value, functools.partial):
-        return ["partial", *map(inner, (value.func, value.args, value.keywords))]
-    if isinstance(value, types.MethodType):
-        return inner(value.__func__)
-    if isinstance(value, types.FunctionType):
-        cells = [inner(_content(cell)) for cell in value.__closure__ or ()]
-        return [value.__qualname__, value.__code__, cells, inner(value.__defaults__)]
-    if isinstance(value, Mapping):
-        return {str(key): inner(part) for key, part in value.items()}
-    if isinstance(value, Set):
-        return sorted(str(inner(part)) for part in value)
-    if isinstance(value, Sequence):
-        return [inner(part) for part in value]
-    return [type(value).__qualname__, inner(dict(getattr(value, "__dict__", {})))]
-
-
-def _content(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # the variable has no value yet
-        return "no value"
+        return f"{value.dtype} of shape {tuple(value.shape)} on {value.device}, requires_grad {value.requires_grad}"
+    return shortened(value.__qualname__ if isinstance(value, type) else repr(value), 200)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdlib.checks import check_generator, check_number, outside_zero_to_one, row_numbers, tensor_of, whole_number
+from kdlib.checks import (
+    check_generator,
+    check_number,
+    outside_zero_to_one,
+    readable,
+    row_numbers,
+    whole_number,
+)
+from kdlib.class_labels import class_numbers
 from kdlib.errors import KDError
 
 __all__ = ["Mix", "balanced_draw", "flip_and_shift", "mixup", "unmixed"]
@@ -47,7 +54,18 @@ class Mix:
         return Mix(self.first[rows], self.second[rows], self.weight[rows])
 
     def blend(self, values: Tensor) -> Tensor:
-        """Return the mixed rows (N, ...) of values (any, ...), in the values' floating-point type."""
+        """Return the mixed rows (N, ...) of values (any, ...), in the values' floating-point type.
+
+        KDError for values of another type, and for a plan of rows that they do not have.
+        """
+        if not values.is_floating_point():
+            raise KDError(f"expected values of floating point to mix, found {values.dtype}; use values.float()")
+        for rows in map(readable, (self.first, self.second)):
+            if rows is not None and len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(values):
+                raise KDError(
+                    f"expected a mix of rows from 0 to {len(values) - 1}, found rows from {int(rows.min())} to "
+                    f"{int(rows.max())}; make it for these values, with mixup(torch.arange(len(values)), ...)"
+                )
         weight = self.weight.to(values).view(-1, *[1] * (values.ndim - 1))
         return torch.lerp(values.index_select(0, self.second), values.index_select(0, self.first), weight)
 
@@ -59,19 +77,14 @@ def balanced_draw(labels: Any, count: int, classes: int, generator: torch.Genera
     or a label is not a class, and for labels that are not whole numbers (N,).
     """
     check_generator(generator)
-    labels = tensor_of(labels, "labels")
+    labels = class_numbers(labels)
     count, classes = whole_number("count", count, least=0), whole_number("classes", classes)
-    if labels.ndim != 1 or labels.is_floating_point() or (len(labels) and int(labels.min()) < 0):
-        raise KDError(
-            f"expected whole labels (N,) from 0 on, found {labels.dtype} of shape {tuple(labels.shape)}"
-            "; give one class number for each row"
-        )
     sizes = labels.bincount(minlength=classes).cpu()
     absent = [k for k in range(classes) if sizes[k] == 0]
     if absent or len(sizes) > classes:
         raise KDError(
             f"expected rows of each of the classes 0 to {classes - 1} and of no other, found no row of {absent} "
-            f"and labels up to {int(labels.max())}; add examples or draw fewer classes"
+            f"and labels up to {len(sizes) - 1}; add examples or draw fewer classes"
         )
     drawn = torch.randint(classes, (count,), generator=generator, device="cpu")
     # Float64: the scaled fraction then never rounds up to the number of rows, one past the last row of the class.
@@ -86,7 +99,8 @@ def mixup(rows: Any, alpha: float, generator: torch.Generator) -> Mix:
 
     Each pair has its own weight from Beta(alpha, alpha) (Zhang et al. 2018). KDError unless alpha is above 0.
     """
-    alpha = float(check_number("alpha", alpha, 0, math.inf, "0.2 is usual; `unmixed` mixes nothing", above=True))
+    # Twice a number near the largest one is no number.
+    alpha = float(check_number("alpha", alpha, 0, 1e300, "0.2 is usual; `unmixed` mixes nothing", above=True))
     rows = row_numbers(rows)
     check_generator(generator)
     # torch's Beta takes no generator. NumPy's computes with logarithms if alpha is small, so it never gives 0/0.

@@ -52,6 +52,8 @@ class Examples:
         for name, values in (("inputs", inputs), ("labels", labels)):
             if not isinstance(values, Tensor):
                 raise KDError(f"{name}: expected a tensor, found {type(values).__name__}; use torch.as_tensor({name})")
+        if not inputs.ndim:
+            raise KDError("inputs: expected a tensor (N, ...), found one number; for one example, use inputs.view(1)")
         count = len(inputs)
         if labels.shape not in ((count,), (count, 0)) or labels.dtype != torch.int64:
             several = labels.ndim > 1 or labels.is_floating_point()
@@ -165,7 +167,7 @@ class Batches:
 
     Raises KDError for soft targets of other data or of another view than the inputs of the batches, for a mix without
     `classes`, for `augment` without `view` or `view` without `augment`, for a mix together with `augment`, for a size
-    below 1, and for fewer examples than one batch has.
+    below 1, for no example, and with `drop_last` for fewer examples than one batch has.
     """
 
     def __init__(
@@ -189,6 +191,7 @@ class Batches:
                 f"expected a batch size of at least 1, and examples for a batch, found size {size} and "
                 f"{len(examples.inputs)} examples; take a smaller size or more examples"
             )
+        classes = None if classes is None else whole_number("classes", classes, least=1)
         _check_mix(examples, mix, classes)
         _check_augmentation(augment, view, mix)
         if soft is not None:
@@ -214,6 +217,8 @@ class Batches:
         """
         count, order = len(self.examples.inputs), self.order(epoch)
         mix = None if self.mix is None else self.mix(epoch)
+        if mix is not None:
+            check_kind("mix", mix, Mix, "write a function of the epoch that returns mixup(...) or unmixed(...)")
         if mix is not None and len(mix.first) != count:
             raise KDError(f"expected a mix of {count} rows, one per example, found {len(mix.first)}")
         augment = None if self.augment is None else self.augment(epoch)
@@ -271,6 +276,8 @@ def _augmented(batches: Iterator[Batch], augment: Callable[[Tensor], Tensor]) ->
 
 
 def _check_mix(examples: Examples, mix: object, classes: int | None) -> None:
+    if mix is not None and not callable(mix):
+        raise KDError(f"mix: expected a function of the epoch, found {type(mix).__name__}; use mix=lambda epoch: ...")
     if mix is not None and classes is None:
         raise KDError("expected the number of classes with a mix, found none; pass classes=...")
     if classes is not None and examples.labels.ndim != 1:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdlib.checks import check_classes, check_logits, check_values, tensor_of, warn_of_probabilities, whole_number
+from kdlib.class_labels import whole_labels
 from kdlib.errors import KDError, same_shape
 
 __all__ = [
@@ -54,7 +55,7 @@ def agreement(logits_a: Array, logits_b: Array) -> float:
 
 def confusion_matrix(predictions: Array, labels: Array, classes: int) -> list[list[int]]:
     """Return the counts (K, K): a row per label, a column per predicted class. Predictions and labels are (N,)."""
-    predicted, true = _integers(predictions, "predicted classes"), _integers(labels)
+    predicted, true = whole_labels(predictions, "predicted classes"), whole_labels(labels)
     same_shape(predicted, true)
     classes = whole_number("classes", classes)  # the square of a number of 8 bits overflows
     if true.ndim != 1 or classes < 1:
@@ -190,7 +191,7 @@ def _predictions_and_labels(logits: Array, labels: Array) -> tuple[Tensor, Tenso
     values = _checked(logits)
     predicted = values.argmax(-1)
     same_shape(predicted, tensor_of(labels, "labels"))
-    true = _integers(labels)
+    true = whole_labels(labels)
     check_classes(true.cpu(), values.shape[1])
     return predicted, true
 
@@ -202,10 +203,3 @@ def _checked(logits: Array) -> Tensor:
     values = check_logits(values if values.is_floating_point() else values.double())
     check_values(values.cpu(), "the model")
     return values
-
-
-def _integers(values: Array, what: str = "labels") -> Tensor:
-    found = tensor_of(values, what)
-    if found.is_floating_point() and not bool((found == found.round()).all()):  # also NaN
-        raise KDError(f"expected {what} that are whole numbers, found others; use the number of each row's class")
-    return found.long()

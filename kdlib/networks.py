@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from kdlib.checks import check_generator
 from kdlib.errors import KDError
@@ -78,16 +79,19 @@ class _DenseBatchNorm(nn.BatchNorm1d):
         return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
 
 
-def keras_adam(parameters: Iterable[Tensor], lr: float = 1e-3, epsilon: float = 1e-7) -> torch.optim.Adam:
+def keras_adam(
+    parameters: Iterable[Tensor] | Iterable[dict[str, Any]], lr: float = 1e-3, epsilon: float = 1e-7
+) -> torch.optim.Adam:
     """Return Adam with Keras's default epsilon, 1e-7; on a CUDA device, one that a CUDA graph can record.
 
     It is not equal to Keras's Adam to the last bit: torch adds epsilon after the bias correction of sqrt(v), Keras
     before it, so at step t torch's epsilon is in effect smaller by the factor sqrt(1 - 0.999^t). That matters only in
     the first few thousand steps, for gradients not far above 1e-7.
     """
-    parameters = list(parameters)
-    on_cuda = any(parameter.is_cuda for parameter in parameters)
-    return torch.optim.Adam(parameters, lr=lr, eps=epsilon, fused=True, capturable=on_cuda)
+    adam = torch.optim.Adam(parameters, lr=lr, eps=epsilon, fused=True)
+    for group in adam.param_groups:
+        group["capturable"] = any(parameter.is_cuda for parameter in group["params"])
+    return adam
 
 
 def parameter_count(module: nn.Module) -> int:
@@ -99,6 +103,11 @@ def parameter_count(module: nn.Module) -> int:
 def _initialise(module: M, draw: Callable[[Tensor, int, int], Tensor]) -> M:
     for layer in module.modules():
         if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):
+            if is_lazy(layer.weight):
+                raise KDError(
+                    f"expected layers with weights, found {type(layer).__name__} without a shape; call the network on "
+                    "one batch first"
+                )
             if not isinstance(layer.weight, nn.Parameter):
                 raise KDError(
                     f"expected layers with weights of their own, found {type(layer).__name__} whose weight is computed "

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -67,10 +69,21 @@ def _packed_tensor(value: Tensor | np.ndarray[Any, Any], name: str, tensors: dic
             raise KDError(f"{name}: expected an array of numbers, found one of {value.dtype} ({error})") from error
     if value.layout != torch.strided:
         raise KDError(f"{name}: expected a dense tensor, found one of layout {value.layout}; use to_dense()")
+    if not _is_kept(value.dtype):
+        raise KDError(f"{name}: expected a tensor of a type that safetensors holds, found {value.dtype}; use another")
     while name in tensors:  # "a/b" is the name of one entry, and of an entry of an entry
         name += "'"
     tensors[name] = value.detach()
     return {kind: name, "layout": _layout(value)} | ({} if value.device.type == "cpu" else {"device": True})
+
+
+@functools.cache
+def _is_kept(dtype: torch.dtype) -> bool:
+    try:
+        safetensors.torch.save({"": torch.empty(0, dtype=dtype, device="cpu")})
+    except Exception:  # KeyError or others, by its version
+        return False
+    return True
 
 
 def _layout(value: Tensor) -> str:

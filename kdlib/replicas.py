@@ -65,7 +65,7 @@ class Replicas(nn.Module):
             raise KDError(f"convolutions: expected {' or '.join(CONVOLUTIONS)}, found {convolutions!r}")
         self._as_products = convolutions == "products"
         # In a list, so that torch does not register it: only its architecture is used, never its weights.
-        self._template = [copy.deepcopy(members[0])]
+        self._template = [_copied(members[0])]
         self._draws = int(getattr(members[0], "draws", 0))
         refuse_what_cannot_be_stacked(members[0], bool(self._draws))
         self._frozen = [name for name, module in members[0].named_modules() if members[0].training > module.training]
@@ -158,7 +158,7 @@ class Replicas(nn.Module):
 
     def member(self, number: int) -> nn.Module:
         """Return a copy of one member as a separate network."""
-        found = copy.deepcopy(self._template[0])
+        found = _copied(self._template[0])
         own = of_replica({name: getattr(self, stacked).detach() for name, stacked in self._names.items()}, number)
         with torch.no_grad():
             for name, value in (*found.named_parameters(), *found.named_buffers()):
@@ -247,3 +247,13 @@ def layer_generators(model: nn.Module) -> list[torch.Generator]:
         return model.generators
     cuda = sorted({value.device.index for value in model.parameters() if value.is_cuda})
     return [torch.default_generator, *(torch.cuda.default_generators[index] for index in cuda)]
+
+
+def _copied(network: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(network)
+    except Exception as error:  # of any kind, because it is an attribute's own
+        raise KDError(
+            f"expected a network that copy.deepcopy can copy, found {type(error).__name__}: {error}; "
+            "leave out the attribute, or train the members one by one"
+        ) from error

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdlib.checks import check_values
+from kdlib.checks import check_values, whole_number
 from kdlib.errors import KDError
 from kdlib.specialists import Subset, check_subset
 
@@ -38,7 +38,7 @@ def active_specialists(generalist: Tensor, subsets: Sequence[Subset], n: int = 1
     2015, section 5.4).
     """
     check_values(generalist.cpu(), "the generalist")
-    classes = generalist.shape[-1]
+    classes, n = generalist.shape[-1], whole_number("n", n)
     if not 1 <= n <= classes:
         raise KDError(f"expected 1 <= n <= {classes}, the number of classes, found {n}")
     return (_membership(subsets, classes).to(generalist.device)[:, generalist.topk(n).indices]).any(-1).t()

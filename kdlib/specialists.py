@@ -16,7 +16,11 @@ Shapes: N examples, K classes, S classes of the subset.
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +32,9 @@ from kdlib.checks import (
     check_values,
     row_numbers,
     tensor_of,
+    whole_number,
 )
+from kdlib.class_labels import class_numbers
 from kdlib.errors import KDError, needs
 
 __all__ = [
@@ -49,12 +55,18 @@ Subset = tuple[int, ...]
 
 def check_subset(subset: Subset, classes: int) -> None:
     """Refuse a subset that is empty, repeats a class, names an unknown one or leaves none for the dustbin (KDError)."""
-    known = set(subset) <= set(range(classes))
-    if not known or len(set(subset)) != len(subset) or not 1 <= len(subset) < classes:
+    known = _are_numbers(subset) and {*subset} <= {*range(classes)}
+    if not known or not 1 <= len({*subset}) == len(subset) < classes:
         raise KDError(
             f"expected a subset of 1 to {classes - 1} different classes of 0 to {classes - 1}, found {subset}; "
             "the dustbin class needs at least one class outside the subset"
         )
+
+
+def _are_numbers(subset: Any) -> bool:
+    """Whether a subset is a tuple, or the like, of whole numbers: True and 1.0 would be taken for class 1."""
+    numbers = isinstance(subset, Sequence) and all(isinstance(k, int | np.integer) for k in subset)
+    return numbers and not any(isinstance(k, bool) for k in subset)
 
 
 # ---- which classes belong together
@@ -65,18 +77,28 @@ def kmeans_clusters(probs: Tensor, count: int, generator: torch.Generator) -> li
 
     The columns of the covariance matrix of a generalist's predictions, probs (N, K), are clustered by k-means, the best
     of 10 starts. A subset may have one class. KDError without scikit-learn, unless 1 <= count <= K, for less than two
-    rows or classes, and for rows that are no probabilities.
+    rows or classes, for rows that are no probabilities, and for fewer than `count` different columns.
     """
+    count = whole_number("count", count)
     probs = _probabilities(probs, least=0)  # predictions for some of the classes have a covariance, too
     needs("specialists", "sklearn")
     from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
 
     if not 1 <= count <= probs.shape[1]:
         raise KDError(f"expected 1 to {probs.shape[1]} clusters of {probs.shape[1]} classes, found {count}")
     check_generator(generator)
     seed = int(torch.randint(2**31 - 1, (), generator=generator, device="cpu"))
     columns = probs.t().cov().cpu().numpy()  # symmetric, so its rows are its columns
-    return _subsets(KMeans(count, n_init=10, random_state=seed).fit_predict(columns).tolist())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of fewer different columns, which the error says
+        subsets = _subsets(KMeans(count, n_init=10, random_state=seed).fit_predict(columns).tolist())
+    if len(subsets) < count:
+        raise KDError(
+            f"expected predictions that differ between {count} classes or more, found columns of their covariance that "
+            f"are equal but for {len(subsets)}; train the generalist longer, or take fewer clusters"
+        )
+    return subsets
 
 
 def correlation_clusters(probs: Tensor) -> list[Subset]:
@@ -89,8 +111,13 @@ def correlation_clusters(probs: Tensor) -> list[Subset]:
     A class with a constant prediction remains alone. KDError for less than two rows or
     classes, and for rows that are no probabilities.
     """
-    covariance = _probabilities(probs, least=1).t().cov()
-    spread = covariance.diagonal().sqrt()
+    found = _probabilities(probs, least=1)
+    covariance = found.t().cov()
+    # The variance of a constant column is rounded, and need not be 0; its range is, but for what softmax rounds.
+    given = tensor_of(probs, "a generalist's predictions (N, K)").dtype
+    rounding = torch.finfo(given if given.is_floating_point else torch.float64).eps
+    constant = found.amax(0) - found.amin(0) <= 8 * rounding * found.amax(0)
+    spread = torch.where(constant, 0.0, covariance.diagonal().sqrt())
     weights = covariance / (spread.unsqueeze(1) * spread) + 1 / (len(spread) - 1)
     between = weights.nan_to_num(0.0, 0.0, 0.0).fill_diagonal_(-torch.inf)
     cluster_of = torch.arange(len(spread), device="cpu")
@@ -135,20 +162,8 @@ def _subsets(cluster_of: list[int]) -> list[Subset]:
 
 def _class_numbers(labels: Tensor, subset: Subset) -> Tensor:
     """Return labels (N,) as int64, and refuse what is wrong for any number of classes."""
-    found = tensor_of(labels, "labels (N,)")
-    if found.ndim != 1 or found.is_floating_point() or found.is_complex():
-        raise KDError(
-            f"expected labels (N,), whole numbers of classes, found {found.dtype} of shape {tuple(found.shape)}; use "
-            "labels.argmax(1) for rows of 0 and 1, labels.long() for whole numbers"
-        )
-    found = found.long()
-    if bool((found < 0).any()):
-        row = int((found < 0).nonzero()[0])
-        raise KDError(
-            f"expected labels from 0, found {int(found[row])} in row {row}; leave out the rows without a class first, "
-            "here and in the inputs"
-        )
-    if not subset or len(set(subset)) != len(subset) or min(subset) < 0:
+    found = class_numbers(labels)
+    if not _are_numbers(subset) or not 1 <= len({*subset}) == len(subset) or min(subset) < 0:
         raise KDError(f"expected a subset of different classes from 0, found {subset}; `check_subset` says more")
     return found
 

@@ -28,6 +28,7 @@ from kdlib.checks import (
     tensor_of,
     whole_number,
 )
+from kdlib.class_labels import class_numbers
 from kdlib.errors import KDError
 from kdlib.files import tensor_digest
 
@@ -50,7 +51,8 @@ class SoftTargets:
     digest of the examples, `view` the augmentation of the inputs that the teacher got. `Examples.check` compares data
     and view with those of the student's examples. Logits (N, 1), one an example, are for `binary_distillation`.
 
-    KDError for logits that are no tensor (N, ...), that are NaN or +inf, and for a row of -inf alone.
+    KDError for logits that are no tensor (N, ...), that are NaN, +inf, complex or truth values, for rows without a
+    class, and for a row of -inf alone.
     """
 
     logits: Tensor
@@ -65,6 +67,11 @@ class SoftTargets:
             raise KDError(
                 f"expected a teacher's logits, a tensor (N, K), found {type(self.logits).__name__}; predict_logits "
                 "makes them, and torch.as_tensor makes a tensor of an array"
+            )
+        if self.logits.is_complex() or self.logits.dtype == torch.bool or 0 in self.logits.shape[1:]:
+            raise KDError(
+                f"expected a teacher's logits (N, K), numbers of at least one class, found {self.logits.dtype} of "
+                f"shape {tuple(self.logits.shape)}; predict_logits makes them"
             )
         check_values(self.logits.detach().cpu())
 
@@ -224,7 +231,13 @@ def virtual_teacher(labels: Tensor, classes: int, correct_probability: float, te
     classes = whole_number("classes", classes)
     correct = _one_hot(labels, classes).bool()
     probs = torch.where(correct, correct_probability, (1 - correct_probability) / (classes - 1))
-    return temperature * probs.log()
+    logits = temperature * probs.log()
+    if not bool(logits.isfinite().all()):
+        raise KDError(
+            f"expected a probability and a temperature whose logits float32 can hold, found {correct_probability:g} "
+            f"and {temperature:g}; take a probability further from 0 and 1, or a lower temperature"
+        )
+    return logits
 
 
 def _check_temperature(temperature: float) -> float:
@@ -234,11 +247,8 @@ def _check_temperature(temperature: float) -> float:
 
 
 def _one_hot(labels: Any, classes: int) -> Tensor:
-    labels = tensor_of(labels, "labels")
-    if labels.is_floating_point() or labels.ndim != 1 or classes < 2:
-        raise KDError(
-            f"expected whole labels (N,) of two or more classes, found {labels.dtype} of shape {tuple(labels.shape)} "
-            f"and {classes} classes; use labels.long(), one for each row"
-        )
+    labels = class_numbers(labels)
+    if classes < 2:
+        raise KDError(f"expected two or more classes, found {classes}; give the number of all classes")
     check_classes(labels.cpu(), classes)
-    return F.one_hot(labels.long(), classes)
+    return F.one_hot(labels, classes)

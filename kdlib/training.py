@@ -64,11 +64,12 @@ def cosine(first: float, count: int) -> Callable[[int], float]:
     """Return a `rate` for `epochs`: it falls from `first` in epoch 1 along half a cosine, to 0 after `count` epochs.
 
     Loshchilov and Hutter 2017 (arXiv 1608.03983, Eq. 5), changed once an epoch and without restarts. KDError in an
-    epoch after `count`, where the cosine would rise again.
+    epoch after `count`, where the rate would be 0 and then rise again, and for a count below 1.
     """
+    count = whole_number("count of the cosine", count, least=1)
 
     def rate(epoch: int) -> float:
-        check_number("epoch of the cosine", epoch, 1, count + 1, "make the cosine for all epochs that are trained")
+        check_number("epoch of the cosine", epoch, 1, count, "make the cosine for all epochs that are trained")
         return first / 2 * (1 + math.cos(math.pi * (epoch - 1) / count))
 
     return rate

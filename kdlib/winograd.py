@@ -15,7 +15,7 @@ Shapes: B batch, C and D channels before and after, H x W positions, N = B * (H/
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -48,18 +48,19 @@ CONSTANT = 7  # A^T m A is 1 everywhere if m is 1 at its second row and column a
 
 
 def convolution(x: Tensor, layer: nn.Conv2d) -> Tensor:
-    """Return the 3x3 convolution (B, D, H, W) of x (B, C, H, W), with padding 1, stride 1 and a bias.
+    """Return what `layer` does with x (B, C, H, W): outputs (B, D, H, W).
 
-    It is computed by tiles in float32 on a CPU, if there are 32 channels or more before and after, and else by `layer`.
+    A convolution of 3x3 with a bias, stride 1 and one zero around the pictures is computed by tiles in float32 on a
+    CPU, if there are 32 channels or more before and after; any other by `layer`.
     """
-    assert layer.bias is not None
-    assert layer.kernel_size == (3, 3)
-    assert layer.padding == layer.stride == (1, 1)
+    bias, usual = layer.bias, layer.padding == layer.stride == layer.dilation == (1, 1)
+    if bias is None or layer.kernel_size != (3, 3) or not usual or layer.padding_mode != "zeros" or x.ndim != 4:
+        return cast(Tensor, layer(x))
     plain = x.device.type == "cpu" and x.dtype == layer.weight.dtype == torch.float32
     plain = plain and not torch.compiler.is_exporting()  # an exported network has torch's layers
     many = min(layer.in_channels, layer.out_channels) >= FEWEST and layer.groups == 1
     tiled = AVAILABLE and plain and many and not torch.is_autocast_enabled("cpu")
-    result: Tensor = _Convolution.apply(x, layer.weight, layer.bias) if tiled else layer(x)  # type: ignore[no-untyped-call]
+    result: Tensor = _Convolution.apply(x, layer.weight, bias) if tiled else layer(x)  # type: ignore[no-untyped-call]
     return result
 
 

@@ -1,7 +1,19 @@
 """Replicas refuse members that differ in more than tensors, keep what is frozen, and fail before a step."""
 
+import dataclasses
 import functools
+import math
+import operator
+import re
+import threading
+import weakref
+from collections import Counter
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
 
+import msgspec
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -93,6 +105,160 @@ def test_functions_with_the_same_code_and_other_numbers_are_other_functions():
     Replicas([Member(function=made(2)), Member(function=made(2))])
     with pytest.raises(KDError, match="function"):
         Replicas([Member(function=made(2)), Member(function=made(3))])
+
+
+# ---- attributes of any type
+
+
+class Holder(nn.Module):
+    def __init__(self, value):
+        super().__init__()
+        self.layer, self.value = nn.Linear(5, K), value
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+@dataclasses.dataclass(slots=True)
+class Slots:
+    factor: float
+
+
+class SlotsAndMore:
+    __slots__ = ("__dict__", "factor")
+
+    def __init__(self, factor):
+        self.factor, self.name = factor, "a name"
+
+
+class Struct(msgspec.Struct):
+    factor: float
+
+
+class Named(dict):
+    def __init__(self, name):
+        super().__init__(key=1)
+        self.name = name
+
+
+class Scaling:
+    def __init__(self, factor):
+        self.factor = factor
+
+    def scale(self, x):
+        return x * self.factor
+
+
+class Nested:
+    def __init__(self, value, depth):
+        self.inner = Nested(value, depth - 1) if depth else value
+
+
+def by_keyword(factor):
+    def scaled(x, *, by=factor):
+        return x * by
+
+    return scaled
+
+
+def of_a_class_made_for(factor):
+    class Made(Holder):
+        def forward(self, x):
+            return super().forward(x) * factor
+
+    return Made(None)
+
+
+def within_itself(number):
+    found = [number]
+    found.append(found)
+    return found
+
+
+OF_TWO_VALUES = {
+    "functions of C": (torch.relu, torch.tanh),
+    "others": (torch.nn.functional.gelu, torch.nn.functional.softplus),
+    "methods of a class of C": (torch.Tensor.relu, torch.Tensor.tanh),
+    "methods of an object of C": ([1].count, [2].count),
+    "ufuncs": (np.tanh, np.sinh),
+    "operators": (operator.itemgetter(1), operator.itemgetter(2)),
+    "modules": (math, operator),
+    "methods": (Scaling(1).scale, Scaling(2).scale),
+    "keyword defaults": (by_keyword(1), by_keyword(2)),
+    "partial": (functools.partial(pow, 2), functools.partial(pow, 3)),
+    "slots": (Slots(1.0), Slots(2.0)),
+    "slots and attributes": (SlotsAndMore(1), SlotsAndMore(2)),
+    "structs": (Struct(1.0), Struct(2.0)),
+    "fractions": (Fraction(1, 2), Fraction(1, 3)),
+    "decimals": (Decimal(1), Decimal(2)),
+    "patterns": (re.compile("a"), re.compile("b")),
+    "attributes of a dict": (Named("a"), Named("b")),
+    "counters": (Counter("a"), Counter("b")),
+    "deep": (Nested(1, 30), Nested(2, 30)),
+    "within itself": (within_itself(1), within_itself(2)),
+    "layers outside": ([nn.Linear(2, 2)], [nn.Linear(2, 3)]),
+}
+
+
+@pytest.mark.parametrize("name", OF_TWO_VALUES)
+def test_attributes_of_any_type_are_compared_by_what_they_contain(name):
+    first, second = OF_TWO_VALUES[name]
+    with pytest.raises(KDError, match="of one architecture"):
+        Replicas([Holder(first), Holder(second)])
+
+
+def test_classes_that_a_function_has_made_are_compared_by_what_they_contain():
+    Replicas([of_a_class_made_for(2), of_a_class_made_for(2)])
+    with pytest.raises(KDError, match="of one architecture"):
+        Replicas([of_a_class_made_for(2), of_a_class_made_for(3)])
+
+
+def with_itself(find):
+    member = Holder(None)
+    member.value = find(member)
+    return member
+
+
+def weight_normed():
+    member = Holder(None)
+    torch.nn.utils.parametrizations.weight_norm(member.layer)
+    return member
+
+
+ALIKE = {
+    "function of C": lambda: Holder(torch.relu),
+    "slots": lambda: Holder(Slots(1.0)),
+    "struct": lambda: Holder(Struct(1.0)),
+    "decimal": lambda: Holder(Decimal("1.5")),
+    "method": lambda: Holder(Scaling(1).scale),
+    "own method": lambda: with_itself(lambda member: member.forward),
+    "itself": lambda: with_itself(lambda member: [member]),
+    "a weak reference": lambda: with_itself(weakref.ref),
+    "deep": lambda: Holder(Nested(1, 30)),
+    "within itself": lambda: Holder(within_itself(1)),
+    "a set": lambda: Holder({"a", "b", ("c", 1)}),
+    "a path": lambda: Holder(Path("a")),
+    "generators": lambda: Holder([torch.Generator(), np.random.default_rng()]),
+    "weight norm": weight_normed,
+    "traced": lambda: torch.fx.symbolic_trace(Holder(None)),
+    "attention": lambda: nn.MultiheadAttention(4, 2),
+}
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_members_that_were_made_alike_are_one_architecture(name):
+    assert len(Replicas([ALIKE[name](), ALIKE[name]()])) == 2
+
+
+def test_a_traced_network_is_compared_by_its_code():
+    with pytest.raises(KDError, match="of one architecture"):
+        Replicas([torch.fx.symbolic_trace(Member(scale=scale)) for scale in (1.0, 2.0)])
+
+
+def test_a_network_that_cannot_be_copied_is_refused():
+    shared = threading.Lock()
+    with pytest.raises(KDError, match=r"that copy\.deepcopy can copy, found TypeError"):
+        Replicas([Holder(shared), Holder(shared)])
 
 
 # ---- what no member could be taken from, or vmap could not map over

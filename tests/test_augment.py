@@ -156,3 +156,33 @@ def test_a_largest_shift_of_none_only_flips():
         tuple(range(12)),
         (3, 2, 1, 0, 7, 6, 5, 4, 11, 10, 9, 8),
     }
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.uint16, torch.uint64, torch.int32])
+def test_labels_of_any_whole_type_are_drawn_alike(dtype):
+    labels = torch.tensor([1, 0, 1, 1, 0])
+    drawn = balanced_draw(labels.to(dtype), 10, 2, generator(0, "draw"))
+    assert torch.equal(drawn, balanced_draw(labels, 10, 2, generator(0, "draw")))
+
+
+def test_no_labels_and_complex_ones_are_refused():
+    with pytest.raises(KDError, match=r"no row of \[0, 1\]"):
+        balanced_draw(torch.zeros(0, dtype=torch.int64), 3, 2, generator(0, "draw"))
+    with pytest.raises(KDError, match="expected labels"):
+        balanced_draw(torch.tensor([0j, 1]), 3, 2, generator(0, "draw"))
+
+
+def test_the_largest_alpha_mixes_halves_and_a_larger_one_is_refused():
+    assert torch.allclose(mixup(torch.arange(8), 1e300, generator(0, "mix")).weight, torch.tensor(0.5))
+    with pytest.raises(KDError, match="alpha: expected a number above 0 and at most 1e"):
+        mixup(torch.arange(8), 1e308, generator(0, "mix"))
+
+
+def test_whole_numbers_are_not_mixed_and_rows_must_be_there():
+    plan = mixup(torch.arange(3), 0.2, generator(0, "mix"))
+    with pytest.raises(KDError, match=r"found torch.int64; use values.float\(\)"):
+        plan.blend(torch.arange(3))
+    with pytest.raises(KDError, match="rows from 0 to 1, found rows from 0 to 2"):
+        plan.blend(torch.rand(2, 4))
+    with pytest.raises(KDError, match="found rows from -1 to 0"):
+        Mix(torch.tensor([-1, 0]), torch.tensor([0, 0]), torch.ones(2)).blend(torch.rand(2, 4))

@@ -416,3 +416,25 @@ def test_a_checkpoint_is_of_the_labels_it_was_trained_with(tmp_path):
     assert train(labels) == []
     with pytest.raises(KDError, match=r"data.labels: the checkpoint has .*, this training"):
         train(labels.flip(0))
+
+
+def test_a_mix_is_a_function_that_returns_a_plan(examples):
+    plan = mixup(torch.arange(len(examples.inputs)), 0.2, generator(0, "mix"))
+    with pytest.raises(KDError, match="mix: expected a function of the epoch, found Mix"):
+        Batches(examples, size=4, seed=0, mix=plan, classes=5)
+    with pytest.raises(KDError, match="mix: expected Mix, found int"):
+        next(iter(Batches(examples, size=4, seed=0, mix=lambda epoch: epoch, classes=5)(1)))
+    with pytest.raises(KDError, match="classes: expected a whole number"):
+        Batches(examples, size=4, seed=0, mix=lambda epoch: plan, classes=3.0)
+
+
+def test_fewer_examples_than_a_batch_are_one_short_batch_and_none_with_drop_last(examples):
+    few = examples.select(torch.arange(3))
+    assert [len(batch.labels) for batch in Batches(few, size=8, seed=0)(1)] == [3]
+    with pytest.raises(KDError, match="found size 8 and 3 examples"):
+        Batches(few, size=8, seed=0, drop_last=True)
+
+
+def test_one_number_is_no_examples():
+    with pytest.raises(KDError, match=r"expected a tensor \(N, ...\), found one number"):
+        Examples(torch.tensor(1.0), torch.tensor([0]))

@@ -669,3 +669,12 @@ def test_what_the_history_cannot_keep_is_told_before_it_is_written(tmp_path):
     with pytest.raises(KDError, match="expected finite numbers under names in the history, found str a text for"):
         next(loop)
     assert len(load_tensors(path)[1]["history"]) == 1
+
+
+def test_a_type_that_a_file_cannot_hold_is_refused_before_training(tmp_path):
+    model = nn.Linear(4, 3)
+    model.register_buffer("extra", torch.ones(2, dtype=torch.complex128))
+    with pytest.raises(
+        KDError, match=r"extra: expected a tensor of a type that safetensors holds, found torch\.complex"
+    ):
+        Progress(model, torch.optim.SGD(model.parameters(), lr=0.1), checkpoint=tmp_path / "c")

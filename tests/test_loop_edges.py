@@ -294,10 +294,13 @@ def test_several_seeds_are_for_replicas(examples):
 
 
 def test_the_cosine_does_not_rise_again():
-    assert cosine(0.1, 4)(5) == pytest.approx(0)
-    for epoch in (0, 6):
+    assert cosine(0.1, 4)(4) == pytest.approx(0.05 * (1 + math.cos(0.75 * math.pi)))
+    for epoch in (0, 5, 6):
         with pytest.raises(KDError, match="epoch of the cosine"):
             cosine(0.1, 4)(epoch)
+    for count in (0, -3, 2.5):
+        with pytest.raises(KDError, match="count of the cosine"):
+            cosine(0.1, count)
 
 
 # ---- what is frozen remains frozen

@@ -161,3 +161,10 @@ def test_a_certain_and_right_model_is_calibrated_and_a_wrong_one_is_not():
 def test_models_of_different_classes_cannot_agree():
     with pytest.raises(KDError, match=r"found \(4, 3\) and \(4, 5\)"):
         metrics.agreement(np.zeros((4, 3)), np.zeros((4, 5)))
+
+
+def test_complex_labels_are_refused():
+    logits, labels = torch.randn(2, 3), torch.tensor([0j, 1 + 1j])
+    for metric in (metrics.accuracy, lambda *given: metrics.macro_f1(torch.tensor([0, 1]), given[1], 3)):
+        with pytest.raises(KDError, match="labels that are whole numbers"):
+            metric(logits, labels)

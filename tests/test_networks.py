@@ -162,3 +162,15 @@ def test_parameter_count_counts_as_keras_does():
     assert parameter_count(net) == trainable + 8 + 8
     net[0].requires_grad_(False)
     assert parameter_count(net) == trainable + 16
+
+
+def test_layers_without_a_shape_are_refused():
+    with pytest.raises(KDError, match="LazyLinear without a shape; call the network on one batch first"):
+        keras_glorot_(nn.LazyLinear(3), generator(0, "weights"))
+
+
+def test_adam_takes_groups_of_weights():
+    layers = nn.Linear(2, 2), nn.Linear(2, 2)
+    adam = keras_adam([{"params": list(layers[0].parameters()), "lr": 0.5}, {"params": layers[1].parameters()}], lr=0.1)
+    assert [group["lr"] for group in adam.param_groups] == [0.5, 0.1]
+    assert [len(group["params"]) for group in adam.param_groups] == [2, 2]

@@ -201,3 +201,8 @@ def test_refuses_what_does_not_fit_together_and_a_tolerance_below_rounding():
     for used in (active, torch.zeros_like(active)):  # also where no specialist is asked
         with pytest.raises(KDError, match="expected logits that are numbers, found NaN"):
             combined_log_probs(generalist * torch.nan, specialists, subsets, used)
+
+
+def test_the_number_of_asked_classes_is_whole():
+    with pytest.raises(KDError, match="n: expected a whole number"):
+        active_specialists(torch.randn(2, 4), [(0, 1)], n=2.0)

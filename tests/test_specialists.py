@@ -337,3 +337,34 @@ def test_subsets_without_a_meaning_are_refused(subset):
         with pytest.raises(KDError, match="expected a subset of 1 to 6 different classes"):
             call()
     check_subset((6, 0, 1, 2, 3, 5), K)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_classes_with_constant_predictions_remain_alone_also_if_their_numbers_are_rounded(dtype):
+    for seed in range(20):
+        draws = torch.randn(1000, 4, dtype=dtype, generator=generator(seed, "probs"))
+        constant = torch.tensor([0.1, 0.3], dtype=dtype).expand(1000, 2)
+        clusters = correlation_clusters(torch.cat([draws.softmax(1) * 0.6, constant], dim=1))
+        assert (4,) in clusters
+        assert (5,) in clusters
+
+
+def test_fewer_different_columns_than_clusters_are_refused():
+    equal = torch.full((20, 6), 1 / 6)
+    with pytest.raises(KDError, match="equal but for 1; train the generalist longer"):
+        kmeans_clusters(equal, 3, generator(0, "k-means"))
+    assert kmeans_clusters(equal, 1, generator(0, "k-means")) == [tuple(range(6))]
+
+
+@pytest.mark.parametrize("subset", [3, (1.5, 2), (1.0, 2), (True, 2), "12", None, torch.tensor([1, 2])])
+def test_a_subset_is_of_whole_numbers(subset):
+    labels = torch.tensor([0, 1, 2, 3])
+    for refused in (lambda: check_subset(subset, 4), lambda: dustbin_labels(labels, subset)):
+        with pytest.raises(KDError, match="expected a subset"):
+            refused()
+
+
+@pytest.mark.parametrize("count", [2.5, "2", None])
+def test_a_number_of_clusters_is_whole(count, probs):
+    with pytest.raises(KDError, match="count: expected a whole number"):
+        kmeans_clusters(probs, count, generator(0, "k-means"))

@@ -179,3 +179,22 @@ def test_virtual_teacher_has_its_distribution_at_its_temperature(labels, tempera
 def test_virtual_teacher_refuses_a_certain_one(labels, certainty):
     with pytest.raises(KDError, match="0 < correct_probability < 1"):
         virtual_teacher(labels, K, certainty, 1.0)
+
+
+@pytest.mark.parametrize(
+    "logits", [torch.randn(6, 0), torch.randn(6, 2, dtype=torch.complex64), torch.ones(6, 2, dtype=torch.bool)], ids=str
+)
+def test_soft_targets_are_numbers_of_a_class_or_more(logits):
+    with pytest.raises(KDError, match="numbers of at least one class"):
+        SoftTargets(logits, "teacher", "data")
+
+
+@pytest.mark.parametrize(("probability", "temperature"), [(0.9, 1e39), (1e-50, 1.0)])
+def test_a_virtual_teacher_whose_logits_are_infinite_is_refused(probability, temperature):
+    with pytest.raises(KDError, match="whose logits float32 can hold"):
+        virtual_teacher(torch.tensor([0, 1]), 3, probability, temperature)
+
+
+def test_complex_labels_are_no_classes():
+    with pytest.raises(KDError, match="expected labels"):
+        smoothed_labels(torch.tensor([0j, 1]), 3, 0.1)

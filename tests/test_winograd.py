@@ -94,3 +94,29 @@ def test_without_numba_the_layer_is_torchs(monkeypatch):
     monkeypatch.setattr(winograd, "AVAILABLE", False)
     layer, x = layer_of(), drawn(2, 32, 4, 4)
     assert torch.equal(winograd.convolution(x, layer), layer(x))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"padding_mode": "reflect"},
+        {"padding_mode": "circular"},
+        {"dilation": 2},
+        {"stride": 2},
+        {"padding": "same"},
+        {"padding": 0},
+        {"bias": False},
+        {"groups": 2},
+    ],
+    ids=str,
+)
+def test_another_convolution_is_torchs(how):
+    layer = nn.Conv2d(32, 64, 3, **({"padding": 1} | how))
+    x = drawn(2, 32, 9, 7)
+    assert torch.equal(winograd.convolution(x, layer), layer(x))
+
+
+def test_one_picture_without_a_batch_and_another_kernel_are_torchs():
+    assert torch.equal(winograd.convolution(drawn(32, 9, 7), layer := layer_of()), layer(drawn(32, 9, 7)))
+    layer = nn.Conv2d(32, 48, 5, padding=1)
+    assert torch.equal(winograd.convolution(drawn(2, 32, 9, 7), layer), layer(drawn(2, 32, 9, 7)))

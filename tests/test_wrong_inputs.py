@@ -412,7 +412,7 @@ def test_a_plan_of_mixed_rows_has_weights_from_zero_to_one_for_each_row():
 
 def test_draws_and_shifts_refuse_what_they_cannot_do():
     for labels in (torch.tensor([0, -1]), torch.tensor([0.0, 1.0]), torch.zeros(2, 1, dtype=torch.int64)):
-        with pytest.raises(KDError, match="whole labels"):
+        with pytest.raises(KDError, match="expected labels"):
             balanced_draw(labels, 4, 2, generator(0, "draw"))
     for pictures, largest in ((torch.zeros(2, 4, 4), 1), (torch.zeros(2, 1, 4, 4), -1), (torch.zeros(2, 1, 4, 4), 4)):
         with pytest.raises(KDError, match="pictures"):
