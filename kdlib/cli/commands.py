@@ -254,8 +254,11 @@ def tables(options: argparse.Namespace) -> int:
         for stale in sorted({path.stem for path in folder.glob("*.md")} - {"cost", *(page.name for page in pages)}):
             say(f"{folder / stale}.*: no recorded run has these tables any more; delete them")
     for folder in (ROOT / "results").iterdir():
-        if (folder / "runs.jsonl").exists() and not found.get(folder.name):
-            say(f"{folder}: no recorded run of a replication of this name; delete the folder")
+        if (folder / "runs.jsonl").exists() and folder.name not in found:
+            say(
+                f"{folder}: there is no replication {folder.name}, but {folder / 'runs.jsonl'} is here; if the "
+                "replication has another name now, give the folder its name"
+            )
     update_readmes(ROOT, found)
     write_site(ROOT, found)
     say(f"written {ROOT / 'results' / 'site' / 'index.html'}")

@@ -90,6 +90,12 @@ def bands_of(
         for name in banded:
             values = {seed: measured[name] for seed, measured in seeds.items() if name in measured}
             if values:
+                if len(values) < len(seeds):
+                    lack = ", ".join(str(seed) for seed in sorted(seeds.keys() - values.keys()))
+                    raise KDError(
+                        f"{arm}: expected {name} of all {len(seeds)} runs, found none in that of seed {lack}; correct "
+                        "the training function, raise `protocol` in experiment.py and record again"
+                    )
                 found[f"{arm}.{name}"] = band_of(values, commits[arm])
     if reported is None:
         return Bands(found)

@@ -15,6 +15,7 @@ from kdlib.collector import without_collector
 from kdlib.files import atomic_write, sha256
 from kdlib.judge.claims import Claim, Reported
 from kdlib.judge.judging import of_declared, with_choices
+from kdlib.report.frames import is_reduced
 from kdlib.report.json_rows import arm_rows, claim_rows, command, ingredient_rows, run_rows
 from kdlib.report.markdown import aim, mark, scale, unit
 from kdlib.report.pages import label_of, reported_of
@@ -116,7 +117,8 @@ def _tables(
     """The tables: the judged profile's first, then those of other data, then the other profiles."""
     # The records' own lines: writing 10,000 of them as JSON again, for the digest, takes a second.
     lines = read_text(root / "results" / experiment.name / "runs.jsonl").split("\n")
-    line_of = {id(record): number for number, record in enumerate(records, 1)}  # a run may have two lines
+    filled = [number for number, line in enumerate(lines, 1) if line.strip()]
+    line_of = {id(record): number for number, record in zip(filled, records, strict=True)}  # a run may have two lines
     made = []
     for group in grouped(records).values():
         numbers = [line_of[id(record)] for record in group]
@@ -138,6 +140,7 @@ def _table(
     folder = root / "results" / experiment.name
     pairs, traced = traced_pairs(reported, records)
     arms = arm_rows(experiment, folder / f"{label}-arms.csv")
+    ranged = label == first.profile and not is_reduced(profile, synthetic=False)
     return {
         "label": label,
         "profile": first.profile,
@@ -158,7 +161,7 @@ def _table(
             )
         },
         "arms": arms,
-        "claims": claim_rows(experiment, reported, records, folder / f"{label}-claims.csv"),
+        "claims": claim_rows(experiment, reported, records, folder / f"{label}-claims.csv", ranged),
         "ingredients": ingredient_rows(reported, folder / f"{label}-ingredients.csv"),
         "command": command(experiment, records, ["ARM"], "SEED"),
         "runs": run_rows(records, dates, lines),

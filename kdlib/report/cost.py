@@ -264,10 +264,23 @@ def _compared(claims: Sequence[_Claim], rows: Sequence[Row]) -> list[dict[str, s
         values = [by_arm[arm][claim.quantity] for arm in claim.arms if claim.quantity in by_arm.get(arm, {})]
         measured = NONE
         if len(values) == len(claim.arms):
-            measured = f"{values[0] / values[1]:.1f} times" if len(values) > 1 else f"{values[0] / 1e6:.2f} MB"
+            first, *rest = values
+            measured = f"{first / rest[0]:.1f} times" if rest else _with_unit(claim.quantity, first)
         texts = {"claim": claim.statement, "place": claim.place, "reported": claim.reported}
         shown.append({name: escaped(text) for name, text in texts.items()} | {"measured": measured})
     return shown
+
+
+def _with_unit(quantity: str, value: float) -> str:
+    if quantity.endswith("_bytes"):
+        return f"{value / 1e6:.2f} MB"
+    if quantity == "flops":
+        return f"{value / 1e6:,.3f} million operations"
+    if quantity.endswith("_ms"):
+        return f"{value:,.3f} ms"
+    if quantity.endswith("_accuracy"):
+        return f"{100 * value:.2f}%"
+    return f"{value:,.0f}" if quantity == "parameters" else f"{value:.3f}"
 
 
 HOW = """How each number was found:

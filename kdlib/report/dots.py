@@ -22,11 +22,12 @@ FEWEST = 3  # values with an interval: that of two says next to nothing
 
 def claim_plots(claim: Mapping[str, Any]) -> list[Row]:
     """Return the plots of a claim: its arms' values and, for a difference, the paired differences by seed."""
-    shown = Scale(claim["percent"], claim["decimals"])
+    shown, of_arms = (Scale(of["percent"], of["decimals"]) for of in (claim, claim["of_arms"]))
     plots = []
     if claim["kind"] != "exact" and any(arm["values"] for arm in claim["arms"]):
         rows = [_row(arm["values"], reported=arm["reported"], band=arm["range"], **_of(arm)) for arm in claim["arms"]]
-        plots.append(_plot([row for row in rows if row["values"]], shown, ""))
+        unit = claim["of_arms"]["unit"]
+        plots.append(_plot([row for row in rows if row["values"]], of_arms, "", unit))
     if claim["differences"] and claim["differences"][0]["values"]:
         effect = claim["kind"] == "effect"
         rows = [
@@ -39,7 +40,7 @@ def claim_plots(claim: Mapping[str, Any]) -> list[Row]:
             )
             for each in claim["differences"]
         ]
-        plots.append(_plot(rows, shown, "+"))
+        plots.append(_plot(rows, shown, "+", claim["unit"]))
     return plots
 
 
@@ -53,11 +54,15 @@ def _row(values: Sequence[float], *, reported: float | None, band: Sequence[floa
     return {**about, "values": values, "mean": mean, "low": low, "high": high, "reported": reported, "band": band}
 
 
-def _plot(rows: Sequence[Row], shown: Scale, sign: str) -> Row:
+def _plot(rows: Sequence[Row], shown: Scale, sign: str, unit: str) -> Row:
     numbers = [x for row in rows for x in _numbers(row)] + ([0.0] if sign else [])
     axis = _Axis(numbers)
     return {
         "sign": sign,
+        "unit": unit,
+        "percent": shown.percent,
+        "decimals": shown.decimals,
+        "most": MOST_DOTS,
         "ticks": [(axis.at(tick), axis.text(tick, shown, sign)) for tick in axis.ticks],
         "zero": axis.at(0) if sign else None,
         "rows": [

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from kdlib.judge.claims import Claim, Comparison, Effect, Ingredient, Reported, fixed_rival
-from kdlib.judge.judging import Metrics, of_declared, values_of, with_choices
+from kdlib.judge.claims import Best, Claim, Effect, Exact, Ingredient, Reported, Trend, fixed_rival
+from kdlib.judge.judging import Metrics, judge, of_declared, values_of, with_choices
+from kdlib.report.chains import PARTS, chain
+from kdlib.report.frames import on_claims_scale
 from kdlib.report.markdown import Scale, scale, unit
 from kdlib.report.pages import reported_of
 from kdlib.report.panels import interval
@@ -19,15 +22,14 @@ from kdlib.run.records import Record, measured, read_records
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["PARTS", "Mark", "Row", "front_rows", "table_of"]
-
-PARTS = ("schedule", "softness", "transfer")  # in this order they lead from the claim's rival to its arm
+__all__ = ["Mark", "Row", "front_rows", "table_of"]
 
 
 class Mark(NamedTuple):
     """A number of a row in the metric's own unit, positive if better, with its 95% interval (empty below 3 seeds).
 
-    `own`: the part is a step between the two arms of the measured gain. A part that is not compares other arms.
+    `own`: the part is a step between the two arms of the measured gain, of the same seeds. A part that is not compares
+    other arms, or is of other seeds.
     """
 
     part: str  # reported, measured, or one of PARTS
@@ -59,14 +61,15 @@ class Row(NamedTuple):
 
 
 def front_rows(root: Path) -> list[Row]:
-    """Return a row for each primary claim of each replication below `root`."""
-    rows = []
+    """Return a row for each primary claim of each replication below `root`, but for those about an exact number."""
+    rows: list[Row] = []
     for name in replications(root):
         experiment = load_experiment(name)
         reported = reported_of(experiment)
         profile, numbers = _numbers(experiment, reported, read_records(root / "results" / name / "runs.jsonl"))
         seeds = experiment.profile(profile).seeds if profile == experiment.judged else 0
-        rows += [_row(name, reported, c, profile, seeds, numbers) for c in reported.claims.values() if c.primary]
+        claims = [c for c in reported.claims.values() if c.primary and not isinstance(c, Exact)]
+        rows += [_row(name, reported, claim, profile, seeds, numbers) for claim in claims]
     return rows
 
 
@@ -81,35 +84,51 @@ def _numbers(experiment: Experiment, reported: Reported, records: Sequence[Recor
 
 
 def _row(name: str, reported: Reported, claim: Claim, profile: str, seeds: int, numbers: Metrics) -> Row:
-    parts = [part for role in PARTS if (part := reported.part(role))] if claim is reported.primary else []
+    one_gain = not isinstance(claim, Trend | Best)
+    has_parts = one_gain and claim is reported.primary
+    parts = [part for role in PARTS if (part := reported.part(role))] if has_parts else []
     mode, steps = _steps(claim, parts)
     compared = claim.modes[mode]
     arm, over = compared.arms[0], compared.rivals[0] if fixed_rival(claim) is None and compared.rivals else ""
+    shown = Scale(False, 2) if isinstance(claim, Trend) else scale(reported, claim.metric)
     marks = [Mark("reported", arm, over, claim.reported)] if isinstance(claim, Effect) else []
-    named = [("measured", arm, over, True), *((part.role, part.arm, part.rival, part in steps) for part in parts)]
-    marks += [mark for part in named if (mark := _measured(claim, numbers, *part))]
-    shown = scale(reported, claim.metric)
+    if one_gain:
+        whole = _gains(claim, numbers, arm, over)
+        named = [("measured", arm, over, True)]
+        for part in parts:
+            own = part in steps and _gains(claim, numbers, part.arm, part.rival).keys() == whole.keys()
+            named.append((part.role, part.arm, part.rival, own))
+        marks += [mark for each in named if (mark := _measured(claim, numbers, *each))]
+    else:
+        marks += _judged(claim, mode, numbers)
     return Row(name, claim, mode, profile, seeds, unit(claim, shown), shown, [part.role for part in parts], marks)
 
 
 def _steps(claim: Claim, parts: Sequence[Ingredient]) -> tuple[str, Sequence[Ingredient]]:
     """Return the mode whose comparison most parts make up, one after the other, and these parts; else the first."""
-    chains = [parts[first:last] for first in range(len(parts)) for last in range(first + 1, len(parts) + 1)]
-    for chain in sorted(chains, key=len, reverse=True):
-        for mode, compared in claim.modes.items():
-            if _lead(chain, compared):
-                return mode, chain
-    return next(iter(claim.modes)), ()
+    steps, chains = [(part.arm, part.rival) for part in parts], {}
+    for mode, compared in claim.modes.items():
+        chains[mode] = chain(steps, compared.arms[0], compared.rivals[0] if compared.rivals else "")
+    longest = max(chains, key=lambda mode: len(chains[mode]))
+    return longest, [parts[place] for place in chains[longest]]
 
 
-def _lead(chain: Sequence[Ingredient], compared: Comparison) -> bool:
-    """Return whether each part begins with the arm where the one before it ends, from the rival to the arm."""
-    ends = [*compared.rivals[:1], *(part.arm for part in chain)]
-    return [part.rival for part in chain] == ends[:-1] and ends[-1] == compared.arms[0]
+def _gains(claim: Claim, numbers: Metrics, arm: str, over: str) -> dict[int, float]:
+    return values_of(numbers, claim.metric, arm, over, lower_is_better=claim.lower_is_better)
+
+
+def _judged(claim: Claim, mode: str, numbers: Metrics) -> list[Mark]:
+    """The number that the verdict of a trend, or of the best of several arms, is about."""
+    verdict = judge(claim, mode, numbers, declared=None)
+    if not verdict.n:
+        return []
+    mean, low, high = on_claims_scale(claim, verdict)
+    mark = Mark("measured", ", ".join(claim.modes[mode].arms), "", mean, n=verdict.n)
+    return [mark._replace(low=low, high=high) if math.isfinite(low) else mark]
 
 
 def _measured(claim: Claim, numbers: Metrics, part: str, arm: str, over: str, own: bool) -> Mark | None:
-    gains = list(values_of(numbers, claim.metric, arm, over, lower_is_better=claim.lower_is_better).values())
+    gains = list(_gains(claim, numbers, arm, over).values())
     if not gains:
         return None
     return Mark(part, arm, over, float(np.mean(gains)), *interval(gains), len(gains), own)
@@ -121,7 +140,7 @@ def table_of(rows: Sequence[Row]) -> pd.DataFrame:
 
     lines = [
         {"replication": row.replication, "claim": row.claim.name, "mode": row.mode, "profile": row.profile}
-        | {"metric": row.claim.metric, **mark._asdict()}
+        | {"metric": f"{'tau of ' * isinstance(row.claim, Trend)}{row.claim.metric}", **mark._asdict()}
         for row in rows
         for mark in row.marks
     ]

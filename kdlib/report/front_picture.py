@@ -16,8 +16,9 @@ from matplotlib.lines import Line2D
 
 from kdlib.files import atomic_write
 from kdlib.judge.claims import fixed_rival
+from kdlib.report.chains import PARTS
 from kdlib.report.figures import WIDTH, save, style
-from kdlib.report.front import PARTS, Mark, Row, front_rows, table_of
+from kdlib.report.front import Mark, Row, front_rows, table_of
 from kdlib.report.markdown import Scale, aim
 from kdlib.report.roles import COLORS
 
@@ -34,11 +35,11 @@ COLUMNS = (  # parts, head, colour
 )
 CAPTION = (
     "Each primary claim has one row, in the mode whose gain the parts add up to; the table below has the worst verdict "
-    "of all modes. Filled parts are steps of the measured gain and add up to it; hollow ones compare "
-    "other arms. Intervals are 95% over the seeds, from 3 seeds on. Runs in profile `quick` are shortened and decide "
-    "nothing. Each row has its own scale, the same in all its columns, because the units and sizes differ too much for "
-    "a common one. Shares of the reported gain would hide the unit, and one claim reports no size. The numbers are in "
-    "[results/front.csv](results/front.csv)."
+    "of all modes. A gain is positive if the claim's arm does better: with fewer errors, for example. Filled parts are "
+    "steps of the measured gain and add up to it; hollow ones compare other arms, or are of other seeds. Intervals are "
+    "95% over the seeds, from 3 seeds on. Runs in profile `quick` are shortened and decide nothing. Each row has its "
+    "own scale, the same in all its columns, because the units and sizes differ too much for a common one. The numbers "
+    "are in [results/front.csv](results/front.csv)."
 )
 ROW = 0.86  # inches
 HEAD, FOOT = 0.62, 0.34  # inches
@@ -166,7 +167,7 @@ def _explain(figure: Figure) -> None:
         Line2D([], [], label="reported", marker="D", markersize=5.5, **how | {"markerfacecolor": "white"}),
         Line2D([], [], label="mean of the seeds", marker="s", markersize=6, **how),
         Line2D([], [], label="its 95% interval (from 3 seeds on)", color="black", linewidth=1.8),
-        Line2D([], [], label="hollow: of other arms than the gain", marker="s", **how | {"markerfacecolor": "white"}),
+        Line2D([], [], label="hollow: of other arms or seeds", marker="s", **how | {"markerfacecolor": "white"}),
     ]
     figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, fontsize=8.5)
 
@@ -189,7 +190,7 @@ def _sentence(row: Row) -> str:
     told = [f"reported {aim(row.claim, row.shown)}"]
     for part in ("measured", *PARTS):
         if mark := row.mark(part):
-            other = "" if mark.own else " (of other arms)"
+            other = "" if mark.own else " (of other arms or seeds)"
             told.append(f"{names.get(part, '')}{other} ".lstrip() + "".join(_numbers(row, [mark])))
     missing = [] if row.mark("measured") else ["the gain is not run"]
     return f"{row.replication} {row.claim.name}, {row.mode}, {row.unit}, {_runs(row)}: {'; '.join([*told, *missing])}."

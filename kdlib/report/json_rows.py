@@ -12,7 +12,7 @@ from typing import Any
 from kdlib.judge.claims import Claim, Effect, Exact, Reported, Trend, Value, fixed_rival, pairs, reported_range
 from kdlib.judge.judging import Metrics, chosen, judge, of_declared, values_of, with_choices
 from kdlib.judge.rules import Sized
-from kdlib.report.markdown import aim, scale, unit
+from kdlib.report.markdown import aim, scale, unit, unit_of_values
 from kdlib.report.roles import role_of
 from kdlib.run.experiment import Experiment
 from kdlib.run.records import Record, measured
@@ -56,9 +56,12 @@ def ingredient_rows(reported: Reported, path: Path) -> list[Row]:
 # ---- claims
 
 
-def claim_rows(experiment: Experiment, reported: Reported, records: Sequence[Record], path: Path) -> list[Row]:
+def claim_rows(
+    experiment: Experiment, reported: Reported, records: Sequence[Record], path: Path, ranged: bool
+) -> list[Row]:
     """Return the claims by mode: the columns of the CSV file, the seeds' values, and the command for one seed.
 
+    `ranged`: the runs should reach the source's numbers, so next to these there is the range of a mean.
     `agrees`: the bounds of the means that agree with the reported size. `seconds`: the device time of all runs that the
     row is made from, those of teachers included.
     """
@@ -78,7 +81,7 @@ def claim_rows(experiment: Experiment, reported: Reported, records: Sequence[Rec
                 "place": claim.place,
                 **_shown(reported, claim),
                 "agrees": _agreeing(claim, mode, numbers, declared),
-                "arms": [_seeds(experiment, reported, claim, arm, numbers) for arm in arms],
+                "arms": [_seeds(experiment, reported, claim, arm, numbers, ranged) for arm in arms],
                 "differences": _differences(claim, mode, numbers),
                 "seconds": _seconds(records, by_id, arms),
                 "command": command(experiment, records, arms),
@@ -108,6 +111,8 @@ def _shown(reported: Reported, claim: Claim) -> Row:
         "percent": shown.percent and not isinstance(claim, Exact | Trend),
         "decimals": 2 if isinstance(claim, Trend) else shown.decimals,
         "signed": fixed_rival(claim) is None,
+        # Of the arms' own values: those of a trend are no tau.
+        "of_arms": {"unit": unit_of_values(claim.metric, shown), "percent": shown.percent, "decimals": shown.decimals},
     }
 
 
@@ -120,7 +125,7 @@ def _agreeing(claim: Claim, mode: str, numbers: Metrics, declared: int | None) -
     return [claim.reported - room, claim.reported + room]
 
 
-def _seeds(experiment: Experiment, reported: Reported, claim: Claim, arm: str, numbers: Metrics) -> Row:
+def _seeds(experiment: Experiment, reported: Reported, claim: Claim, arm: str, numbers: Metrics, ranged: bool) -> Row:
     """An arm's values of the claim's metric by seed, next to the number that the source reports for it."""
     found = values_of(numbers, claim.metric, arm)
     value = reported.value(arm, claim.metric)
@@ -130,7 +135,7 @@ def _seeds(experiment: Experiment, reported: Reported, claim: Claim, arm: str, n
         "seeds": list(found),
         "values": list(found.values()),
         "reported": value.value if value else None,
-        "range": list(reported_range(value, len(found))) if value and found else None,
+        "range": list(reported_range(value, len(found))) if value and found and ranged else None,
     }
 
 

@@ -44,11 +44,12 @@ __all__ = [
     "table",
     "unescaped",
     "unit",
+    "unit_of_values",
 ]
 
 NONE = "—"
 NOT_RUN = "not run"
-_MOST_DECIMALS = 6
+MOST_DECIMALS = 6
 _SHORT = 60
 
 
@@ -91,6 +92,9 @@ class Scale:
             return NONE
         places = self.decimals if decimals is None else decimals
         shift = 2 if self.percent else 0
+        # A number that would be rounded to 0 has as many decimals as its first digit needs.
+        while number and places < MOST_DECIMALS and round(abs(number) * 10**shift, max(0, places - shift)) == 0:
+            places += 1
         return f"{number * 10**shift:{sign},.{max(0, places - shift)}f}"
 
     def between(self, low: float, high: float, sign: str = "") -> str:
@@ -104,7 +108,7 @@ def scale(reported: Reported, metric: str) -> Scale:
     claims = [c for c in reported.claims.values() if c.metric == metric and isinstance(c, Effect | Value)]
     percent = any(re.search(r"%|\b(percent|percentage|points?)\b", value.unit) for value in values)
     printed = [*(value.decimals for value in values), *(claim.decimals for claim in claims)]
-    return Scale(percent, min(_MOST_DECIMALS, max(0, max(printed) + 1)) if printed else 3)
+    return Scale(percent, min(MOST_DECIMALS, max(0, max(printed) + 1)) if printed else 3)
 
 
 def _reported(value: ReportedValue | None, shown: Scale) -> str:
@@ -225,14 +229,13 @@ def aim(claim: Claim, shown: Scale) -> str:
     """Return what the source reports, or what a claim without a number asks of the difference."""
     match claim:
         case Effect():  # the difference of two numbers may have more digits than one of them
-            digits = -int(Decimal(str(claim.reported)).as_tuple().exponent)
-            return shown.show(claim.reported, "+", max(claim.decimals, digits))
+            return shown.show(claim.reported, "+", max(claim.decimals, _digits(claim.reported)))
         case Value():
             return shown.show(claim.reported, decimals=claim.decimals)
         case NonInferior():
-            return f"above {shown.show(-claim.margin, '+')}"
+            return f"above {_declared(-claim.margin, shown, '+')}"
         case Comparable():
-            return f"within {shown.show(claim.margin)}"
+            return f"within {_declared(claim.margin, shown)}"
         case Exact():
             return " and ".join(f"{number:,.12g}" for number in _expected(claim))
         case Trend():
@@ -243,7 +246,17 @@ def aim(claim: Claim, shown: Scale) -> str:
             return "above 0"
         case Direction():
             assert claim.threshold is not None
-            return f"{'below' if claim.lower_is_better else 'above'} {shown.show(claim.threshold)}"
+            return f"{'below' if claim.lower_is_better else 'above'} {_declared(claim.threshold, shown)}"
+
+
+def _declared(number: float, shown: Scale, sign: str = "") -> str:
+    """A number that decides, with all its digits."""
+    return shown.show(number or 0.0, sign, max(shown.decimals, _digits(number)))
+
+
+def _digits(number: float) -> int:
+    """The number of decimals that a number is written with."""
+    return max(0, -int(Decimal(str(number)).normalize().as_tuple().exponent))
 
 
 def _expected(claim: Exact) -> list[float]:
@@ -257,11 +270,16 @@ def unit(claim: Claim, shown: Scale) -> str:
         return "Kendall's tau"
     if isinstance(claim, Exact):
         return metric
-    if claim.metric in ("entropy", "teacher_kl"):
-        return f"nats of {'KL' if claim.metric == 'teacher_kl' else metric}"
-    if not shown.percent:
-        return metric
-    return f"points of {metric}" if fixed_rival(claim) is None else f"% {metric}"
+    if shown.percent and fixed_rival(claim) is None:
+        return f"points of {metric}"
+    return unit_of_values(claim.metric, shown)
+
+
+def unit_of_values(metric: str, shown: Scale) -> str:
+    """Return the unit of an arm's values of a metric: % accuracy, nats of entropy, errors, ..."""
+    if metric in ("entropy", "teacher_kl"):
+        return f"nats of {'KL' if metric == 'teacher_kl' else metric}"
+    return f"{'% ' * shown.percent}{_head(metric)}"
 
 
 def found(claim: Claim, shown: Scale, measured: float, low: float, high: float) -> dict[str, str]:

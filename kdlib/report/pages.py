@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from kdlib.files import atomic_write
 from kdlib.judge.bands import read_bands
 from kdlib.judge.claims import Reported
 from kdlib.judge.reading import load_claims
+from kdlib.report.frames import is_reduced
 from kdlib.report.markdown import escaped
 from kdlib.report.readme import replace_table, section, summary_line, summary_table
 from kdlib.report.tables import MADE_OF, Page, page_of
@@ -62,6 +64,7 @@ def make_pages(
         label = label_of(experiment, group[0])
         data = digest if profile_name == judged else judged_data.get(label.replace(profile_name, judged, 1), digest)
         figures = figures_of(experiment)
+        ranged = label == profile_name and not is_reduced(experiment.profile(profile_name), synthetic)
         page = page_of(
             named(label, group),
             experiment,
@@ -71,10 +74,15 @@ def make_pages(
             synthetic=synthetic,
             analogue=label != profile_name,
             judged_bands=bands.get((data, judged)),
-            drawing=figures.draw(group, reported) if figures else None,
+            drawing=figures.draw(group, reported if ranged else without_ranges(reported)) if figures else None,
         )
         pages.append(page)
     return pages
+
+
+def without_ranges(reported: Reported) -> Reported:
+    """Return what the source reports, for runs that need not reach its numbers: these have no range then."""
+    return replace(reported, values={key: replace(v, std=None, runs=None) for key, v in reported.values.items()})
 
 
 def figures_of(experiment: Experiment) -> Any:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from kdlib.errors import KDError
-from kdlib.judge.claims import Claim, Reported
-from kdlib.judge.judging import Metrics, judge, of_declared, with_choices
+from kdlib.judge.claims import Best, Claim, Exact, Reported, Trend
+from kdlib.judge.judging import Metrics, judge, of_declared, values_of, with_choices
 from kdlib.judge.verdicts import Verdict, headline
+from kdlib.report.chains import PARTS, chain
 from kdlib.report.frames import bounds, on_claims_scale, part_differences, spread
 from kdlib.report.markdown import NONE, aim, escaped, found, percent, scale, table, unit
 from kdlib.run.records import Record, measured
@@ -31,7 +32,7 @@ def summary_line(name: str, reported: Reported, records: Sequence[Record], decla
     measurement = f"{cells['measured']}{interval}, n = {worst.n}"
     about = {
         "measured": measurement,
-        "of it transfer": _transfer(reported, numbers),
+        "transfer proper": _transfer(reported, numbers, claim, mode),
         "verdict": str(worst),
         "firmness": percent(worst.firmness),
     }
@@ -58,23 +59,38 @@ def _row(name: str, reported: Reported, claim: Claim, mode: str) -> dict[str, st
         "unit": unit(claim, shown),
         "reported": aim(claim, shown),
         "measured": NONE,
-        "of it transfer": NONE,
+        "transfer proper": NONE,
         "verdict": "",
         "firmness": NONE,
     }
 
 
-def _transfer(reported: Reported, numbers: Metrics) -> str:
-    """What of the gain is transfer proper: a taught student over the sham, with the 95% interval."""
-    part, metric = reported.part("transfer"), reported.primary.metric
-    if part is None:
+def _transfer(reported: Reported, numbers: Metrics, claim: Claim, mode: str) -> str:
+    """A taught student over the sham, with the 95% interval, and whether that is a part of the claim's gain."""
+    part, metric = reported.part("transfer"), claim.metric
+    if part is None or claim is not reported.primary:
         return NONE
-    differences = part_differences(part, numbers, reported.primary)
+    differences = part_differences(part, numbers, claim)
     if not differences:
         return NONE
     shown, mean = scale(reported, metric), sum(differences) / len(differences)
     between = shown.between(*bounds(differences, spread(metric)), "+")
-    return shown.show(mean, "+") + ("" if between == NONE else f" ({between})")
+    text = shown.show(mean, "+") + ("" if between == NONE else f" ({between})")
+    return text + ("" if _is_own(reported, numbers, claim, mode) else ", of other arms or seeds")
+
+
+def _is_own(reported: Reported, numbers: Metrics, claim: Claim, mode: str) -> bool:
+    """Whether transfer proper is a step of the claim's gain in a mode, of the same seeds."""
+    parts = [part for role in PARTS if (part := reported.part(role))]
+    compared = claim.modes[mode]
+    if isinstance(claim, Trend | Best | Exact) or not compared.rivals:
+        return False
+    arm, over = compared.arms[0], compared.rivals[0]
+    steps = [parts[place] for place in chain([(part.arm, part.rival) for part in parts], arm, over)]
+    transfer = next((part for part in steps if part.role == "transfer"), None)
+    pairs = [(arm, over), (transfer.arm, transfer.rival)] if transfer else []
+    seeds = [values_of(numbers, claim.metric, *pair).keys() for pair in pairs]
+    return bool(seeds) and seeds[0] == seeds[1]
 
 
 def summary_table(lines: Sequence[Mapping[str, str]]) -> str:

@@ -23,8 +23,11 @@ from markupsafe import Markup
 from kdlib.collector import without_collector
 from kdlib.errors import KDError
 from kdlib.files import atomic_write
+from kdlib.judge.claims import MODES
 from kdlib.judge.verdicts import Outcome
 from kdlib.report.as_json import write_json
+from kdlib.report.chains import PARTS as CHAIN
+from kdlib.report.chains import chain
 from kdlib.report.commits import dates_of
 from kdlib.report.dots import FEWEST, bars, claim_plots
 from kdlib.report.markdown import NONE, Scale, percent
@@ -98,7 +101,21 @@ def _headed(one: Row) -> dict[str, Any]:
     if table and place:
         row = next(r for r in table["claims"] if (r["claim"], r["mode"]) == (place["claim"], place["mode"]))
     transfer = next((part for part in table["ingredients"] if part["role"] == "transfer"), None) if table else None
+    if row is None or transfer is None or transfer["difference"] is None or transfer["metric"] != row["metric"]:
+        transfer = None
+    else:
+        transfer = {**transfer, "own": _is_own(transfer, row, table["ingredients"] if table else [])}
     return {**one, "main": table or next(iter(one["tables"]), None), "row": row, "transfer": transfer}
+
+
+def _is_own(transfer: Row, claim: Row, ingredients: Sequence[Row]) -> bool:
+    """Whether transfer proper is a step of the claim's gain, of as many seeds."""
+    if claim["kind"] == "best" or not claim["differences"] or transfer["n"] != claim["n"]:
+        return False
+    parts = [part for role in CHAIN for part in ingredients if part["role"] == role]
+    gain = claim["differences"][0]
+    steps = chain([(part["arm"], part["over"]) for part in parts], gain["arm"], gain["over"])
+    return transfer in [parts[place] for place in steps]
 
 
 def told(sources: Sequence[Row]) -> str:
@@ -209,7 +226,7 @@ def by_seed(row: Row, arms: Sequence[Row], most: int) -> list[tuple[int, list[fl
 def reason(row: Row) -> str:
     """Return why the verdict is what it is, without the numbers, which the table has in the claim's unit."""
     text = re.sub(r" \([+-][\d.e+-]+\)", "", str(row["detail"]).partition(":")[0])
-    return "" if re.search(r"\d", text) else text + "." * bool(text)
+    return "" if re.search(r"\d", text) else text.rstrip(".") + "." * bool(text)
 
 
 def duration(seconds: float | None) -> str:
@@ -223,11 +240,9 @@ def duration(seconds: float | None) -> str:
 
 @cache
 def slug(text: str) -> str:
-    """Return text that can be part of an anchor; different texts of the same letters stay different."""
+    """Return text that can be part of an anchor; different texts stay different."""
     plain = re.sub(r"[^a-zA-Z0-9_.-]+", "-", text)
-    return (
-        plain if plain in (text, text.replace(" ", "-")) else f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
-    )
+    return plain if text in (plain, *MODES) else f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
 def short_device(name: str) -> str:

@@ -201,8 +201,8 @@ _NOTES = """\
   half the 95% interval of one run over the test examples, averaged over the seeds: other test examples would change
   it. Neither contains the other. An interval is cut where the metric ends: a share at 0 and 1, a loss at 0.
 - `reported` is the source's number ± its standard deviation (n - 1) and its number of runs. `range` is where a mean of
-  n runs should lie; `inside` says whether it lies there. Shortened runs have no range, because they are not expected
-  to reach the source's numbers.
+  n runs should lie; `inside` says whether it lies there. Shortened runs, and runs on other data, have no range,
+  because they are not expected to reach the source's numbers.
 - `agreement` is the share of test examples for which an arm and its teacher predict the same class. `KL`, from the
   teacher to the arm, and `entropy`, of the arm's predictions, are means over the test examples.
 - Differences are between runs that share a seed. They are positive if the claim's first arm does better.
@@ -276,7 +276,7 @@ def page_of(
     `analogue`: these are other data than the source's, and so are the verdicts.
     """
     about = experiment.profile(profile)
-    arms = arms_table(experiment.arms, reported, records, is_reduced(about, synthetic))
+    arms = arms_table(experiment.arms, reported, records, analogue or is_reduced(about, synthetic))
     declared = about.seeds if about.judged else None
     claims = claims_table(reported, records, judged_bands, declared=declared, synthetic=synthetic, analogue=analogue)
     ingredients = ingredients_table(reported, records)

@@ -28,7 +28,7 @@ from .experiment import ARMS, SWEPT, swept
 FRAMED = "Covariance of the generalist's predictions; framed: the classes of a specialist"
 WIDTHS = {30: OTHERS[0], 300: OTHERS[1], 800: OTHERS[2]}  # colours
 ERRORS = Quantity("errors", "errors of 10,000 test digits", form=",.1f")
-FEWER = Quantity("errors", "difference of errors of 10,000 (below 0: better)", form="+,.1f")
+FEWER = Quantity("errors", "fewer errors of 10,000", -1, form="+,.1f")
 COVARIANCE = Quantity("covariance", "covariance of predicted probabilities (thousandths)", 1000)
 SHOWN = (  # arm, label
     ("teacher", "teacher"),

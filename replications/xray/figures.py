@@ -28,7 +28,7 @@ VALIDATION = Quantity("validation_accuracy", "accuracy on 300 validation picture
 SHOWN = (  # arm, label
     ("teacher", "teacher"),
     ("baseline", "from\nscratch"),
-    ("baseline_50", "from\nscratch,\n50 epochs"),
+    ("baseline_50", "from\nscratch,\nall epochs"),
     ("distilled_T_2", "distilled,\nT 2"),
     ("distilled_T_6", "distilled,\nT 2,\nthen 6"),
     ("distilled_T_6_fresh", "distilled,\nT 6"),
@@ -44,7 +44,7 @@ PICTURES = 2  # of each class on the sheet
 
 def draw(records: Sequence[Record], reported: Reported) -> Drawing | None:
     """Return the figure of one profile's records."""
-    found, colors, first = measured(records), colors_of(ARMS), reported.claims["C1"]
+    found, colors, first = measured(records), colors_of(ARMS) | SECOND, reported.claims["C1"]
     assert isinstance(first, Effect)
     pairs = [(part.label, part.arm, part.rival) for part in reported.ingredients]
     claim = ("C1, on 300 test pictures", "distilled_T_6", "baseline", first.reported)
@@ -69,7 +69,7 @@ def curves(panel: Panel, records: Sequence[Record], colors: Mapping[str, str]) -
     """Draw the validation accuracy of each arm by epoch."""
     for arm in CURVES:
         if histories := histories_of(records, arm):
-            panel.curve(arm, histories, SECOND.get(arm, colors[arm]))
+            panel.curve(arm, histories, colors[arm])
     panel.axes.set_xlabel("epochs trained")
 
 

@@ -26,8 +26,11 @@ NUMBERS = ("value", "low", "high", "n")  # the cells that are derived; the other
 PARTS = ("schedule", "softness", "transfer")
 
 
-def check_figure(path: Path, source: Source, records: Sequence[Record]) -> Faults:
-    """Give a fault for each number of a figure's table that the records do not give."""
+def check_figure(path: Path, source: Source, records: Sequence[Record], ranged: bool) -> Faults:
+    """Give a fault for each number of a figure's table that the records do not give.
+
+    `ranged`: the runs should reach the source's numbers, so next to these there is the range of a mean.
+    """
     rows = list(csv.DictReader(path.read_text("utf-8").split("\n")))
     seen: dict[tuple[str, ...], list[int]] = {}
     for row in (row for row in rows if row["mark"] == "seed"):
@@ -35,6 +38,8 @@ def check_figure(path: Path, source: Source, records: Sequence[Record]) -> Fault
     for number, row in enumerate(rows, 2):
         alone = row["mark"] == "mean" and _key(row) not in seen  # a mean without its seeds has no interval
         expected = MARKS["lone mean" if alone else row["mark"]](row, source, records)
+        if row["mark"] == "reported" and not ranged:
+            expected = [expected[0], "", "", ""]
         for column, value in zip(NUMBERS, expected, strict=True):
             yield from compare(f"line {number}, {row['arm']}, {column}", value, parsed(row[column]))
         if row["mark"] == "mean" and not alone:
@@ -48,6 +53,8 @@ def _key(row: Mapping[str, str]) -> tuple[str, ...]:
 
 def _factor(row: Mapping[str, str]) -> int:
     """Return what the records' numbers are multiplied by: the unit is in the name of the quantity."""
+    if row["quantity"].startswith("fewer "):
+        return -1
     return 1000 if "thousandths" in row["quantity"] else 100 if re.search(r"%|\bpoints\b", row["quantity"]) else 1
 
 
@@ -163,20 +170,23 @@ def front_rows(name: str, experiment: Experiment, source: Source, records: Seque
             number = {"value": float(claim.keys["reported"]), "low": "", "high": "", "n": "", "own": True}
             rows[f"{name}, {key}, reported"] = {**about, "arm": arm, "over": over, **number}
         compared = [("measured", arm, over, True)]
-        compared += [(part["role"], part["arm"], part["over"], part in steps) for part in parts]
+        seeds = _gains(source, claim, runs, arm, over).keys()
+        for part in parts:
+            same = _gains(source, claim, runs, part["arm"], part["over"]).keys() == seeds
+            compared.append((part["role"], part["arm"], part["over"], part in steps and same))
         for role, first, second, own in compared:
-            if gains := _gains(source, claim, runs, first, second):
+            if gains := [*_gains(source, claim, runs, first, second).values()]:
                 low, high = _interval(gains)
                 numbers = {"value": float(np.mean(gains)), "low": low, "high": high, "n": float(len(gains)), "own": own}
                 rows[f"{name}, {key}, {role}"] = {**about, "arm": first, "over": second, **numbers}
     return rows
 
 
-def _gains(source: Source, claim: Claim, runs: Sequence[Record], arm: str, over: str) -> list[float]:
+def _gains(source: Source, claim: Claim, runs: Sequence[Record], arm: str, over: str) -> dict[int, float]:
     """Return the differences by seed, positive if the arm is better."""
     taken = {new: choice(keys, runs) for new, keys in source.chosen.items()}
     pairs = _pairs(runs, taken.get(arm, arm), taken.get(over, over), claim.metric)
-    return [-value if claim.lower and over else value for value in pairs.values()]
+    return {seed: -value if claim.lower and over else value for seed, value in pairs.items()}
 
 
 def _mode(claim: Claim, parts: Sequence[Keys]) -> tuple[str, Sequence[Keys]]:

@@ -63,7 +63,7 @@ def _seeds(place: str, source: Source, of: Mapping[str, Any], rows: Sequence[Rec
             reported = value_of(source.values, arm["arm"], claim.metric)
             known = float(reported.keys["value"]) if reported else None
             yield from compare(f"{where}, reported for {arm['arm']}", known, arm["reported"])
-            span = list(reported.range(len(of_arm))) if reported and of_arm else None
+            span = list(reported.range(len(of_arm))) if reported and of_arm and of["expected"] else None
             yield from compare(f"{where}, range of {arm['arm']}", span, arm["range"])
         for each in row["differences"]:
             if {each["arm"], each["over"]} <= series.keys():

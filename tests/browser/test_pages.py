@@ -224,3 +224,11 @@ def test_axe_finds_nothing_serious(open_page, name, dark):
     found = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
     serious = [each for each in found["violations"] if each["impact"] in ("serious", "critical")]
     assert [(each["id"], each["nodes"][0]["html"][:200]) for each in serious] == []
+
+
+def test_numbers_from_a_thousand_on_are_sorted_as_numbers(open_page):
+    page = open_page(SITE / "hinton.html")
+    found = page.evaluate(
+        "() => ['1,005.0', '236.0', '6,686.0', '977.0', '1,000,000'].sort((a, b) => compare(a, b)).join(' ')"
+    )
+    assert found == "236.0 977.0 1,005.0 6,686.0 1,000,000"

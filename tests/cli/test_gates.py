@@ -327,8 +327,10 @@ def test_tables_that_no_run_has_made_are_told(kd, root, capsys):
         (root / "results" / name).parent.mkdir(exist_ok=True)
         (root / "results" / name).touch()
     assert main(["tables"]) == 0
-    told = [line for line in capsys.readouterr().out.splitlines() if "delete" in line]
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("results/")]
     assert [line.partition(":")[0] for line in told] == ["results/toy/old.*", "results/gone"]
+    assert "delete" not in told[1]  # its runs are worth more than a tidy folder
+    assert "there is no replication gone, but results/gone/runs.jsonl is here" in told[1]
 
 
 def test_a_band_names_the_commits_of_its_arms_runs(kd, root):

@@ -760,3 +760,10 @@ def test_only_the_arms_and_seeds_with_a_band_are_compared(tmp_path):
     more["t4"] = {seed: {"accuracy": 0.1} for seed in range(10)}
     assert outcomes(reported, more, 10)["C1"] != known.verdicts["C1"]
     assert changes(known, reported, more, 10) == []
+
+
+def test_a_run_that_lacks_a_banded_metric_is_named():
+    metrics = _metrics("accuracy", taught=[0.9, 0.91, 0.92, 0.93, 0.94])
+    metrics["taught"][3] = {"loss": 1.0}
+    with pytest.raises(KDError, match="taught: expected accuracy of all 5 runs, found none in that of seed 3"):
+        bands_of(metrics, ["accuracy"], {"taught": "abc123"})

@@ -88,7 +88,7 @@ def test_a_figure_has_no_empty_panel_and_a_table_of_its_seeds(drawn, chosen, see
     for row in drawing.data[drawing.data["mark"] == "seed"].to_dict("records"):
         value = metrics[row["arm"]][row["seed"]][row["metric"]]
         other = metrics[row["over"]][row["seed"]][row["metric"]] if row["over"] else 0
-        factor = 100 if re.search("%|points", row["quantity"]) else 1
+        factor = -1 if row["quantity"].startswith("fewer") else 100 if re.search("%|points", row["quantity"]) else 1
         assert row["value"] == pytest.approx(factor * (value - other))
     assert (drawing.data["low"] != "").any() or seeds == 1
     assert not drawing.data[(drawing.data["mark"] == "mean") & (drawing.data["low"] != "")].size or seeds == 3

@@ -19,7 +19,7 @@ from scipy import stats
 from kdlib.errors import KDError
 from kdlib.judge import intervals
 from kdlib.judge.bands import Bands
-from kdlib.judge.claims import AS_DESCRIBED, Trend
+from kdlib.judge.claims import AS_DESCRIBED, Comparable, Direction, NonInferior, Trend
 from kdlib.judge.reading import load_claims
 from kdlib.judge.verdicts import Outcome
 from kdlib.report import frames, markdown, pages, readme, tables
@@ -937,4 +937,61 @@ def test_the_readme_shows_the_transfer_next_to_the_gain(tmp_path):
     assert reported.part("softness") is None
     runs = [record(arm, seed) for arm in (part.arm, part.rival) for seed in range(5)]
     row = readme.summary_line("toy", reported, runs, 5)
-    assert row["of it transfer"].startswith(("+", "-"))
+    assert row["transfer proper"].startswith(("+", "-"))
+
+
+@pytest.mark.parametrize(
+    ("number", "percent", "decimals", "shown"),
+    [
+        (-0.000306, False, 3, "-0.0003"),
+        (0.00004, True, 4, "+0.004"),
+        (0.04, False, 1, "+0.04"),
+        (1e-9, False, 3, "+0.000000"),
+        (0.0, False, 3, "+0.000"),
+        (0.0006, False, 3, "+0.001"),
+    ],
+)
+def test_a_number_is_not_rounded_to_nothing(number, percent, decimals, shown):
+    assert markdown.Scale(percent, decimals).show(number, "+") == shown
+
+
+def test_what_decides_is_shown_with_all_its_digits(reported):
+    effect, value = reported.claims["C1"], reported.claims["C3"]
+    places = {
+        name: getattr(value, name) for name in ("name", "metric", "statement", "place", "modes", "primary", "ours")
+    }
+    percent, share = markdown.Scale(True, 4), markdown.Scale(False, 3)
+    said = [
+        markdown.aim(claim, shown)
+        for claim, shown in (
+            (Direction(**places, threshold=0.9996), percent),
+            (NonInferior(**places, margin=0.0004), percent),
+            (NonInferior(**places, margin=0.0), share),
+            (Comparable(**places, margin=0.0025), percent),
+            (Comparable(**places, margin=0.0002), share),
+            (replace(effect, reported=72.0, decimals=0), markdown.Scale(False, 1)),
+            (replace(effect, reported=3410.0, decimals=0), markdown.Scale(False, 1)),
+        )
+    ]
+    assert said == [
+        *("above 99.96", "above -0.04", "above +0.000", "within 0.25", "within 0.0002", "+72", "+3,410"),
+    ]
+
+
+def test_runs_on_other_data_have_no_range(reported, tmp_path):
+    for label, ranged in (("full", True), ("full-inter-patient", False)):
+        text = written(tmp_path, label, EXPERIMENT, reported, five(), profile="full")
+        assert (" range " in text.partition("## Claims")[0]) == ranged
+    plain = pages.without_ranges(reported)
+    assert {value.std for value in plain.values.values()} == {None}
+    assert [value.value for value in plain.values.values()] == [value.value for value in reported.values.values()]
+
+
+def test_the_reason_of_a_verdict_ends_with_one_full_stop():
+    from kdlib.report import site
+
+    assert [site.reason({"detail": text}) for text in ("Equal in every run.: 3", "So it is: 3", "")] == [
+        "Equal in every run.",
+        "So it is.",
+        "",
+    ]

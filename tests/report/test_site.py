@@ -50,7 +50,7 @@ def test_no_text_reverses_or_hides_what_is_around_it():
 
 def test_anchors_of_different_names_differ():
     assert site.slug("as described") == "as-described"
-    assert len({site.slug(text) for text in ("a<b", "a>b", "a b", "a_b", "a--b")}) == 5
+    assert len({site.slug(text) for text in ("a<b", "a>b", "a b", "a-b", "a_b", "a--b")}) == 6
 
 
 def claim(**rest):
@@ -58,8 +58,10 @@ def claim(**rest):
     difference = {"arm": "student", "over": "alone", "seeds": [0, 1, 2], "values": [0.01, 0.03, 0.08]}
     return {
         "kind": "effect",
+        "unit": "macro F1",
         "percent": False,
         "decimals": 3,
+        "of_arms": {"unit": "macro F1", "percent": False, "decimals": 3},
         "reported": 0.05,
         "agrees": [0.03, 0.07],
         "arms": [arm | {"reported": 0.78, "range": [0.76, 0.80]}],
@@ -225,3 +227,32 @@ def test_the_pages_are_the_same_bytes_each_time_and_hold_no_time_of_making(tmp_p
     names = sorted(path.name for path in (tmp_path / "a" / "site").iterdir())
     assert names == sorted(["index.html", *(f"{one['name']}.html" for one in found)])
     assert all((tmp_path / "a/site" / n).read_bytes() == (tmp_path / "b/site" / n).read_bytes() for n in names)
+
+
+def test_the_arms_of_a_trend_are_shown_in_their_own_unit():
+    of_arms = {"unit": "% accuracy", "percent": True, "decimals": 5}
+    (plot,) = dots.claim_plots(claim(kind="trend", unit="Kendall's tau", of_arms=of_arms, differences=[], decimals=2))
+    assert (plot["unit"], plot["percent"], plot["decimals"]) == ("% accuracy", True, 5)
+    assert all(float(text) > 1 for _, text in plot["ticks"])
+
+
+def test_no_committed_plot_of_arms_is_in_tau():
+    for path in ROOT.glob("results/site/*.html"):
+        assert "A dot is a seed, in Kendall" not in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("quantity", "value", "shown"),
+    [
+        ("parameters", 27_560_000, "27,560,000"),
+        ("flops", 3.2e9, "3,200.000 million operations"),
+        ("float32_bytes", 86e6, "86.00 MB"),
+        ("torch_p50_ms", 1.5, "1.500 ms"),
+        ("onnx_accuracy", 0.912, "91.20%"),
+        ("int8_macro_f1", 0.8123, "0.812"),
+    ],
+)
+def test_a_quantity_of_the_source_is_shown_in_its_unit(quantity, value, shown):
+    claims = [cost._Claim("a statement", "a place", "much", quantity, ("teacher",))]
+    row = cost.Row("teacher", ("teacher",), ("teacher",), "", "", "", {quantity: value})
+    assert [line["measured"] for line in cost._compared(claims, [row])] == [shown]

@@ -6,7 +6,7 @@ const value = (cell) => cell.dataset.value ?? cell.textContent.trim();
 
 function compare(a, b) {
   if (unknown(a) || unknown(b)) return unknown(a) - unknown(b); // what is not known comes last, in either direction
-  const [x, y] = [Number(a), Number(b)];
+  const [x, y] = [a, b].map((text) => Number(text.replace(/(?<=\d),(?=\d{3})/g, ""))); // 1,005.0 is a number
   return Number.isNaN(x) || Number.isNaN(y) ? a.localeCompare(b, "en", { numeric: true }) : x - y;
 }
 
