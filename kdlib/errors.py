@@ -20,6 +20,10 @@ class MissingPackage(KDError, ImportError):
     """A package that only a part of kdlib needs is not installed."""
 
 
+class CheckpointReplaced(KDError):
+    """Another training has written this one's checkpoint."""
+
+
 class NonFiniteLoss(KDError):
     """The training loss, or a recorded measurement, became NaN or infinite."""
 

@@ -29,7 +29,7 @@ from kdlib.checkpoint import (
     unpacked,
     write_checkpoint,
 )
-from kdlib.errors import KDError, NonFiniteLoss
+from kdlib.errors import CheckpointReplaced, KDError, NonFiniteLoss
 from kdlib.files import DamagedFile, ForeignFile, identity, is_there, set_aside
 from kdlib.ownership import (
     is_of_another,
@@ -258,7 +258,7 @@ class Progress:
         notes |= {"settings": description(self.optimizer), "layers": settings_of(self.network)}
         notes |= self._packed(tensors)
         if is_of_another(self.checkpoint, self._own_file, self._owner, self.history, self._loop):
-            raise KDError(
+            raise CheckpointReplaced(
                 f"{self._place()}: expected the checkpoint that this training has written, found that another one has "
                 "replaced it; give each training a checkpoint of its own, with its seed in the name, for example"
             )

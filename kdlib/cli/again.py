@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import sys
@@ -22,14 +23,29 @@ def how_to_go_on(arguments: Sequence[str]) -> str:
         return ""
     lines = [" Every finished run is saved, and every other run up to its last checkpoint. To continue:"]
     if nox := _nox(arguments):
-        lines += [shlex.join(nox), "or, without nox:"]
-    return "\n".join([*lines, shlex.join([*_kd(), *arguments])])
+        lines += [_joined(nox), "or, without nox:"]
+    return "\n".join([*lines, _joined([*_kd(), *arguments])])
+
+
+def _joined(words: Sequence[str]) -> str:
+    return " ".join(map(_quoted, words))
+
+
+def _quoted(word: str) -> str:
+    """A word as a shell reads it: $'...' if it has what a terminal does not show as it is."""
+    if word.isprintable():
+        return shlex.quote(word)
+    text = "".join(
+        {"'": r"\'", "\\": r"\\"}.get(c, c) if c.isprintable() else "".join(f"\\x{b:02x}" for b in os.fsencode(c))
+        for c in word
+    )
+    return f"$'{text}'"
 
 
 def lines_of_command(arguments: Sequence[str]) -> list[str]:
     """Return the command of nox, or of kd without nox, as indented lines of 80 columns that a shell joins."""
     nox = _nox(arguments) if shutil.which("nox") and Path("noxfile.py").is_file() else []
-    words = [shlex.quote(word) for word in nox or [*_kd(), *arguments]]
+    words = [_quoted(word) for word in nox or [*_kd(), *arguments]]
     lines = [f"  {words[0]}"]
     for place, word in enumerate(words[1:], 1):
         rest = " ".join(words[place:])

@@ -15,6 +15,7 @@ from kdlib.cli.live import Downloading, reporter
 from kdlib.cli.say import say, say_page
 from kdlib.cli.stopping import STOPPED
 from kdlib.errors import KDError
+from kdlib.files import is_there
 from kdlib.judge.verdicts import MIN_SEEDS
 from kdlib.report import recording, sessions
 from kdlib.report.local import write_local
@@ -48,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     folder = ROOT / "results" / name
     tables = options.out / name if options.out else folder / "local"
     for kept, what in (("runs.jsonl", "those of recorded runs"), ("experiment.py", "a replication")):
-        if (tables / kept).exists():
+        if is_there(tables / kept):
             raise KDError(
                 f"--out {options.out}: expected a folder for tables of this session alone, found that {tables} has "
                 f"{what}; choose another folder, or leave --out away"
@@ -253,7 +254,7 @@ def tables(options: argparse.Namespace) -> int:
         say(f"written {folder}")
         for stale in sorted({path.stem for path in folder.glob("*.md")} - {"cost", *(page.name for page in pages)}):
             say(f"{folder / stale}.*: no recorded run has these tables any more; delete them")
-    for folder in (ROOT / "results").iterdir():
+    for folder in (ROOT / "results").iterdir() if (ROOT / "results").is_dir() else ():
         if (folder / "runs.jsonl").exists() and folder.name not in found:
             say(
                 f"{folder}: there is no replication {folder.name}, but {folder / 'runs.jsonl'} is here; if the "

@@ -7,6 +7,7 @@ import argparse
 from kdlib.cli.live import Downloading
 from kdlib.cli.say import say
 from kdlib.data import DataError, fetch
+from kdlib.data.cache import cache_folder
 from kdlib.errors import KDError
 
 
@@ -31,14 +32,26 @@ def _list(names: tuple[str, ...], options: argparse.Namespace) -> int:
 
 
 def _fetch(names: tuple[str, ...], options: argparse.Namespace) -> int:
+    if options.data is not None:
+        raise KDError(
+            f"--data {options.data}: expected no folder with fetch, which keeps data sets in {cache_folder()}; "
+            "leave it away, or copy the sets from there"
+        )
+    status = 0
     for name in names:
-        place = fetch.where(name, options.data)
-        if place is None or place.origin == "cache":  # what is in the cache may need a repair
-            shown = Downloading(name)
-            say(f"{name}: fetched to {fetch.fetch(name, shown, shown.waits)}")
-        else:
-            say(f"{name}: already at {fetch.find(name, options.data)}")
-    return 0
+        try:
+            place = fetch.where(name)
+            if place is None or place.origin == "cache":  # what is in the cache may need a repair
+                shown = Downloading(name)
+                say(f"{name}: fetched to {fetch.fetch(name, shown, shown.waits)}")
+            else:
+                say(f"{name}: already at {fetch.find(name)}")
+        except DataError as error:
+            if len(names) == 1:
+                raise
+            say(str(error))  # it begins with the name; one that cannot be had does not keep the others
+            status = 2
+    return status
 
 
 def _verify(names: tuple[str, ...], options: argparse.Namespace) -> int:
@@ -70,4 +83,6 @@ def _where(names: tuple[str, ...], options: argparse.Namespace) -> int:
 def _place(name: str, options: argparse.Namespace) -> str:
     """Where a data set is, or that it is not here."""
     place = fetch.where(name, options.data)
-    return f"{place.path} ({place.origin})" if place else f"not here; `kd data fetch {name}` gets it or says how"
+    if place:
+        return f"{place.path} ({place.origin})"
+    return "not in that folder" if options.data else f"not here; `kd data fetch {name}` gets it or says how"

@@ -152,8 +152,8 @@ def resumed(device: torch.device) -> Iterator[Answer]:
     """Compare a training that is killed after an epoch, and within one, with one without interruption."""
     draws, rows = generator(0, "resumed"), (WARM_UP + 3) * BATCH + 8 if device.type == "cuda" else BATCH + 8
     inputs = torch.randint(256, (rows, 3, 32, 32), dtype=torch.uint8, generator=draws)
-    examples = Examples(inputs, torch.randint(CLASSES, (rows,), generator=draws), "made").to(device)
     soft = SoftTargets(torch.randn(rows, CLASSES, generator=draws), "made", "made")
+    examples = Examples(inputs, soft.logits.argmax(1), "made").to(device)
 
     def trained(path: Path | None, steps: int = 0, until: int = 3) -> dict[str, Tensor] | None:
         """Train; be killed after a checkpoint that follows so many steps, or at the end of epoch `until`."""

@@ -7,12 +7,13 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from statistics import fmean
 
-from kdlib.cli.commands import ROOT, chosen
+from kdlib.cli.commands import ROOT, chosen, refuse_elsewhere
 from kdlib.cli.say import say
+from kdlib.errors import KDError
 from kdlib.judge.bands import read_bands
 from kdlib.report.markdown import mark
 from kdlib.report.pages import label_of, reported_of
-from kdlib.run.experiment import Experiment, load_experiment
+from kdlib.run.experiment import Experiment, load_experiment, replications
 from kdlib.run.plan import wanted_arms
 from kdlib.run.records import Record, read_records
 from kdlib.run.session import data_sets
@@ -25,12 +26,21 @@ COLUMNS = 80
 
 def show_list(options: argparse.Namespace) -> int:
     """`kd list [NAME ...]`."""
-    for name in chosen(options.names):
-        experiment = load_experiment(name)
+    status = 0
+    for name in options.names or replications(ROOT) or chosen(()):
+        try:
+            refuse_elsewhere(name)
+            experiment = load_experiment(name)
+        except KDError as error:
+            if options.names:
+                raise
+            say(f"{name}: {error}")  # one that somebody is editing does not hide the others
+            status = 2
+            continue
         say(f"{name}: {experiment.about}")
         for line in _about(experiment) if options.names else _short(experiment):
             say(line)
-    return 0
+    return status
 
 
 def _short(experiment: Experiment) -> Iterator[str]:

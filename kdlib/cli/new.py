@@ -28,7 +28,9 @@ def write_template(name: str, root: Path) -> list[str]:
     """
     folder = root / "replications" / name
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", name):
-        raise KDError(f"kd new {name}: expected small letters, digits and underscores, as in my_paper")
+        raise KDError(
+            f"kd new {name}: expected 1 to 40 small letters, digits and underscores, a letter first, as in my_paper"
+        )
     refuse_reserved(name)
     if not folder.parent.is_dir():
         raise KDError(
@@ -36,6 +38,9 @@ def write_template(name: str, root: Path) -> list[str]:
         )
     if folder.exists():
         raise KDError(f"{folder}: expected no such folder yet, found one; choose another name or remove it")
+    package = folder.parent / "__init__.py"
+    if not package.exists():  # without it, Python may take the replications of another folder for these
+        atomic_write(package, b"")
     for file in ("experiment.py", "claims.toml", "README.md"):
         text = (files("kdlib.cli") / "template" / file).read_text(encoding="utf-8")
         atomic_write(folder / file, text.replace("NAME", name).encode())

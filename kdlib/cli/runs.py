@@ -55,7 +55,10 @@ def _list(store: Store, ids: list[str]) -> int:
             unread[run_id] = f"{'damaged' if isinstance(error, DamagedFile) else 'not read'}: {error}"
     say(_line("run", "arm", "seed", "profile", "date", "accuracy"))
     for run_id in ids:
-        say(f"{run_id}  {unread[run_id]}" if run_id in unread else _about(found[run_id], found))
+        try:
+            say(f"{run_id}  {unread[run_id]}" if run_id in unread else _about(found[run_id], found))
+        except KDError as error:
+            say(f"{run_id}  {error}")
     return 0
 
 

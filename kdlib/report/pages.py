@@ -170,7 +170,10 @@ def _update(path: Path, places: dict[str, str], needed: bool = True) -> None:
             if needed or f"<!-- {mark}:begin -->" in text:
                 text = replace_table(text, table, mark)
     except OSError as error:
-        raise KDError(f"{path}: expected a README to write the tables into, found: {error.strerror}") from error
+        raise KDError(
+            f"{path}: expected a README to write the tables into, found: {error.strerror}; write one with the lines "
+            f"<!-- {next(iter(places), 'table')}:begin --> and <!-- {next(iter(places), 'table')}:end -->"
+        ) from error
     except KDError as error:
         raise KDError(f"{path}: {error}") from error
     atomic_write(path, text.encode())

@@ -10,7 +10,7 @@ from typing import Any
 
 from kdlib.errors import KDError
 
-__all__ = ["LARGEST_SEED", "MOST", "MOST_SEEDS", "count_of", "minutes_of", "seeds_of"]
+__all__ = ["LARGEST_SEED", "MOST", "MOST_SEEDS", "count_of", "minutes_of", "seeds_of", "typed_value"]
 
 MOST = 1024  # processes, threads, or students side by side
 MOST_SEEDS = 10_000  # of one session
@@ -57,3 +57,18 @@ def _short(value: Any) -> str:
     except ValueError:
         return "a number of very many digits"
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def typed_value(name: str, text: str, usual: Any) -> Any:
+    """Return the text of a setting as a value of the type of the `usual` one; KDError for a text that is none."""
+    kind = type(usual)
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        value = kind(text)
+        if kind is float and not math.isfinite(value):
+            raise ValueError
+        return value
+    except (KeyError, ValueError) as error:
+        expected = {bool: "true or false", int: "a whole number"}.get(kind, "a finite number")
+        raise KDError(f"--set {name}={text}: expected {expected}, such as {usual}, found {text!r}") from error

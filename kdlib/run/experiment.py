@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -256,8 +257,11 @@ class Experiment:
         """Return the name of a table's files: the profile, and each value of `data_fields` that is not its own."""
         usual = asdict(self.profile(profile).config)
         for key in self.data_fields:  # a record that was edited must not choose where a file is written
-            if not re.fullmatch(r"[\w.,() -]+", found := str(config.get(key, ""))):
-                raise KDError(f"{self.name}: expected a plain {key} in a configuration, found {found[:80]!a}")
+            if not re.fullmatch(r"[\w.,() -]{1,60}", found := str(config.get(key, ""))):
+                raise KDError(
+                    f"{self.name}: expected a {key} of 1 to 60 letters, digits and .,()_- in a configuration, found "
+                    f"{found[:80]!a}"
+                )
         return "-".join([profile, *(str(config[key]) for key in self.data_fields if config[key] != usual[key])])
 
 
@@ -285,6 +289,12 @@ def load_experiment(name: str) -> Experiment:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing is None or not f"replications.{name}.experiment".startswith(missing):
             raise error_in_user_code(f"replications/{name}/experiment.py", error) from error
+        if (Path("replications") / name / "experiment.py").is_file():  # a folder without __init__.py comes last
+            places = ", ".join(map(str, sys.modules["replications"].__path__)) if "replications" in sys.modules else ""
+            raise KDError(
+                f"replications/{name}: expected that Python imports it, found that it imports replications from "
+                f"{places or 'nowhere'}; make an empty file replications/__init__.py in the current folder"
+            ) from error
         raise KDError(
             f"no replication '{name}' here: expected replications/{name}/experiment.py below the current folder; "
             "run from the top folder of the repository, see `kd list`"

@@ -17,7 +17,7 @@ import torch
 
 from kdlib.alive import refuse_dead
 from kdlib.batches import TeacherAtChance
-from kdlib.errors import KDError
+from kdlib.errors import CheckpointReplaced, KDError
 from kdlib.files import DamagedFile, atomic_write, canonical_json, is_there, read_file, set_aside, sha256
 from kdlib.precision import arithmetic, set_precision, usual_settings
 from kdlib.progress import CHECKPOINT_SECONDS, Progress
@@ -106,6 +106,11 @@ def train_group(group: Group, setting: Setting, report: Report) -> Outcome:
         return Outcome(elsewhere=True)
     except OutOfTime:
         return Outcome(stopped=True)
+    except CheckpointReplaced:
+        return Outcome(
+            "another session has taken this run over, because the lock of this one was deleted; nothing is lost: run "
+            "the same command again"
+        )
     except KDError as error:
         return Outcome(str(error))
     except Exception as error:

@@ -45,6 +45,7 @@ def _arms(run: FinishedRun, runs: Mapping[str, FinishedRun], experiment: Experim
         arm
         for arm in experiment.arms
         if f"{experiment.source}/{arm.train.__name__}" == run.description.recipe
+        and experiment.protocol == run.description.protocol  # of another one no session uses it
         and (arm.name, config) in known
         and _has_parents(arm, run, runs, experiment)
     ]

@@ -6,16 +6,17 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from kdlib.checks import path_of
 from kdlib.data import DataUnavailable, fetch
+from kdlib.data.present import is_folder
 from kdlib.errors import KDError
 from kdlib.replicas import CONVOLUTIONS
-from kdlib.run.arguments import count_of, minutes_of, seeds_of
+from kdlib.run.arguments import count_of, minutes_of, seeds_of, typed_value
 from kdlib.run.devices import device_of, kind_of
 from kdlib.run.engine import Summary, execute
 from kdlib.run.environment import source_digest
@@ -25,7 +26,7 @@ from kdlib.run.experiment import DEFAULT, Compute, Experiment, Profile, load_exp
 from kdlib.run.group import Setting
 from kdlib.run.limit import Limit
 from kdlib.run.on_ray import OnRay, ray_module
-from kdlib.run.plan import Job, plan
+from kdlib.run.plan import Job, plan, wanted_arms
 from kdlib.run.records import Record, record_of
 from kdlib.run.store import Store
 
@@ -125,6 +126,8 @@ def prepare(
     """
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes_of(minutes)
     store, data = path_of("store", store), None if data is None else path_of("data", data)
+    if data is not None and not is_folder(data):  # also for a profile on synthetic data, which would not look there
+        raise KDError(f"--data {data}: expected a folder that holds data sets, found no such folder")
     threads, replicas = count_of("threads", threads), count_of("replicas", replicas)
     experiment = load_experiment(name)
     if source_digest.__wrapped__(experiment.folder) != source_digest(experiment.folder):
@@ -132,7 +135,7 @@ def prepare(
             f"{name}: expected the source files that this process has imported, found that they were edited since; "
             "start Python again (in a notebook, the kernel), since an edit does not reach what is imported"
         )
-    chosen = _with_settings(experiment, experiment.profile(profile), settings or {})
+    chosen = _with_settings(experiment, profile, settings or {})
     if isinstance(arms, str):
         raise KDError(f"arms: expected names of arms in a list, found a text; write [{arms!r}]")
     for arm in arms:
@@ -144,17 +147,20 @@ def prepare(
     folders, unavailable = _folders(experiment, profile, chosen, data, require_real, downloads)
     if unavailable:
         profile = _stand_in(experiment, unavailable)
-        chosen = _with_settings(experiment, experiment.profile(profile), settings or {})
+        chosen = _with_settings(experiment, profile, settings or {})
         seeds = seeds and seeds[: chosen.seeds]
     alone = compute.device != "cpu" or chosen.synthetic or bool(ray)
     usual = 1 if alone else max(1, _cores() // threads)
     workers = usual if workers is None else count_of("workers", workers)
     seeds = seeds_of(range(chosen.seeds) if seeds is None else seeds)
+    arms = tuple(arms) or experiment.arms_of(chosen)
+    if replicas > 1 and all(arm.mapped is None for arm in wanted_arms(experiment, arms)):
+        raise KDError(f"--replicas {replicas}: no arm of {name} can be trained side by side; leave it away")
     return Session(
         experiment,
         profile,
         chosen,
-        tuple(arms) or experiment.arms_of(chosen),
+        arms,
         seeds,
         compute,
         workers,
@@ -168,30 +174,19 @@ def prepare(
     )
 
 
-def _with_settings(experiment: Experiment, profile: Profile, settings: Mapping[str, str]) -> Profile:
+def _with_settings(experiment: Experiment, label: str, settings: Mapping[str, str]) -> Profile:
+    """The profile called `label`, with other values of the fields that choose its data."""
+    profile = experiment.profile(label)
     if unknown := settings.keys() - set(experiment.data_fields):
         raise KDError(
             f"--set {', '.join(sorted(unknown))}: expected fields that choose the data of {experiment.name}, which are "
             f"{', '.join(experiment.data_fields) or 'none'}; edit experiment.py to change the protocol"
         )
     usual = {field.name: getattr(profile.config, field.name) for field in fields(profile.config)}
-    typed = {name: _typed(name, text, usual[name]) for name, text in settings.items()}
-    return replace(profile, config=replace(profile.config, **typed))
-
-
-def _typed(name: str, text: str, usual: Any) -> Any:
-    """The text of a setting as a value of the field's type."""
-    kind = type(usual)
-    try:
-        if kind is bool:
-            return {"true": True, "false": False}[text.lower()]
-        value = kind(text)
-        if kind is float and not math.isfinite(value):
-            raise ValueError
-        return value
-    except (KeyError, ValueError) as error:
-        expected = {bool: "true or false", int: "a whole number"}.get(kind, "a finite number")
-        raise KDError(f"--set {name}={text}: expected {expected}, such as {usual}, found {text!r}") from error
+    typed = {name: typed_value(name, text, usual[name]) for name, text in settings.items()}
+    changed = replace(profile, config=replace(profile.config, **typed))
+    experiment.label(label, asdict(changed.config))  # refuses what cannot be part of a file's name, before training
+    return changed
 
 
 def _cores() -> int:

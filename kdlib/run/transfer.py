@@ -80,7 +80,11 @@ def _check_exported(folder: Path) -> None:
 
 
 def _check_apart(one: Path, other: Path) -> None:
-    if one.resolve() == other.resolve():
+    try:
+        same = one.resolve() == other.resolve()
+    except (OSError, RuntimeError) as error:  # a link that leads to itself
+        raise KDError(f"{other}: expected a folder, found: {error}; name another one") from error
+    if same:
         raise KDError(f"{other}: expected another folder than the store itself; name another one")
 
 
@@ -112,7 +116,7 @@ def _of_profile(name: str) -> Callable[[Description], bool]:
 
 
 def _trained_by(experiment: Experiment, arm: Arm, profile: str, about: Description) -> bool:
-    if about.recipe != f"{experiment.source}/{arm.train.__name__}":
+    if (about.recipe, about.protocol) != (f"{experiment.source}/{arm.train.__name__}", experiment.protocol):
         return False
     config = asdict(experiment.config(arm, experiment.profile(profile)))
     expected = {name: value for name, value in config.items() if name not in experiment.data_fields}

@@ -299,6 +299,8 @@ def measure(run: Run, model: nn.Module, inputs: Tensor, test: Tensor, validation
 def load_data(config: Config, folders: Mapping[str, Path]) -> Data:
     """Return pictures of the configuration's set, drawn once for all seeds; without folders, synthetic ones."""
     train, test = config.train_pictures + config.validation_pictures, config.test_pictures
+    if config.pictures not in ("cats_dogs", "oxford_pets"):
+        raise KDError(f"pictures: expected cats_dogs or oxford_pets, found {config.pictures!r}; correct it")
     if not folders:
         pictures = synthetic_photographs.pets(train, test, seed=0)
         return as_data("synthetic pets, stand-in for VGG16", pictures, train, test, None, "none")

@@ -35,16 +35,17 @@ SHOWN = (  # arm, label
     ("sham", "sham"),
 )
 CURVES = ("teacher", "baseline", "baseline_50", "distilled_T_2", "distilled_T_6_fresh", "sham")
-SECOND = {
-    "baseline_50": OTHERS[1],
-    "distilled_T_2": OTHERS[0],
-}  # the second arms of a role, distinguished from the first
+SECOND = {  # the second arms of a role, next to the first: colour
+    "baseline_50": ("baseline", OTHERS[1]),
+    "distilled_T_2": ("distilled_T_6_fresh", OTHERS[0]),
+}
 PICTURES = 2  # of each class on the sheet
 
 
 def draw(records: Sequence[Record], reported: Reported) -> Drawing | None:
     """Return the figure of one profile's records."""
-    found, colors, first = measured(records), colors_of(ARMS) | SECOND, reported.claims["C1"]
+    found, first = measured(records), reported.claims["C1"]
+    colors = colors_of(ARMS) | {arm: color for arm, (other, color) in SECOND.items() if other in found}
     assert isinstance(first, Effect)
     pairs = [(part.label, part.arm, part.rival) for part in reported.ingredients]
     claim = ("C1, on 300 test pictures", "distilled_T_6", "baseline", first.reported)

@@ -1,0 +1,147 @@
+"""Odd values, places and replications: what is told before training, and what does not hide the rest."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kdlib.cli import again, main
+from kdlib.cli.new import write_template
+from kdlib.data import fetch
+from kdlib.errors import CheckpointReplaced, KDError
+from kdlib.run import prepare
+from kdlib.run.experiment import load_experiment
+from kdlib.run.labels import label_of
+from kdlib.run.store import Store
+
+from .test_gates import kd, root  # noqa: F401
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def test_a_value_that_no_file_can_be_called_is_refused_before_training(tmp_path):
+    for value in ("a/b", "", "../x", "x" * 300):
+        with pytest.raises(KDError, match="expected a pictures of 1 to 60 letters"):
+            prepare("binary", "smoke", settings={"pictures": value}, store=tmp_path)
+    session = prepare("binary", "smoke", settings={"pictures": "foo"}, store=tmp_path)
+    with pytest.raises(KDError, match="pictures: expected cats_dogs or oxford_pets, found 'foo'"):
+        session.jobs()
+
+
+def test_a_run_that_cannot_be_labelled_does_not_hide_the_others(kd, monkeypatch, capsys):  # noqa: F811
+    assert kd("run", "toy", "--seeds", "2", "--arms", "baseline")[0] == 0
+    first, second = sorted(Store(Path(".kd")).ids())
+
+    def labelled(run, runs):
+        if run.id == first:
+            raise KDError("expected a plain name, found another")
+        return label_of(run, runs)
+
+    monkeypatch.setattr("kdlib.cli.runs.label_of", labelled)
+    assert main(["runs", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert lines[0] == f"{first}  expected a plain name, found another"
+    assert lines[1].startswith(second)
+
+
+def test_runs_of_an_older_protocol_are_of_no_profile(kd, toy, monkeypatch, tmp_path, capsys):  # noqa: F811
+    assert kd("run", "toy", "--seed", "0", "--arms", "baseline")[0] == 0
+    newer = replace(load_experiment("toy"), protocol=load_experiment("toy").protocol + 1)
+    monkeypatch.setattr("kdlib.run.labels.load_experiment", lambda name: newer)
+    monkeypatch.setattr("kdlib.run.transfer.loadable", lambda _: [newer])
+    assert main(["runs", "list"]) == 0
+    assert " other " in capsys.readouterr().out.splitlines()[1]
+    assert main(["runs", "export", str(tmp_path / "copy"), "--profile", "quick"]) == 0
+    assert list((tmp_path / "copy").glob("runs/*")) == []
+
+
+def test_the_synthetic_heartbeats_can_be_split_by_patient(tmp_path):
+    command = [sys.executable, "-m", "kdlib", "run", "ecg", "--profile", "smoke", "--set", "split=inter-patient"]
+    done = subprocess.run(
+        [*command, "--arms", "released_teacher,teacher", "--store", tmp_path / "s", "--out", tmp_path / "o"],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_replications_that_python_imports_from_elsewhere_are_told(tmp_path, monkeypatch):
+    (tmp_path / "replications" / "mine").mkdir(parents=True)
+    (tmp_path / "replications" / "mine" / "experiment.py").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KDError, match=r"imports replications from .*; make an empty file replications/__init__\.py"):
+        load_experiment("mine")
+    (tmp_path / "new" / "replications").mkdir(parents=True)
+    write_template("mine", tmp_path / "new")
+    assert (tmp_path / "new" / "replications" / "__init__.py").read_bytes() == b""
+
+
+@pytest.mark.parametrize("name", ["1abc", "_x", "a" * 41, "A", "a-b"])
+def test_the_name_of_a_new_replication_is_refused_with_the_whole_rule(name, tmp_path):
+    with pytest.raises(KDError, match="1 to 40 small letters, digits and underscores, a letter first"):
+        write_template(name, tmp_path)
+
+
+def test_an_experiment_that_somebody_is_editing_does_not_hide_the_others(root, capsys):  # noqa: F811
+    draft = root / "replications" / "draft"
+    draft.mkdir()
+    (draft / "experiment.py").write_text("x = (\n")
+    assert main(["list"]) == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("draft: ") for line in lines)
+    assert any(line.startswith("toy: ") for line in lines)
+    assert main(["list", "draft"]) == 2
+
+
+def test_odd_paths_are_mistakes_and_not_tracebacks(kd, root, capsys):  # noqa: F811
+    for command in (
+        ["run", "toy", "--seed", "0", "--arms", "baseline", "--out", "x" * 300],
+        ["run", "toy", "--seed", "0", "--arms", "baseline", "--data", "nowhere"],
+        ["run", "toy", "--seed", "0", "--arms", "baseline", "--replicas", "4"],
+    ):
+        assert main(command) == 2, command
+        assert capsys.readouterr().err.startswith("kd: ")
+    assert kd("run", "toy", "--seed", "0", "--arms", "baseline")[0] == 0
+    (root / "loop").symlink_to(root / "loop")
+    assert main(["runs", "export", "loop"]) == 2
+    assert main(["tables"]) == 2  # there is neither results/ nor a README
+    assert "write one with the lines <!-- table:begin --> and <!-- table:end -->" in capsys.readouterr().err
+
+
+def test_data_are_fetched_to_the_cache_and_one_set_does_not_keep_the_others(monkeypatch, tmp_path, capsys):
+    assert main(["data", "fetch", "mnist", "--data", str(tmp_path)]) == 2
+    assert "expected no folder with fetch, which keeps data sets in" in capsys.readouterr().err
+    monkeypatch.setenv("KDLIB_OFFLINE", "1")
+    monkeypatch.delenv("KDLIB_DATA", raising=False)
+    monkeypatch.setattr(fetch, "where", lambda name, data=None: None)
+    monkeypatch.setattr(fetch, "cache_folder", lambda: tmp_path)
+    assert main(["data", "fetch"]) == 2
+    said = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in said] == list(fetch.names())
+
+
+@pytest.mark.parametrize("name", ["a\tb", "a\nb", "it's\n", "back\\slash\n", b"a\xffb", "plain", "a b", "é\x7f"])
+def test_the_command_that_goes_on_is_read_by_a_shell_as_it_was_given(name):
+    word = name if isinstance(name, str) else os.fsdecode(name)
+    quoted = again._quoted(word)
+    assert quoted.isprintable()
+    printed = subprocess.run(["bash", "-c", f"printf %s {quoted}"], capture_output=True, check=True).stdout
+    assert printed == os.fsencode(word)
+
+
+def test_a_session_whose_run_another_one_has_taken_says_so(kd, monkeypatch):  # noqa: F811
+    def lost(*_):
+        raise CheckpointReplaced("x")
+
+    monkeypatch.setattr("kdlib.run.group._train", lost)
+    status, _, told = kd("run", "toy", "--seed", "0", "--arms", "baseline")
+    assert status == 1
+    assert any("another session has taken this run over" in line for line in told)
