@@ -35,7 +35,7 @@ class EnvironmentShape(msgspec.Struct):
     """What made a run. Older runs lack some keys, and later ones may have more."""
 
     replication: str = ""
-    commit: str = ""
+    commit: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-z]{0,64}\Z")] = ""  # it is written into bands.toml
     clean: bool | None = None
     source: str = ""
     versions: dict[str, str] = {}

@@ -250,6 +250,7 @@ def _broken(change):
         ),
         (_broken(lambda c: c["metrics"]["final"].update(epochs=-3)), "metrics.final.epochs to be a whole number"),
         (_broken(lambda c: c["environment"].update(commit=7)), "environment.commit to be text, found 7"),
+        (_broken(lambda c: c["environment"].update(commit="<b>|x")), "environment.commit"),
         (_broken(lambda c: c["environment"].update(seconds=1e300)), "environment.seconds to be a number <= 1e"),
         (_broken(lambda c: c["environment"].update(seconds=-1)), "environment.seconds to be a whole number >= 0"),
         (_broken(lambda c: c["metrics"]["final"].update(confusion=[])), "confusion to be a list of length >= 1, found"),
