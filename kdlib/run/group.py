@@ -242,13 +242,16 @@ def _traces(runs: Sequence[Run]) -> Sequence[Mapping[str, Any]]:
     return traces
 
 
+LEAST_BUSY = 0.05  # of the time that passes: a process that uses less was stopped, by a scheduler or by the user
+
+
 class Clock:
-    """Training seconds, summed over interrupted sessions."""
+    """Training seconds, summed over interrupted sessions, without the time in which the process was stopped."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.began = path, time.monotonic()
-        self.last, self.epoch_seconds = self.began, 0.0  # end of the last epoch, and its length
-        self.before = 0.0
+        self.path, self.last, self.epoch_seconds = path, time.monotonic(), 0.0  # end of the last epoch, and its length
+        self.before = self.counted = self.counted_at_epoch = 0.0
+        self.at = self.last, time.process_time()
         try:
             before = float(read_file(path))
             self.before = before if math.isfinite(before) else 0.0
@@ -261,13 +264,17 @@ class Clock:
     @property
     def seconds(self) -> float:
         """Training seconds so far."""
-        return self.before + time.monotonic() - self.began
+        now, used = time.monotonic(), time.process_time()
+        passed, busy = now - self.at[0], used - self.at[1]
+        self.counted += passed if busy >= LEAST_BUSY * passed else busy
+        self.at = now, used
+        return self.before + self.counted
 
     def epoch_ends(self) -> None:
         """Save the seconds, and note the length of the epoch with its evaluation and checkpoint."""
-        now = time.monotonic()
-        self.last, self.epoch_seconds = now, now - self.last
         self.save()
+        self.last, self.epoch_seconds = self.at[0], self.counted - self.counted_at_epoch
+        self.counted_at_epoch = self.counted
 
     def allows_an_epoch(self, deadline: float) -> bool:
         """Return whether another epoch ends in time; a long one is begun, as it can stop within."""

@@ -12,6 +12,7 @@ import pytest
 from kdlib import training
 from kdlib.run.engine import execute
 from kdlib.run.experiment import Compute
+from kdlib.run.group import Clock
 from kdlib.run.limit import Limit
 from kdlib.run.plan import plan
 from kdlib.run.session import complete
@@ -29,7 +30,9 @@ def clock(monkeypatch):
     """A clock that a step moves by `clock.step` seconds; `clock.steps` counts them."""
     clock = SimpleNamespace(now=0.0, step=1.0, steps=0)
     for module in ("kdlib.progress", "kdlib.run.limit", "kdlib.run.group"):
-        monkeypatch.setattr(f"{module}.time", SimpleNamespace(monotonic=lambda: clock.now))
+        monkeypatch.setattr(
+            f"{module}.time", SimpleNamespace(monotonic=lambda: clock.now, process_time=lambda: clock.now)
+        )
     train_step = training.train_step
 
     def timed(*arguments):
@@ -188,3 +191,22 @@ def test_a_run_that_another_process_trains_is_waited_for_until_the_deadline(toy,
     assert 1.5 < waited < 20
     assert arms_of(jobs, summary.left) == {"baseline 0"}
     assert events == ["notice baseline"]
+
+
+def test_time_in_which_the_process_is_stopped_is_not_training_time(monkeypatch, tmp_path):
+    passed = SimpleNamespace(wall=0.0, busy=0.0)
+    made_up = SimpleNamespace(monotonic=lambda: passed.wall, process_time=lambda: passed.busy)
+    monkeypatch.setattr("kdlib.run.group.time", made_up)
+
+    def spend(seconds, busy):
+        passed.wall += seconds
+        passed.busy += busy
+
+    clock = Clock(tmp_path / "seconds.txt")
+    spend(60, 30)  # it shared its core: all of it counts
+    clock.epoch_ends()
+    assert (clock.seconds, clock.epoch_seconds) == (60, 60)
+    spend(3600, 20)  # it was stopped for most of an hour
+    clock.epoch_ends()
+    assert (clock.seconds, clock.epoch_seconds) == (80, 20)
+    assert Clock(tmp_path / "seconds.txt").seconds == 80
