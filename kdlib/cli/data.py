@@ -49,7 +49,7 @@ def _fetch(names: tuple[str, ...], options: argparse.Namespace) -> int:
         except DataError as error:
             if len(names) == 1:
                 raise
-            say(str(error))  # it begins with the name; one that cannot be had does not keep the others
+            say(f"kd: {error}", error=True)  # one that cannot be had does not keep the others
             status = 2
     return status
 
@@ -85,4 +85,4 @@ def _place(name: str, options: argparse.Namespace) -> str:
     place = fetch.where(name, options.data)
     if place:
         return f"{place.path} ({place.origin})"
-    return "not in that folder" if options.data else f"not here; `kd data fetch {name}` gets it or says how"
+    return "not here" if options.data else f"not here; `kd data fetch {name}` gets it or says how"

@@ -280,7 +280,7 @@ def test_data_commands_say_where_and_what(tree, capsys):
     (tree / "sets" / "mnist" / "train-images-idx3-ubyte.gz").touch()
     out = kd(capsys, "data", "list", "mnist", "mitdb", "--data", "sets")[1]
     assert f"mnist\n  here: {Path('sets') / 'mnist'} (--data)\n" in out
-    assert "mitdb\n  here: not here; " in out
+    assert "mitdb\n  here: not here\n" in out
     status, _, errors = kd(capsys, "data", "fetch")
     assert (status, "KDLIB_OFFLINE" in errors) == (2, True)
 
@@ -321,7 +321,7 @@ def test_ctrl_c_says_how_to_continue_and_the_same_command_does(tree):
     (tree / "replications").unlink()  # a copy, since it is edited
     shutil.copytree(ROOT / "replications", tree / "replications", ignore=shutil.ignore_patterns("__pycache__"))
     experiment = tree / "replications" / "ecg" / "experiment.py"
-    longer = experiment.read_text().replace("SMOKE = replace(QUICK, epochs=4,", "SMOKE = replace(QUICK, epochs=20,")
+    longer = experiment.read_text().replace("SMOKE = replace(QUICK, epochs=8,", "SMOKE = replace(QUICK, epochs=20,")
     assert longer != experiment.read_text()
     experiment.write_text(longer)  # so long that the signal comes in time on a busy machine too
     command = [

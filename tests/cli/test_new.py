@@ -53,7 +53,7 @@ def test_it_writes_one_folder_and_says_how_to_go_on(root, monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", ["My", "a-b", "2nd", "", "a/b", "..", "a" * 41])
 def test_a_name_that_is_no_module_is_refused(root, name):
-    with pytest.raises(KDError, match="expected small letters"):
+    with pytest.raises(KDError, match="expected 1 to 40 small letters"):
         write_template(name, root)
 
 

@@ -124,8 +124,8 @@ def test_data_are_fetched_to_the_cache_and_one_set_does_not_keep_the_others(monk
     monkeypatch.setattr(fetch, "where", lambda name, data=None: None)
     monkeypatch.setattr(fetch, "cache_folder", lambda: tmp_path)
     assert main(["data", "fetch"]) == 2
-    said = capsys.readouterr().out.splitlines()
-    assert [line.partition(":")[0] for line in said] == list(fetch.names())
+    said = capsys.readouterr().err.splitlines()
+    assert [line.removeprefix("kd: ").partition(":")[0] for line in said] == list(fetch.names())
 
 
 @pytest.mark.parametrize("name", ["a\tb", "a\nb", "it's\n", "back\\slash\n", b"a\xffb", "plain", "a b", "é\x7f"])

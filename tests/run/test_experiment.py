@@ -296,7 +296,6 @@ def with_settings(toy, monkeypatch):
         ("shuffled", "false", False),
         ("shuffled", "True", True),
         ("split", "12", "12"),
-        ("split", "", ""),
     ],
 )
 def test_a_setting_has_the_type_of_its_field(with_settings, field, text, value):

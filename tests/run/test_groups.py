@@ -450,7 +450,9 @@ def test_a_group_shares_its_seconds(experiment, store, monkeypatch):
     run(jobs_of(experiment, "teacher", seeds=(0, 1)), store)
     jobs = jobs_of(experiment, "pupil", seeds=(0, 1))
     # Before the training the time is read for two locks, the deadline and the clock.
-    monkeypatch.setattr("kdlib.run.group.time", SimpleNamespace(monotonic=iter([0.0] * 4 + [6.0] * 99).__next__))
+    passed, used = iter([0.0] * 4 + [6.0] * 99), iter([0.0] + [6.0] * 99)
+    made_up = SimpleNamespace(monotonic=passed.__next__, process_time=used.__next__)
+    monkeypatch.setattr("kdlib.run.group.time", made_up)
     summary, _ = run(jobs, store)
     assert [summary.finished[job.description.id].environment["seconds"] for job in pupils_of(jobs)] == [3.0, 3.0]
 
