@@ -85,13 +85,13 @@ def _sized(sample: Sample, rule: Sized) -> Verdict:
 
 _SWAP = "swap the arms if A is below B"
 _OF_SIZE = {
-    Outcome.REPLICATED: "There, and of the size reported",
-    Outcome.LARGER: "There, but larger than reported",
-    Outcome.SMALLER: "There, but smaller than reported",
-    Outcome.MUCH_SMALLER: "There, but more than the margin below the size reported",
-    Outcome.INCONCLUSIVE: "Fits both no effect and one near the size reported",
-    Outcome.NOT_REPLICATED: "No effect near the size reported",
-    Outcome.NOT_REPLICATED_REVERSED: "The opposite of what was reported",
+    Outcome.REPLICATED: "The effect is there, and its size is the reported one",
+    Outcome.LARGER: "The effect is there, but it is larger than reported",
+    Outcome.SMALLER: "The effect is there, but it is smaller than reported",
+    Outcome.MUCH_SMALLER: "The effect is there, but it is smaller than reported by more than the margin",
+    Outcome.INCONCLUSIVE: "The seeds fit both no effect and one near the reported size",
+    Outcome.NOT_REPLICATED: "There is no effect near the reported size",
+    Outcome.NOT_REPLICATED_REVERSED: "The effect is the opposite of the reported one",
 }
 
 

@@ -9,6 +9,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from kdlib.judge.intervals import t_interval
 from kdlib.judge.verdicts import all_equal
 from kdlib.report.markdown import Scale
@@ -50,7 +52,7 @@ def _of(arm: Mapping[str, Any]) -> Row:
 
 def _row(values: Sequence[float], *, reported: float | None, band: Sequence[float] | None, **about: str) -> Row:
     low, high = t_interval(values)[:2] if len(values) >= FEWEST and not all_equal(values) else (None, None)
-    mean = math.fsum(values) / len(values) if values else None
+    mean = float(np.mean(values)) if len(values) else None  # as in the tables, to the last digit
     return {**about, "values": values, "mean": mean, "low": low, "high": high, "reported": reported, "band": band}
 
 

@@ -29,17 +29,17 @@ __all__ = ["CAPTION", "alt_of", "draw", "write_front"]
 
 COLUMNS = (  # parts, head, colour
     (("reported", "measured"), "the gain:\nreported and measured", "black"),
-    (("schedule",), "without a teacher:\nschedule, batch, data", COLORS["baseline"]),
+    (("schedule",), "schedule, batch, data:\nno teacher, or the same", COLORS["baseline"]),
     (("softness",), "softness of each class:\nsham over no teacher", COLORS["sham"]),
     (("transfer",), "transfer proper:\ntaught over sham", COLORS["distilled"]),
 )
 CAPTION = (
-    "Each primary claim has one row, in the mode whose gain the parts add up to; the table below has the worst verdict "
-    "of all modes. A gain is positive if the claim's arm does better: with fewer errors, for example. Filled parts are "
-    "steps of the measured gain and add up to it; hollow ones compare other arms, or are of other seeds. Intervals are "
-    "95% over the seeds, from 3 seeds on. Runs in profile `quick` are shortened and decide nothing. Each row has its "
-    "own scale, the same in all its columns, because the units and sizes differ too much for a common one. The numbers "
-    "are in [results/front.csv](results/front.csv)."
+    "Each primary claim has one row. If the parts add up to the measured gain in some mode, the row is of that mode; "
+    "the table below has the mode with the worst verdict. A gain is positive if the claim's arm does better: with "
+    "fewer errors, for example. Filled parts are steps of the measured gain and add up to it; hollow ones compare "
+    "other arms, or are of other seeds. Intervals are 95% over the seeds, from 3 seeds on. Runs in profile `quick` "
+    "are shortened and decide nothing. Each row has its own scale, the same in all its columns, because the units and "
+    "sizes differ too much for a common one. The numbers are in [results/front.csv](results/front.csv)."
 )
 ROW = 0.86  # inches
 HEAD, FOOT = 0.62, 0.34  # inches
@@ -123,7 +123,7 @@ def _gain(row: Row) -> list[str]:
 
 
 def _lacks(row: Row, part: str) -> str:
-    return "not run" if part in row.declared else "no such arms"
+    return "not run" if part in row.declared else "no part of this claim"
 
 
 def _size(row: Row) -> float:
@@ -186,7 +186,7 @@ def alt_of(rows: Sequence[Row]) -> str:
 
 
 def _sentence(row: Row) -> str:
-    names = {"schedule": "without a teacher", "softness": "softness of each class", "transfer": "transfer proper"}
+    names = {"schedule": "schedule and data", "softness": "softness of each class", "transfer": "transfer proper"}
     told = [f"reported {aim(row.claim, row.shown)}"]
     for part in ("measured", *PARTS):
         if mark := row.mark(part):

@@ -68,7 +68,7 @@ def test_words_say_what_is_not_run_and_the_picture_is_drawn():
     assert "transfer proper (of other arms or seeds) +1.00; the gain is not run." in text
     cells = {text.get_text() for axes in draw(rows).axes for text in axes.texts}
     plt.close("all")
-    assert {"reported above 0", "measured: not run", "no such arms", "not run", "+1.00"} <= cells
+    assert {"reported above 0", "measured: not run", "no part of this claim", "not run", "+1.00"} <= cells
 
 
 def test_parts_of_other_seeds_are_no_steps_of_the_gain():
