@@ -24,7 +24,7 @@ def _list(names: tuple[str, ...], options: argparse.Namespace) -> int:
     for name in names:
         about = fetch.describe(name)
         say(name)
-        say(f"  here: {_place(name, options)}")
+        say(f"  here: {_told(name, options)}")
         for key, value in about.items():
             if key != "name":
                 say(f"  {key}: {value}")
@@ -57,16 +57,15 @@ def _fetch(names: tuple[str, ...], options: argparse.Namespace) -> int:
 def _verify(names: tuple[str, ...], options: argparse.Namespace) -> int:
     problems = 0
     for name in names:
-        place = fetch.where(name, options.data)
-        if place is None:
+        try:
+            if (place := fetch.where(name, options.data)) is None:
+                fetch.refuse_lack(name, options.data)  # says what was looked for in a folder that the user named
+                raise DataError("not here")
+            found = fetch.verify(name, options.data)
+        except KDError as error:  # one set does not keep the others
             problems += 1
-            try:
-                fetch.refuse_lack(name, options.data)
-                say(f"{name}: not here")
-            except DataError as error:  # what was looked for in the folder that the user named, and what is there
-                say(f"{name}: {error}")
+            say(f"{name}: {error}")
             continue
-        found = fetch.verify(name, options.data)
         problems += len(found)
         say(f"{name}: {place.path}: " + ("good" if not found else f"{len(found)} problem{'s' * (len(found) != 1)}"))
         for problem in found:
@@ -74,9 +73,17 @@ def _verify(names: tuple[str, ...], options: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
+def _told(name: str, options: argparse.Namespace) -> str:
+    """Where a data set is, or why that cannot be told: one set does not keep the others."""
+    try:
+        return _place(name, options)
+    except KDError as error:
+        return str(error)
+
+
 def _where(names: tuple[str, ...], options: argparse.Namespace) -> int:
     for name in names:
-        say(f"{name}: {_place(name, options)}")
+        say(f"{name}: {_told(name, options)}")
     return 0
 
 

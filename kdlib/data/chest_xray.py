@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kdlib.checks import check_generator, whole_number
 from kdlib.data import DataError
 from kdlib.data.picture_files import Named, Skipped, decoded, listed, refuse_damaged, refuse_empty_classes
 from kdlib.data.pictures import Bytes
@@ -85,12 +86,20 @@ def split(
     `seen`) is in validation or test: pass the rows that a teacher was trained on. Raises DataError if a class has too
     few pictures.
     """
-    groups = pictures.persons if by_person else np.arange(len(pictures.labels))
+    check_generator(generator)
+    counts = [whole_number("sizes", size, least=0) for size in sizes]
+    if len(counts) != 3:
+        raise DataError(f"chest_xray.split: expected sizes of training, validation and test, found {sizes}.")
+    total = len(pictures.labels)
+    seen = None if seen is None else np.asarray(seen, np.int64)
+    if seen is not None and len(seen) and not 0 <= seen.min() <= seen.max() < total:
+        raise DataError(f"chest_xray.split: expected rows of `seen` from 0 to {total - 1}, found others.")
+    groups = pictures.persons if by_person else np.arange(total)
     numbers, group_of = np.unique(groups, return_inverse=True)
     rows = np.argsort(torch.randperm(len(numbers), generator=generator).numpy()[group_of], kind="stable")
     barred = np.isin(groups, groups[seen]) if seen is not None else np.zeros(len(groups), bool)
     parts = {}
-    for part, count in (("test", sizes[2]), ("validation", sizes[1]), ("training", sizes[0])):
+    for part, count in (("test", counts[2]), ("validation", counts[1]), ("training", counts[0])):
         candidates = rows if part == "training" else rows[~barred[rows]]
         parts[part] = _first(candidates, pictures.labels, count, part)
         rows = rows[~np.isin(groups[rows], groups[parts[part]])]

@@ -17,6 +17,7 @@ import numpy as np
 
 from kdlib.data import DataError
 from kdlib.data.pictures import Bytes, Pictures
+from kdlib.files import read_file
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 FOLDER = "cifar-10-batches-bin"
@@ -84,7 +85,7 @@ def read_rows(path: Path) -> Bytes:
             raise DataError(
                 f"{path}: expected {FILE_BYTES} bytes ({PICTURES_PER_FILE} pictures), found {size}. {REMEDY}"
             )
-        rows = np.fromfile(path, np.uint8).reshape(-1, 1 + PIXELS)
+        rows = np.frombuffer(read_file(path), np.uint8).reshape(-1, 1 + PIXELS)
     else:
         rows = _python_rows(path)
     if rows[:, 0].max() >= len(CLASSES):
@@ -99,7 +100,7 @@ def _python_rows(path: Path) -> Bytes:
         raise DataError(f"{path}: expected at most {2 * FILE_BYTES} bytes, found {size}. {REMEDY}")
     labels, pixels, key, before = list[int](), None, "", ""
     try:
-        for operation, value, _ in pickletools.genops(path.read_bytes()):
+        for operation, value, _ in pickletools.genops(read_file(path)):
             if isinstance(value, str):  # Python 2's texts are bytes, which pickletools gives as Latin 1
                 key = value
                 if len(value) == PICTURES_PER_FILE * PIXELS:

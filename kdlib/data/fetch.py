@@ -20,6 +20,7 @@ from kdlib.data.addresses import is_usable, shown
 from kdlib.data.cache import cache_folder
 from kdlib.data.layouts import all_problems, folder_in, lacking, packed_in, problems
 from kdlib.data.present import file_problem, is_folder, is_there
+from kdlib.data.repair import put_back, take_back
 from kdlib.data.sources import SOURCES, File, Packed, Source
 from kdlib.data.unpack import gunzip, unpack
 from kdlib.errors import KDError, needs
@@ -110,7 +111,7 @@ def fetch(name: str, progress: Progress | None = None, on_wait: Callable[[], Non
     source = _source(name)
     mirror = _mirror()
     cache = cache_folder()
-    folder, staging = cache / name, cache / f".{name}.part"
+    folder, staging, aside = cache / name, cache / f".{name}.part", cache / f".{name}.before"
     if source.by_hand:
         return _put_by_hand(name, source, folder)
     try:
@@ -120,24 +121,34 @@ def fetch(name: str, progress: Progress | None = None, on_wait: Callable[[], Non
                 return folder
             _refuse_offline(name, mirror)
             damaged = folder.exists()
-            _take_back(source, folder, staging)
+            if damaged and not is_folder(folder):
+                raise DataUnavailable(f"{folder}: expected a folder or nothing, found a file. Move it away.")
+            take_back(source, folder, staging, aside)
             try:
                 _fill(name, source, mirror, staging, progress)
                 _unpack_all(source, staging)
                 source.check(staging)
             except BaseException:
+                put_back(staging, aside)
                 if damaged:  # put it back, so that later calls report it as damaged instead of missing
                     replace(staging, folder)
                 raise
+            shutil.rmtree(aside, ignore_errors=True)
             replace(staging, folder)
     except DataUnavailable:
         raise
     except DataError as error:
-        raise DataUnavailable(f"{name}: the downloaded files are not the published ones: {error}") from error
+        said = str(error).replace(str(staging), str(folder))  # the files are there again
+        raise DataUnavailable(f"{name}: the downloaded files are not the published ones: {said}") from error
     except KDError as error:  # from the lock, or a file that may not be read
         raise DataUnavailable(str(error)) from error
     except OSError as error:
-        raise DataUnavailable(f"{cache}: expected a folder to write to, found: {error}. {transfer.REMEDY}") from error
+        where_to = (
+            "a folder to write to" if str(error.filename) == str(cache) else "a file that can be read and written"
+        )
+        raise DataUnavailable(
+            f"{error.filename or cache}: expected {where_to}, found: {error.strerror or error}. {transfer.REMEDY}"
+        ) from error
     return folder
 
 
@@ -227,24 +238,6 @@ def _refuse_offline(name: str, mirror: str | Path | None) -> None:
             f"KDLIB_DATA nor in the user cache ({cache_folder()}). Unset KDLIB_OFFLINE to download it, or put the "
             f"files into DIR/{name} and pass --data DIR (or set KDLIB_DATA=DIR), or set KDLIB_MIRROR to a local folder."
         )
-
-
-def _take_back(source: Source, folder: Path, staging: Path) -> None:
-    """Start from the files of a damaged set or a broken download, without those that have no hash to check them."""
-    if folder.exists():
-        shutil.rmtree(staging, ignore_errors=True)
-        replace(folder, staging)
-    staging.mkdir(exist_ok=True)
-    for file in source.files():
-        if file.sha256 is None and file.name.endswith("/"):
-            shutil.rmtree(staging / file.name, ignore_errors=True)
-        elif file.sha256 is None:
-            (staging / file.name).unlink(missing_ok=True)
-    for path in staging.iterdir():
-        if path.is_dir() and path.name.startswith((".tmp", "tmp")):
-            shutil.rmtree(path)
-        elif path.name.startswith("tmp") or path.suffix == ".part":
-            path.unlink()
 
 
 def _fill(name: str, source: Source, mirror: str | Path | None, staging: Path, progress: Progress | None) -> None:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from kdlib.checks import whole_number
 from kdlib.data import DataError, kaggle, physionet
 
 Rows = NDArray[np.float32]  # (N, 187)
@@ -210,8 +211,11 @@ def stratified_split(classes: Classes, seed: int, fractions: tuple[float, float,
 
     The row numbers of each part are ascending. DataError for fractions that do not add up to 1.
     """
-    if min(fractions) < 0 or not np.isclose(sum(fractions), 1):
-        raise DataError(f"stratified_split: expected fractions >= 0 that add up to 1, found {fractions}.")
+    if len(fractions) != 3 or min(fractions) < 0 or not np.isclose(sum(fractions), 1):
+        raise DataError(f"stratified_split: expected three fractions >= 0 that add up to 1, found {fractions}.")
+    if np.ndim(classes) != 1:
+        raise DataError(f"stratified_split: expected classes (N,), found shape {np.shape(classes)}.")
+    seed = whole_number("seed", seed, least=0)
     generator = np.random.default_rng(seed)
     parts: tuple[list[NDArray[np.int64]], ...] = ([], [], [])
     for label in np.unique(classes):

@@ -11,7 +11,8 @@ import hashlib
 import io
 import stat
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ import numpy as np
 import PIL
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
 
 from kdlib.data import DataError
 from kdlib.data.cache import computed_once
@@ -67,7 +68,10 @@ class UnfitError(Exception):
 
 def listed(folder: Path, inner: str) -> list[str]:
     """Return the paths below `folder` of all that is in its folder `inner`, sorted; hidden files are left out."""
-    return sorted(f"{inner}/{path.name}" for path in (folder / inner).iterdir() if not path.name.startswith("."))
+    try:
+        return sorted(f"{inner}/{path.name}" for path in (folder / inner).iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise not_read(folder / inner, error) from error
 
 
 def decoded(folder: Path, files: Sequence[Named], side: int, mode: str, unfit: Sequence[Skipped] = ()) -> Decoded:
@@ -91,7 +95,7 @@ def decoded(folder: Path, files: Sequence[Named], side: int, mode: str, unfit: S
     return Decoded(used, tensors["images"].numpy(), (*unfit, *bad, *(Skipped(*each) for each in skipped)))
 
 
-COPIES = ("a copy of", "the same picture")  # reasons that say nothing against the files themselves
+COPIES = "a copy of"  # the reason that says nothing against a file itself
 
 
 def refuse_damaged(folder: Path, skipped: Sequence[Skipped]) -> None:
@@ -117,9 +121,14 @@ def refuse_empty_classes(folder: Path, labels: Bytes, classes: Sequence[str], sk
 
 
 def decode(content: bytes, side: int, mode: str) -> Bytes:
-    """Return one picture, uint8 (C, side, side); UnfitError if the file's content breaks the rule."""
+    """Return one picture, uint8 (C, side, side); UnfitError if the file's content breaks the rule.
+
+    KDError if there is too little memory to decode it.
+    """
+    pixels = 0
     try:
-        with Image.open(io.BytesIO(content), formats=("JPEG",)) as picture:  # reads the header only
+        with _usual_pillow(), Image.open(io.BytesIO(content), formats=("JPEG",)) as picture:  # reads the header only
+            pixels = picture.width * picture.height
             if picture.width * picture.height > MOST_PIXELS:
                 raise UnfitError(TOO_LARGE)
             if picture.mode not in ("L", "RGB"):
@@ -130,12 +139,29 @@ def decode(content: bytes, side: int, mode: str) -> Bytes:
     except Image.DecompressionBombError as error:  # Pillow refuses still larger pictures itself
         raise UnfitError(TOO_LARGE) from error
     except MemoryError as error:
-        raise KDError(
-            "expected memory to decode a picture, found too little; free some, then run the same command again"
-        ) from error
+        raise _too_little_memory() from error
     except Exception as error:  # a hostile file may raise anything in a decoder
+        try:  # libjpeg reports that memory is short as a broken file
+            np.empty(16 * min(pixels, MOST_PIXELS), np.uint8)
+        except MemoryError:
+            raise _too_little_memory() from error
         raise UnfitError("not a whole JPEG picture") from error
     return np.asarray(small).reshape(side, side, -1).transpose(2, 0, 1)
+
+
+def _too_little_memory() -> KDError:
+    return KDError("expected memory to decode a picture, found too little; free some, then run the same command again")
+
+
+@contextmanager
+def _usual_pillow() -> Iterator[None]:
+    """Decode with Pillow's own settings, which a notebook may have changed: what is stored is for all processes."""
+    before = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
+    ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = False, None  # the rule has its own limit
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = before
 
 
 def _content(folder: Path, name: str) -> bytes:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from kdlib.checks import whole_number
 from kdlib.data import mitdb
 
 Floats = NDArray[np.float64]
@@ -48,7 +49,7 @@ def heartbeats(count: int, seed: int) -> tuple[mitdb.Rows, mitdb.Classes, mitdb.
     pseudo patient, who has an individual heart rate and wave shapes. Pseudo patients have the numbers of the real
     records, so every split by record works, and most paced beats belong to the four paced records.
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(whole_number("seed", seed, least=0))
     labels = generator.permutation(np.repeat(np.arange(5), class_counts(count)))
     patients = _patients(generator, labels)
     order = np.argsort(patients, kind="stable")

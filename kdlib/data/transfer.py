@@ -73,16 +73,22 @@ def download(
             raise requests.Timeout
         replace(partial, Path(temporary))
 
+    refused = False  # the server has answered a request for the rest of the file with an error
     with cut_after(session, limits.total_seconds) as over:
         for attempt in range(1, limits.attempts + 1):
             if sha256 is None:
                 partial.unlink(missing_ok=True)  # without a hash, a wrong start would not be noticed
+            if refused and attempt == limits.attempts:
+                partial.unlink(missing_ok=True)  # the server does not continue a file: the last attempt begins anew
             again, pause = partial.exists(), 0.0  # after a wrong hash: perhaps the part that was kept is wrong
             try:
                 with _silent(pooch.get_logger(), logging.getLogger("urllib3")):
                     pooch.retrieve(url, sha256, target.name, target.parent, downloader=stream)
                 return
             except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+                status = getattr(getattr(error, "response", None), "status_code", 0)
+                no_rest = "expected the bytes from" in str(error) or status in (400, 403, 405, 406, 412, 501)
+                refused = refused or (no_rest and partial.exists())
                 problem, again, pause = f"expected a file, found: {why(error, *asked)}.", True, limits.pause_seconds
             except ValueError as error:  # pooch raises it if the hash differs; its text has both hashes
                 problem = str(error)

@@ -89,8 +89,11 @@ def _read_keras(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torchvision(path: Path) -> dict[str, Tensor]:
-    with path.open("rb") as content:
-        found = hashlib.file_digest(content, "sha256").hexdigest()
+    try:
+        with path.open("rb") as content:
+            found = hashlib.file_digest(content, "sha256").hexdigest()
+    except OSError as error:
+        raise not_read(path, error) from error
     if not found.startswith(TORCHVISION_SHA256):
         raise DataError(f"{path}: expected a SHA-256 that begins with {TORCHVISION_SHA256}, found {found}. {REMEDY}")
     try:

@@ -555,3 +555,53 @@ def test_the_real_records_verify(real_sources, real_folder, monkeypatch):
     assert fetch.verify("mitdb", real_folder) == []
     monkeypatch.setattr(present, "hashlib", None)  # finding the sets computes no hash
     assert fetch.find("mitdb", real_folder) == real_folder
+
+
+def test_a_repair_that_fails_keeps_files_that_no_hash_can_check(cache, server):
+    fetch.fetch("tiny")
+    (cache / "tiny" / "two.dat").write_bytes(b"")
+    (cache / "tiny" / "own.csv").write_text("another form of the set")
+    for name in CONTENT:
+        server.routes[f"/{name}"] = lambda handler: handler.send_error(503)
+    for _ in range(2):
+        with pytest.raises(DataUnavailable):
+            fetch.fetch("tiny")
+        assert (cache / "tiny" / "two.hea").read_bytes() == CONTENT["two.hea"]
+        assert (cache / "tiny" / "own.csv").read_text() == "another form of the set"
+    server.routes.update({f"/{name}": content for name, content in CONTENT.items()})
+    assert holds_all(fetch.fetch("tiny"))
+    assert sorted(path.name for path in cache.iterdir() if "lock" not in path.name) == ["tiny"]
+
+
+def test_files_of_a_repair_that_was_killed_come_back(cache):
+    fetch.fetch("tiny")
+    (cache / "tiny").rename(cache / ".tiny.part")
+    (cache / ".tiny.before").mkdir()
+    (cache / ".tiny.part" / "two.hea").rename(cache / ".tiny.before" / "two.hea")
+    assert holds_all(fetch.fetch("tiny"))
+    assert not (cache / ".tiny.before").exists()
+
+
+def test_a_file_in_the_place_of_a_set_is_left_alone(cache):
+    cache.mkdir()
+    (cache / "tiny").write_text("my file")
+    with pytest.raises(DataUnavailable, match=r"tiny: expected a folder or nothing, found a file\. Move it away"):
+        fetch.fetch("tiny")
+    assert (cache / "tiny").read_text() == "my file"
+    assert not (cache / ".tiny.part").exists()
+
+
+def test_one_set_that_cannot_be_looked_at_does_not_keep_the_others(monkeypatch, capsys):
+    monkeypatch.setattr(fetch, "SOURCES", {"other": fetch.SOURCES["tiny"], **fetch.SOURCES})
+
+    def where(name, data=None):
+        if name == "other":
+            raise DataError("expected one folder with the data set, found 2")
+
+    monkeypatch.setattr(fetch, "where", where)
+    for action in ("list", "where", "verify"):
+        options = argparse.Namespace(names=[], action=action, data=None)
+        assert commands.data(options) == (action == "verify")
+        out = capsys.readouterr().out
+        assert "expected one folder with the data set, found 2" in out
+        assert "tiny" in out.splitlines()[-1] or "tiny\n" in out

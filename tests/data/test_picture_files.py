@@ -11,6 +11,7 @@ from PIL import Image, ImageFile
 
 from kdlib.data import DataError, picture_files
 from kdlib.data.picture_files import Named, Skipped, decoded
+from kdlib.errors import KDError
 
 SIDE = 8
 
@@ -217,3 +218,37 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(write_files, jpeg, mon
     monkeypatch.setattr(picture_files, "computed_once", between)
     with pytest.raises(DataError, match=r"a\.jpg: expected the bytes of a moment ago"):
         load(folder)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "value"), [(ImageFile, "LOAD_TRUNCATED_IMAGES", True), (Image, "MAX_IMAGE_PIXELS", 10)]
+)
+def test_what_is_stored_does_not_depend_on_pillows_settings_in_one_process(
+    write_files, jpeg, monkeypatch, module, name, value
+):
+    whole = jpeg(1, 32)
+    folder = write_files({"a.jpg": whole, "b.jpg": jpeg(2, 32)[: len(whole) // 3]})
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, value)
+        changed = load(folder)
+        assert getattr(module, name) == value  # it is the user's again
+    assert changed.skipped == (Skipped("b.jpg", "not a whole JPEG picture"),)
+    (folder_again,) = {file.parent for file in stored(folder)}
+    assert load(folder_again).skipped == changed.skipped
+
+
+def test_a_decoder_that_lacks_memory_does_not_make_a_picture_unfit(jpeg, monkeypatch):
+    content = jpeg(1, 32)  # made before Pillow is short of memory
+
+    def broken(*_):
+        raise OSError("broken data stream when reading image file")  # as libjpeg says it
+
+    def short(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", broken)
+    with pytest.raises(picture_files.UnfitError, match="not a whole JPEG picture"):
+        picture_files.decode(content, SIDE, "L")
+    monkeypatch.setattr("kdlib.data.picture_files.np.empty", short)
+    with pytest.raises(KDError, match="expected memory to decode a picture"):
+        picture_files.decode(content, SIDE, "L")
