@@ -45,7 +45,7 @@ def _fetch(names: tuple[str, ...], options: argparse.Namespace) -> int:
                 shown = Downloading(name)
                 say(f"{name}: fetched to {fetch.fetch(name, shown, shown.waits)}")
             else:
-                say(f"{name}: already at {fetch.find(name)}")
+                say(f"{name}: already at {fetch.find(name)}, with all sizes; `kd data verify` reads it")
         except DataError as error:
             if len(names) == 1:
                 raise

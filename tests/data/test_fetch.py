@@ -460,7 +460,7 @@ def test_the_command_repairs_the_cache_but_no_folder_of_the_users(tmp_path, cach
     monkeypatch.setenv("KDLIB_DATA", str(fill(tmp_path / "data" / "tiny").parent))
     assert commands.data(options) == 0
     assert capsys.readouterr().out.splitlines() == [f"tiny: fetched to {cache / 'tiny'}"] * 2 + [
-        f"tiny: already at {tmp_path / 'data' / 'tiny'}"
+        f"tiny: already at {tmp_path / 'data' / 'tiny'}, with all sizes; `kd data verify` reads it"
     ]
 
 
