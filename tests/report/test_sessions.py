@@ -276,6 +276,7 @@ def test_a_fresh_process_needs_no_command_line_and_prints_nothing(tmp_path):
     text = (folder / "experiment.py").read_text()
     (folder / "experiment.py").write_text(text.replace('data=("toy",)', "data=()"))
     (folder / "claims.toml").write_text(CLAIMS)
+    (tmp_path / "data").mkdir()
     path = os.pathsep.join([str(tmp_path), str(TOY.parents[1])])
     done = subprocess.run(
         [sys.executable, "-c", IN_A_NOTEBOOK],
