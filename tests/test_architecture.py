@@ -225,7 +225,8 @@ def weight_normed():
     return member
 
 
-ALIKE = {
+# Each function makes a new network, from the same code and the same values.
+MAKERS = {
     "function of C": lambda: Holder(torch.relu),
     "slots": lambda: Holder(Slots(1.0)),
     "struct": lambda: Holder(Struct(1.0)),
@@ -245,9 +246,10 @@ ALIKE = {
 }
 
 
-@pytest.mark.parametrize("name", ALIKE)
-def test_members_that_were_made_alike_are_one_architecture(name):
-    assert len(Replicas([ALIKE[name](), ALIKE[name]()])) == 2
+@pytest.mark.parametrize("name", MAKERS)
+def test_two_networks_of_the_same_code_and_values_are_one_architecture(name):
+    first, second = MAKERS[name](), MAKERS[name]()
+    assert len(Replicas([first, second])) == 2
 
 
 def test_a_traced_network_is_compared_by_its_code():

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdlib.data import DataError
-from kdlib.files import not_read
+from kdlib.data.reading import reading
 
 FILES = ("mitbih_train.csv", "mitbih_test.csv")
 FIELDS = 188
@@ -33,7 +32,7 @@ def checked_lines(path: Path, row_of: dict[int, int]) -> Iterator[tuple[int, NDA
     if not path.is_file():
         raise DataError(f"{path}: expected both {' and '.join(FILES)}, found only one of them. {REMEDY}")
     seen: dict[int, int] = {}
-    with _opened(path) as file:
+    with reading(path), path.open("rb") as file:
         for line in iter(lambda: file.readline(LONGEST_LINE), b""):
             here = len(seen) + 1
             values, label = _parse(path, here, line)
@@ -46,13 +45,6 @@ def checked_lines(path: Path, row_of: dict[int, int]) -> Iterator[tuple[int, NDA
             yield number, values, label
     if len(seen) < len(row_of):
         raise _bad(path, len(seen) + 1, f"{len(row_of)} lines", f"the end of the file after {len(seen)}")
-
-
-def _opened(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise not_read(path, error) from error
 
 
 def _parse(path: Path, here: int, line: bytes) -> tuple[NDArray[np.float32], int]:

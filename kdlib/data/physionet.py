@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdlib.data import DataError
-from kdlib.files import not_read
+from kdlib.data.reading import reading
 
 REMEDY = "Replace it by a fresh copy of PhysioNet's file."
 LARGEST_FILE_BYTES = 64 * 2**20
@@ -126,14 +126,12 @@ def read_annotations(path: Path) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
 
 def read_bytes(path: Path) -> bytes:
     """Return the bytes of a file; DataError if it is missing or above 64 MiB, KDError if it cannot be read."""
-    try:
+    with reading(path):
         if not path.is_file():
             raise DataError(f"{path}: expected a file, found none. {REMEDY}")
         if path.stat().st_size > LARGEST_FILE_BYTES:
             raise _bad(path, f"at most {LARGEST_FILE_BYTES} bytes", f"{path.stat().st_size} bytes")
         return path.read_bytes()
-    except OSError as error:
-        raise not_read(path, error) from error
 
 
 def _integer(path: Path, what: str, text: str, low: int, high: int) -> int:

@@ -25,6 +25,7 @@ from PIL import Image, ImageFile
 from kdlib.data import DataError
 from kdlib.data.cache import computed_once
 from kdlib.data.pictures import Bytes
+from kdlib.data.reading import reading
 from kdlib.errors import KDError
 from kdlib.files import DamagedFile, canonical_json, not_read, sha256
 
@@ -68,10 +69,8 @@ class UnfitError(Exception):
 
 def listed(folder: Path, inner: str) -> list[str]:
     """Return the paths below `folder` of all that is in its folder `inner`, sorted; hidden files are left out."""
-    try:
+    with reading(folder / inner):
         return sorted(f"{inner}/{path.name}" for path in (folder / inner).iterdir() if not path.name.startswith("."))
-    except OSError as error:
-        raise not_read(folder / inner, error) from error
 
 
 def decoded(folder: Path, files: Sequence[Named], side: int, mode: str, unfit: Sequence[Skipped] = ()) -> Decoded:

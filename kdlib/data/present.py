@@ -3,38 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
+from kdlib.data.reading import reading
 from kdlib.data.sources import File
-from kdlib.files import not_read
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Raise KDError, which says what to mend, for a file or folder that may not be read."""
-    try:
-        yield
-    except OSError as error:
-        raise not_read(path, error) from error
 
 
 def is_folder(path: Path) -> bool:
     """Return whether there is a folder; KDError if that cannot be told."""
-    with _reading(path):
+    with reading(path):
         return path.is_dir()
 
 
 def is_there(folder: Path, name: str) -> bool:
     """Return whether a folder has a file of that name, or a folder if the name ends with a slash."""
-    with _reading(folder / name):
+    with reading(folder / name):
         return (folder / name).is_dir() if name.endswith("/") else (folder / name).is_file()
 
 
 def file_problem(path: Path, file: File, hashes: bool) -> str | None:
     """Return what is wrong with one file, or None."""
-    with _reading(path):
+    with reading(path):
         if file.name.endswith("/"):
             return None if path.is_dir() and any(path.iterdir()) else f"{file.name} is missing or empty"
         if not path.is_file():

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from kdlib.data import DataError
+from kdlib.data.reading import reading
 from kdlib.files import DamagedFile, not_read, read_file
 
 CHANNELS = (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)  # into and out of the 13 convolutions
@@ -89,11 +90,8 @@ def _read_keras(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torchvision(path: Path) -> dict[str, Tensor]:
-    try:
-        with path.open("rb") as content:
-            found = hashlib.file_digest(content, "sha256").hexdigest()
-    except OSError as error:
-        raise not_read(path, error) from error
+    with reading(path), path.open("rb") as content:
+        found = hashlib.file_digest(content, "sha256").hexdigest()
     if not found.startswith(TORCHVISION_SHA256):
         raise DataError(f"{path}: expected a SHA-256 that begins with {TORCHVISION_SHA256}, found {found}. {REMEDY}")
     try:

@@ -49,7 +49,7 @@ __all__ = [
 
 NONE = "—"
 NOT_RUN = "not run"
-MOST_DECIMALS = 6
+_MOST_DECIMALS = 6
 _SHORT = 60
 
 
@@ -93,7 +93,7 @@ class Scale:
         places = self.decimals if decimals is None else decimals
         shift = 2 if self.percent else 0
         # A number that would be rounded to 0 has as many decimals as its first digit needs.
-        while number and places < MOST_DECIMALS and round(abs(number) * 10**shift, max(0, places - shift)) == 0:
+        while number and places < _MOST_DECIMALS and round(abs(number) * 10**shift, max(0, places - shift)) == 0:
             places += 1
         return f"{number * 10**shift:{sign},.{max(0, places - shift)}f}"
 
@@ -108,7 +108,7 @@ def scale(reported: Reported, metric: str) -> Scale:
     claims = [c for c in reported.claims.values() if c.metric == metric and isinstance(c, Effect | Value)]
     percent = any(re.search(r"%|\b(percent|percentage|points?)\b", value.unit) for value in values)
     printed = [*(value.decimals for value in values), *(claim.decimals for claim in claims)]
-    return Scale(percent, min(MOST_DECIMALS, max(0, max(printed) + 1)) if printed else 3)
+    return Scale(percent, min(_MOST_DECIMALS, max(0, max(printed) + 1)) if printed else 3)
 
 
 def _reported(value: ReportedValue | None, shown: Scale) -> str:
