@@ -140,7 +140,7 @@ def _table(
     folder = root / "results" / experiment.name
     pairs, traced = traced_pairs(reported, records)
     arms = arm_rows(experiment, folder / f"{label}-arms.csv")
-    ranged = label == first.profile and not is_reduced(profile, synthetic=False)
+    ranged = not is_reduced(profile, synthetic=False, analogue=label != first.profile)
     return {
         "label": label,
         "profile": first.profile,

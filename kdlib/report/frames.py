@@ -79,9 +79,12 @@ def arms_table(
     return pd.DataFrame(rows)
 
 
-def is_reduced(profile: Profile, synthetic: bool) -> bool:
-    """Return whether runs of a profile are not expected to reach the source's numbers."""
-    return synthetic or bool(profile.reduced and not profile.judged)
+def is_reduced(profile: Profile, synthetic: bool, analogue: bool = False) -> bool:
+    """Return whether runs of a profile are not expected to reach the source's numbers.
+
+    `analogue`: they are of other data than the source's.
+    """
+    return synthetic or analogue or bool(profile.reduced and not profile.judged)
 
 
 def metrics_of(reported: Reported) -> list[str]:

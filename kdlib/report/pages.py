@@ -64,7 +64,8 @@ def make_pages(
         label = label_of(experiment, group[0])
         data = digest if profile_name == judged else judged_data.get(label.replace(profile_name, judged, 1), digest)
         figures = figures_of(experiment)
-        ranged = label == profile_name and not is_reduced(experiment.profile(profile_name), synthetic)
+        analogue = label != profile_name
+        reduced = is_reduced(experiment.profile(profile_name), synthetic, analogue)
         page = page_of(
             named(label, group),
             experiment,
@@ -72,9 +73,9 @@ def make_pages(
             group,
             profile=profile_name,
             synthetic=synthetic,
-            analogue=label != profile_name,
+            analogue=analogue,
             judged_bands=bands.get((data, judged)),
-            drawing=figures.draw(group, reported if ranged else without_ranges(reported)) if figures else None,
+            drawing=figures.draw(group, without_ranges(reported) if reduced else reported) if figures else None,
         )
         pages.append(page)
     return pages

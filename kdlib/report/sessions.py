@@ -66,7 +66,7 @@ class Replication:
     def arms(self) -> pd.DataFrame:
         """One row for each arm: what was measured next to what is reported."""
         session = self.session
-        reduced = is_reduced(session.profile, session.synthetic)
+        reduced = is_reduced(session.profile, session.synthetic, self.label != session.profile_name)
         return arms_table(session.experiment.arms, reported_of(session.experiment), self.records, reduced)
 
     @property

@@ -276,7 +276,7 @@ def page_of(
     `analogue`: these are other data than the source's, and so are the verdicts.
     """
     about = experiment.profile(profile)
-    arms = arms_table(experiment.arms, reported, records, analogue or is_reduced(about, synthetic))
+    arms = arms_table(experiment.arms, reported, records, is_reduced(about, synthetic, analogue))
     declared = about.seeds if about.judged else None
     claims = claims_table(reported, records, judged_bands, declared=declared, synthetic=synthetic, analogue=analogue)
     ingredients = ingredients_table(reported, records)
