@@ -23,6 +23,8 @@ def content_of(array: NDArray[Any] | Tensor) -> tuple[str, bytes]:
         if array.dtype == torch.bfloat16:  # NumPy has no such type
             return "bfloat16", _numpy(array.detach().contiguous().view(torch.int16)).tobytes()
         array = _numpy(array.detach())
+    if isinstance(array, np.ma.MaskedArray):
+        raise KDError("expected arrays without a mask, found a masked array; use array.filled(VALUE)")
     if not isinstance(array, np.ndarray) or array.dtype.hasobject:
         kind = f"an array of {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
         raise KDError(f"expected arrays or tensors of numbers, found {kind}; use numpy.asarray(..., dtype=...)")

@@ -225,6 +225,11 @@ def test_array_digest_refuses_what_has_no_bytes_of_its_own(other):
         array_digest(other)
 
 
+def test_array_digest_refuses_a_mask():
+    with pytest.raises(KDError, match=r"found a masked array; use array\.filled"):
+        array_digest(np.ma.masked_equal(np.arange(3), 1))  # its bytes are the same with any mask
+
+
 def test_every_flipped_byte_is_seen(tmp_path):
     path = tmp_path / "file"
     save_tensors(path, {"weights": torch.arange(3.0)}, NOTES)

@@ -15,7 +15,8 @@ def shown(address: str) -> str:
     """Return an address without user, password, query and fragment, which may be secrets."""
     scheme, mark, _ = address.partition("://")
     if not mark or not re.fullmatch(r"[A-Za-z][\w+.-]*", scheme, re.ASCII):
-        return "***" if "@" in address else address[:LONGEST]
+        is_path = address.startswith(("/", "~", ".")) and not address.startswith("//")
+        return "***" if "@" in address and not is_path else address[:LONGEST]
     if not is_usable(address):  # its parts may be others than the user thinks
         return f"{scheme}://***"
     parts = urlsplit(address)

@@ -38,6 +38,10 @@ class _WrongContentError(DataUnavailable):
     """The bytes received are not the start of the file, so they must not be kept."""
 
 
+class _WrongRangeError(Exception):
+    """The server answered a request for the rest of a file with other bytes; the text quotes its header."""
+
+
 def download(
     session: Session,
     url: str,
@@ -85,9 +89,9 @@ def download(
                 with _silent(pooch.get_logger(), logging.getLogger("urllib3")):
                     pooch.retrieve(url, sha256, target.name, target.parent, downloader=stream)
                 return
-            except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            except (requests.RequestException, urllib3.exceptions.HTTPError, _WrongRangeError) as error:
                 status = getattr(getattr(error, "response", None), "status_code", 0)
-                no_rest = "expected the bytes from" in str(error) or status in (400, 403, 405, 406, 412, 501)
+                no_rest = isinstance(error, _WrongRangeError) or status in (400, 403, 405, 406, 412, 501)
                 refused = refused or (no_rest and partial.exists())
                 problem, again, pause = f"expected a file, found: {why(error, *asked)}.", True, limits.pause_seconds
             except ValueError as error:  # pooch raises it if the hash differs; its text has both hashes
@@ -158,16 +162,14 @@ def _stream(
 def _goes_on(response: Response, start: int) -> bool:
     """Return whether the answer is the rest of the file from byte `start`.
 
-    Raises requests' error for a server error, which does not answer the question.
+    Raises requests' error for a server error, which does not answer the question, and _WrongRangeError for other bytes.
     """
-    import requests
-
     if response.status_code == 416:  # there is no rest: the part that was kept is as long as the file, and wrong
         return False
     response.raise_for_status()
     content_range = response.headers.get("content-range", "")
     if response.status_code == 206 and not content_range.startswith(f"bytes {start}-"):
-        raise requests.RequestException(f"expected the bytes from {start}, found {content_range[:80]!r}")
+        raise _WrongRangeError(f"expected the bytes from {start}, found {content_range[:80]!r}")
     return response.status_code == 206
 
 

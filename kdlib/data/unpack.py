@@ -45,7 +45,8 @@ def unpack(archive: Path, folder: Path, most_bytes: int, most_members: int) -> N
     try:
         _extract(archive, staging, most_bytes, most_members)
         replace(staging, folder)
-    except (DataError, tarfile.TarError, zlib.error, EOFError, OSError) as error:
+    # ValueError: a member's name holds a NUL or cannot be encoded.
+    except (DataError, tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:
         expected = f"an archive of at most {most_members} plain files and {most_bytes} bytes"
         raise DataError(f"{archive}: expected {expected}, found {error}. {REMEDY}") from error
     finally:

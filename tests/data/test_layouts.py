@@ -315,6 +315,12 @@ def test_an_archive_is_no_folder(tmp_path, monkeypatch):
         fetch.find("mnist")
 
 
+def test_a_folder_with_an_at_sign_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("KDLIB_DATA", str(tmp_path / "me@work"))
+    with pytest.raises(DataError, match=r"KDLIB_DATA=/.*/me@work: expected a folder, found none"):
+        fetch.find("mnist")
+
+
 def test_a_bad_file_is_named_as_it_is_there(tmp_path):
     (tmp_path / "mnist").mkdir()
     (tmp_path / "mnist" / "t10k-labels-idx1-ubyte").write_bytes(bytes(100))

@@ -13,6 +13,8 @@ from kdlib.data.unpack import unpack
 def member(name, content=b"", kind=tarfile.REGTYPE, target=""):
     info = tarfile.TarInfo(name)
     info.size, info.type, info.linkname = len(content), kind, target
+    if not name.isprintable():  # only such a header keeps it
+        info.pax_headers = {"path": name}
     return info, content
 
 
@@ -42,6 +44,7 @@ HOSTILE = {
     "hard link": ([member("hard", kind=tarfile.LNKTYPE, target="../../evil")], "'hard', a link"),
     "device": ([member("device", kind=tarfile.CHRTYPE)], "special file"),
     "pipe": ([member("pipe", kind=tarfile.FIFOTYPE)], "special file"),
+    "null character": ([member("ok", b"1"), member("a\0b", b"x")], "null"),
     "too many": ([member(str(k), b"1") for k in range(6)], "more than 5 members"),
     "too large": ([member("a", bytes(600)), member("b", bytes(600))], "more bytes than allowed"),
 }
