@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.parameter import is_lazy
 
 from kdlib.attributes import attributes_of, class_of, same
+from kdlib.checks import check_kind
 from kdlib.errors import KDError
+from kdlib.packing import unwrapped
 from kdlib.terminal import shortened
 
-__all__ = ["refuse_differences", "refuse_what_cannot_be_stacked", "restore_settings", "settings_of"]
+__all__ = ["refuse_differences", "refuse_what_cannot_be_stacked"]
 
 REMEDY = "train the others in a separate group"
 
 
 def refuse_differences(members: Sequence[nn.Module]) -> None:
-    """Refuse no member, and members that differ in anything but the values of tensors (KDError).
+    """Refuse no member, what is no network, and members that differ in anything but the values of tensors (KDError).
 
     That is: classes and names of modules, their attributes (the rate of dropout, a stride), their mode, hooks, and
     name, shape, type, device and `requires_grad` of parameters and buffers.
     """
+    check_kind("members", members, (Sequence, nn.ModuleList), "write Replicas([Student() for _ in seeds])")
+    for member in members:
+        check_kind("members", member, nn.Module, "give the networks themselves")
+        if lazy := [name for name, value in [*member.named_parameters(), *member.named_buffers()] if is_lazy(value)]:
+            raise KDError(f"expected networks with weights, found the lazy {lazy[0]}; call each member once")
     if not members:
         raise KDError(f"expected networks of one architecture, found none; {REMEDY}")
     first = _of(members[0])
@@ -50,6 +57,10 @@ def refuse_what_cannot_be_stacked(member: nn.Module, has_draws: bool) -> None:
         elif isinstance(module, nn.Embedding) and module.padding_idx is not None:
             # torch's vmap leaves this row out for the first member only.
             problem = f"padding_idx in the embedding {name!r}; leave it out, and set the padding to 0 in forward"
+        elif isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
+            problem = f"sparse gradients in {type(module).__name__} {name!r}; leave out sparse=True"
+        elif _has_gradient_hooks(module):  # they are not called for the stack
+            problem = f"hooks on gradients in {type(module).__name__} {name!r}; remove them"
         elif any("/" in part for part in (name, *module._parameters, *module._buffers)):
             problem = f"a name with / in {type(module).__name__} {name!r}; rename it"
         else:
@@ -57,50 +68,14 @@ def refuse_what_cannot_be_stacked(member: nn.Module, has_draws: bool) -> None:
         raise KDError(f"expected a network that can be stacked, found {problem}, or train the members one by one")
     if next(member.parameters(), None) is None:
         raise KDError("expected a network that can be stacked, found no parameter; there is nothing to train")
+    if unwrapped(member) is not member:
+        raise KDError(f"expected networks as they are, found one within {type(member).__name__}; leave the wrapper out")
 
 
-def settings_of(network: nn.Module) -> dict[str, dict[str, str]]:
-    """Return what a checkpoint can say of a network besides its tensors, by the name of the layer.
-
-    That is: class and settings of torch's own layers (the rate of dropout, a stride), and which parameters learn.
-    """
-    found: dict[str, dict[str, str]] = {}
-    for path, module in network.named_modules():
-        learn = {name: str(p.requires_grad) for name, p in module._parameters.items() if p is not None}
-        settings = {f"{name}.requires_grad": value for name, value in learn.items()}
-        if type(module).__module__.startswith("torch.nn."):  # a class of the user's may be renamed
-            plain = {name: repr(value) for name, value in vars(module).items() if _is_setting(name, value)}
-            settings |= {"class": type(module).__qualname__, **plain}
-        if settings:
-            found[path or "the network"] = settings
-    return found
-
-
-def restore_settings(network: nn.Module, settings: dict[str, dict[str, str]]) -> None:
-    """Set what `settings_of` returned for this network at another time: it may have been changed since.
-
-    KDError for a layer of another class.
-    """
-    now = settings_of(network)
-    for place, layer in settings.items():
-        module = network.get_submodule("" if place == "the network" else place)
-        for name, text in layer.items():
-            if now.get(place, {}).get(name, text) == text:
-                continue
-            if name == "class":
-                raise KDError(f"{place}: expected a layer of class {text}, found {now[place][name]}; begin with it")
-            if name.endswith(".requires_grad"):
-                parameter = module._parameters[name.removesuffix(".requires_grad")]
-                assert parameter is not None
-                parameter.requires_grad_(text == "True")
-            else:
-                setattr(module, name, float(text) if text in ("inf", "-inf", "nan") else ast.literal_eval(text))
-
-
-def _is_setting(name: str, value: Any) -> bool:
-    parts = value if isinstance(value, tuple) else (value,)
-    known = all(isinstance(part, bool | int | float | str | None) for part in parts)
-    return known and name != "training" and not name.startswith("_")
+def _has_gradient_hooks(module: nn.Module) -> bool:
+    places = "_backward_hooks", "_backward_pre_hooks", "_post_accumulate_grad_hooks"
+    objects = module, *module._parameters.values(), *module._buffers.values()
+    return any(getattr(each, place, None) for each in objects for place in places)
 
 
 def _stacked(network: nn.Module) -> list[Tensor]:

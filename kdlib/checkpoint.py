@@ -30,9 +30,9 @@ __all__ = [
     "write_checkpoint",
 ]
 
-FORMAT = 4
+FORMAT = 5
 REMEDY = "give this training another checkpoint, or delete that file to start again"
-PARTS = ("model", "kept", "optimizer", "extras", "rates", "begun_with")
+PARTS = ("model", "buffers", "kept", "optimizer", "extras", "rates", "begun_with")
 LOSSES = "epoch/losses"
 
 Packed = dict[str, Any]  # what `kdlib.packing.pack` makes of a dict
@@ -54,6 +54,8 @@ class FirstShape(msgspec.Struct):
     rates: Annotated[list[Number], msgspec.Meta(min_length=1)]
     schedulers: dict[str, Any]
     network: Layers
+    start: str
+    weights: list[list[str]]
 
 
 class LoopShape(msgspec.Struct, forbid_unknown_fields=True):
@@ -61,6 +63,7 @@ class LoopShape(msgspec.Struct, forbid_unknown_fields=True):
 
     seed: int | list[int]
     data: Any
+    frozen: list[str]
 
 
 class RatesShape(msgspec.Struct, forbid_unknown_fields=True):
@@ -82,7 +85,9 @@ class NotesShape(msgspec.Struct, forbid_unknown_fields=True):
     state: str
     settings: OptimizerShape
     layers: Layers
+    frozen: list[str]
     model: Packed
+    buffers: Packed
     kept: Packed
     optimizer: Packed
     extras: Packed

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import nn
 
 from kdlib.checkpoint import REMEDY, read_checkpoint
 from kdlib.checks import check_kind
@@ -16,18 +14,23 @@ from kdlib.files import canonical_json, identity, read_json
 from kdlib.packing import layout_of
 
 __all__ = [
+    "OtherStart",
     "is_of_another",
     "loop_of",
     "named",
     "owner_of",
     "refuse_another",
     "refuse_another_loop",
-    "refuse_grown_buffers",
     "refuse_more_epochs",
     "refuse_second_start",
+    "warn_of_other_start",
 ]
 
 SHOWN = 4  # differences that an error names
+
+
+class OtherStart(UserWarning):
+    """A training goes on from a checkpoint whose training began with other weights than this one's."""
 
 
 def named(extras: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -45,9 +48,22 @@ def owner_of(label: str, about: Mapping[str, Any] | None, extras: Mapping[str, A
     return _json_of({"label": label, "about": about or {}, "extras": sorted(extras)}, place)
 
 
-def loop_of(batches: Any, seeds: Sequence[int], place: str) -> dict[str, Any]:
-    """Return what a checkpoint says of the loop that trains it: its seeds, and what its batches are made of."""
-    return dict(_json_of({"seed": seeds[0] if len(seeds) == 1 else [*seeds], "data": _data(batches)}, place))
+def loop_of(batches: Any, seeds: Sequence[int], frozen: Sequence[str], place: str) -> dict[str, Any]:
+    """Return what a checkpoint says of the loop that trains it: seeds, what its batches are made of, frozen modules."""
+    seed = seeds[0] if len(seeds) == 1 else [*seeds]
+    return dict(_json_of({"seed": seed, "data": _data(batches), "frozen": [*frozen]}, place))
+
+
+def warn_of_other_start(stored: str, own: str, epoch: int, place: str) -> None:
+    """Warn (OtherStart) if a checkpoint's training began with other weights; they may be random in each process."""
+    if stored != own:
+        warnings.warn(
+            f"{place}: this network's weights are not those that the training of the checkpoint began with; it goes on "
+            f"with those of the checkpoint, after epoch {epoch}. If this is another training, give it another "
+            "checkpoint. If it is the same, seed the weights with torch.manual_seed before you make the network",
+            OtherStart,
+            stacklevel=5,
+        )
 
 
 def refuse_another_loop(stored: Mapping[str, Any], now: Mapping[str, Any], place: str) -> None:
@@ -108,34 +124,16 @@ def refuse_another(stored: Mapping[str, Any], own: Mapping[str, Any], place: str
     network, other = stored["first"]["network"], own["first"]["network"]
     was, now = layout_of(stored["model"]), layout_of(own["model"])
     # Observers of quantisation find the shape of their buffers in the first step; load_state_dict refuses other ones.
-    was |= {name: now[name] for name in own["buffers"] if name in now and _type_of(name, now) == _type_of(name, was)}
+    was |= {name: now[name] for name in own["shapes"] if name in now and _type_of(name, now) == _type_of(name, was)}
     pairs = [
         (stored["owner"], own["owner"]),
         ({"network": was}, {"network": now}),
         ({"network": _shared(network, other)}, {"network": _shared(other, network)}),
         ({"optimizer": _by_name(like, optimizer)}, {"optimizer": _by_name(optimizer, like)}),
         ({"schedulers": stored["first"]["schedulers"]}, {"schedulers": own["first"]["schedulers"]}),
+        ({"weights": _without(stored["first"], own["first"])}, {"weights": _without(own["first"], stored["first"])}),
     ]
     _refuse([text for one, other in pairs for text in _differences(one, other)], place)
-
-
-def refuse_grown_buffers(network: nn.Module, first: Mapping[str, torch.Size], place: str) -> None:
-    """Refuse (KDError) to write a checkpoint that a new network could not load: a buffer has another shape than first.
-
-    A layer that loads its state in a way of its own, as the observers of quantisation do, may have such buffers.
-    """
-    for path, module in network.named_modules():
-        if type(module)._load_from_state_dict is not nn.Module._load_from_state_dict:
-            continue
-        for name, value in module._buffers.items():
-            whole = f"{path}.{name}".lstrip(".")
-            if value is not None and name not in module._non_persistent_buffers_set and value.shape != first.get(whole):
-                shape = tuple(first[whole]) if whole in first else "no such buffer"
-                raise KDError(
-                    f"{place}: expected buffers as at the beginning of the training, found {whole} of shape "
-                    f"{tuple(value.shape)}, then {shape}; a new network could not load a checkpoint of it. Give the "
-                    "buffer its whole size at once, or keep it in an object of its own among the extras"
-                )
 
 
 def is_of_another(path: Path, read: Any, owner: Any, history: list[dict[str, float]], loop: Any) -> bool:
@@ -165,6 +163,13 @@ def _json_of(about: Mapping[str, Any] | None, place: str) -> Any:
             f"{place}: about: expected finite numbers, texts, lists and dicts, found what JSON cannot hold ({error}); "
             "name the numbers themselves, and texts in UTF-8"
         ) from error
+
+
+def _without(first: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The names of the optimizer's weights, by group, that another one does not have there; the order may differ."""
+    groups = other["weights"] + [[]] * len(first["weights"])
+    lacking = [sorted({*names} - {*groups[number]})[:SHOWN] for number, names in enumerate(first["weights"])]
+    return {f"group {number}": names for number, names in enumerate(lacking) if names}
 
 
 def _type_of(name: str, layout: Mapping[str, str]) -> str:

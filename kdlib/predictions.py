@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdlib.checks import check_number, tensor_of, whole_number
+from kdlib.checks import check_number, tensor_of, warn_of_probabilities, whole_number
 from kdlib.errors import KDError
 
 __all__ = ["evaluating", "predict_logits"]
@@ -37,10 +37,13 @@ def predict_logits(
 
     Afterwards the model is in its mode of before. Data that are larger than memory are an iterator of inputs (B, ...)
     of any sizes. Of a model that returns a tuple, a dictionary or an object, `output` picks one part: its number, key
-    or attribute. KDError for outputs that are not one row for each input.
+    or attribute. KDError for outputs that are not one row for each input. Warns (ProbabilitiesAsLogits) if all rows of
+    the first part are distributions.
     """
     with evaluating(model):
-        return torch.cat([_one_output(model(part), output, len(part)) for part in _parts(inputs, size)])
+        found = [_one_output(model(part), output, len(part)) for part in _parts(inputs, size)]
+    warn_of_probabilities(found[0], "the model")
+    return torch.cat(found)
 
 
 def _parts(inputs: Any, size: int) -> Iterable[Tensor]:

@@ -1,10 +1,8 @@
 """The state of a training, and its checkpoint: a training that is killed at any instruction goes on from there.
 
-Between epochs, a checkpoint holds the weights, the optimizer's state, the history, the weights that were kept, and the
-trace. Within an epoch, it also holds the losses of the steps done and the state of the generators of dropout. So the
-training goes on after these steps and ends in the same bytes as one that was not interrupted.
-
-A checkpoint also says whose it is: label, `about`, seeds, data and optimizer. Another training's is refused.
+Between epochs, a checkpoint holds the state of network and optimizer, the history, the weights that were kept, and the
+trace. Within an epoch, it also holds the losses of the steps done and the state of the generators of dropout, so that
+the training ends in the same bytes as one that was not interrupted. It also says whose it is; another's is refused.
 """
 
 from __future__ import annotations
@@ -19,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdlib.architecture import restore_settings, settings_of
 from kdlib.checkpoint import (
     REMEDY,
     as_of_a_checkpoint,
@@ -30,7 +27,8 @@ from kdlib.checkpoint import (
     write_checkpoint,
 )
 from kdlib.errors import CheckpointReplaced, KDError, NonFiniteLoss
-from kdlib.files import DamagedFile, ForeignFile, identity, is_there, set_aside
+from kdlib.files import DamagedFile, ForeignFile, identity, is_there, set_aside, tensor_digest
+from kdlib.layers import Layers, in_order
 from kdlib.ownership import (
     is_of_another,
     loop_of,
@@ -38,11 +36,11 @@ from kdlib.ownership import (
     owner_of,
     refuse_another,
     refuse_another_loop,
-    refuse_grown_buffers,
     refuse_more_epochs,
     refuse_second_start,
+    warn_of_other_start,
 )
-from kdlib.packing import device_of, pack, unwrapped
+from kdlib.packing import device_of, pack, tensors_of_state, unwrapped
 from kdlib.rates import Rates
 from kdlib.replicas import layer_generators
 from kdlib.trace import Tracer, description
@@ -100,7 +98,6 @@ class Progress:
         self.saved_at = time.monotonic()
         self.kept: dict[str, dict[str, Tensor]] = {}
         self.notice = ""
-        self.frozen: list[nn.Module] = []  # modules that remain in evaluation mode; the loop sets them
         self.count = 0  # epochs to train in all; the loop sets it
         self.tracer = Tracer(self)
         self._loop: dict[str, Any] | None = None  # seeds and data of the loop that trains
@@ -108,15 +105,17 @@ class Progress:
         check_training(model, optimizer, self.extras, self._place())
         self._owner = owner_of(label, about, self.extras, self._place())
         self.rates = Rates(optimizer, self.extras)
-        self._first = {**self.rates.first, "network": settings_of(self.network)}
-        self._buffers = {name: value.shape for name, value in self.network.named_buffers()}
+        self.layers = Layers(self.network, self.extras, optimizer, self._place())
+        self._first: dict[str, Any] = {**self.rates.first, "network": self.layers.settings(), "start": ""}
+        self._first["weights"] = self.layers.weights
         self._begun_with: dict[str, Any] = {}  # the rates at the beginning of the current epoch
         self._loaded: dict[str, Any] = {}  # the rates of the checkpoint
-        self._layers: dict[str, Any] = {}  # the settings of its layers
         self._loaded_state = ""  # SHA-256 of its weights and of its optimizer's state
+        self._loaded_extras: dict[str, Any] = {}  # the states of the extras, if it is one within an epoch
         self._own_file: tuple[int, int] | None = None  # the checkpoint as this training has read or written it
         if self.checkpoint is not None:
             self._packed({})  # what a checkpoint cannot hold is refused now, not after an epoch
+            self._first["start"] = tensor_digest(tensors_of_state(self.layers.state("train without a checkpoint")))
             if is_there(self.checkpoint):
                 self._load(self.checkpoint)
 
@@ -163,10 +162,7 @@ class Progress:
 
     def keep(self, name: str) -> None:
         """Copy the model's current weights under `name`; this replaces an older copy of that name."""
-        self.kept[name] = {
-            key: value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
-            for key, value in self.network.state_dict().items()
-        }
+        self.kept[name] = self.layers.state("copy the weights yourself")
 
     def restore(self, name: str) -> None:
         """Load the weights kept under `name` into the model; KDError if there are none."""
@@ -190,7 +186,7 @@ class Progress:
             refuse_second_start(self.epoch, len(self.losses), count, self.checkpoint is not None, place)
         check_optimizer(self.network, self.optimizer, None if self.checkpoint is None else self.extras)
         self.rates.loop_begins(rate, self.optimizer, self.checkpoint is not None, place)
-        loop = loop_of(batches, seeds, place)
+        loop = loop_of(batches, seeds, self.layers.frozen_names(), place)
         if self._loaded_state:
             self._go_on(loop, place)
         self._loop, self._is_begun = loop, True
@@ -207,7 +203,7 @@ class Progress:
         self.rates.refuse_others(self._first, place, REMEDY)
         # Again: code after Progress may have set what this loop had changed when it stopped.
         self.rates.restore(self.optimizer, self._loaded)
-        restore_settings(self.network, self._layers)
+        self.layers.go_on()
 
     def epoch_begins(self) -> int:
         """Take over the steps of this epoch that the checkpoint holds, and return their number."""
@@ -219,7 +215,9 @@ class Progress:
         return len(self.losses)
 
     def steps_are_skipped(self) -> None:
-        """Set dropout's generators and the learning rates as they were after the checkpoint's last step."""
+        """Set dropout's generators, learning rates and extras as they were after the checkpoint's last step."""
+        for name, state in self._loaded_extras.items():  # the batches may have updated them again
+            self.extras[name].load_state_dict(state)
         self.rates.restore(self.optimizer, self._loaded)
         generators = layer_generators(self.network)
         if len(generators) != len(self._states):
@@ -248,14 +246,13 @@ class Progress:
         if self.checkpoint is None:
             return
         self.rates.refuse_more_groups(self.optimizer, self._place())
-        refuse_grown_buffers(self.network, self._buffers, self._place())
         tensors: dict[str, Tensor] = {}
         if self.losses:
             self.tracer.note_state()
             tensors = tensors_of_epoch(self.losses, [each.get_state() for each in layer_generators(self.network)])
         notes: dict[str, Any] = {"owner": self._owner, "first": self._first, "loop": self._loop}
         notes |= {"history": self.history, "traces": self.traces, "state": self.tracer.state}
-        notes |= {"settings": description(self.optimizer), "layers": settings_of(self.network)}
+        notes |= {"settings": description(self.optimizer), **self.layers.notes()}
         notes |= self._packed(tensors)
         if is_of_another(self.checkpoint, self._own_file, self._owner, self.history, self._loop):
             raise CheckpointReplaced(
@@ -270,6 +267,7 @@ class Progress:
         """The states of all objects as JSON; their tensors are added to `tensors`."""
         parts = {
             "model": self.network.state_dict(),
+            "buffers": self.layers.buffers(),
             "kept": self.kept,
             "optimizer": self.optimizer.state_dict()["state"],
             "extras": {name: value.state_dict() for name, value in self.extras.items()},
@@ -296,25 +294,27 @@ class Progress:
             if goes_on:
                 self._load(path)
             return
-        own = {"owner": self._owner, "first": self._first, "buffers": self._buffers, **self._packed({})}
+        own = {**self._packed({}), "owner": self._owner, "first": self._first, "shapes": self.layers.shapes}
         with as_of_a_checkpoint(path):
             device = device_of(self.model)
             parts = unpacked(notes, tensors, device)
             refuse_another(notes, own, self._place())
+            began_with, start = notes["first"]["start"], self._first["start"]
             self._take(notes, parts)
             self.resumed = parts["epoch"]
             self._loaded_state = self.tracer.digest()
+        warn_of_other_start(began_with, start, self.epoch, self._place())
 
     def _take(self, notes: dict[str, Any], parts: dict[str, Any]) -> None:
         """Take the state of a checkpoint, as `read_checkpoint` and `unpacked` return it."""
         self.network.load_state_dict(parts["model"])
         self.kept, self._loaded, self._begun_with = parts["kept"], parts["rates"], parts["begun_with"]
-        load_state(self.optimizer, parts["optimizer"])
+        self.layers.take(notes, parts["buffers"])
+        load_state(self.optimizer, in_order(parts["optimizer"], notes["first"]["weights"], self.layers.weights))
+        self._loaded_extras = copy.deepcopy(parts["extras"]) if parts["epoch"][0] else {}
         for name, value in self.extras.items():
             value.load_state_dict(parts["extras"][name])
         self.rates.restore(self.optimizer, self._loaded)
-        self._layers = notes["layers"]
-        restore_settings(self.network, self._layers)
-        self._first, self._loop = notes["first"], notes["loop"]
+        self._first, self._loop = {**notes["first"], "weights": self.layers.weights}, notes["loop"]
         self.history = notes["history"]
         self.tracer.traces, self.tracer.state = notes["traces"], notes["state"]

@@ -27,6 +27,7 @@ class Rates:
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, extras: Mapping[str, Any]) -> None:
+        self.extras = extras
         self.schedulers = {name: value for name, value in extras.items() if isinstance(value, LRScheduler)}
         self.fresh = [float(group["lr"]) for group in optimizer.param_groups]
         self.first = {
@@ -39,33 +40,37 @@ class Rates:
     def loop_begins(self, given: bool, optimizer: torch.optim.Optimizer, resumable: bool, place: str) -> None:
         """Refuse (KDError) learning rates that would be lost: of several groups, or of a scheduler."""
         self.given = given
-        if given and len({*self.fresh}) > 1:
+        now = [float(group["lr"]) for group in optimizer.param_groups]
+        if given and max(len({*self.fresh}), len({*now})) > 1:
             raise KDError(
                 f"{place}: expected groups of one learning rate with `rate`, which is that of all groups, found "
-                f"{self.fresh}; leave `rate` out, and give a scheduler of torch to Progress(..., extras=...)"
+                f"{now}; leave `rate` out, and give a scheduler of torch to Progress(..., extras=...)"
             )
-        if given and self.schedulers:
-            raise KDError(f"{place}: expected `rate` or a scheduler, found both; leave `rate` out")
-        scheduled = any("initial_lr" in group for group in optimizer.param_groups)  # a scheduler leaves it there
-        if not given and resumable and scheduled and not self.schedulers:
+        # A scheduler leaves this mark there.
+        scheduled = any("initial_lr" in group for group in optimizer.param_groups)
+        others = self._others(optimizer) if scheduled and (given or resumable) else []
+        if given and (self.schedulers or others):
+            kinds = ", ".join(others) or "both"
             raise KDError(
-                f"{place}: expected the optimizer's scheduler in the checkpoint, found that Progress does not have it; "
-                'use Progress(..., extras={"scheduler": scheduler})'
+                f"{place}: expected `rate` or a scheduler, found {kinds}; leave `rate` out, or delete a scheduler that "
+                "is not used (del)"
             )
-        if not given and resumable and scheduled and (others := self._others(optimizer)):
+        if others:
             raise KDError(
                 f"{place}: expected all schedulers of the optimizer in the checkpoint, found that Progress does not "
-                f"have {', '.join(others)}; name each of them in Progress(..., extras=...), or delete one that is not "
-                "used (del)"
+                f"have {', '.join(others)}; name each of them in Progress(..., extras=...), such as "
+                'extras={"scheduler": scheduler}, or delete one that is not used (del)'
             )
 
     def _others(self, optimizer: torch.optim.Optimizer) -> list[str]:
         """The classes of the optimizer's schedulers that are neither in the extras nor parts of those."""
-        known, found = [*self.schedulers.values()], []
+        known, found = [*self.extras.values()], []
         for scheduler in known:  # grows: those of a SequentialLR or a ChainedScheduler
             known += getattr(scheduler, "_schedulers", [])
-        for value in gc.get_objects():  # an optimizer does not know its schedulers
-            if issubclass(type(value), LRScheduler) and getattr(value, "optimizer", None) is optimizer:
+        every = gc.get_objects()  # an optimizer does not know its schedulers
+        kinds = {kind for kind in {type(value) for value in every} if _is_scheduler(kind)}
+        for value in every:
+            if type(value) in kinds and getattr(value, "optimizer", None) is optimizer:
                 found += [] if any(value is one for one in known) else [type(value).__name__]
         return found
 
@@ -108,6 +113,14 @@ class Rates:
                     _set(group, name, value)
         for name, scheduler in self.schedulers.items():
             scheduler.load_state_dict(copy.deepcopy(values["schedulers"][name]))
+
+
+def _is_scheduler(kind: type) -> bool:
+    """Whether objects of a class are schedulers: torch's, or others that are used like them."""
+    if issubclass(kind, LRScheduler):
+        return True
+    names = {name for base in kind.__mro__ for name in vars(base)}
+    return {"step", "state_dict", "load_state_dict"} <= names and "zero_grad" not in names
 
 
 def _set(group: dict[str, Any], name: str, value: Any) -> None:

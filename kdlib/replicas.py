@@ -61,13 +61,13 @@ class Replicas(nn.Module):
     def __init__(self, members: Sequence[nn.Module], convolutions: str = "grouped") -> None:
         super().__init__()
         refuse_differences(members)
+        refuse_what_cannot_be_stacked(members[0], bool(getattr(members[0], "draws", 0)))
         if convolutions not in CONVOLUTIONS:
             raise KDError(f"convolutions: expected {' or '.join(CONVOLUTIONS)}, found {convolutions!r}")
         self._as_products = convolutions == "products"
         # In a list, so that torch does not register it: only its architecture is used, never its weights.
         self._template = [_copied(members[0])]
         self._draws = int(getattr(members[0], "draws", 0))
-        refuse_what_cannot_be_stacked(members[0], bool(self._draws))
         self._frozen = [name for name, module in members[0].named_modules() if members[0].training > module.training]
         self.generators: list[torch.Generator] = []  # of the members' dropout
         self._proved = False  # one training step has shown that no buffer is replaced
@@ -82,6 +82,11 @@ class Replicas(nn.Module):
             else:
                 self.register_buffer(self._names[name], stacked, persistent=name in kept)
         self._everywhere = self._with_tied(members[0])
+
+    @property
+    def template(self) -> nn.Module:
+        """The architecture of the members; its weights are those of no member."""
+        return self._template[0]
 
     def _with_tied(self, member: nn.Module) -> dict[str, str]:
         """The names of all parameters and buffers, of tied ones too, with those of their stacks."""
@@ -116,7 +121,7 @@ class Replicas(nn.Module):
                 f"expected inputs (R, B, ...) of R = {len(self)} members, found {', '.join(map(str, shapes))}; make "
                 "batches with side_by_side, and let member(i) predict"
             )
-        self._in_mode(self._template[0])
+        self._in_mode(self.template)
         state = {name: getattr(self, stacked) for name, stacked in self._everywhere.items()}
         arguments: tuple[Tensor, ...] = (inputs,)
         if self.training and self._draws:
@@ -140,7 +145,7 @@ class Replicas(nn.Module):
         return outputs
 
     def _outputs_of_one(self, state: dict[str, Tensor], arguments: tuple[Tensor, ...]) -> Tensor:
-        template = self._template[0]
+        template = self.template
 
         def refuse_others(*_: object) -> None:
             # A new tensor in a buffer's place would be lost, as functional_call puts the template's own back.
@@ -158,7 +163,7 @@ class Replicas(nn.Module):
 
     def member(self, number: int) -> nn.Module:
         """Return a copy of one member as a separate network."""
-        found = _copied(self._template[0])
+        found = _copied(self.template)
         own = of_replica({name: getattr(self, stacked).detach() for name, stacked in self._names.items()}, number)
         with torch.no_grad():
             for name, value in (*found.named_parameters(), *found.named_buffers()):

@@ -24,6 +24,7 @@ from typing import SupportsIndex
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from kdlib.batches import Batch, Examples
 from kdlib.captured import CapturedStep
@@ -92,8 +93,8 @@ def epochs(
     interruption; after the loop they are as before. Replicas need one seed for each member. A run that was interrupted
     within an epoch goes through the batches of the steps done again, without a step.
 
-    The model is in training mode during the steps. A module that is in evaluation mode when the loop starts, within a
-    model that is in training mode, remains so in all epochs: a frozen batch norm, or a teacher within the student.
+    The model is in training mode during the steps. A module that is in evaluation mode when the loop starts, or at the
+    end of its body, within a model that is in training mode, remains so: a frozen batch norm, or a teacher within it.
 
     The mean loss of the epoch is recorded as `training_loss`, that of replica r as `training_loss/r`. Raises
     NonFiniteLoss, with run, epoch and step, if a loss is NaN or infinite. KDError for `batches` that is no such
@@ -116,8 +117,7 @@ def epochs(
             f"rate: expected a function from the epoch to its learning rate, found {rate!r}; use rate=lambda epoch: "
             "0.1, say, or leave it out and give the optimizer its learning rate"
         )
-    if progress.model.training:  # otherwise, the body of an earlier loop left it in evaluation mode
-        progress.frozen = [module for module in progress.model.modules() if not module.training]
+    progress.layers.freeze(anew=True)
     seeds, count = _seeds(seed, progress.model), whole_number("count", count, least=0)
     progress.loop_begins(batches, seeds, count, rate=rate is not None)
     tracer = progress.tracer
@@ -130,7 +130,7 @@ def epochs(
                 progress.rates.set_all(progress.optimizer, rate(epoch))
             tracer.epoch_begins(epoch, _seed_layers(progress.model, seeds, epoch))
             progress.model.train()
-            for module in progress.frozen:
+            for module in progress.layers.frozen:
                 module.training = False
             done = progress.epoch_begins()
             if isinstance(make_step, CapturedStep):
@@ -146,6 +146,7 @@ def epochs(
             tracer.epoch_ends(progress.losses[0])
             progress.epoch_ends(means)
             yield epoch
+            progress.layers.freeze()
             progress.save()
             if progress.on_epoch is not None:
                 progress.on_epoch(progress)
@@ -188,12 +189,19 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, objective: Ob
     loss = objective(model(batch.inputs), batch)
     _check_loss(loss, model)
     loss.sum().backward()  # type: ignore[no-untyped-call]
+    if not any(weight.grad is not None for group in optimizer.param_groups for weight in group["params"]):
+        raise KDError(
+            "expected a loss that depends on the weights of the optimizer, found that none of them has a gradient; "
+            "compute the loss from the outputs as they are, and look at the order of its arguments: targets have none"
+        )
     optimizer.step()
     return loss.detach()
 
 
 def _check_loss(loss: object, model: nn.Module) -> None:
     shape = (len(model),) if isinstance(model, Replicas) else ()
+    if isinstance(loss, Tensor) and loss.is_complex():
+        raise KDError(f"expected a loss of real numbers, found {loss.dtype}; take its absolute value")
     if not isinstance(loss, Tensor) or loss.shape != shape:
         found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         remedy = (
@@ -281,13 +289,13 @@ def _remedy(batches: Iterable[Batch], epoch: int, step: int) -> str:
     """What to do about the loss of a step that is not finite: the epoch's batches are made again and looked at."""
     batch = next(islice(batches, step - 1, None), None)
     for name in ("inputs", "labels", "soft"):
-        part = getattr(batch, name, None)
-        if not isinstance(part, Tensor) or not part.is_floating_point():
-            continue
-        wrong = ~part.isfinite() & ~((part == -math.inf) & (name == "soft"))  # a teacher may exclude classes
-        if bool(wrong.any()):
-            place = wrong.nonzero()[0].tolist()
-            return f"the batch's {name} have {part[tuple(place)].item()} at {place}, so correct the data"
+        for part in tree_leaves(getattr(batch, name, None)):
+            if not isinstance(part, Tensor) or not part.is_floating_point():
+                continue
+            wrong = ~part.isfinite() & ~((part == -math.inf) & (name == "soft"))  # a teacher may exclude classes
+            if bool(wrong.any()):
+                place = wrong.nonzero()[0].tolist()
+                return f"the batch's {name} have {part[tuple(place)].item()} at {place}, so correct the data"
     if epoch == step == 1:
         return "no step had been made, so check the initial weights, the inputs' scale and the objective"
     return "lower the learning rate or check the inputs"

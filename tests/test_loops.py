@@ -121,6 +121,7 @@ def test_what_changes_the_weights_after_they_were_loaded_is_refused(tmp_path, ch
             train(count)
 
 
+@pytest.mark.filterwarnings("ignore::kdlib.ownership.OtherStart")
 def test_a_second_progress_is_made_after_the_first_loop(tmp_path):
     def train():
         model = network()

@@ -109,13 +109,20 @@ class Bank(nn.Module):
         return self.dense(x)
 
 
+def banked(**settings):
+    return keras_glorot_(Bank(**settings), generator(0, "weights"))
+
+
 def test_a_buffer_that_grows_is_refused_at_the_first_checkpoint(tmp_path):
     progress = made(Bank(), checkpoint=tmp_path / "c")
     with pytest.raises(KDError, match=r"found bank of shape \(24, 4\), then \(0, 4\); a new network could not load"):
         train(progress, 1)
     assert not [*tmp_path.iterdir()]
-    train(made(Bank(persistent=False), checkpoint=tmp_path / "d"), 1)
-    assert made(Bank(persistent=False), checkpoint=tmp_path / "d").epoch == 1
+    progress = train(made(banked(persistent=False), checkpoint=tmp_path / "d"), 1)
+    again = made(banked(persistent=False), checkpoint=tmp_path / "d")
+    assert again.epoch == 1
+    assert again.model.bank.shape == (24, 4)
+    assert torch.equal(again.model.bank, progress.model.bank)
 
 
 def test_the_checkpoint_of_a_network_with_a_larger_buffer_is_refused(tmp_path):

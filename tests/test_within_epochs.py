@@ -11,6 +11,7 @@ from kdlib.augment import flip_and_shift
 from kdlib.batches import Batches, Examples
 from kdlib.errors import KDError
 from kdlib.losses import cross_entropy, soft_target_kl
+from kdlib.ownership import OtherStart
 from kdlib.progress import CHECKPOINT_SECONDS, Progress
 from kdlib.replicas import Replicas, side_by_side
 from kdlib.seeds import generator
@@ -238,7 +239,8 @@ def test_an_epoch_that_broke_off_goes_on_from_its_checkpoint_and_not_from_its_we
 
     with pytest.raises(Killed):
         go_on(progress)
-    progress = Progress(model, optimizer, checkpoint=path)
+    with pytest.warns(OtherStart, match="goes on with those of the checkpoint, after epoch 0"):
+        progress = Progress(model, optimizer, checkpoint=path)
     with pytest.raises(Killed):
         go_on(progress)
     assert len(calls) == 4  # two steps and a failure, then the third step again

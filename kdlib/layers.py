@@ -1,0 +1,240 @@
+"""What a checkpoint holds of layers besides their state_dict: settings, frozen modules, other buffers, and names."""
+
+from __future__ import annotations
+
+import ast
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdlib.errors import KDError
+from kdlib.packing import unwrapped
+from kdlib.replicas import Replicas
+
+__all__ = ["Layers"]
+
+Settings = dict[str, dict[str, str]]
+
+
+class Layers:
+    """The layers of a training: which are frozen, and what a checkpoint holds of them besides their state_dict.
+
+    `weights` are the names of the optimizer's weights, by group, `shapes` those of the network's buffers at first.
+    """
+
+    def __init__(
+        self, network: nn.Module, extras: Mapping[str, Any], optimizer: torch.optim.Optimizer, place: str
+    ) -> None:
+        self.network, self.parts, self._place = network, _parts_of(network, extras), place
+        self.weights = _weight_names(optimizer, self.parts)
+        self.frozen: list[nn.Module] = []  # they remain in evaluation mode in all epochs
+        self.shapes = {name: value.shape for name, value in network.named_buffers()}
+        self._names: list[str] = []  # of the state_dict, as soon as the network has loaded one
+        self._loaded: tuple[Settings, list[nn.Module]] = {}, []  # settings and frozen modules of the checkpoint
+
+    def freeze(self, anew: bool = False) -> None:
+        """Let the modules that are in evaluation mode, within a network in training mode, remain so in all epochs."""
+        if self.network.training:
+            self.frozen = [] if anew else self.frozen
+            self._freeze_also(module for module in self.network.modules() if not module.training)
+
+    def state(self, remedy: str) -> dict[str, Any]:
+        """Return a copy of the network's state. The first one is loaded into the network; KDError if it cannot be."""
+        state = {
+            key: value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+            for key, value in self.network.state_dict().items()
+        }
+        if not self._names:
+            _check_state(self.network, state, self._place, remedy)
+        self._names = self._names or [*state]
+        return state
+
+    def settings(self) -> Settings:
+        """Return the settings of all layers, by name."""
+        return _settings_of(self.parts)
+
+    def frozen_names(self) -> list[str]:
+        """Return the names of the frozen modules."""
+        return [name for name, module in self.network.named_modules() if _is_one_of(module, self.frozen)]
+
+    def buffers(self) -> dict[str, Tensor]:
+        """Return the buffers with `persistent=False`, which no state_dict has, by name."""
+        return _unsaved_buffers(self.parts)
+
+    def notes(self) -> dict[str, Any]:
+        """Return what a checkpoint says; KDError if a new network could not load the checkpoint."""
+        _refuse_other_tensors(self.network, self._names, self.shapes, self._place)
+        return {"layers": self.settings(), "frozen": self.frozen_names()}
+
+    def take(self, notes: Mapping[str, Any], buffers: Mapping[str, Tensor]) -> None:
+        """Take what `notes` and `buffers` returned at another time."""
+        modules = dict(self.network.named_modules())
+        self._loaded = notes["layers"], [modules[name] for name in notes["frozen"]]
+        _restore_buffers(self.parts, buffers)
+        _restore_settings(self.parts, notes["layers"])
+
+    def go_on(self) -> None:
+        """Set the settings and frozen modules of the checkpoint again: code after Progress may have changed them."""
+        settings, frozen = self._loaded
+        _restore_settings(self.parts, settings)
+        self._freeze_also(frozen)
+
+    def _freeze_also(self, modules: Iterable[nn.Module]) -> None:
+        self.frozen += [module for module in modules if not _is_one_of(module, self.frozen)]
+
+
+def _is_one_of(module: nn.Module, others: Sequence[nn.Module]) -> bool:
+    return any(module is other for other in others)
+
+
+def _check_state(network: nn.Module, state: Mapping[str, Any], place: str, remedy: str) -> None:
+    """Refuse (KDError) a network that cannot load its own state_dict: its weights could not be had again."""
+    try:
+        network.load_state_dict(state)
+    except Exception as error:  # of any kind: the network's own code raises it
+        text = " ".join(str(error).split())[:200]
+        raise KDError(
+            f"{place}: expected a network that can load its own state_dict, found {type(error).__name__} ({text}); "
+            f"correct its state_dict, or {remedy}"
+        ) from error
+
+
+def _refuse_other_tensors(network: nn.Module, first: Sequence[str], buffers: Mapping[str, Any], place: str) -> None:
+    """Refuse (KDError) to write a checkpoint that a new network could not load.
+
+    `first` are the names of the network's state_dict at first, `buffers` the shapes of its buffers. A layer that loads
+    its state in a way of its own, as the observers of quantisation do, may change these.
+    """
+    remedy = "a new network could not load a checkpoint of it"
+    now = network.state_dict()
+    if others := [*(name for name in now if name not in first), *(name for name in first if name not in now)]:
+        raise KDError(
+            f"{place}: expected the names of weights and buffers as at the beginning of the training, found "
+            f"{len(others)} that have come or gone, such as {others[0]}; {remedy}. Change layers before Progress"
+        )
+    for path, module in network.named_modules():
+        if type(module)._load_from_state_dict is not nn.Module._load_from_state_dict:
+            continue
+        for name, value in module._buffers.items():
+            whole = f"{path}.{name}".lstrip(".")
+            shape = buffers.get(whole)
+            if value is not None and name not in module._non_persistent_buffers_set and value.shape != shape:
+                raise KDError(
+                    f"{place}: expected buffers as at the beginning of the training, found {whole} of shape "
+                    f"{tuple(value.shape)}, then {tuple(shape or ())}; {remedy}. Give the buffer its whole size at "
+                    "once, or keep it in an object of its own among the extras"
+                )
+
+
+def _parts_of(network: nn.Module, extras: Mapping[str, Any]) -> dict[str, nn.Module]:
+    """Return the network and the extras that are modules, each under what its layers' names begin with."""
+    modules = {name: unwrapped(value) for name, value in extras.items() if isinstance(value, nn.Module)}
+    return {"": network, **{f"extras/{name}/": module for name, module in modules.items()}}
+
+
+def _settings_of(parts: Mapping[str, nn.Module]) -> Settings:
+    """Return what a checkpoint can say of modules besides their tensors, by the name of the layer.
+
+    That is: class and settings of torch's own layers (the rate of dropout, a stride), and which parameters learn.
+    """
+    found: Settings = {}
+    for place, module in _layers(parts):
+        learn = {name: str(p.requires_grad) for name, p in module._parameters.items() if p is not None}
+        settings = {f"{name}.requires_grad": value for name, value in learn.items()}
+        if type(module).__module__.startswith("torch.nn."):  # a class of the user's may be renamed
+            plain = {name: repr(value) for name, value in vars(module).items() if _is_setting(name, value)}
+            settings |= {"class": type(module).__qualname__, **plain}
+        if settings:
+            found[place] = settings
+    return found
+
+
+def _restore_settings(parts: Mapping[str, nn.Module], settings: Settings) -> None:
+    """Set what `_settings_of` returned for these modules at another time: it may have been changed since.
+
+    KDError for a layer of another class.
+    """
+    now, modules = _settings_of(parts), dict(_layers(parts))
+    for place, layer in settings.items():
+        module = modules[place]
+        for name, text in layer.items():
+            if now.get(place, {}).get(name, text) == text:
+                continue
+            if name == "class":
+                raise KDError(f"{place}: expected a layer of class {text}, found {now[place][name]}; begin with it")
+            if name.endswith(".requires_grad"):
+                parameter = module._parameters[name.removesuffix(".requires_grad")]
+                assert parameter is not None
+                parameter.requires_grad_(text == "True")
+            else:
+                setattr(module, name, float(text) if text in ("inf", "-inf", "nan") else ast.literal_eval(text))
+
+
+def _unsaved_buffers(parts: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """Return the buffers with `persistent=False`, which no state_dict has, by name."""
+    found = {}
+    for start, network in parts.items():
+        for path, module in network.named_modules():
+            for name in sorted(getattr(module, "_non_persistent_buffers_set", ())):
+                if (value := module._buffers.get(name)) is not None:
+                    found[f"{start}{path}.{name}"] = value
+    return found
+
+
+def _restore_buffers(parts: Mapping[str, nn.Module], buffers: Mapping[str, Tensor]) -> None:
+    """Set what `_unsaved_buffers` returned at another time; a buffer may have grown since it was made."""
+    for start, network in parts.items():
+        for path, module in network.named_modules():
+            own = f"{start}{path}."
+            for name in [name for name in buffers if name.startswith(own) and "." not in name.removeprefix(own)]:
+                value, now = buffers[name], module._buffers.get(name.removeprefix(own))
+                if now is not None and (now.shape, now.dtype) == (value.shape, value.dtype):
+                    with torch.no_grad():
+                        now.copy_(value)
+                else:
+                    module.register_buffer(name.removeprefix(own), value, persistent=False)
+
+
+def _weight_names(optimizer: torch.optim.Optimizer, parts: Mapping[str, nn.Module]) -> list[list[str]]:
+    """Return the names of the optimizer's weights, by group; one of none of the parts has its number and shape."""
+    every = {
+        id(value): f"{start}{name}" for start, module in parts.items() for name, value in module.named_parameters()
+    }
+    found = []
+    for group in optimizer.param_groups:
+        others = [value for value in group["params"] if id(value) not in every]
+        numbers = {id(value): f"{number} of shape {tuple(value.shape)}" for number, value in enumerate(others)}
+        found.append([(every | numbers)[id(value)] for value in group["params"]])
+    return found
+
+
+def in_order(state: Mapping[Any, Any], names: Sequence[Sequence[str]], now: Sequence[Sequence[str]]) -> dict[Any, Any]:
+    """Return an optimizer's state, by the number of the weight, for the same weights in their order of now.
+
+    A set of weights, for example, has another order in each process.
+    """
+    before = {(group, name): n for n, (group, name) in enumerate(_numbered(names))}
+    numbers = {before[key]: n for n, key in enumerate(_numbered(now))}
+    return {numbers.get(number, number): value for number, value in state.items()}
+
+
+def _numbered(names: Sequence[Sequence[str]]) -> list[tuple[int, str]]:
+    return [(group, name) for group, part in enumerate(names) for name in part]
+
+
+def _layers(parts: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    for start, network in parts.items():
+        for path, module in network.named_modules():
+            yield f"{start}{path}".rstrip("/") or "the network", module
+        if isinstance(network, Replicas):
+            for path, module in network.template.named_modules():
+                yield f"{start}members/{path}".rstrip("/"), module
+
+
+def _is_setting(name: str, value: Any) -> bool:
+    parts = value if isinstance(value, tuple) else (value,)
+    known = all(isinstance(part, bool | int | float | str | None) for part in parts)
+    return known and name != "training" and not name.startswith("_")
