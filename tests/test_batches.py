@@ -17,6 +17,7 @@ from kdlib.errors import KDError
 from kdlib.files import array_digest
 from kdlib.losses import soft_target_kl
 from kdlib.metrics import expected_calibration_error
+from kdlib.networks import keras_glorot_
 from kdlib.replicas import side_by_side
 from kdlib.seeds import generator
 from kdlib.targets import SoftTargets
@@ -405,7 +406,7 @@ def test_a_checkpoint_is_of_the_labels_it_was_trained_with(tmp_path):
     """`dataclasses.replace` keeps the digest of the data."""
 
     def train(labels):
-        model = nn.Linear(2, 3)
+        model = keras_glorot_(nn.Linear(2, 3), generator(0, "weights"))
         progress = Progress(model, torch.optim.SGD(model.parameters(), lr=0.1), checkpoint=tmp_path / "c")
         batches = Batches(replace(examples, labels=labels), 8, seed=0)
         return [*epochs(progress, batches, hard_targets, count=1, seed=0)]
