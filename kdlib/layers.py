@@ -29,6 +29,7 @@ class Layers:
         self, network: nn.Module, extras: Mapping[str, Any], optimizer: torch.optim.Optimizer, place: str
     ) -> None:
         self.network, self.parts, self._place = network, _parts_of(network, extras), place
+        self._extras = extras
         self.weights = _weight_names(optimizer, self.parts)
         self.frozen: list[nn.Module] = []  # they remain in evaluation mode in all epochs
         self.shapes = {name: value.shape for name, value in network.named_buffers()}
@@ -48,9 +49,16 @@ class Layers:
             for key, value in self.network.state_dict().items()
         }
         if not self._names:
-            _check_state(self.network, state, self._place, remedy)
+            _check_state("a network", self.network, state, self._place, remedy)
         self._names = self._names or [*state]
         return state
+
+    def prove(self) -> dict[str, Any]:
+        """Return the network's state, as `state` does, after the extras have loaded theirs; KDError if one cannot."""
+        remedy = "train without a checkpoint"
+        for name, extra in self._extras.items():
+            _check_state(f"an extra {name!r}", extra, copy.deepcopy(extra.state_dict()), self._place, remedy)
+        return self.state(remedy)
 
     def settings(self) -> Settings:
         """Return the settings of all layers, by name."""
@@ -90,14 +98,14 @@ def _is_one_of(module: nn.Module, others: Sequence[nn.Module]) -> bool:
     return any(module is other for other in others)
 
 
-def _check_state(network: nn.Module, state: Mapping[str, Any], place: str, remedy: str) -> None:
-    """Refuse (KDError) a network that cannot load its own state_dict: its weights could not be had again."""
+def _check_state(kind: str, owner: Any, state: Mapping[str, Any], place: str, remedy: str) -> None:
+    """Refuse (KDError) what cannot load its own state_dict: its weights, for example, could not be had again."""
     try:
-        network.load_state_dict(state)
-    except Exception as error:  # of any kind: the network's own code raises it
+        owner.load_state_dict(state)
+    except Exception as error:  # of any kind: the owner's own code raises it
         text = " ".join(str(error).split())[:200]
         raise KDError(
-            f"{place}: expected a network that can load its own state_dict, found {type(error).__name__} ({text}); "
+            f"{place}: expected {kind} that can load its own state_dict, found {type(error).__name__} ({text}); "
             f"correct its state_dict, or {remedy}"
         ) from error
 

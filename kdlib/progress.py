@@ -115,7 +115,7 @@ class Progress:
         self._own_file: tuple[int, int] | None = None  # the checkpoint as this training has read or written it
         if self.checkpoint is not None:
             self._packed({})  # what a checkpoint cannot hold is refused now, not after an epoch
-            self._first["start"] = tensor_digest(tensors_of_state(self.layers.state("train without a checkpoint")))
+            self._first["start"] = tensor_digest(tensors_of_state(self.layers.prove()))
             if is_there(self.checkpoint):
                 self._load(self.checkpoint)
 

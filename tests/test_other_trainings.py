@@ -253,6 +253,13 @@ def test_a_network_that_cannot_load_its_own_state_is_refused(tmp_path):
         progress.keep("best")  # not after the whole training
 
 
+def test_an_extra_that_cannot_load_its_own_state_is_refused(tmp_path):
+    model = student()
+    told = r"an extra 'hint' that can load its own state_dict, found RuntimeError \(.*teacher\.weight"
+    with pytest.raises(KDError, match=told):
+        Progress(model, adam(model), checkpoint=tmp_path / "c", extras={"hint": HidesItsTeacher()})
+
+
 def test_layers_that_come_in_the_body_are_refused_at_once(tmp_path):
     model = student()
     progress = Progress(model, adam(model), checkpoint=tmp_path / "c")
