@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kdlib.checks import path_of
 from kdlib.errors import KDError
-from kdlib.files import keep_previous, load_tensors, save_tensors, tensors_of
+from kdlib.files import keep_previous, load_tensors, not_read, save_tensors, tensors_of
 from kdlib.packing import unpack
 from kdlib.shapes import Misshapen, Number, OptimizerShape, TraceShape, check
 
@@ -198,6 +198,8 @@ def as_of_a_checkpoint(path: Path) -> Iterator[None]:
     except KDError:
         raise
     except Exception as error:
+        if isinstance(error, OSError | MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+            raise not_read(path, error) from error
         what = str(error) if isinstance(error, Misshapen) else f"expected a state that fits, found {error!r}"
         raise KDError(
             f"{path}: not a checkpoint as kdlib writes it: {what}. The file was not changed: {REMEDY}"

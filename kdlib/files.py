@@ -24,7 +24,7 @@ from torch import Tensor
 
 from kdlib.contents import content_of
 from kdlib.errors import KDError
-from kdlib.foreign import is_foreign
+from kdlib.foreign import is_foreign, read_tensors
 
 CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
 PAUSES = (0.05, 0.2, 0.7)  # seconds before a rename that was refused is tried again
@@ -304,7 +304,7 @@ def tensors_of(content: bytes, path: Path) -> tuple[dict[str, Tensor], Any]:
         about = read_json(header["__metadata__"]["kdlib"])
         expected, notes = about["digest"], about["notes"]
         # Cloned: the tensors that safetensors returns are not aligned in memory.
-        tensors = {name: value.clone() for name, value in sorted(safetensors.torch.load(content).items())}
+        tensors = {name: value.clone() for name, value in sorted(read_tensors(content).items())}
         found = _digest(tensors, notes)
     except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         if is_foreign(content):

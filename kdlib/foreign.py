@@ -1,4 +1,4 @@
-"""Files that kdlib did not write, in the place of one of its own: they are the user's, and not damaged."""
+"""What safetensors reads, and files that kdlib did not write: they are the user's, and not damaged."""
 
 from __future__ import annotations
 
@@ -6,8 +6,24 @@ import json
 
 import safetensors
 import safetensors.torch
+from torch import Tensor
 
-__all__ = ["is_foreign"]
+__all__ = ["is_foreign", "read_tensors"]
+
+
+def read_tensors(content: bytes) -> dict[str, Tensor]:
+    """Return the tensors of a file of safetensors; MemoryError where its Rust code panics, as it does without memory.
+
+    Other errors as of `safetensors.torch.load`.
+    """
+    try:
+        return safetensors.torch.load(content)
+    except Exception:
+        raise
+    except BaseException as error:  # no `except Exception` takes a PanicException
+        if type(error).__name__ != "PanicException":
+            raise
+        raise MemoryError(str(error)) from error
 
 
 def is_foreign(content: bytes) -> bool:
@@ -19,7 +35,7 @@ def is_foreign(content: bytes) -> bool:
     if (content and 0 not in content[:8] and _is_text(content)) or content.startswith(b"PK\x03\x04"):
         return True
     try:
-        tensors = safetensors.torch.load(content)
+        tensors = read_tensors(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     except (ValueError, KeyError, RuntimeError, MemoryError, safetensors.SafetensorError):
         return False

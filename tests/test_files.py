@@ -225,6 +225,22 @@ def test_array_digest_refuses_what_has_no_bytes_of_its_own(other):
         array_digest(other)
 
 
+def test_a_panic_of_safetensors_is_short_memory_and_no_damage(tmp_path, monkeypatch):
+    class PanicException(BaseException):  # as the real one: no `except Exception` takes it
+        pass
+
+    def panics(content):
+        raise PanicException("PyObject pointer is null")
+
+    save_tensors(tmp_path / "file", {"weights": torch.ones(2)})
+    monkeypatch.setattr("safetensors.torch.load", panics)
+    with pytest.raises(
+        KDError, match=r"file: cannot be read \(PyObject pointer is null\)\. Nothing was changed"
+    ) as found:
+        load_tensors(tmp_path / "file")
+    assert not isinstance(found.value, DamagedFile)
+
+
 def test_array_digest_refuses_a_mask():
     with pytest.raises(KDError, match=r"found a masked array; use array\.filled"):
         array_digest(np.ma.masked_equal(np.arange(3), 1))  # its bytes are the same with any mask

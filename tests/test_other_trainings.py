@@ -268,6 +268,30 @@ def test_layers_that_come_in_the_body_are_refused_at_once(tmp_path):
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError(), OSError(24, "Too many open files")],
+)
+def test_a_checkpoint_that_cannot_be_taken_just_now_is_not_called_wrong(tmp_path, error):
+    model = student()
+    train(Progress(model, adam(model), checkpoint=tmp_path / "c"))
+    before = (tmp_path / "c").read_bytes()
+
+    class Full(nn.Sequential):
+        loads = 0
+
+        def load_state_dict(self, *arguments, **options):
+            self.loads += 1
+            if self.loads > 1:  # the first one is of its own state
+                raise error
+            return super().load_state_dict(*arguments, **options)
+
+    again = Full(*student())
+    with pytest.raises(KDError, match=r"c: cannot be read \(.*\)\. Nothing was changed: mend this, then run"):
+        Progress(again, adam(again), checkpoint=tmp_path / "c")
+    assert (tmp_path / "c").read_bytes() == before
+
+
 # ---- learning rates
 
 

@@ -33,6 +33,7 @@ from kdlib.report.pages import (
 from kdlib.report.sessions import Replication
 from kdlib.report.steps import Step, next_steps
 from kdlib.report.summary import lines_of
+from kdlib.report.texts import read_text
 from kdlib.run.costs import Cost, costs
 from kdlib.run.experiment import DEFAULT, load_experiment, replications
 from kdlib.run.records import Record, read_records
@@ -244,6 +245,8 @@ def tables(options: argparse.Namespace) -> int:
     names, found = chosen(options.names), committed(ROOT)
     for name, records in found.items():  # before anything is written
         refuse_unknown_arms(load_experiment(name), records, ROOT / "results" / name / "runs.jsonl")
+    for path in (ROOT / "README.md", ROOT / "DATA.md", *(ROOT / "replications" / name / "README.md" for name in found)):
+        read_text(path)
     for name in (name for name in names if found[name]):
         folder, experiment = ROOT / "results" / name, load_experiment(name)
         with recording.held(folder, _tell_waiting):

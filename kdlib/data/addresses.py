@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode, urlsafe_b64encode
+from collections.abc import Iterator
 from functools import partial
 from urllib.parse import quote, quote_plus, unquote, unquote_plus, urlsplit
 
@@ -15,8 +16,8 @@ def shown(address: str) -> str:
     """Return an address without user, password, query and fragment, which may be secrets."""
     scheme, mark, _ = address.partition("://")
     if not mark or not re.fullmatch(r"[A-Za-z][\w+.-]*", scheme, re.ASCII):
-        is_path = address.startswith(("/", "~", ".")) and not address.startswith("//")
-        return "***" if "@" in address and not is_path else address[:LONGEST]
+        is_path = re.match(r"/(?!/)|~|\.|[A-Za-z]:[\\/]", address)
+        return "***" if re.search("[@?:]", address) and not is_path else address[:LONGEST]
     if not is_usable(address):  # its parts may be others than the user thinks
         return f"{scheme}://***"
     parts = urlsplit(address)
@@ -59,7 +60,14 @@ def _secrets(address: str) -> set[str]:
     for coding in ("utf-8", "latin-1") if at else ():  # of the header Authorization
         pair = f"{unquote(user)}:{unquote(password)}".encode(coding, errors="ignore")
         texts |= {b64encode(pair).decode(), urlsafe_b64encode(pair).decode()}
+    texts |= {read for text in texts for read in _misread(text)}
     return texts - {""}
+
+
+def _misread(text: str) -> Iterator[str]:
+    """A text as a reader shows its bytes who takes them to be in another coding."""
+    for written, read in (("utf-8", "latin-1"), ("utf-8", "ascii"), ("latin-1", "utf-8"), ("latin-1", "ascii")):
+        yield text.encode(written, errors="ignore").decode(read, errors="replace")
 
 
 def why(error: BaseException, *addresses: str) -> str:

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from kdlib.data import DataError
 from kdlib.data.reading import reading
 from kdlib.files import DamagedFile, not_read, read_file
+from kdlib.foreign import read_tensors
 
 CHANNELS = (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)  # into and out of the 13 convolutions
 PLACES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # in torchvision's vgg16().features
@@ -82,7 +82,7 @@ def _shapes() -> list[tuple[int, ...]]:
 def _read_keras(path: Path) -> dict[str, Tensor]:
     try:
         # Python opens the file: safetensors reports every failure to open one as a missing file.
-        return safetensors.torch.load(read_file(path))
+        return read_tensors(read_file(path))
     except (MemoryError, RuntimeError) as error:
         raise not_read(path, error) from error
     except (DamagedFile, ValueError, safetensors.SafetensorError) as error:

@@ -20,9 +20,10 @@ from kdlib.report.json_rows import arm_rows, claim_rows, command, ingredient_row
 from kdlib.report.markdown import aim, mark, scale, unit
 from kdlib.report.pages import label_of, reported_of
 from kdlib.report.pairs import traced_pairs
-from kdlib.report.prose import data_sets, numbered, read_text, section_of, title_of
+from kdlib.report.prose import data_sets, numbered, section_of, title_of
 from kdlib.report.readme import worst_primary
 from kdlib.report.tables import of_one_teacher
+from kdlib.report.texts import read_text
 from kdlib.run.experiment import Experiment
 from kdlib.run.records import Record, grouped, measured
 

@@ -18,6 +18,7 @@ from kdlib.report.frames import is_reduced
 from kdlib.report.markdown import escaped
 from kdlib.report.readme import replace_table, section, summary_line, summary_table
 from kdlib.report.tables import MADE_OF, Page, page_of
+from kdlib.report.texts import read_text
 from kdlib.run.experiment import Experiment, load_experiment, replications
 from kdlib.run.records import Record, grouped, read_records
 
@@ -149,10 +150,9 @@ def update_readmes(root: Path, records: Mapping[str, Sequence[Record]]) -> None:
         declared = experiment.profile(experiment.judged).seeds if experiment.judged else 0
         rows.append(summary_line(name, reported_of(experiment), judged, declared))
         for profile_name, profile in experiment.profiles.items():
-            if profile.in_readme and (page := results / f"{profile_name}.md").exists():
-                shown[name] = section(page.read_text(encoding="utf-8"), "Arms")
-        if (page := results / f"{experiment.judged}.md").exists():
-            text = page.read_text(encoding="utf-8")
+            if profile.in_readme and (text := read_text(results / f"{profile_name}.md")):
+                shown[name] = section(text, "Arms")
+        if text := read_text(results / f"{experiment.judged}.md"):
             places = {"claims": section(text, "Claims"), "ingredients": section(text, MADE_OF)}
             _update(root / "replications" / name / "README.md", places, needed=False)
     _update(root / "README.md", {"table": summary_table(rows), **shown})
@@ -165,16 +165,16 @@ def update_readmes(root: Path, records: Mapping[str, Sequence[Record]]) -> None:
 
 def _update(path: Path, places: dict[str, str], needed: bool = True) -> None:
     """Write tables into a README, each at the marks of its name; if not `needed`, only where the marks are."""
+    if not (text := read_text(path)):
+        mark = next(iter(places), "table")
+        raise KDError(
+            f"{path}: expected a README to write the tables into, found none; write one with the lines "
+            f"<!-- {mark}:begin --> and <!-- {mark}:end -->"
+        )
     try:
-        text = path.read_text(encoding="utf-8")
         for mark, table in places.items():
             if needed or f"<!-- {mark}:begin -->" in text:
                 text = replace_table(text, table, mark)
-    except OSError as error:
-        raise KDError(
-            f"{path}: expected a README to write the tables into, found: {error.strerror}; write one with the lines "
-            f"<!-- {next(iter(places), 'table')}:begin --> and <!-- {next(iter(places), 'table')}:end -->"
-        ) from error
     except KDError as error:
         raise KDError(f"{path}: {error}") from error
     atomic_write(path, text.encode())

@@ -6,12 +6,11 @@ import posixpath
 import re
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-__all__ = ["data_sets", "numbered", "read_text", "rendered", "section_of", "title_of"]
+__all__ = ["data_sets", "numbered", "rendered", "section_of", "title_of"]
 
 
 @cache
@@ -86,8 +85,3 @@ def _from_page(href: str, folder: str) -> str:
         return href
     path, mark, fragment = href.partition("#")
     return posixpath.normpath(posixpath.join(folder, path)) + mark + fragment
-
-
-def read_text(path: Path) -> str:
-    """Return the text of a file; nothing if there is none."""
-    return path.read_text(encoding="utf-8") if path.exists() else ""

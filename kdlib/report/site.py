@@ -34,6 +34,7 @@ from kdlib.report.markdown import NONE, Scale, percent
 from kdlib.report.names import refuse_reserved
 from kdlib.report.prose import rendered
 from kdlib.report.roles import COLORS
+from kdlib.report.texts import read_text
 from kdlib.run.experiment import load_experiment
 from kdlib.run.records import Record
 
@@ -271,7 +272,7 @@ def _picture(drawing: Path, words: Path, numbers: Path) -> Row | None:
     if not drawing.exists():
         return None
     file = f"../{drawing.name}" if drawing.stem == "front" else f"../{drawing.parent.name}/{drawing.name}"
-    return {"file": file, "said": words.read_text("utf-8").strip(), "rows": _rows(numbers)}
+    return {"file": file, "said": read_text(words).strip(), "rows": _rows(numbers)}
 
 
 def _rows(path: Path) -> list[list[str]]:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from kdlib.files import read_file
+
 LIBRARY = Path(__file__).parents[1]
 # The files of kdlib.run that can change a result. All files of the core can; an edit of the others (engine, export and
 # import, records, judging, tables, command line) gives no notice.
@@ -91,19 +93,24 @@ def source_digest(experiment_folder: Path) -> str:
     These are its own files, those of the shared packages in replications/ that it imports, kdlib's core and data, and
     the files of kdlib.run that it imports.
     """
-    own = [path for path in experiment_folder.glob("*.py") if path.name != "figures.py"]
-    text = "\n".join(path.read_text(encoding="utf-8") for path in own)
-    shared = {experiment_folder.parent / name for name in re.findall(r"\breplications\.(\w+)", text)}
+    own = [path for path in _sources(experiment_folder) if path.name != "figures.py"]
+    text = b"\n".join(read_file(path) for path in own)
+    shared = {experiment_folder.parent / name.decode() for name in re.findall(rb"\breplications\.(\w+)", text)}
     files = [
         *own,
-        *(path for folder in shared if folder != experiment_folder for path in folder.glob("*.py")),
-        *(path for path in LIBRARY.glob("*.py") if path.name not in NO_CORE),
-        *(path for path in LIBRARY.glob("data/*.py") if path.name not in NOT_TRAINING),
+        *(path for folder in shared if folder != experiment_folder for path in _sources(folder)),
+        *(path for path in _sources(LIBRARY) if path.name not in NO_CORE),
+        *(path for path in _sources(LIBRARY / "data") if path.name not in NOT_TRAINING),
         *(LIBRARY / "run" / name for name in RUN_FILES),
     ]
     # By name within its folder, not by path: a copied replication has the same digest.
-    parts = sorted((path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files)
+    parts = sorted((path.name, hashlib.sha256(read_file(path)).hexdigest()) for path in files)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _sources(folder: Path) -> list[Path]:
+    """The Python files of a folder, without those of editors and file systems: `.#a.py` is a link to nothing."""
+    return [path for path in folder.glob("*.py") if not path.name.startswith(".") and path.is_file()]
 
 
 @cache

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kdlib.batches import Examples
 from kdlib.checks import check_kind
 from kdlib.errors import KDError, error_in_user_code
+from kdlib.files import DamagedFile, is_there
 from kdlib.progress import Progress
 from kdlib.run.contradictions import check_config, check_experiment
 from kdlib.run.environment import source_digest
@@ -266,8 +267,16 @@ class Experiment:
 
 
 def replications(root: Path) -> list[str]:
-    """Return the names of the folders in replications/ that have an `experiment.py`, sorted."""
-    return sorted(path.parent.name for path in root.glob("replications/*/experiment.py"))
+    """Return the names of the folders in replications/ that have an `experiment.py`, or may not be read, sorted."""
+    folder = root / "replications"
+    return sorted(path.name for path in folder.iterdir() if _has_experiment(path)) if folder.is_dir() else []
+
+
+def _has_experiment(folder: Path) -> bool:
+    try:
+        return is_there(folder / "experiment.py")
+    except KDError as error:  # whoever loads it is told; a link that leads to itself is none
+        return not isinstance(error, DamagedFile)
 
 
 def loadable(root: Path) -> list[Experiment]:
@@ -289,7 +298,7 @@ def load_experiment(name: str) -> Experiment:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing is None or not f"replications.{name}.experiment".startswith(missing):
             raise error_in_user_code(f"replications/{name}/experiment.py", error) from error
-        if (Path("replications") / name / "experiment.py").is_file():  # a folder without __init__.py comes last
+        if is_there(Path("replications") / name / "experiment.py"):  # a folder without __init__.py comes last
             places = ", ".join(map(str, sys.modules["replications"].__path__)) if "replications" in sys.modules else ""
             raise KDError(
                 f"replications/{name}: expected that Python imports it, found that it imports replications from "

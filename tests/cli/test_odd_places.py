@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from kdlib.cli.new import write_template
 from kdlib.data import fetch
 from kdlib.errors import CheckpointReplaced, KDError
 from kdlib.run import prepare
+from kdlib.run.environment import source_digest
 from kdlib.run.experiment import load_experiment
 from kdlib.run.labels import label_of
 from kdlib.run.store import Store
@@ -99,6 +101,61 @@ def test_an_experiment_that_somebody_is_editing_does_not_hide_the_others(root, c
     assert any(line.startswith("draft: ") for line in lines)
     assert any(line.startswith("toy: ") for line in lines)
     assert main(["list", "draft"]) == 2
+
+
+def test_files_of_editors_and_file_systems_are_no_source_files(kd, root):  # noqa: F811
+    """Emacs links `.#name` to nothing while a file is edited; macOS writes `._name` of bytes on foreign disks."""
+    folder = root / "replications" / "toy"
+    (folder / ".#experiment.py").symlink_to("me@host.1234:17")
+    (folder / "._experiment.py").write_bytes(b"\x00\x05\x16\x07\xff")
+    (folder / "notes.py").write_bytes(b"# caf\xe9\n")  # nothing imports it
+    source_digest.cache_clear()
+    assert kd("run", "toy", "--seed", "0", "--arms", "baseline")[0] == 0
+    assert main(["list"]) == 0
+
+
+def test_the_digest_of_source_files_is_that_of_their_bytes(root):  # noqa: F811
+    folder = root / "replications" / "toy"
+    source_digest.cache_clear()
+    first = source_digest(folder)
+    (folder / ".#experiment.py").symlink_to("nowhere")
+    source_digest.cache_clear()
+    assert source_digest(folder) == first
+    (folder / "more.py").write_text("x = 1\n")
+    source_digest.cache_clear()
+    assert source_digest(folder) != first
+
+
+def test_a_replication_that_may_not_be_read_is_not_gone(root, monkeypatch, capsys):  # noqa: F811
+    """`kd tables` would say that it has another name, and delete its page."""
+    closed = root / "replications" / "closed"
+    closed.mkdir()
+    real = Path.lstat
+
+    def lstat(self):
+        if self.parent.name == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(self)
+
+    monkeypatch.setattr(Path, "lstat", lstat)
+    (root / "replications" / "loop").symlink_to("loop")
+    assert main(["tables"]) == 2
+    assert "closed/experiment.py: cannot be read (Permission denied)" in capsys.readouterr().err
+    assert main(["list"]) == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("toy: ") for line in lines)
+    assert any(line.startswith("closed: ") for line in lines)
+    assert not any(line.startswith("loop") for line in lines)
+
+
+def test_a_text_that_is_not_utf_8_is_named_before_anything_is_written(kd, root, capsys):  # noqa: F811
+    (root / "README.md").write_text("<!-- table:begin -->\n<!-- table:end -->\n")
+    (root / "replications" / "toy" / "README.md").write_bytes(b"caf\xe9\n")
+    before = sorted(path for path in root.rglob("*") if path.is_file())
+    assert main(["tables"]) == 2
+    told = capsys.readouterr().err
+    assert "toy/README.md: expected text in UTF-8, found another byte at 3; save it in UTF-8" in told
+    assert sorted(path for path in root.rglob("*") if path.is_file()) == before
 
 
 def test_odd_paths_are_mistakes_and_not_tracebacks(kd, root, capsys):  # noqa: F811
