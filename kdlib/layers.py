@@ -7,11 +7,13 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from kdlib.errors import KDError
-from kdlib.packing import unwrapped
+from kdlib.files import tensor_digest
+from kdlib.packing import can_be_saved, tensors_of_state, unwrapped
 from kdlib.replicas import Replicas
 
 __all__ = ["Layers"]
@@ -33,6 +35,7 @@ class Layers:
         self.weights = _weight_names(optimizer, self.parts)
         self.frozen: list[nn.Module] = []  # they remain in evaluation mode in all epochs
         self.shapes = {name: value.shape for name, value in network.named_buffers()}
+        self._kinds = {name: type(module) for name, module in _layers(self.parts)}
         self._names: list[str] = []  # of the state_dict, as soon as the network has loaded one
         self._loaded: tuple[Settings, list[nn.Module]] = {}, []  # settings and frozen modules of the checkpoint
 
@@ -53,12 +56,22 @@ class Layers:
         self._names = self._names or [*state]
         return state
 
-    def prove(self) -> dict[str, Any]:
-        """Return the network's state, as `state` does, after the extras have loaded theirs; KDError if one cannot."""
+    def prove(self, optimizer: torch.optim.Optimizer) -> str:
+        """Let network, extras and optimizer load their own states; KDError if one cannot.
+
+        Return the SHA-256 of all tensors of network and extras.
+        """
         remedy = "train without a checkpoint"
-        for name, extra in self._extras.items():
-            _check_state(f"an extra {name!r}", extra, copy.deepcopy(extra.state_dict()), self._place, remedy)
-        return self.state(remedy)
+        own = {f"an extra {name!r}": value for name, value in self._extras.items()}
+        if not type(optimizer).__module__.startswith("torch.optim"):
+            own["an optimizer"] = optimizer
+        for name, value in own.items():
+            _check_state(name, value, copy.deepcopy(value.state_dict()), self._place, remedy)
+        states = {"": self.state(remedy)} | {start: part.state_dict() for start, part in self.parts.items() if start}
+        tensors = {f"{name} (not saved)": value for name, value in self.buffers().items()}
+        for start, state in states.items():
+            tensors |= {f"{start}{name}": value for name, value in tensors_of_state(state).items()}
+        return tensor_digest(tensors)
 
     def settings(self) -> Settings:
         """Return the settings of all layers, by name."""
@@ -72,9 +85,21 @@ class Layers:
         """Return the buffers with `persistent=False`, which no state_dict has, by name."""
         return _unsaved_buffers(self.parts)
 
-    def notes(self) -> dict[str, Any]:
-        """Return what a checkpoint says; KDError if a new network could not load the checkpoint."""
+    def notes(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Return what a checkpoint says; KDError if the same script, run again, could not load the checkpoint."""
         _refuse_other_tensors(self.network, self._names, self.shapes, self._place)
+        kinds = {name: type(module) for name, module in _layers(self.parts)}
+        if others := [name for name in {**self._kinds, **kinds} if kinds.get(name) is not self._kinds.get(name)]:
+            raise KDError(
+                f"{self._place}: expected the layers as at the beginning of the training, found another {others[0]}; "
+                "a new network could not load a checkpoint of it. Change layers before Progress"
+            )
+        if _weight_names(optimizer, self.parts) != self.weights:
+            raise KDError(
+                f"{self._place}: expected an optimizer of the same weights as at the beginning of the training, found "
+                "that some have come, gone or been replaced: a resumed training would lack them. Give the optimizer "
+                "all weights at first, and requires_grad_(False) to those that learn later"
+            )
         return {"layers": self.settings(), "frozen": self.frozen_names()}
 
     def take(self, notes: Mapping[str, Any], buffers: Mapping[str, Tensor]) -> None:
@@ -153,8 +178,11 @@ def _settings_of(parts: Mapping[str, nn.Module]) -> Settings:
         learn = {name: str(p.requires_grad) for name, p in module._parameters.items() if p is not None}
         settings = {f"{name}.requires_grad": value for name, value in learn.items()}
         if type(module).__module__.startswith("torch.nn."):  # a class of the user's may be renamed
-            plain = {name: repr(value) for name, value in vars(module).items() if _is_setting(name, value)}
-            settings |= {"class": type(module).__qualname__, **plain}
+            plain = {name: _plain(value) for name, value in vars(module).items()}
+            known = {name: repr(value) for name, value in plain.items() if _is_setting(name, value)}
+            settings |= {"class": type(module).__qualname__, **known}
+        if place.startswith("extras/"):  # the loop sets the mode of the network alone
+            settings["training"] = repr(module.training)
         if settings:
             found[place] = settings
     return found
@@ -187,7 +215,7 @@ def _unsaved_buffers(parts: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     for start, network in parts.items():
         for path, module in network.named_modules():
             for name in sorted(getattr(module, "_non_persistent_buffers_set", ())):
-                if (value := module._buffers.get(name)) is not None:
+                if (value := module._buffers.get(name)) is not None and can_be_saved(value):
                     found[f"{start}{path}.{name}"] = value
     return found
 
@@ -199,11 +227,11 @@ def _restore_buffers(parts: Mapping[str, nn.Module], buffers: Mapping[str, Tenso
             own = f"{start}{path}."
             for name in [name for name in buffers if name.startswith(own) and "." not in name.removeprefix(own)]:
                 value, now = buffers[name], module._buffers.get(name.removeprefix(own))
-                if now is not None and (now.shape, now.dtype) == (value.shape, value.dtype):
+                if now is None or (now.shape, now.dtype) != (value.shape, value.dtype):
+                    module.register_buffer(name.removeprefix(own), value, persistent=False)
+                elif not torch.equal(now, value):  # a constant may be one that cannot be written
                     with torch.no_grad():
                         now.copy_(value)
-                else:
-                    module.register_buffer(name.removeprefix(own), value, persistent=False)
 
 
 def _weight_names(optimizer: torch.optim.Optimizer, parts: Mapping[str, nn.Module]) -> list[list[str]]:
@@ -220,13 +248,21 @@ def _weight_names(optimizer: torch.optim.Optimizer, parts: Mapping[str, nn.Modul
 
 
 def in_order(state: Mapping[Any, Any], names: Sequence[Sequence[str]], now: Sequence[Sequence[str]]) -> dict[Any, Any]:
-    """Return an optimizer's state, by the number of the weight, for the same weights in their order of now.
+    """Return an optimizer's state_dict, without groups, for the same weights in their order of now.
 
-    A set of weights, for example, has another order in each process.
+    A set of weights, for example, has another order in each process. KDError for another order, and more entries than
+    torch's own optimizers have.
     """
+    if list(names) == list(now):
+        return dict(state)
+    if others := [key for key in state if key != "state"]:
+        raise KDError(
+            f"expected the optimizer's weights in the order of the checkpoint, found another one: kdlib does not know "
+            f"the order of its {others[0]!r}; give it a list of weights in a fixed order"
+        )
     before = {(group, name): n for n, (group, name) in enumerate(_numbered(names))}
     numbers = {before[key]: n for n, key in enumerate(_numbered(now))}
-    return {numbers.get(number, number): value for number, value in state.items()}
+    return {"state": {numbers.get(number, number): value for number, value in state["state"].items()}}
 
 
 def _numbered(names: Sequence[Sequence[str]]) -> list[tuple[int, str]]:
@@ -240,6 +276,13 @@ def _layers(parts: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
         if isinstance(network, Replicas):
             for path, module in network.template.named_modules():
                 yield f"{start}members/{path}".rstrip("/"), module
+
+
+def _plain(value: Any) -> Any:
+    """A number of NumPy or torch as one of Python, as its text is read back."""
+    if isinstance(value, tuple):
+        return tuple(_plain(part) for part in value)
+    return value.item() if isinstance(value, np.generic | Tensor) and value.ndim == 0 else value
 
 
 def _is_setting(name: str, value: Any) -> bool:

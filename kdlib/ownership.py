@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +58,10 @@ def warn_of_other_start(stored: str, own: str, epoch: int, place: str) -> None:
     """Warn (OtherStart) if a checkpoint's training began with other weights; they may be random in each process."""
     if stored != own:
         warnings.warn(
-            f"{place}: this network's weights are not those that the training of the checkpoint began with; it goes on "
-            f"with those of the checkpoint, after epoch {epoch}. If this is another training, give it another "
-            "checkpoint. If it is the same, seed the weights with torch.manual_seed before you make the network",
+            f"{place}: the weights of this network, or of the extras, are not those that the training of the "
+            f"checkpoint began with; it goes on with those of the checkpoint, after epoch {epoch}. If this is another "
+            "training, give it another checkpoint. If it is the same, seed the weights with torch.manual_seed before "
+            "you make them",
             OtherStart,
             stacklevel=5,
         )
@@ -74,7 +75,8 @@ def refuse_another_loop(stored: Mapping[str, Any], now: Mapping[str, Any], place
 def _data(batches: Any) -> Any:
     """What the batches are made of, if they say so: one object, or one for each member of a stack under its number."""
     members = getattr(batches, "members", [batches])
-    about: list[dict[str, Any]] = [getattr(member, "identity", getattr(member, "about", dict))() for member in members]
+    told = [getattr(member, "identity", getattr(member, "about", dict)) for member in members]
+    about: list[dict[str, Any]] = [each() if callable(each) else {} for each in told]
     return about[0] if len(about) == 1 else {str(number): each for number, each in enumerate(about)}
 
 
@@ -116,7 +118,7 @@ def refuse_more_epochs(done: int, begun: bool, count: int, place: str) -> None:
 def refuse_another(stored: Mapping[str, Any], own: Mapping[str, Any], place: str) -> None:
     """Refuse (KDError) the checkpoint of another training, and name what differs.
 
-    `stored` holds the notes of the checkpoint, `own` the same notes of this training before any step.
+    `stored` holds the notes of the checkpoint, `own` those of this training before any step, and its `Layers`.
     """
     first, last, optimizer = stored["first"]["optimizer"], stored["settings"], own["first"]["optimizer"]
     # Its settings may have changed since the training began, by a scheduler, for example.
@@ -124,10 +126,13 @@ def refuse_another(stored: Mapping[str, Any], own: Mapping[str, Any], place: str
     network, other = stored["first"]["network"], own["first"]["network"]
     was, now = layout_of(stored["model"]), layout_of(own["model"])
     # Observers of quantisation find the shape of their buffers in the first step; load_state_dict refuses other ones.
-    was |= {name: now[name] for name in own["shapes"] if name in now and _type_of(name, now) == _type_of(name, was)}
+    was |= {
+        name: now[name] for name in own["layers"].shapes if name in now and _type_of(name, now) == _type_of(name, was)
+    }
     pairs = [
         (stored["owner"], own["owner"]),
         ({"network": was}, {"network": now}),
+        (_layouts(stored, own["layers"].parts), _layouts(own, own["layers"].parts)),
         ({"network": _shared(network, other)}, {"network": _shared(other, network)}),
         ({"optimizer": _by_name(like, optimizer)}, {"optimizer": _by_name(optimizer, like)}),
         ({"schedulers": stored["first"]["schedulers"]}, {"schedulers": own["first"]["schedulers"]}),
@@ -170,6 +175,13 @@ def _without(first: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, li
     groups = other["weights"] + [[]] * len(first["weights"])
     lacking = [sorted({*names} - {*groups[number]})[:SHOWN] for number, names in enumerate(first["weights"])]
     return {f"group {number}": names for number, names in enumerate(lacking) if names}
+
+
+def _layouts(notes: Mapping[str, Any], parts: Iterable[str]) -> dict[str, Any]:
+    """Type and shape of the tensors of the extras that are modules."""
+    extras = dict(notes["extras"]["dict"])
+    names = [part.removeprefix("extras/").removesuffix("/") for part in parts if part]
+    return {f"extras.{name}": layout_of(extras[name]) for name in names if name in extras}
 
 
 def _type_of(name: str, layout: Mapping[str, str]) -> str:

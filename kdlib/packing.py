@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kdlib.errors import KDError
 from kdlib.files import canonical_json
 
-__all__ = ["device_of", "layout_of", "pack", "tensors_of_state", "unpack", "unwrapped"]
+__all__ = ["can_be_saved", "device_of", "layout_of", "pack", "tensors_of_state", "unpack", "unwrapped"]
 
 
 def pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
@@ -75,6 +75,11 @@ def _packed_tensor(value: Tensor | np.ndarray[Any, Any], name: str, tensors: dic
         name += "'"
     tensors[name] = value.detach()
     return {kind: name, "layout": _layout(value)} | ({} if value.device.type == "cpu" else {"device": True})
+
+
+def can_be_saved(value: Tensor) -> bool:
+    """Return whether a checkpoint can hold a tensor: a dense one, of a type that safetensors has."""
+    return value.layout == torch.strided and _is_kept(value.dtype)
 
 
 @functools.cache

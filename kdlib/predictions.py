@@ -41,15 +41,18 @@ def predict_logits(
     the first part are distributions.
     """
     with evaluating(model):
-        found = [_one_output(model(part), output, len(part)) for part in _parts(inputs, size)]
+        found = [_one_output(model(part), output, len(part)) for part in _parts(model, inputs, size)]
     warn_of_probabilities(found[0], "the model")
     return torch.cat(found)
 
 
-def _parts(inputs: Any, size: int) -> Iterable[Tensor]:
+def _parts(model: nn.Module, inputs: Any, size: int) -> Iterable[Tensor]:
     if isinstance(inputs, Tensor | np.ndarray):
         check_number("size", size, 1, math.inf, "it is the number of rows at a time")
-        yield from torch.split(tensor_of(inputs, "inputs"), whole_number("size", size))
+        every = tensor_of(inputs, "inputs")
+        if isinstance(inputs, np.ndarray) and every.is_floating_point():  # in 64 bits, unless one asks for others
+            every = every.to(next((p.dtype for p in model.parameters() if p.is_floating_point()), every.dtype))
+        yield from torch.split(every, whole_number("size", size))
         return
     part = None
     for part in () if isinstance(inputs, list | tuple | dict) else inputs:

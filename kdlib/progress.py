@@ -27,7 +27,7 @@ from kdlib.checkpoint import (
     write_checkpoint,
 )
 from kdlib.errors import CheckpointReplaced, KDError, NonFiniteLoss
-from kdlib.files import DamagedFile, ForeignFile, identity, is_there, set_aside, tensor_digest
+from kdlib.files import DamagedFile, ForeignFile, identity, is_there, set_aside
 from kdlib.layers import Layers, in_order
 from kdlib.ownership import (
     is_of_another,
@@ -40,7 +40,7 @@ from kdlib.ownership import (
     refuse_second_start,
     warn_of_other_start,
 )
-from kdlib.packing import device_of, pack, tensors_of_state, unwrapped
+from kdlib.packing import device_of, pack, unwrapped
 from kdlib.rates import Rates
 from kdlib.replicas import layer_generators
 from kdlib.trace import Tracer, description
@@ -55,16 +55,16 @@ class Progress:
     """The state of a training run: model, optimizer, history of epochs, and copies of the weights under a name.
 
     If there is a file at `checkpoint`, the state of the interrupted run is loaded from it. A damaged checkpoint is
-    renamed to `<name>.damaged`, and training goes on from the one before it, or starts from the first epoch if there is
-    none; `notice` then says so. KDError if it is the checkpoint of a training with another label, `about`, network or
+    renamed to `<name>.damaged`, and training goes on from the one before it, or starts from the first epoch; `notice`
+    then says so. KDError if it is the checkpoint of a training with another label, `about`, network or
     optimizer; `epochs` compares seeds and data. With a checkpoint, a Progress trains one loop.
 
     `about` holds what else tells this training from others, for example {"temperature": 4.0}: numbers, texts, lists
     and dicts. The loop cannot see such numbers in an objective.
 
     `extras` are further objects, under a name, whose state belongs to the training and is in the checkpoint: a
-    scheduler of torch, an average of the weights, anything with `state_dict` and `load_state_dict`. Your code steps
-    and updates them, in the body of the loop.
+    scheduler of torch, an average of the weights, anything with `state_dict` and `load_state_dict`. Your code updates
+    them, in the body of the loop.
 
     A checkpoint is written after each epoch, and within an epoch when the last one is CHECKPOINT_SECONDS old; the one
     before it is kept as `previous-<name>`. `on_epoch` is called after each epoch's checkpoint, `on_step` after each
@@ -115,7 +115,7 @@ class Progress:
         self._own_file: tuple[int, int] | None = None  # the checkpoint as this training has read or written it
         if self.checkpoint is not None:
             self._packed({})  # what a checkpoint cannot hold is refused now, not after an epoch
-            self._first["start"] = tensor_digest(tensors_of_state(self.layers.prove()))
+            self._first["start"] = self.layers.prove(optimizer)
             if is_there(self.checkpoint):
                 self._load(self.checkpoint)
 
@@ -252,7 +252,7 @@ class Progress:
             tensors = tensors_of_epoch(self.losses, [each.get_state() for each in layer_generators(self.network)])
         notes: dict[str, Any] = {"owner": self._owner, "first": self._first, "loop": self._loop}
         notes |= {"history": self.history, "traces": self.traces, "state": self.tracer.state}
-        notes |= {"settings": description(self.optimizer), **self.layers.notes()}
+        notes |= {"settings": description(self.optimizer), **self.layers.notes(self.optimizer)}
         notes |= self._packed(tensors)
         if is_of_another(self.checkpoint, self._own_file, self._owner, self.history, self._loop):
             raise CheckpointReplaced(
@@ -269,7 +269,7 @@ class Progress:
             "model": self.network.state_dict(),
             "buffers": self.layers.buffers(),
             "kept": self.kept,
-            "optimizer": self.optimizer.state_dict()["state"],
+            "optimizer": {key: v for key, v in self.optimizer.state_dict().items() if key != "param_groups"},
             "extras": {name: value.state_dict() for name, value in self.extras.items()},
             "rates": self.rates.values(self.optimizer),
             "begun_with": self._begun_with if self.losses else {},
@@ -294,7 +294,7 @@ class Progress:
             if goes_on:
                 self._load(path)
             return
-        own = {**self._packed({}), "owner": self._owner, "first": self._first, "shapes": self.layers.shapes}
+        own = {**self._packed({}), "owner": self._owner, "first": self._first, "layers": self.layers}
         with as_of_a_checkpoint(path):
             device = device_of(self.model)
             parts = unpacked(notes, tensors, device)

@@ -65,8 +65,10 @@ class Rates:
     def _others(self, optimizer: torch.optim.Optimizer) -> list[str]:
         """The classes of the optimizer's schedulers that are neither in the extras nor parts of those."""
         known, found = [*self.extras.values()], []
-        for scheduler in known:  # grows: those of a SequentialLR or a ChainedScheduler
-            known += getattr(scheduler, "_schedulers", [])
+        for scheduler in known:  # grows: those within a SequentialLR, or within another library's
+            for value in getattr(scheduler, "__dict__", {}).values():
+                parts = value if isinstance(value, list | tuple) else [value]
+                known += [part for part in parts if _is_scheduler(type(part)) and not any(part is one for one in known)]
         every = gc.get_objects()  # an optimizer does not know its schedulers
         kinds = {kind for kind in {type(value) for value in every} if _is_scheduler(kind)}
         for value in every:

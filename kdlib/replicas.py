@@ -66,7 +66,7 @@ class Replicas(nn.Module):
             raise KDError(f"convolutions: expected {' or '.join(CONVOLUTIONS)}, found {convolutions!r}")
         self._as_products = convolutions == "products"
         # In a list, so that torch does not register it: only its architecture is used, never its weights.
-        self._template = [_copied(members[0])]
+        self._template, self._plain = [_copied(members[0])], [_copied(members[0])]
         self._draws = int(getattr(members[0], "draws", 0))
         self._frozen = [name for name, module in members[0].named_modules() if members[0].training > module.training]
         self.generators: list[torch.Generator] = []  # of the members' dropout
@@ -163,7 +163,10 @@ class Replicas(nn.Module):
 
     def member(self, number: int) -> nn.Module:
         """Return a copy of one member as a separate network."""
-        found = _copied(self.template)
+        try:
+            found = _copied(self.template)
+        except KDError:  # a forward has kept a tensor of all members in an attribute
+            found = _copied(self._plain[0])
         own = of_replica({name: getattr(self, stacked).detach() for name, stacked in self._names.items()}, number)
         with torch.no_grad():
             for name, value in (*found.named_parameters(), *found.named_buffers()):

@@ -73,7 +73,7 @@ class Tracer:
                     "network": sha256(repr([shapes, layers]).encode())[:DIGITS],
                     "start": tensor_digest(state),
                     "optimizer": description(self.progress.optimizer),
-                    "data": about() if about else {},
+                    "data": about() if callable(about) else {},
                     "mixed": False,
                     "first_loss": None,
                     "probe": None,

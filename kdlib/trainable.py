@@ -137,8 +137,8 @@ def _is_one_of(weight: Tensor, saved: Sequence[Tensor]) -> bool:
 
 
 def load_state(optimizer: torch.optim.Optimizer, state: dict[Any, Any]) -> None:
-    """Give an optimizer the state (moments, for example) of another one; its groups stay as they are."""
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    """Give an optimizer the state_dict (moments, for example) of another one; its groups stay as they are."""
+    optimizer.load_state_dict({**state, "param_groups": optimizer.state_dict()["param_groups"]})
     # Fused optimizers pair weights and moments by their place in memory, so a moment needs the strides of its weight.
     # A file does not keep strides.
     for parameter, entries in optimizer.state.items():

@@ -262,9 +262,11 @@ def test_a_padding_index_cannot_be_stacked():
 
 def test_a_model_without_weights_of_its_own_is_trained(tmp_path):
     """Features pass through, and the head belongs to the loss."""
-    head = keras_glorot_(nn.Linear(4, 3), generator(0, "weights"))
+    head = None
 
     def progress():
+        nonlocal head
+        head = keras_glorot_(nn.Linear(4, 3), generator(0, "weights"))
         return Progress(
             nn.Flatten(), torch.optim.SGD(head.parameters(), lr=0.1), checkpoint=tmp_path / "c", extras={"head": head}
         )

@@ -1,0 +1,122 @@
+"""Losses, inputs and members of Replicas that are nearly right: told, or right."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from kdlib.errors import KDError, NonFiniteLoss
+from kdlib.losses import soft_target_kl
+from kdlib.networks import keras_glorot_
+from kdlib.replicas import Replicas
+from kdlib.seeds import generator
+from kdlib.training import Progress, predict_logits
+from tests.small_trainings import BATCHES, INPUTS, adam, student, train
+
+# ---- losses
+
+
+def test_a_loss_of_the_teachers_weights_is_refused():
+    model, teacher = student(), student(name="teacher")
+    with pytest.raises(KDError, match=r"none of them has a gradient; .* the order of its arguments"):
+        train(Progress(model, adam(model)), objective=lambda o, b: soft_target_kl(teacher(b.inputs), o.detach(), 4.0))
+    with pytest.raises(KDError, match=r"expected a loss of real numbers, found torch\.complex64"):
+        train(Progress(model, adam(model)), objective=lambda o, b: o.mean() + 1j)
+
+
+def test_inputs_of_several_parts_are_looked_at():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.dense = nn.Linear(4, 3)
+
+        def forward(self, parts):
+            return self.dense(parts["x"])
+
+    broken = INPUTS.clone()
+    broken[17, 2] = float("nan")
+    model = Named()
+
+    def batches(epoch):
+        for batch in BATCHES(epoch):
+            yield replace(batch, inputs={"x": broken[batch.indices]})
+
+    with pytest.raises(NonFiniteLoss, match=r"the batch's inputs have nan at \[\d, 2\], so correct the data"):
+        train(Progress(model, adam(model)), batches=batches)
+
+
+# ---- replicas
+
+
+class KeepsFeatures(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        self.features = self.inner(x)
+        return self.head(self.features)
+
+
+def test_members_that_keep_a_tensor_in_forward_can_be_taken_out():
+    members = [keras_glorot_(KeepsFeatures(), generator(seed, "weights")) for seed in (0, 1)]
+    model = Replicas(members)
+    expected = [member(INPUTS) for member in members]
+    outputs = model(torch.stack([INPUTS, INPUTS]))
+    for number in (0, 1):
+        torch.testing.assert_close(outputs[number], expected[number])
+        torch.testing.assert_close(model.member(number)(INPUTS), expected[number])
+
+
+def hooked(kind):
+    model = student()
+    if kind == "weight":
+        model[0].weight.register_hook(lambda gradient: gradient * 0)
+    else:
+        model[0].register_full_backward_hook(lambda *_: None)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["weight", "module"])
+def test_hooks_on_gradients_are_refused_in_replicas(kind):
+    with pytest.raises(KDError, match="found hooks on gradients in Linear '0'; remove them, or train the members"):
+        Replicas([hooked(kind), hooked(kind)])
+
+
+@pytest.mark.parametrize(
+    ("members", "told"),
+    [
+        ([nn.LazyLinear(3), nn.LazyLinear(3)], "found the lazy weight; call each member once"),
+        ([nn.DataParallel(nn.Linear(4, 3))], "found one within DataParallel; leave the wrapper out"),
+        ([nn.Sequential(nn.Embedding(4, 3, sparse=True))], "sparse gradients in Embedding '0'; leave out sparse=True"),
+        ((nn.Linear(4, 3) for _ in "ab"), "members: expected Sequence or ModuleList, found generator"),
+        ([nn.Linear(4, 3).state_dict()], "members: expected Module, found OrderedDict; give the networks"),
+    ],
+    ids=["lazy", "wrapped", "sparse", "generator", "states"],
+)
+def test_members_that_are_no_plain_networks_are_told(members, told):
+    with pytest.raises(KDError, match=told):
+        Replicas(members)
+
+
+def test_logits_that_are_probabilities_are_told():
+    model = nn.Sequential(student(), nn.Softmax(1))
+    with pytest.warns(UserWarning, match="distributions: every row is from 0 to 1"):
+        predict_logits(model, INPUTS)
+
+
+def test_inputs_of_numpy_are_in_the_networks_type():
+    inputs = INPUTS.double().numpy()
+    torch.testing.assert_close(predict_logits(student(), inputs), predict_logits(student(), INPUTS))
+
+
+def test_batches_with_a_text_about_them_are_trained():
+    class Own:
+        about = identity = "my batches"
+
+        def __call__(self, epoch):
+            return BATCHES(epoch)
+
+    model = student()
+    assert train(Progress(model, adam(model), traced=True), batches=Own()).epoch == 2
