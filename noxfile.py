@@ -8,10 +8,17 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import nox
 from nox.command import CommandFailed
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 if sys.version_info < (3, 11, 4):
     found = ".".join(map(str, sys.version_info[:3]))
@@ -25,6 +32,8 @@ nox.options.sessions = ["tests"]
 
 ROOT = Path(__file__).parent
 HOME = ROOT / ".nox" / "environment"
+STAMP = HOME / "installed.txt"
+USED = ExitStack()  # until this process ends
 PYTHON = HOME / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 REPLICATIONS = sorted(path.parent.name for path in ROOT.glob("replications/*/experiment.py"))
 
@@ -84,20 +93,62 @@ SESSIONS = {
 @nox.session(venv_backend="none")
 def environment(session: nox.Session) -> None:
     """Make the environment that every other session uses, or renew it."""
-    stamp = HOME / "installed.txt"
     wanted = (ROOT / "pyproject.toml").read_text() + (ROOT / "constraints.txt").read_text() + sys.version
-    if stamp.exists() and stamp.read_text() == wanted:
-        session.log("the environment is up to date")
-        return
-    shutil.rmtree(HOME, ignore_errors=True)
-    session.run(sys.executable, "-m", "venv", str(HOME), external=True)
-    install = "-m pip install --quiet --disable-pip-version-check -c constraints.txt -e"
-    run(session, *install.split(), ".[suite,test,lint,browser,docs]")
+    with locked("environment-made.lock"):  # another set-up is waited for
+        if STAMP.exists() and STAMP.read_text() == wanted:
+            session.log("the environment is up to date")
+        else:
+            renew(session, wanted)
+        USED.enter_context(locked("environment-used.lock", shared=True))
+
+
+def renew(session: nox.Session, wanted: str) -> None:
+    """Make the environment anew; the one of before is put back if that fails."""
+    before = HOME.with_name("environment-before")
     try:
-        run(session, *install.split(), ".[ray]")
+        with locked("environment-used.lock", wait=False):
+            if STAMP.exists():  # whole
+                shutil.rmtree(before, ignore_errors=True)
+                HOME.rename(before)
+            shutil.rmtree(HOME, ignore_errors=True)
+            try:
+                install(session)
+                STAMP.write_text(wanted)  # last, so that a broken install has no stamp
+            except BaseException:
+                if before.exists():
+                    shutil.rmtree(HOME, ignore_errors=True)
+                    before.rename(HOME)
+                    session.warn(f"{HOME} is the one of before again")
+                raise
+            shutil.rmtree(before, ignore_errors=True)
+    except BlockingIOError:
+        session.error(
+            "the environment must be renewed, since pyproject.toml, constraints.txt or Python has changed, and another "
+            "nox session uses it: wait for that, or stop it, then run the same command again"
+        )
+
+
+@contextmanager
+def locked(name: str, shared: bool = False, wait: bool = True) -> Iterator[None]:
+    """Hold a lock of this folder; BlockingIOError if it is taken and not to be waited for."""
+    if fcntl is None:  # Windows does not delete files that are in use
+        yield
+        return
+    HOME.parent.mkdir(exist_ok=True)
+    with (HOME.parent / name).open("w") as file:
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
+        yield
+
+
+def install(session: nox.Session) -> None:
+    session.run(sys.executable, "-m", "venv", str(HOME), external=True)
+    pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", "constraints.txt", "-e"]
+    run(session, *pip, ".[suite,test,lint,browser,docs]")
+    try:
+        run(session, *pip, ".[ray]")
     except CommandFailed:  # Ray has no package for every system
         session.warn("Ray could not be installed: its tests are skipped")
-    stamp.write_text(wanted)  # last, so that a broken install has no stamp
 
 
 def run(session: nox.Session, *command: str) -> None:

@@ -67,7 +67,7 @@ class CapturedStep:
     def __call__(self, batch: Batch) -> Tensor:
         """Make one step and return its loss, on the device."""
         groups = self.trained.optimizer.param_groups
-        settings = [{name: value for name, value in group.items() if name != "params"} for group in groups]
+        settings = [{name: _known(value) for name, value in group.items() if name != "params"} for group in groups]
         if settings != self.settings:
             self.settings, self.seen, self.graphs = settings, {}, {}
         shape = tuple(None if part is None else (part.shape, part.dtype) for part in _parts(batch))
@@ -126,6 +126,11 @@ class CapturedStep:
         with torch.cuda.graph(graph, stream=self.stream):
             loss = step()
         return graph.replay, loss
+
+
+def _known(value: Any) -> Any:
+    """What a graph has taken a value of a group for: of a tensor on the CPU the number, on the device the tensor."""
+    return value.tolist() if isinstance(value, Tensor) and value.device.type == "cpu" else value
 
 
 def _parts(batch: Batch) -> list[Tensor | None]:

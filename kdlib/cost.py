@@ -23,12 +23,13 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_count
 from torch.utils.weak import WeakIdKeyDictionary
 
-from kdlib.checks import whole_number
+from kdlib.checks import tensor_of, whole_number
 from kdlib.errors import KDError
+from kdlib.packing import unwrapped
 from kdlib.precision import older_setting
 from kdlib.training import evaluating
 
-__all__ = ["Cost", "Latency", "exported_program", "latency", "one_thread", "prediction_cost"]
+__all__ = ["Cost", "Latency", "checked_inputs", "exported_program", "latency", "one_thread", "prediction_cost"]
 
 WARM_UP = 20  # predictions that are not timed
 REPEATS = 200
@@ -65,6 +66,7 @@ def prediction_cost(module: nn.Module, example: Tensor) -> Cost:
     KDError for more or fewer examples than one, for a network that cannot be exported, and for one with operators that
     may have products and whose operations have no formula; its text names them.
     """
+    example = checked_inputs(module, example)
     if len(example) != 1:
         raise KDError(
             f"expected one example, a tensor of shape (1, ...), found {tuple(example.shape)}; pass inputs[:1]"
@@ -85,8 +87,10 @@ def prediction_cost(module: nn.Module, example: Tensor) -> Cost:
 def exported_program(module: nn.Module, example: Tensor, *, any_batch: bool = False) -> torch.export.ExportedProgram:
     """Return the network's exported program in evaluation mode; with `any_batch`, it takes any number of examples.
 
-    The network itself is not changed. KDError, with torch's reason, for a network that torch cannot export.
+    The network itself is not changed. KDError for examples that it cannot predict, and, with torch's reason, for a
+    network that torch cannot export.
     """
+    module, example = unwrapped(module), checked_inputs(module, example)
     # torch takes a batch of 1 for a constant.
     batch = torch.cat([example[:1]] * 2) if any_batch else example
     shapes = ({0: torch.export.Dim("batch", min=1)},) if any_batch else None
@@ -96,10 +100,31 @@ def exported_program(module: nn.Module, example: Tensor, *, any_batch: bool = Fa
             return torch.export.export(module, (batch,), dynamic_shapes=shapes)
         except Exception as error:  # it has no common class
             reason = str(error).strip().partition("\n")[0]
+            remedy = "write its forward pass without choices that depend on the numbers in a tensor"
+            if any_batch and "Constraints violated" in str(error):
+                reason, remedy = "its forward pass takes one number of examples", "write x.shape[0] there, not len(x)"
             raise KDError(
-                f"expected a network that torch.export takes, found {type(module).__name__}: {reason}; "
-                "write its forward pass without choices that depend on the numbers in a tensor"
+                f"expected a network that torch.export takes, found {type(module).__name__}: {reason}; {remedy}"
             ) from error
+
+
+def checked_inputs(module: nn.Module, inputs: Any) -> Tensor:
+    """The inputs (N, ...) as a tensor; KDError for none, and for those that the network cannot predict."""
+    module, found = unwrapped(module), tensor_of(inputs, "inputs")
+    if found.ndim == 0 or not len(found):
+        raise KDError(f"expected inputs (N, ...) of at least one example, found shape {tuple(found.shape)}")
+    if isinstance(inputs, np.ndarray) and found.is_floating_point():  # in 64 bits, unless one asks for others
+        found = found.to(next((p.dtype for p in module.parameters() if p.is_floating_point()), found.dtype))
+    with evaluating(module), torch.random.fork_rng():
+        try:
+            module(found[:1])
+        except (RuntimeError, TypeError, IndexError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise KDError(
+                f"expected inputs that {type(module).__name__} takes, found {found.dtype} of shape "
+                f"{tuple(found.shape)}: {reason}; give it inputs as it was trained on"
+            ) from error
+    return found
 
 
 def latency(
@@ -115,7 +140,7 @@ def latency(
     leaves out the time in which the thread waits for a core; it is right only if `predict` has no other threads.
     KDError unless there is at least one repeat.
     """
-    repeats = whole_number("repeats", repeats, least=1)
+    repeats, warm_up = whole_number("repeats", repeats, least=1), whole_number("warm_up", warm_up, least=0)
     for _ in range(warm_up):
         predict()
     seconds = []

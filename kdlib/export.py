@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdlib.checks import check_kind, path_of
-from kdlib.cost import exported_program
+from kdlib.checks import check_kind, path_of, tensor_of
+from kdlib.cost import checked_inputs, exported_program
 from kdlib.errors import KDError
 from kdlib.files import atomic_write
+from kdlib.packing import unwrapped
 from kdlib.precision import older_setting
 from kdlib.training import evaluating, predict_logits
 
@@ -38,6 +39,7 @@ def onnx_file(module: nn.Module, examples: Tensor, path: Path | str) -> None:
     largest logit, if torch cannot export the network, and without the packages of the extra `export`.
     """
     _packages()
+    module, examples = unwrapped(module), checked_inputs(module, examples)
     logits = _logits(module, examples)
     program = exported_program(module, examples, any_batch=True)
     with _quiet(), older_setting():
@@ -97,6 +99,11 @@ def int8_file(source: Path | str, examples: Tensor, path: Path | str) -> str:
     first CALIBRATION `examples` (N, ...), training examples for example (static quantisation, QDQ).
     """
     _, quantization = _packages()
+    found = tensor_of(examples, "examples")
+    examples = found.float() if isinstance(examples, np.ndarray) and found.dtype == torch.float64 else found
+    if not len(examples) or not bool(examples[:CALIBRATION].isfinite().all()):
+        kind = "NaN or infinite ones" if len(examples) else "none"
+        raise KDError(f"expected finite examples to take the ranges of activations from, found {kind}; correct them")
     batches = [{"inputs": part.numpy()} for part in torch.split(examples[:CALIBRATION], 16)]
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from kdlib import export
+from kdlib.cost import latency, prediction_cost
 from kdlib.errors import KDError
 from kdlib.training import predict_logits
 
@@ -135,3 +136,57 @@ def test_a_missing_package_is_named(model, inputs, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(KDError, match=r"onnxruntime.*pip install 'kdlib\[export\]'"):
         export.onnx_file(model, inputs, tmp_path / "model.onnx")
+
+
+# ---- what is nearly right
+
+
+class Rows(nn.Module):
+    """Counts its rows in a way that torch.export takes for a constant."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(x.view(len(x), -1))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile itself
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
+def test_a_wrapped_network_is_exported_without_its_wrapper(tmp_path, wrap):
+    network = nn.Linear(4, 3)
+    inputs = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    export.onnx_file(wrap(network), inputs.double().numpy(), tmp_path / "m.onnx")
+    found = export.onnx_predictor(tmp_path / "m.onnx")(inputs)
+    torch.testing.assert_close(found, predict_logits(network, inputs), rtol=0, atol=1e-5)
+
+
+def test_inputs_and_networks_that_cannot_be_exported_are_told(tmp_path):
+    inputs = torch.ones(5, 4)
+    for wrong, told in (
+        (inputs[:0], r"at least one example, found shape \(0, 4\)"),
+        (torch.ones(5, 6), r"inputs that Linear takes, found torch.float32 of shape \(\d, 6\): mat1 and mat2"),
+        (inputs.double(), r"inputs that Linear takes, found torch.float64"),
+    ):
+        with pytest.raises(KDError, match=told):
+            export.onnx_file(nn.Linear(4, 3), wrong, tmp_path / "m.onnx")
+        with pytest.raises(KDError, match=told):
+            prediction_cost(nn.Linear(4, 3), wrong[:1])
+    with pytest.raises(KDError, match=r"takes one number of examples; write x\.shape\[0\] there, not len\(x\)"):
+        export.onnx_file(Rows(), inputs, tmp_path / "m.onnx")
+    assert not [*tmp_path.iterdir()]
+    assert prediction_cost(nn.Linear(4, 3), inputs[:1].double().numpy()).flops == 24
+
+
+def test_int8_needs_finite_examples(file, inputs, tmp_path):
+    broken = torch.full((3, 1, 8, 8), torch.nan)
+    for wrong, told in ((inputs[:0], "found none"), (broken, "found NaN or infinite ones")):
+        with pytest.raises(KDError, match=told):
+            export.int8_file(file, wrong, tmp_path / "int8.onnx")
+
+
+def test_a_latency_of_fewer_than_no_predictions_is_refused():
+    for wrong in (-1, 1.5):
+        with pytest.raises(KDError, match="warm_up"):
+            latency(lambda: None, warm_up=wrong)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -46,6 +47,10 @@ def origin_of(run: FinishedRun, experiments: Sequence[Experiment]) -> Origin:
                 profiles = [profile for profile in experiment.profiles.values() if profile.synthetic]
                 synthetic = any(experiment.config(arm, profile) == config for profile in profiles)
                 return Origin(experiment, arm, config, synthetic)
+    if not Path("replications").is_dir():
+        raise KDError(
+            f"run {run.id}: expected a folder replications/ here, found none; run from the top folder of the repository"
+        )
     raise KDError(
         f"run {run.id}: expected one of a replication in this folder, found recipe {run.description.recipe} with "
         "another configuration; check out the commit that made it (`kd explain` names it)"
