@@ -45,9 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt as stop:
             from kdlib.cli.say import say_page
 
-            signalled = isinstance(stop, Stopped)
-            say_page(f"\nStopped.{how_to_go_on(given)}", error=not signalled)
-            return STOPPED if signalled else INTERRUPTED
+            status = STOPPED if isinstance(stop, Stopped) else stopping.status
+            say_page(f"\nStopped.{how_to_go_on(given)}", error=status == INTERRUPTED)
+            return status
 
 
 def _status(options: argparse.Namespace, given: Sequence[str]) -> int:

@@ -32,6 +32,7 @@ class Stopping:
 
     def __init__(self, say: Callable[[int], str]) -> None:
         self.say, self.ready, self.stopped_at = say, False, math.inf
+        self.status = INTERRUPTED  # of the signal that has come: a library may raise another exception in its place
         self.before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
 
     def __enter__(self) -> Stopping:
@@ -55,7 +56,7 @@ class Stopping:
             os._exit(status)
         if self.stopped_at < math.inf:  # a repeated signal must not disturb the end
             return
-        self.stopped_at = time.monotonic()
+        self.stopped_at, self.status = time.monotonic(), status
         if signal.SIGINT in self.before:  # a second Ctrl-C ends the process at once, without a word
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         raise KeyboardInterrupt if status == INTERRUPTED else Stopped

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import math
 import secrets
-import signal
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -28,10 +26,10 @@ from kdlib.run.events import Event, Report
 from kdlib.run.executor import RESTARTS
 from kdlib.run.experiment import load_experiment
 from kdlib.run.group import Elsewhere, Group, Outcome, Setting, held, notices, work_folder
+from kdlib.run.joining import refuse_where_nobody_listens, signals_kept
 from kdlib.run.node import Order, Parcel, train_packed
 from kdlib.run.queue import parents_of
 from kdlib.run.store import clear_work
-from kdlib.run.workers import SIGNALS
 
 __all__ = ["OnRay", "fitting", "ray_module"]
 
@@ -141,7 +139,7 @@ class OnRay:
 
     def __enter__(self) -> OnRay:
         """Connect to the cluster, or start one."""
-        with _signals_kept():
+        with signals_kept():
             self._connect()
         atomic_write(self.setting.store.folder / self.token, self.secret.encode())
         self.task = self.ray.remote(train_packed)
@@ -151,7 +149,7 @@ class OnRay:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Leave the cluster, which then ends what still trains for this session."""
-        with _signals_kept():
+        with signals_kept():
             self.ray.shutdown()
         for task in self.tasks:
             task.locks.close()
@@ -162,6 +160,7 @@ class OnRay:
         # The code travels, so that a machine needs no checkout, and an edit no round of updates; what arrives is
         # compared again (kdlib.run.node), as a folder of that name may be there already.
         modules = [str(LIBRARY), str(self.replications)]
+        refuse_where_nobody_listens(self.address)
         quiet = {"runtime_env": {"py_modules": modules}, "log_to_driver": False, "logging_level": "error"}
         try:
             if self.address != "local":
@@ -293,17 +292,3 @@ class OnRay:
         self.tasks.remove(task)
         task.locks.close()
         return task.group, outcome
-
-
-@contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Keep the session's ways with signals: Ray takes SIGTERM over."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    kept = {number: signal.getsignal(number) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)

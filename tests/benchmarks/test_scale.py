@@ -132,6 +132,9 @@ def simulate(runs, memory=False):
 @pytest.mark.parametrize("runs", [1_000, 10_000])
 def test_scale(benchmark, monkeypatch, runs):
     monkeypatch.setattr("kdlib.run.reuse.other_source", lambda run, job: "")  # there is no folder
+    for module in ("engine", "reuse"):
+        monkeypatch.setattr(f"kdlib.run.{module}.load_experiment", lambda name: EXPERIMENT)
+    monkeypatch.setattr("kdlib.run.engine.source_digest", lambda folder: "")
     found = benchmark.pedantic(simulate, args=(runs,), rounds=1)
     names = ("plan_seconds_per_run", "engine_seconds_per_run", "share_of_ideal")
     benchmark.extra_info.update(zip(names, found, strict=False))

@@ -151,6 +151,22 @@ def test_a_signal_raises_once_and_the_handlers_are_given_back(number, kind, ctrl
     assert {each: signal.getsignal(each) for each in before} == before
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 3), (signal.SIGUSR1, 3), (signal.SIGINT, 130)])
+def test_the_status_is_that_of_the_signal_whatever_a_library_raises(number, status, ctrl_c, monkeypatch, capsys):
+    """Ray raises KeyboardInterrupt in place of Stopped; Slurm's script queues a job again only after a status of 3."""
+
+    def as_ray_does(options, given):
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr("kdlib.cli._status", as_ray_does)
+    assert cli.main(["list"]) == status
+    said = capsys.readouterr()
+    assert "Stopped." in (said.err if status == 130 else said.out)
+
+
 def test_a_later_signal_ends_a_session_that_lost_the_first(ctrl_c, monkeypatch):
     """Python drops an exception that is raised in a destructor."""
     now, ends, said = [0.0], [], []
