@@ -65,8 +65,9 @@ class History:
             archive.extractall(tree, filter="data")
         (rule,) = tree.glob("kdlib/**/environment.py")
         names: dict[str, Any] = {"__file__": str(rule), "Path": Path, "hashlib": hashlib, "re": re}
+        names["read_file"] = Path.read_bytes
         for node in ast.parse(rule.read_text("utf-8")).body:
-            if isinstance(node, ast.FunctionDef) and node.name == "source_digest":
+            if isinstance(node, ast.FunctionDef) and node.name in ("source_digest", "_sources"):
                 node.decorator_list = []
             elif not isinstance(node, ast.Assign):
                 continue
