@@ -108,6 +108,22 @@ def test_another_learning_rate_is_used():
     assert graphs == 2  # of the full batches, once for each rate
 
 
+def test_a_rate_in_a_tensor_of_the_cpu_is_compared_by_its_number():
+    model, rate = network(), torch.tensor(0.01)
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+    changed = SimpleNamespace(model=model, optimizer=optimizer)
+    capture = Repeats(changed)
+    step = CapturedStep(lambda batch: train_step(model, optimizer, hard, batch), changed, capture)
+    full = [batch for batch in Batches(EXAMPLES, SIZE, 0)(1) if len(batch.labels) == SIZE]
+    for batch in 2 * full:
+        step(batch)
+    assert capture.count == 1
+    rate.fill_(0.005)  # as a scheduler does
+    for batch in 2 * full:
+        step(batch)
+    assert capture.count == 2
+
+
 def test_an_optimizer_that_is_replaced_between_epochs_is_used():
     def end(recorded):
         model = network()
