@@ -7,12 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
-from torch.nn.parameter import is_lazy
 
 from kdlib.attributes import attributes_of, class_of, same
 from kdlib.checks import check_kind
 from kdlib.errors import KDError
-from kdlib.packing import unwrapped
+from kdlib.packing import lazy_names, unwrapped
 from kdlib.terminal import shortened
 
 __all__ = ["refuse_differences", "refuse_what_cannot_be_stacked"]
@@ -29,7 +28,7 @@ def refuse_differences(members: Sequence[nn.Module]) -> None:
     check_kind("members", members, (Sequence, nn.ModuleList), "write Replicas([Student() for _ in seeds])")
     for member in members:
         check_kind("members", member, nn.Module, "give the networks themselves")
-        if lazy := [name for name, value in [*member.named_parameters(), *member.named_buffers()] if is_lazy(value)]:
+        if lazy := lazy_names(member):
             raise KDError(f"expected networks with weights, found the lazy {lazy[0]}; call each member once")
     if not members:
         raise KDError(f"expected networks of one architecture, found none; {REMEDY}")

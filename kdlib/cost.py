@@ -23,11 +23,11 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_count
 from torch.utils.weak import WeakIdKeyDictionary
 
-from kdlib.checks import tensor_of, whole_number
+from kdlib.checks import whole_number
 from kdlib.errors import KDError
 from kdlib.packing import unwrapped
 from kdlib.precision import older_setting
-from kdlib.training import evaluating
+from kdlib.predictions import evaluating, inputs_of
 
 __all__ = ["Cost", "Latency", "checked_inputs", "exported_program", "latency", "one_thread", "prediction_cost"]
 
@@ -87,10 +87,10 @@ def prediction_cost(module: nn.Module, example: Tensor) -> Cost:
 def exported_program(module: nn.Module, example: Tensor, *, any_batch: bool = False) -> torch.export.ExportedProgram:
     """Return the network's exported program in evaluation mode; with `any_batch`, it takes any number of examples.
 
-    The network itself is not changed. KDError for examples that it cannot predict, and, with torch's reason, for a
+    The network itself is not changed. `example` is what `checked_inputs` returned. KDError, with torch's reason, for a
     network that torch cannot export.
     """
-    module, example = unwrapped(module), checked_inputs(module, example)
+    module = unwrapped(module)
     # torch takes a batch of 1 for a constant.
     batch = torch.cat([example[:1]] * 2) if any_batch else example
     shapes = ({0: torch.export.Dim("batch", min=1)},) if any_batch else None
@@ -110,11 +110,10 @@ def exported_program(module: nn.Module, example: Tensor, *, any_batch: bool = Fa
 
 def checked_inputs(module: nn.Module, inputs: Any) -> Tensor:
     """The inputs (N, ...) as a tensor; KDError for none, and for those that the network cannot predict."""
-    module, found = unwrapped(module), tensor_of(inputs, "inputs")
+    module = unwrapped(module)
+    found = inputs_of(module, inputs)
     if found.ndim == 0 or not len(found):
         raise KDError(f"expected inputs (N, ...) of at least one example, found shape {tuple(found.shape)}")
-    if isinstance(inputs, np.ndarray) and found.is_floating_point():  # in 64 bits, unless one asks for others
-        found = found.to(next((p.dtype for p in module.parameters() if p.is_floating_point()), found.dtype))
     with evaluating(module), torch.random.fork_rng():
         try:
             module(found[:1])

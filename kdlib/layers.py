@@ -222,16 +222,17 @@ def _unsaved_buffers(parts: Mapping[str, nn.Module]) -> dict[str, Tensor]:
 
 def _restore_buffers(parts: Mapping[str, nn.Module], buffers: Mapping[str, Tensor]) -> None:
     """Set what `_unsaved_buffers` returned at another time; a buffer may have grown since it was made."""
-    for start, network in parts.items():
-        for path, module in network.named_modules():
-            own = f"{start}{path}."
-            for name in [name for name in buffers if name.startswith(own) and "." not in name.removeprefix(own)]:
-                value, now = buffers[name], module._buffers.get(name.removeprefix(own))
-                if now is None or (now.shape, now.dtype) != (value.shape, value.dtype):
-                    module.register_buffer(name.removeprefix(own), value, persistent=False)
-                elif not torch.equal(now, value):  # a constant may be one that cannot be written
-                    with torch.no_grad():
-                        now.copy_(value)
+    modules = {f"{start}{path}": module for start, part in parts.items() for path, module in part.named_modules()}
+    for place, value in buffers.items():
+        path, _, name = place.rpartition(".")
+        if (module := modules.get(path)) is None:
+            continue
+        now = module._buffers.get(name)
+        if now is None or (now.shape, now.dtype) != (value.shape, value.dtype):
+            module.register_buffer(name, value, persistent=False)
+        elif not torch.equal(now, value):  # a constant may be one that cannot be written
+            with torch.no_grad():
+                now.copy_(value)
 
 
 def _weight_names(optimizer: torch.optim.Optimizer, parts: Mapping[str, nn.Module]) -> list[list[str]]:

@@ -12,11 +12,12 @@ import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from kdlib.errors import KDError
 from kdlib.files import canonical_json
 
-__all__ = ["can_be_saved", "device_of", "layout_of", "pack", "tensors_of_state", "unpack", "unwrapped"]
+__all__ = ["can_be_saved", "device_of", "layout_of", "lazy_names", "pack", "tensors_of_state", "unpack", "unwrapped"]
 
 
 def pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
@@ -143,6 +144,11 @@ def tensors_of_state(state: Mapping[str, Any]) -> dict[str, Tensor]:
             text = canonical_json(pack(value, name, found))
             found[f"{name} (packed)"] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
     return found
+
+
+def lazy_names(model: nn.Module) -> list[str]:
+    """Return the names of the weights and buffers that have no values before the first call."""
+    return [name for name, value in [*model.named_parameters(), *model.named_buffers()] if is_lazy(value)]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

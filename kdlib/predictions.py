@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kdlib.checks import check_number, tensor_of, warn_of_probabilities, whole_number
 from kdlib.errors import KDError
 
-__all__ = ["evaluating", "predict_logits"]
+__all__ = ["evaluating", "inputs_of", "predict_logits"]
 
 
 @contextmanager
@@ -46,13 +46,21 @@ def predict_logits(
     return torch.cat(found)
 
 
+def inputs_of(model: nn.Module, inputs: Any) -> Tensor:
+    """Return inputs (N, ...) as a tensor; an array, which NumPy makes in 64 bits, in the type of the model's weights.
+
+    KDError for what is neither a tensor nor numbers.
+    """
+    found = tensor_of(inputs, "inputs")
+    if isinstance(inputs, np.ndarray) and found.is_floating_point():
+        found = found.to(next((p.dtype for p in model.parameters() if p.is_floating_point()), found.dtype))
+    return found
+
+
 def _parts(model: nn.Module, inputs: Any, size: int) -> Iterable[Tensor]:
     if isinstance(inputs, Tensor | np.ndarray):
         check_number("size", size, 1, math.inf, "it is the number of rows at a time")
-        every = tensor_of(inputs, "inputs")
-        if isinstance(inputs, np.ndarray) and every.is_floating_point():  # in 64 bits, unless one asks for others
-            every = every.to(next((p.dtype for p in model.parameters() if p.is_floating_point()), every.dtype))
-        yield from torch.split(every, whole_number("size", size))
+        yield from torch.split(inputs_of(model, inputs), whole_number("size", size))
         return
     part = None
     for part in () if isinstance(inputs, list | tuple | dict) else inputs:

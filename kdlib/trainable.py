@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from kdlib.checks import check_kind
 from kdlib.errors import KDError
-from kdlib.packing import unwrapped
+from kdlib.packing import lazy_names, unwrapped
 from kdlib.replicas import Replicas
 
 __all__ = [
@@ -48,8 +47,7 @@ def check_training(model: nn.Module, optimizer: torch.optim.Optimizer, extras: M
             f"{place}: expected Replicas as they are, found them within {type(model).__name__}; "
             "leave the wrapper out: the loop must seed the members' dropout"
         )
-    lazy = [name for name, value in [*model.named_parameters(), *model.named_buffers()] if is_lazy(value)]
-    if lazy:
+    if lazy := lazy_names(model):
         raise KDError(f"{place}: expected weights with values, found the lazy {lazy[0]}; call the model first")
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:

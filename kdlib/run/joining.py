@@ -12,7 +12,7 @@ from typing import Any
 from kdlib.errors import KDError
 from kdlib.run.workers import SIGNALS
 
-__all__ = ["refuse_where_nobody_listens", "signals_kept"]
+__all__ = ["no_cluster", "refuse_where_nobody_listens", "signals_kept"]
 
 CONNECT_SECONDS = 10.0  # to the head of a cluster
 
@@ -27,10 +27,15 @@ def refuse_where_nobody_listens(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
     except (OSError, OverflowError, UnicodeError) as error:
         where = f" (RAY_ADDRESS={found})" if address == "auto" else ""
-        raise KDError(
-            f"--ray {address}{where}: expected a Ray cluster that answers, found: {error}. Start it with `ray start "
-            "--head`, give another address, or --ray local"
-        ) from error
+        raise no_cluster(f"{address}{where}", error) from error
+
+
+def no_cluster(address: str, error: Exception) -> KDError:
+    """Return the error to raise where no cluster answers."""
+    return KDError(
+        f"--ray {address}: expected a Ray cluster that answers, found: {error}. Start it with `ray start --head`, give "
+        "another address, or --ray local"
+    )
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from kdlib.run.events import Event, Report
 from kdlib.run.executor import RESTARTS
 from kdlib.run.experiment import load_experiment
 from kdlib.run.group import Elsewhere, Group, Outcome, Setting, held, notices, work_folder
-from kdlib.run.joining import refuse_where_nobody_listens, signals_kept
+from kdlib.run.joining import no_cluster, refuse_where_nobody_listens, signals_kept
 from kdlib.run.node import Order, Parcel, train_packed
 from kdlib.run.queue import parents_of
 from kdlib.run.store import clear_work
@@ -169,10 +169,7 @@ class OnRay:
                     return
             self.ray.init(address="local", include_dashboard=False, **quiet)
         except Exception as error:  # Ray raises many kinds, and plain ones
-            raise KDError(
-                f"--ray {self.address}: expected a Ray cluster that answers, found: {error}. Start it with `ray start "
-                "--head`, give another address, or --ray local"
-            ) from error
+            raise no_cluster(self.address, error) from error
 
     def _machines(self) -> list[Mapping[str, float]]:
         return [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
