@@ -39,10 +39,15 @@ def refuse_differences(members: Sequence[nn.Module]) -> None:
         for name in (*first, *other):
             here, there = first.get(name, "absent"), other.get(name, "absent")
             if not same(here, there, stacked):
-                found = f"{_told(here)} and, in member {number}, {_told(there)}"
+                found, remedy = f"{_told(here)} and, in member {number}, {_told(there)}", REMEDY
+                if isinstance(here, Tensor) and _told(here) == _told(there):
+                    found = f"{_told(here)} with other values in member {number}, neither a parameter nor a buffer"
+                    remedy = (
+                        "register it as one; weight_norm and spectral_norm: torch.nn.utils.parametrizations has others"
+                    )
                 raise KDError(
                     "expected networks of one architecture, that differ in the values of tensors only, found "
-                    f"{name}: {found}; {REMEDY}"
+                    f"{name}: {found}; {remedy}"
                 )
 
 

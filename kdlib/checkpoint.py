@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kdlib.checks import path_of
 from kdlib.errors import KDError
-from kdlib.files import keep_previous, load_tensors, not_read, save_tensors, tensors_of
+from kdlib.files import KEPT, keep_previous, load_tensors, not_read, save_tensors, tensors_of
 from kdlib.packing import unpack
 from kdlib.shapes import Misshapen, Number, OptimizerShape, TraceShape, check
 
@@ -30,7 +30,7 @@ __all__ = [
     "write_checkpoint",
 ]
 
-FORMAT = 5
+FORMAT = 6
 REMEDY = "give this training another checkpoint, or delete that file to start again"
 PARTS = ("model", "buffers", "kept", "optimizer", "extras", "rates", "begun_with")
 LOSSES = "epoch/losses"
@@ -86,6 +86,7 @@ class NotesShape(msgspec.Struct, forbid_unknown_fields=True):
     settings: OptimizerShape
     layers: Layers
     frozen: list[str]
+    evaluated: list[str]
     model: Packed
     buffers: Packed
     kept: Packed
@@ -105,6 +106,11 @@ def checkpoint_path(value: Path | str) -> Path:
     path = Path(realpath(path)) if path.is_symlink() else path
     if path.is_dir():
         raise KDError(f"checkpoint {path}: expected the name of a file, found a folder; add a name to it")
+    if path.name.startswith(KEPT):
+        raise KDError(
+            f"checkpoint {path}: expected a name that does not begin with {KEPT!r}, which is that of the checkpoint "
+            "before another one; rename the file to go on with it"
+        )
     return path
 
 

@@ -17,16 +17,16 @@ from typing import Any
 
 import msgspec
 import safetensors
-import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from kdlib.contents import content_of
 from kdlib.errors import KDError
-from kdlib.foreign import is_foreign, read_tensors
+from kdlib.foreign import is_foreign, read_tensors, tensor_bytes
 
 CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
+KEPT = "previous-"  # how the name of the version of a file before the present one begins
 PAUSES = (0.05, 0.2, 0.7)  # seconds before a rename that was refused is tried again
 
 
@@ -133,7 +133,7 @@ def replace(source: Path, target: Path) -> None:
 
 def previous(path: Path) -> Path:
     """Return the place of the version of a file before the present one, if `keep_previous` was called."""
-    return path.with_name(f"previous-{path.name}")
+    return path.with_name(f"{KEPT}{path.name}")
 
 
 def keep_previous(path: Path) -> None:
@@ -284,7 +284,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Any = None) -
     flat = {name: tensors[name].detach().cpu().clone(memory_format=torch.contiguous_format) for name in sorted(tensors)}
     # Only one metadata key: safetensors keeps metadata in a hash map, so several keys would come in random order.
     metadata = {"kdlib": canonical_json({"digest": _digest(flat, notes), "notes": notes})}
-    atomic_write(path, safetensors.torch.save(flat, metadata))
+    atomic_write(path, tensor_bytes(flat, metadata))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:

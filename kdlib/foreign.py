@@ -1,14 +1,16 @@
-"""What safetensors reads, and files that kdlib did not write: they are the user's, and not damaged."""
+"""What safetensors reads and writes, and files that kdlib did not write: they are the user's, and not damaged."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import safetensors
 import safetensors.torch
 from torch import Tensor
 
-__all__ = ["is_foreign", "read_tensors"]
+__all__ = ["is_foreign", "read_tensors", "tensor_bytes"]
 
 
 def read_tensors(content: bytes) -> dict[str, Tensor]:
@@ -16,8 +18,20 @@ def read_tensors(content: bytes) -> dict[str, Tensor]:
 
     Other errors as of `safetensors.torch.load`.
     """
-    try:
+    with _panics_as_memory_errors():
         return safetensors.torch.load(content)
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Return the content of a file of safetensors; MemoryError and others as `read_tensors`."""
+    with _panics_as_memory_errors():
+        return safetensors.torch.save(dict(tensors), dict(metadata))
+
+
+@contextmanager
+def _panics_as_memory_errors() -> Iterator[None]:
+    try:
+        yield
     except Exception:
         raise
     except BaseException as error:  # no `except Exception` takes a PanicException

@@ -37,7 +37,7 @@ class Layers:
         self.shapes = {name: value.shape for name, value in network.named_buffers()}
         self._kinds = {name: type(module) for name, module in _layers(self.parts)}
         self._names: list[str] = []  # of the state_dict, as soon as the network has loaded one
-        self._loaded: tuple[Settings, list[nn.Module]] = {}, []  # settings and frozen modules of the checkpoint
+        self._loaded: dict[str, Any] = {"layers": {}, "frozen": [], "evaluated": []}  # the notes of the checkpoint
 
     def freeze(self, anew: bool = False) -> None:
         """Let the modules that are in evaluation mode, within a network in training mode, remain so in all epochs."""
@@ -47,10 +47,10 @@ class Layers:
 
     def state(self, remedy: str) -> dict[str, Any]:
         """Return a copy of the network's state. The first one is loaded into the network; KDError if it cannot be."""
-        state = {
-            key: value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
-            for key, value in self.network.state_dict().items()
-        }
+        own = self.network.state_dict()
+        state = copy.copy(own)  # with the versions of the layers, which torch keeps in an attribute
+        for key, value in own.items():
+            state[key] = value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
         if not self._names:
             _check_state("a network", self.network, state, self._place, remedy)
         self._names = self._names or [*state]
@@ -100,20 +100,25 @@ class Layers:
                 "that some have come, gone or been replaced: a resumed training would lack them. Give the optimizer "
                 "all weights at first, and requires_grad_(False) to those that learn later"
             )
-        return {"layers": self.settings(), "frozen": self.frozen_names()}
+        evaluated = [name for name, module in self.network.named_modules() if not module.training]
+        return {"layers": self.settings(), "frozen": self.frozen_names(), "evaluated": evaluated}
 
     def take(self, notes: Mapping[str, Any], buffers: Mapping[str, Tensor]) -> None:
         """Take what `notes` and `buffers` returned at another time."""
-        modules = dict(self.network.named_modules())
-        self._loaded = notes["layers"], [modules[name] for name in notes["frozen"]]
+        self._loaded = {name: notes[name] for name in self._loaded}
         _restore_buffers(self.parts, buffers)
         _restore_settings(self.parts, notes["layers"])
 
     def go_on(self) -> None:
-        """Set the settings and frozen modules of the checkpoint again: code after Progress may have changed them."""
-        settings, frozen = self._loaded
-        _restore_settings(self.parts, settings)
-        self._freeze_also(frozen)
+        """Set the settings of the checkpoint again: code after Progress may have changed them; and freeze its modules.
+
+        Without a further epoch, each module remains in the mode in which the body of the loop had left it.
+        """
+        _restore_settings(self.parts, self._loaded["layers"])
+        modules = dict(self.network.named_modules())
+        self._freeze_also(modules[name] for name in self._loaded["frozen"])
+        for name, module in modules.items():
+            module.training = name not in self._loaded["evaluated"]
 
     def _freeze_also(self, modules: Iterable[nn.Module]) -> None:
         self.frozen += [module for module in modules if not _is_one_of(module, self.frozen)]

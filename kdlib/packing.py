@@ -17,7 +17,17 @@ from torch.nn.parameter import is_lazy
 from kdlib.errors import KDError
 from kdlib.files import canonical_json
 
-__all__ = ["can_be_saved", "device_of", "layout_of", "lazy_names", "pack", "tensors_of_state", "unpack", "unwrapped"]
+__all__ = [
+    "can_be_saved",
+    "device_of",
+    "layout_of",
+    "lazy_names",
+    "pack",
+    "tensors_of_state",
+    "unpack",
+    "unwrapped",
+    "with_versions",
+]
 
 
 def pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
@@ -41,7 +51,8 @@ def pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if type(value) in (dict, OrderedDict, Counter):
         kind = "counter" if type(value) is Counter else "dict"
         pairs = [[pack(key, name, {}), pack(part, f"{name}/{key}", tensors)] for key, part in value.items()]
-        return {kind: pairs}
+        versions = getattr(value, "_metadata", None)  # of layers, in a module's state_dict: torch may ask for them
+        return {kind: pairs} | ({} if versions is None else {"versions": pack(versions, name, tensors)})
     if type(value) in (list, tuple):
         parts = [pack(part, f"{name}/{number}", tensors) for number, part in enumerate(value)]
         return {type(value).__name__: parts}
@@ -118,7 +129,16 @@ def unpack(packed: Any, tensors: Mapping[str, Tensor], device: torch.device) -> 
         parts = [unpack(part, tensors, device) for part in content]
         return parts if kind == "list" else tuple(parts)
     pairs = {unpack(key, tensors, device): unpack(part, tensors, device) for key, part in content}
+    if "versions" in packed:
+        return with_versions(pairs, unpack(packed["versions"], tensors, device))
     return Counter(pairs) if kind == "counter" else pairs
+
+
+def with_versions(state: Mapping[str, Any], versions: Any) -> OrderedDict[str, Any]:
+    """Return a module's state with the versions of its layers, as its own `state_dict` has them."""
+    found = OrderedDict(state)
+    found._metadata = versions  # type: ignore[attr-defined]
+    return found
 
 
 def device_of(model: nn.Module) -> torch.device:

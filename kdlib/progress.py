@@ -44,7 +44,7 @@ from kdlib.packing import device_of, pack, unwrapped
 from kdlib.rates import Rates
 from kdlib.replicas import layer_generators
 from kdlib.trace import Tracer, description
-from kdlib.trainable import check_optimizer, check_training, load_state
+from kdlib.trainable import check_optimizer, check_training, load_extra, load_state
 
 __all__ = ["CHECKPOINT_SECONDS", "Progress"]
 
@@ -217,7 +217,7 @@ class Progress:
     def steps_are_skipped(self) -> None:
         """Set dropout's generators, learning rates and extras as they were after the checkpoint's last step."""
         for name, state in self._loaded_extras.items():  # the batches may have updated them again
-            self.extras[name].load_state_dict(state)
+            load_extra(self.extras[name], state)
         self.rates.restore(self.optimizer, self._loaded)
         generators = layer_generators(self.network)
         if len(generators) != len(self._states):
@@ -313,7 +313,7 @@ class Progress:
         load_state(self.optimizer, in_order(parts["optimizer"], notes["first"]["weights"], self.layers.weights))
         self._loaded_extras = copy.deepcopy(parts["extras"]) if parts["epoch"][0] else {}
         for name, value in self.extras.items():
-            value.load_state_dict(parts["extras"][name])
+            load_extra(value, parts["extras"][name])
         self.rates.restore(self.optimizer, self._loaded)
         self._first, self._loop = {**notes["first"], "weights": self.layers.weights}, notes["loop"]
         self.history = notes["history"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from kdlib.checks import check_number
 from kdlib.errors import KDError
 from kdlib.packing import pack
 from kdlib.trace import description
+from kdlib.trainable import optimizers_of
 
 __all__ = ["Rates"]
 
@@ -46,24 +47,31 @@ class Rates:
                 f"{place}: expected groups of one learning rate with `rate`, which is that of all groups, found "
                 f"{now}; leave `rate` out, and give a scheduler of torch to Progress(..., extras=...)"
             )
-        # A scheduler leaves this mark there.
-        scheduled = any("initial_lr" in group for group in optimizer.param_groups)
-        others = self._others(optimizer) if scheduled and (given or resumable) else []
-        if given and (self.schedulers or others):
+        own = [each for each in self.schedulers.values() if getattr(each, "optimizer", None) is optimizer]
+        others = self._others([optimizer]) if given else []
+        if given and (own or others):
             kinds = ", ".join(others) or "both"
             raise KDError(
                 f"{place}: expected `rate` or a scheduler, found {kinds}; leave `rate` out, or delete a scheduler that "
                 "is not used (del)"
             )
-        if others:
+        if others := self._others(optimizers_of(optimizer, self.extras)) if resumable else []:
             raise KDError(
                 f"{place}: expected all schedulers of the optimizer in the checkpoint, found that Progress does not "
                 f"have {', '.join(others)}; name each of them in Progress(..., extras=...), such as "
                 'extras={"scheduler": scheduler}, or delete one that is not used (del)'
             )
 
-    def _others(self, optimizer: torch.optim.Optimizer) -> list[str]:
-        """The classes of the optimizer's schedulers that are neither in the extras nor parts of those."""
+    def _others(self, optimizers: Sequence[torch.optim.Optimizer]) -> list[str]:
+        """The classes of the optimizers' schedulers that are neither in the extras nor parts of those."""
+        # A scheduler leaves this mark there.
+        scheduled = [each for each in optimizers if any("initial_lr" in group for group in each.param_groups)]
+        if found := self._found_others(scheduled) if scheduled else []:
+            gc.collect()  # those of a training that is over may still wait for Python to look for cycles
+            found = self._found_others(scheduled)
+        return found
+
+    def _found_others(self, optimizers: Sequence[torch.optim.Optimizer]) -> list[str]:
         known, found = [*self.extras.values()], []
         for scheduler in known:  # grows: those within a SequentialLR, or within another library's
             for value in getattr(scheduler, "__dict__", {}).values():
@@ -72,7 +80,7 @@ class Rates:
         every = gc.get_objects()  # an optimizer does not know its schedulers
         kinds = {kind for kind in {type(value) for value in every} if _is_scheduler(kind)}
         for value in every:
-            if type(value) in kinds and getattr(value, "optimizer", None) is optimizer:
+            if type(value) in kinds and any(getattr(value, "optimizer", None) is each for each in optimizers):
                 found += [] if any(value is one for one in known) else [type(value).__name__]
         return found
 
@@ -121,6 +129,8 @@ def _is_scheduler(kind: type) -> bool:
     """Whether objects of a class are schedulers: torch's, or others that are used like them."""
     if issubclass(kind, LRScheduler):
         return True
+    if "scheduler" not in kind.__name__.lower():  # a trainer may have these methods too
+        return False
     names = {name for base in kind.__mro__ for name in vars(base)}
     return {"step", "state_dict", "load_state_dict"} <= names and "zero_grad" not in names
 

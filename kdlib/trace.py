@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,8 @@ __all__ = ["Tracer", "description"]
 ROLLING = ("rows", "labels", "sizes", "rates", "targets", "layers")
 DIGITS = 16  # of the digests after each epoch
 PROBED = 4  # rows
+# Of an optimizer's groups: names of weights are others in a network that torch.compile has wrapped.
+NOT_DESCRIBED = "params", "param_names", "lr", "initial_lr"
 
 Objective = Callable[[Tensor, Batch], Tensor]
 
@@ -51,12 +54,21 @@ class Tracer:
     """Writes the trace of each student that a loop trains: one, or the members of a stack."""
 
     def __init__(self, progress: Progress) -> None:
-        self.progress = progress  # not its optimizer: an experiment may put another in its place
+        # Not its optimizer: an experiment may put another in its place. A reference of the other kind would keep a
+        # Progress, and all that it trains, in memory until Python looks for cycles.
+        self._progress = weakref.ref(progress)
         self.traces: list[dict[str, Any]] = []
         self.state = ""  # SHA-256 of weights, buffers and optimizer state after the last epoch or checkpoint
         self.seeds: Sequence[int] = []
         self.seen: dict[str, list[Tensor]] = {}
         self.rates: list[tuple[Any, ...]] = []
+
+    @property
+    def progress(self) -> Progress:
+        """The training that is traced."""
+        progress = self._progress()
+        assert progress is not None
+        return progress
 
     def begin(self, batches: Callable[[int], Iterable[Batch]]) -> None:
         """Note what there is before the first step."""
@@ -221,7 +233,7 @@ def _settings(optimizer: torch.optim.Optimizer) -> Any:
 def description(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Return an optimizer's class and the hyper-parameters of its groups, without learning rates."""
     groups = [
-        {str(name): _plain(value) for name, value in group.items() if name not in ("params", "lr", "initial_lr")}
+        {str(name): _plain(value) for name, value in group.items() if name not in NOT_DESCRIBED}
         | {"tensors": len(group["params"])}
         for group in optimizer.param_groups
     ]

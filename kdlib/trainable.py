@@ -21,7 +21,9 @@ __all__ = [
     "check_optimizer",
     "check_training",
     "has_own_zero_grad",
+    "load_extra",
     "load_state",
+    "optimizers_of",
     "refusing_kept_gradients",
 ]
 
@@ -49,6 +51,11 @@ def check_training(model: nn.Module, optimizer: torch.optim.Optimizer, extras: M
         )
     if lazy := lazy_names(model):
         raise KDError(f"{place}: expected weights with values, found the lazy {lazy[0]}; call the model first")
+    for name, value in extras.items():
+        if isinstance(value, nn.Module) and (lazy := lazy_names(value)):
+            raise KDError(
+                f"{place}: expected weights with values, found the lazy {lazy[0]} of the extra {name!r}; call it first"
+            )
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise KDError(
@@ -78,15 +85,21 @@ def check_optimizer(
     """
     held = {id(value): value for group in optimizer.param_groups for value in group["params"]}
     if saved is not None:
+        every = [
+            value
+            for each in optimizers_of(optimizer, saved)
+            for group in each.param_groups
+            for value in group["params"]
+        ]
         modules = [network, *(value for value in saved.values() if isinstance(value, nn.Module))]
         known = {id(weight) for module in modules for weight in module.parameters()}
         others = [value.state_dict() for value in saved.values() if not isinstance(value, nn.Module)]
         leaves = [leaf for leaf in tree_leaves(others) if isinstance(leaf, Tensor)]
-        if lost := [value for key, value in held.items() if key not in known and not _is_one_of(value, leaves)]:
+        if lost := [value for value in every if id(value) not in known and not _is_one_of(value, leaves)]:
             raise KDError(
-                f"expected the optimizer's weights in the checkpoint, found {len(lost)} that are neither the model's "
-                f"nor in extras, the first of shape {tuple(lost[0].shape)}: a resumed training would lose them. Use "
-                'Progress(..., extras={"hint": the layer}), and nn.ParameterList([weight]) for a single weight'
+                f"expected the weights of all optimizers in the checkpoint, found {len(lost)} that are neither the "
+                f"model's nor in extras, the first of shape {tuple(lost[0].shape)}: a resumed training would lose "
+                'them. Use Progress(..., extras={"hint": layer}), and nn.ParameterList([weight]) for a single weight'
             )
     learning = {name: value for name, value in network.named_parameters() if value.requires_grad}
     left = [name for name, value in learning.items() if id(value) not in held]
@@ -134,9 +147,25 @@ def _is_one_of(weight: Tensor, saved: Sequence[Tensor]) -> bool:
     return any(weight.shape == value.shape and torch.equal(weight, value.to(weight)) for value in saved)
 
 
+def optimizers_of(optimizer: torch.optim.Optimizer, extras: Mapping[str, Any]) -> list[torch.optim.Optimizer]:
+    """Return the optimizer of a training, and those among its extras."""
+    return [optimizer, *(value for value in extras.values() if isinstance(value, torch.optim.Optimizer))]
+
+
+def load_extra(extra: Any, state: Any) -> None:
+    """Give an extra its state_dict of another time."""
+    extra.load_state_dict(state)
+    if isinstance(extra, torch.optim.Optimizer):
+        _align_moments(extra)
+
+
 def load_state(optimizer: torch.optim.Optimizer, state: dict[Any, Any]) -> None:
     """Give an optimizer the state_dict (moments, for example) of another one; its groups stay as they are."""
     optimizer.load_state_dict({**state, "param_groups": optimizer.state_dict()["param_groups"]})
+    _align_moments(optimizer)
+
+
+def _align_moments(optimizer: torch.optim.Optimizer) -> None:
     # Fused optimizers pair weights and moments by their place in memory, so a moment needs the strides of its weight.
     # A file does not keep strides.
     for parameter, entries in optimizer.state.items():

@@ -416,3 +416,9 @@ def test_members_with_nan_or_a_variable_without_a_value_can_be_equal_and_can_dif
     assert isinstance(replicas.member(1), Member)
     with pytest.raises(KDError, match=r"scale: nan and, in member 1, 1\.0"):
         Replicas([Member(scale=float("nan")), Member()])
+
+
+def test_a_tensor_that_is_neither_weight_nor_buffer_is_told_as_one():
+    told = r"found 0, weight: torch.float32 of .* in member 1, neither a parameter nor a buffer; register it"
+    with pytest.raises(KDError, match=told):
+        Replicas([nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 3))) for _ in range(2)])

@@ -229,7 +229,7 @@ def test_a_panic_of_safetensors_is_short_memory_and_no_damage(tmp_path, monkeypa
     class PanicException(BaseException):  # as the real one: no `except Exception` takes it
         pass
 
-    def panics(content):
+    def panics(content, *others):
         raise PanicException("PyObject pointer is null")
 
     save_tensors(tmp_path / "file", {"weights": torch.ones(2)})
@@ -239,6 +239,11 @@ def test_a_panic_of_safetensors_is_short_memory_and_no_damage(tmp_path, monkeypa
     ) as found:
         load_tensors(tmp_path / "file")
     assert not isinstance(found.value, DamagedFile)
+    before = (tmp_path / "file").read_bytes()
+    monkeypatch.setattr("safetensors.torch.save", panics)
+    with pytest.raises(MemoryError, match="PyObject pointer is null"):
+        save_tensors(tmp_path / "file", {"weights": torch.zeros(2)})
+    assert (tmp_path / "file").read_bytes() == before
 
 
 def test_array_digest_refuses_a_mask():

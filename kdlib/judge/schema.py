@@ -16,7 +16,7 @@ from kdlib.errors import KDError
 
 __all__ = ["SchemaError", "Table", "read_toml"]
 
-MAX_FILE_BYTES = 500_000
+MAX_FILE_BYTES = 200_000  # tomllib takes up to a second for so many
 MAX_TEXT = 500
 MAX_PARTS = 16  # of a dotted key: tomllib takes minutes for one of 100,000
 _PART = r"""(?:[\w-]++|"(?!"")(?:[^"\\\n]|\\.)*+"?|'(?!'')[^'\n]*+'?)"""

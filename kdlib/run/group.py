@@ -113,6 +113,8 @@ def train_group(group: Group, setting: Setting, report: Report) -> Outcome:
         )
     except KDError as error:
         return Outcome(str(error))
+    except BrokenPipeError:  # nobody reads the reports any more
+        raise
     except Exception as error:
         log, what = work_folder(group, store) / "error.txt", shortened(f"{type(error).__name__}: {error}", SHOWN)
         try:

@@ -11,6 +11,7 @@ from torch import nn
 
 from kdlib.errors import KDError
 from kdlib.files import is_there
+from kdlib.packing import with_versions
 from kdlib.run.experiment import Arm, Experiment
 from kdlib.run.finished import WEIGHTS, FinishedRun
 
@@ -83,7 +84,8 @@ def trained_network(run: FinishedRun, snapshot: str, origin: Origin, data: Any) 
             f"run {run.id}: expected snapshot '{snapshot}', found {', '.join(run.metrics)}; choose one of them"
         )
     try:
-        network.load_state_dict(run.weights(snapshot))
+        versions = getattr(network.state_dict(), "_metadata", {})
+        network.load_state_dict(with_versions(run.weights(snapshot), versions))
     except (KDError, RuntimeError) as error:
         if not is_there(run.folder / WEIGHTS):
             raise  # pruned: the error says so

@@ -12,12 +12,14 @@ from typing import Annotated, Any, TypeVar, cast
 import msgspec
 
 from kdlib.files import read_json
-from kdlib.shapes import Count, Number, TraceShape, Whole, check
+from kdlib.shapes import Count, TraceShape, Whole, check
 
 __all__ = ["LineShape", "MetricsShape", "RunShape", "decoded"]
 
 Amount = Count | Annotated[float, msgspec.Meta(ge=0, le=1e18)]  # sums of some thousands must be finite
-Value = Number | bool | str | list[Any] | dict[str, Any] | None
+# Of float32 the largest number is 3.4e38. Tables square measurements and add them up, and that must remain finite.
+Measured = Whole | Annotated[float, msgspec.Meta(ge=-1e50, le=1e50)]
+Value = Measured | bool | str | list[Any] | dict[str, Any] | None
 
 
 class DescriptionShape(msgspec.Struct, forbid_unknown_fields=True):
@@ -59,7 +61,7 @@ class RunShape(msgspec.Struct, kw_only=True):
 
     description: dict[str, Any]
     metrics: dict[str, dict[str, Value]]
-    history: list[dict[str, Number]]
+    history: list[dict[str, Measured]]
     environment: dict[str, Any]
     weights_sha256: str
     trace: dict[str, Any] = {}  # empty: not traced

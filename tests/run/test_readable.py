@@ -227,7 +227,16 @@ def test_a_stored_run_without_the_arms_snapshot_fails_with_a_remedy(toy, store, 
     assert store.ids() == [jobs[0].id]
 
 
-@pytest.mark.parametrize("wrong", [{"data_name": ""}, {"metrics": {"final": {"confusion": [[0.5]]}}}, {"arms": {}}])
+WRONG = [
+    {"data_name": ""},
+    {"arms": {}},
+    {"metrics": {"final": {"confusion": [[0.5]]}}},
+    {"metrics": {"final": {"errors": 1e308}}},  # its square would be infinite
+    {"history": [{"training_loss": -1e51}]},
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=[str(number) for number in range(len(WRONG))])
 def test_records_that_could_not_be_read_are_not_written(tmp_path, wrong):
     path = tmp_path / "runs.jsonl"
     good = record_of(Store(tmp_path).save(ABOUT, GOOD, {}), "quick", {"a": "final"}, "data")
@@ -258,3 +267,13 @@ def test_a_process_with_other_source_files_does_not_train_for_a_session(toy, sto
     outcome = train_group((job,), setting, lambda event: None)
     assert "expected the source files that the session began with (digest 0000000000000000), found" in outcome.error
     assert store.ids() == []
+
+
+def test_a_reader_of_the_reports_that_is_gone_is_no_failure_of_the_run(toy, store):
+    def gone(event):
+        raise BrokenPipeError
+
+    (job,) = plan(toy, toy.profile("quick"), ["baseline"], [0], Compute(), {})
+    with pytest.raises(BrokenPipeError):
+        train_group((job,), Setting(store, Compute(), {}, float("inf")), gone)
+    assert not [*store.folder.rglob("error.txt")]
