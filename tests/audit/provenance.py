@@ -129,8 +129,10 @@ def _lasting(record: Record) -> dict[str, Any]:
 
 
 def _training(record: Record) -> dict[str, Any]:
-    described = {key: record["description"][key] for key in ("recipe", "protocol", "seed", "data", "parents")}
-    return {**described, "metrics": record["metrics"], "history": record["history"]}
+    described = {key: record["description"][key] for key in ("recipe", "protocol", "seed", "data")}
+    # By the digests of their weights: one teacher has another id in each profile that looks it up.
+    parents = record.get("parents") or record["description"]["parents"]
+    return {**described, "parents": parents, "metrics": record["metrics"], "history": record["history"]}
 
 
 # ---- pruned runs: teachers whose logits are committed

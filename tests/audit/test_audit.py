@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import csv
 import hashlib
 import io
@@ -358,6 +359,17 @@ def test_tampering_with_records_is_named(made, history, act):
     act(lines)
     named = of_records("ecg", lines, history)
     assert any(TAMPERED[act] in line for line in named), named[:9]
+
+
+def test_a_teacher_that_two_profiles_look_up_is_one_parent(made, history):
+    """Its runs have other ids, because the profiles' configurations differ; its weights are the same."""
+    first = next(line for line in read(made, "ecg") if line.get("parents"))
+    ((role, parent),) = first["description"]["parents"].items()
+    second = copy.deepcopy(first) | {"run": "0" * 16, "profile": "other"}
+    second["description"]["parents"] = {role: f"{'1' * 16}/{parent.partition('/')[2]}"}
+    assert [*provenance.check_weights([first, second], {})] == []
+    second["parents"][role]["weights"] = "2" * 64
+    assert [*provenance.check_weights([first, second], {})]
 
 
 @pytest.mark.parametrize(
