@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from kdlib.cli.again import lines_of_command, with_options
+from kdlib.cli.elsewhere import refuse_elsewhere
 from kdlib.cli.live import Downloading, reporter
 from kdlib.cli.say import say, say_page
 from kdlib.cli.stopping import STOPPED
@@ -77,7 +78,7 @@ def _write(options: argparse.Namespace, found: Replication, committed: Sequence[
             data = session.experiment.load_data(session.profile.config, session.folders)
             draw_pictures(session.experiment, data, pages, folder)
     except KDError:
-        _tell_summary(options, found, make(), committed, None, whole=True)
+        _tell_summary(options, found, make(drawn=False), committed, None, whole=True)
         raise
     _tell_summary(options, found, pages, committed, folder / f"{pages[0].name}.md" if pages else None)
     for name in (page.name.partition("-part-")[0] for page in pages if "-part-" in page.name):
@@ -88,23 +89,9 @@ def _tell_waiting(lock: Path) -> None:
     say(f"another session writes tables in {lock.parent}; this one waits until it releases {lock}")
 
 
-def refuse_elsewhere(name: str) -> None:
-    """Raise KDError for a replication that Python imports from another folder than the current one's.
-
-    `kd record` writes the bands into the replication's folder, and the tables into results/ of the current folder. Both
-    must be of one repository.
-    """
-    experiment = load_experiment(name)
-    if experiment.folder.resolve() != (ROOT / "replications" / name).resolve():
-        raise KDError(
-            f"{name}: expected replications/{name} in the current folder, {ROOT.absolute()}, found that Python imports "
-            f"{experiment.folder}; call kd in {experiment.folder.parents[1]}"
-        )
-
-
 def prepared(options: argparse.Namespace, name: str, profile: str, **rest: Any) -> Session:
     """The session that the options ask for; that synthetic data stand in for missing ones is the first line printed."""
-    refuse_elsewhere(name)
+    refuse_elsewhere(name, ROOT)
     session = prepare(
         name,
         profile,
@@ -192,7 +179,7 @@ def chosen(names: Sequence[str]) -> Sequence[str]:
             "in the top folder of the repository"
         )
     for name in names:
-        refuse_elsewhere(name)
+        refuse_elsewhere(name, ROOT)
     return names
 
 

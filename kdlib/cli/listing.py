@@ -7,7 +7,8 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from statistics import fmean
 
-from kdlib.cli.commands import ROOT, chosen, refuse_elsewhere
+from kdlib.cli.commands import ROOT, chosen
+from kdlib.cli.elsewhere import refuse_elsewhere
 from kdlib.cli.say import say
 from kdlib.errors import KDError
 from kdlib.judge.bands import read_bands
@@ -29,7 +30,7 @@ def show_list(options: argparse.Namespace) -> int:
     status = 0
     for name in options.names or replications(ROOT) or chosen(()):
         try:
-            refuse_elsewhere(name)
+            refuse_elsewhere(name, ROOT)
             experiment = load_experiment(name)
         except KDError as error:
             if options.names:

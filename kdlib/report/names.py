@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import inspect
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from kdlib.report.pages import figures_of, reported_of
 from kdlib.run.experiment import Experiment
 from kdlib.run.records import Record
 
-__all__ = ["refuse_reserved", "refuse_unknown_names"]
+__all__ = ["claimed_metrics", "refuse_reserved", "refuse_unknown_names"]
 
 RESERVED = ("index", "site")  # of the pages: results/site/index.html
 
@@ -44,6 +45,16 @@ def refuse_unknown_names(experiment: Experiment, *, bands: bool = True) -> None:
             if there and name not in there:
                 raise _wrong(path, experiment, f"data {digest}, profile {profile}: {what}", name, there)
     _look_at_figure(experiment, reported)
+
+
+def claimed_metrics(experiment: Experiment) -> dict[str, set[str]]:
+    """Return the metrics that claims compare, by arm."""
+    found: dict[str, set[str]] = {}
+    for claim in reported_of(experiment).claims.values():
+        for compared in claim.modes.values():
+            for arm in (*compared.arms, *compared.rivals):
+                found.setdefault(arm, set()).add(claim.metric)
+    return found
 
 
 def _refuse_other_modes(experiment: Experiment, reported: Reported) -> None:
@@ -82,12 +93,27 @@ def _wrong(path: Path, experiment: Experiment, what: str, found: str, there: Col
 
 def _look_at_figure(experiment: Experiment, reported: Reported) -> None:
     """Let the figure of each profile name its parts, for a record that serves no arm: nothing is drawn."""
-    figures = figures_of(experiment)
-    for name, profile in experiment.profiles.items() if figures else ():
+    draw = getattr(figures_of(experiment), "draw", None)
+    if draw is None:
+        return
+    _refuse_other_arguments(draw, experiment)
+    for name, profile in experiment.profiles.items():
         about = {"data": "", "config": asdict(profile.config), "seed": 0}
         try:
-            figures.draw([Record(name, 0, "", {}, "", about, {}, [], {}, "")], reported)
+            draw([Record(name, 0, "", {}, "", about, {}, [], {}, "")], reported)
         except KDError as error:
             raise KDError(f"{experiment.folder / 'figures.py'}: {error}") from error
         except Exception:  # not every figure can be asked without the record of a run; it is looked at when it is drawn
             return
+
+
+def _refuse_other_arguments(draw: Callable[..., object], experiment: Experiment) -> None:
+    try:
+        inspect.signature(draw).bind([], None)
+    except TypeError as error:
+        raise KDError(
+            f"{experiment.folder / 'figures.py'}: expected draw(records, reported), found draw"
+            f"{inspect.signature(draw)} ({error}); give it these two parameters"
+        ) from error
+    except ValueError:  # it has no signature that Python knows
+        return

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kdlib.collector import without_collector
-from kdlib.errors import KDError, needs
+from kdlib.errors import KDError, error_in_user_code, needs
 from kdlib.files import atomic_write
 from kdlib.judge.bands import read_bands
 from kdlib.judge.claims import Reported
@@ -49,11 +50,12 @@ def make_pages(
     committed: Sequence[Record],
     synthetic: bool,
     named: Callable[[str, Sequence[Record]], str] = lambda label, records: label,
+    drawn: bool = True,
 ) -> list[Page]:
     """Return the tables, with the figure if there is a `figures.py`, of each profile and data set; write nothing.
 
     Pages of reduced profiles show the verdicts of the judged runs among `committed`. `named` returns the name of a
-    page's files.
+    page's files. Without `drawn`, there is no figure.
     """
     reported, bands = reported_of(experiment), read_bands(experiment.folder / "bands.toml")
     judged = experiment.judged
@@ -64,7 +66,6 @@ def make_pages(
     for (digest, profile_name), group in grouped(records).items():
         label = label_of(experiment, group[0])
         data = digest if profile_name == judged else judged_data.get(label.replace(profile_name, judged, 1), digest)
-        figures = figures_of(experiment)
         analogue = label != profile_name
         reduced = is_reduced(experiment.profile(profile_name), synthetic, analogue)
         page = page_of(
@@ -76,7 +77,7 @@ def make_pages(
             synthetic=synthetic,
             analogue=analogue,
             judged_bands=bands.get((data, judged)),
-            drawing=figures.draw(group, without_ranges(reported) if reduced else reported) if figures else None,
+            drawing=_drawing(experiment, group, without_ranges(reported) if reduced else reported) if drawn else None,
         )
         pages.append(page)
     return pages
@@ -92,7 +93,36 @@ def figures_of(experiment: Experiment) -> Any:
     if not (experiment.folder / "figures.py").exists():
         return None
     needs("figures", "matplotlib")
-    return importlib.import_module(f"replications.{experiment.name}.figures")
+    try:
+        return importlib.import_module(f"replications.{experiment.name}.figures")
+    except KDError:
+        raise
+    except Exception as error:
+        raise error_in_user_code(str(experiment.folder / "figures.py"), error) from error
+
+
+def _drawing(experiment: Experiment, records: Sequence[Record], reported: Reported) -> Any:
+    """What `draw` of `figures.py` returns: a `Drawing`, or None; KDError, with file and line, if it fails."""
+    if (draw := getattr(figures_of(experiment), "draw", None)) is None:
+        return None
+    found = _of_user(experiment, "draw", lambda: draw(records, reported))
+    from kdlib.report.figures import Drawing  # imports matplotlib
+
+    if not isinstance(found, Drawing | None):
+        raise KDError(
+            f"{experiment.folder / 'figures.py'}: draw: expected a Drawing or None, found one of type "
+            f"{type(found).__name__}; return what kdlib.report.figures.compose returns"
+        )
+    return found
+
+
+def _of_user(experiment: Experiment, name: str, function: Callable[[], Any]) -> Any:
+    try:
+        return function()
+    except KDError:
+        raise
+    except Exception as error:
+        raise error_in_user_code(f"{experiment.folder / 'figures.py'}: {name}", error, "a figure") from error
 
 
 @without_collector()
@@ -111,9 +141,10 @@ def draw_pictures(experiment: Experiment, data: Any, pages: Sequence[Page], fold
     figures = figures_of(experiment)
     for page in pages:
         if hasattr(figures, "draw_data"):
-            figures.draw_data(data, folder / f"{page.name}-data.png")
+            _of_user(experiment, "draw_data", partial(figures.draw_data, data, folder / f"{page.name}-data.png"))
         if hasattr(figures, "draw_local"):
-            figures.draw_local(page.records, folder / f"{page.name}-pictures.png")
+            path = folder / f"{page.name}-pictures.png"
+            _of_user(experiment, "draw_local", partial(figures.draw_local, page.records, path))
 
 
 def label_of(experiment: Experiment, record: Record) -> str:

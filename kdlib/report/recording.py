@@ -19,6 +19,7 @@ from kdlib.report.sessions import Reporter, incomplete, refuse_synthetic, silent
 from kdlib.run.environment import git_state
 from kdlib.run.experiment import Experiment
 from kdlib.run.records import Record, grouped, measured, merged, read_records, write_records
+from kdlib.run.reuse import is_of_another_replication
 from kdlib.run.session import Session, complete, failures, records_of
 
 __all__ = ["Recording", "held", "record", "update_bands"]
@@ -85,6 +86,13 @@ def record(
             f"{len(unclean)} runs of the store were trained with code that was not committed, {unclean[0]} for "
             "example. The audit refuses them; record with another --store to train them anew."
         )
+    for run in new:
+        if is_of_another_replication(run.environment, run.description["recipe"], experiment):
+            raise KDError(
+                f"nothing is recorded: expected runs of replications/{experiment.name}, found run {run.run}, which "
+                f"replications/{run.environment['replication']} made with other code. Both have the source "
+                f"'{experiment.source}': give one of them another, or record with another --store"
+            )
     if summary.left and not new:
         return Recording(problems, [], ["Nothing is recorded: no seed is complete."], len(summary.left), [], recorded)
     # Two sessions may record seeds of one replication at the same time.

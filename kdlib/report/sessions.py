@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from kdlib.errors import KDError
 from kdlib.judge.bands import read_bands
 from kdlib.judge.departures import SESSION_LEVEL, changes, compared
 from kdlib.report.frames import arms_table, claims_table, is_reduced
-from kdlib.report.names import refuse_unknown_names
+from kdlib.report.names import claimed_metrics, refuse_unknown_names
 from kdlib.report.pages import reported_of
 from kdlib.run.engine import Summary
 from kdlib.run.events import Report
@@ -93,7 +93,8 @@ class Replication:
         session = self.session
         needed = session.experiment.data
         if session.synthetic or {*(needed(config) if callable(needed) else needed)} <= {*session.folders}:
-            return str(session.experiment.load_data(config, session.folders).digest)
+            with suppress(KDError):  # it may need more pictures than there are
+                return str(session.experiment.load_data(config, session.folders).digest)
         # It needs more than this session, such as the weights that a teacher begins with.
         recorded = [data for data, profile in known if profile == session.experiment.judged]
         return recorded[0] if len(recorded) == 1 else ""
@@ -137,7 +138,7 @@ def trained(session: Session, reporter: Reporter, past: Sequence[Record] = ()) -
     """Train what the store lacks; return the jobs and their outcome."""
     jobs = session.jobs()
     with reporter(jobs) as report:
-        return jobs, train(session, jobs, report, past)
+        return jobs, train(session, jobs, report, past, claimed_metrics(session.experiment))
 
 
 def incomplete(jobs: Sequence[Job], summary: Summary) -> list[int]:

@@ -98,7 +98,7 @@ def _check_profiles(experiment: Experiment, default: str) -> None:
     names = [arm.name for arm in experiment.arms]
     if default not in experiment.profiles:
         raise KDError(f"expected a profile '{default}', the default of sessions, found {list(experiment.profiles)}")
-    for place in ("metrics", "banded", "check"):
+    for place in ("metrics", "banded", "check", "data"):
         if isinstance(getattr(experiment, place), str):
             raise KDError(f"{place}: expected a tuple of names, found a text; write a comma after a single name")
     for name, profile in experiment.profiles.items():

@@ -6,7 +6,7 @@ Sessions that have one store share the work: a run that another session trains i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -51,6 +51,7 @@ def execute(
     executor: Callable[[Setting, Report], Executor] | None = None,
     report: Report = lambda event: None,
     limit: Limit | None = None,
+    metrics: Mapping[str, Collection[str]] | None = None,
 ) -> Summary:
     """Make sure that every job has a finished run: take it from the store, or train it.
 
@@ -63,11 +64,13 @@ def execute(
     With a `limit`, a run that cannot reach a checkpoint in time is not begun, and the others stop at one. They are in
     the summary's `left`; a later session goes on with them.
 
+    A run of an arm that lacks one of the arm's `metrics` fails.
+
     A run that another session trains is passed over. When nothing else is left, this session waits for it. Returns the
     outcome of each job; `report` is told of each event.
     """
     limit = limit or Limit()
-    session = _Session(store, compute, report, limit)
+    session = _Session(store, compute, report, limit, metrics or {})
     wanted = {job.id for job in jobs}
     for job in jobs:
         if (run := session.find(job, notices(job, report))) is not None:
@@ -103,6 +106,7 @@ class _Session:
     compute: Compute
     report: Report
     limit: Limit
+    metrics: Mapping[str, Collection[str]]
     summary: Summary = field(default_factory=Summary)
     waits: set[str] = field(default_factory=set)  # for these runs of other sessions
 
@@ -171,7 +175,7 @@ class _Session:
         if problem := reuse.other_parent(run, job, summary.finished):
             self.fail(job, problem)
             return
-        if problem := reuse.unfit(run, job):
+        if problem := reuse.unfit(run, job, self.metrics):
             self.fail(job, problem)
             return
         summary.finished[run.id] = run

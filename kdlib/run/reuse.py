@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 
@@ -11,9 +12,9 @@ from kdlib.run.experiment import Experiment, load_experiment
 from kdlib.run.plan import Job
 from kdlib.run.readable import check_metrics
 from kdlib.run.store import FinishedRun
-from kdlib.shapes import Misshapen
+from kdlib.shapes import Misshapen, shown
 
-__all__ = ["other_machine", "other_parent", "other_source", "unfit"]
+__all__ = ["is_of_another_replication", "other_machine", "other_parent", "other_source", "unfit"]
 
 
 def other_parent(run: FinishedRun, job: Job, finished: Mapping[str, FinishedRun]) -> str:
@@ -36,8 +37,8 @@ def other_parent(run: FinishedRun, job: Job, finished: Mapping[str, FinishedRun]
     return ""
 
 
-def unfit(run: FinishedRun, job: Job) -> str:
-    """Return why tables cannot be made with a run: it lacks a snapshot of an arm, or has odd metrics; else ""."""
+def unfit(run: FinishedRun, job: Job, metrics: Mapping[str, Collection[str]]) -> str:
+    """Return why tables cannot be made with a run, which lacks a snapshot or one of an arm's `metrics`; else ""."""
     arms = load_experiment(job.experiment).arm
     try:
         check_metrics(run.metrics, [arms(name).snapshot for name in job.arms])
@@ -46,30 +47,50 @@ def unfit(run: FinishedRun, job: Job) -> str:
             f"run {run.id}: {error}. It was made by another version of its training function: raise `protocol`, or "
             f"delete {run.folder} to train it again"
         )
+    for name in job.arms:
+        found = run.metrics[arms(name).snapshot]
+        for metric in sorted({*metrics.get(name, ())} - {"training_loss"}):  # tables take that from the history
+            if not isinstance(found.get(metric), int | float):
+                return (
+                    f"run {run.id}: expected a number as {metric} of {name}, which claims.toml compares, found "
+                    f"{shown(found.get(metric))}. Correct claims.toml; or correct the training function, raise "
+                    "`protocol` and run again"
+                )
     return ""
 
 
 def other_source(run: FinishedRun, job: Job) -> str:
     """Return a notice if a run was made by other source files, or by another replication's code; else ""."""
     own = load_experiment(job.experiment)
-    try:  # replications of one source share runs: the files of the replication that made the run count
-        maker = load_experiment(run.environment.get("replication", own.name))
-    except Exception:  # it is gone, or somebody is editing it, which does not stop the others
-        maker = own
-    made_by, function = run.environment.get("source"), run.description.recipe.rpartition("/")[2]
-    if maker.name != own.name and made_by != source_digest(own.folder) and not _share(maker, own, function):
+    maker = _maker(run.environment, own)
+    function = run.description.recipe.rpartition("/")[2]
+    if is_of_another_replication(run.environment, run.description.recipe, own):
         return (
             f"reused runs were made by replications/{maker.name}, whose {function} is other code than that of "
             f"replications/{own.name}: both have the source '{own.source}', this protocol and this configuration. Give "
             "one of them another `source` if their results can differ"
         )
-    if made_by == source_digest(maker.folder):
+    if run.environment.get("source") == source_digest(maker.folder):
         return ""
     commit, of = str(run.environment.get("commit"))[:10], "" if maker.name == own.name else f" of {maker.name}"
     return (
-        f"run {run.id} was made by other source files{of} than these (commit {commit}); it is reused because its "
-        "protocol and configuration are the same. Raise `protocol` if the edit can move results"
+        f"reused runs were made by other source files{of} than these (commit {commit}): their protocol and "
+        "configuration are the same. Raise `protocol` if the edit can move results"
     )
+
+
+def is_of_another_replication(environment: Mapping[str, Any], recipe: str, own: Experiment) -> bool:
+    """Return whether another replication of the same source made a run, with other code than this one's."""
+    maker, function = _maker(environment, own), recipe.rpartition("/")[2]
+    same_files = environment.get("source") == source_digest(own.folder)
+    return maker.name != own.name and not same_files and not _share(maker, own, function)
+
+
+def _maker(environment: Mapping[str, Any], own: Experiment) -> Experiment:
+    try:  # replications of one source share runs: the files of the replication that made the run count
+        return load_experiment(environment.get("replication", own.name))
+    except Exception:  # it is gone, or somebody is editing it, which does not stop the others
+        return own
 
 
 def _share(one: Experiment, other: Experiment, function: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -241,9 +241,13 @@ def folder_of(name: str, data: Path | None, downloads: Callable[[str], Watcher] 
 
 
 def train(
-    session: Session, jobs: Sequence[Job], report: Report = lambda event: None, past: Sequence[Record] = ()
+    session: Session,
+    jobs: Sequence[Job],
+    report: Report = lambda event: None,
+    past: Sequence[Record] = (),
+    metrics: Mapping[str, Collection[str]] | None = None,
 ) -> Summary:
-    """Train every run that the store lacks; `report` is told of each event.
+    """Train every run that the store lacks; `report` is told of each event. A run without its arm's `metrics` fails.
 
     From the recorded runs in `past`, a session with a deadline knows which runs can still be begun.
     """
@@ -262,6 +266,7 @@ def train(
         executor=session.executor,
         report=report,
         limit=Limit(session.deadline, known),
+        metrics=metrics or {},
     )
 
 

@@ -149,6 +149,68 @@ def test_a_figure_that_needs_a_run_is_looked_at_when_it_is_drawn(kd, known, monk
     assert kd("run", "toy", "--arms", "teacher")[0] == 0
 
 
+@pytest.fixture
+def write(known, monkeypatch):
+    """Return a function that writes the figures.py that Python imports."""
+    monkeypatch.setattr(sys.modules["replications.toy"], "__path__", [str(known)])
+    monkeypatch.delitem(sys.modules, "replications.toy.figures", raising=False)
+    yield (known / "figures.py").write_text
+    sys.modules.pop("replications.toy.figures", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "import nopackage\n",
+            "figures.py: expected a module that can be imported, found ModuleNotFoundError: No module named 'nop",
+        ),
+        ("def draw(records):\n    pass\n", "figures.py: expected draw(records, reported), found draw(records) ("),
+    ],
+)
+def test_a_file_of_figures_that_cannot_be_used(kd, root, write, text, words):  # noqa: F811
+    write(text)
+    refused(kd, root, words)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("return records[0].metrics['no']", "figures.py: draw: expected a figure, found KeyError: 'no' ("),
+        ("return 3", "figures.py: draw: expected a Drawing or None, found one of type int; return what"),
+    ],
+)
+def test_a_figure_that_fails_costs_no_table(kd, write, body, words):  # noqa: F811
+    write(f"def draw(records, reported):\n    {body}\n")
+    status, out, (said,) = kd("run", "toy", "--arms", "teacher")
+    assert status == 2
+    assert words in said
+    assert "| teacher " in out  # the tables
+
+
+def test_a_file_of_figures_need_not_draw_the_tables_figure(kd, write):  # noqa: F811
+    write("def draw_data(data, path):\n    path.write_bytes(b'')\n")
+    status, _, errors = kd("run", "toy", "--arms", "teacher")
+    assert (status, errors) == (0, [])
+
+
+def test_a_claimed_metric_that_no_run_has_fails_the_run(kd, known, monkeypatch):  # noqa: F811
+    changed(monkeypatch, "toy", metrics=(*METRICS, "fidelity"))
+    (known / "claims.toml").write_text(CLAIMS.replace('"accuracy"', '"fidelity"'))
+    status, _, errors = kd("run", "toy", "--arms", "teacher,baseline", "--seed", "0")
+    assert status == 1
+    (failed,) = (line for line in errors if "failed" in line)
+    assert "baseline, seed 0: failed: run " in failed
+    assert "expected a number as fidelity of baseline, which claims.toml compares, found None. Correct" in failed
+    (known / "claims.toml").write_text(CLAIMS)
+    assert kd("run", "toy", "--arms", "teacher,baseline", "--seed", "0")[0] == 0
+
+
+def test_data_are_a_tuple_of_names(toy):
+    with pytest.raises(KDError, match="data: expected a tuple of names, found a text; write a comma"):
+        replace(toy, data="mnist")
+
+
 def test_bands_are_of_metrics_that_runs_have(toy):
     for banded in (("f1",), ("accuracy", "acuracy")):
         with pytest.raises(

@@ -17,7 +17,7 @@ from kdlib.judge.bands import read_bands, write_bands
 from kdlib.judge.claims import SHAM
 from kdlib.report.sessions import departures
 from kdlib.run import prepare
-from kdlib.run.environment import environment
+from kdlib.run.environment import LIBRARY, environment
 from kdlib.run.records import read_records
 from tests.conftest import TOY, changed, module_of, write_toy
 
@@ -197,6 +197,21 @@ def test_outside_its_repository_a_replication_is_refused(kd, root, tmp_path, mon
     assert f"found that Python imports {root / 'replications' / 'toy'}; call kd in {root}" in said
     assert (root / "replications" / "toy" / "bands.toml").read_bytes() == bands
     assert [*Path().iterdir()] == []
+
+
+def test_an_installed_kdlib_that_differs_from_the_folders_is_refused(kd, root):
+    (own := root / "kdlib").mkdir()
+    for path in LIBRARY.rglob("[!.]*.py"):
+        (own / path.relative_to(LIBRARY)).parent.mkdir(parents=True, exist_ok=True)
+        (own / path.relative_to(LIBRARY)).write_bytes(path.read_bytes())
+    assert kd("run", "toy", "--arms", "teacher", "--seed", "0", "--dry-run")[0] == 0
+    with (own / "losses.py").open("a") as file:
+        file.write("# an edit\n")
+    for command in (("run", "toy"), ("record", "toy"), ("check",)):
+        status, _, (said,) = kd(*command)
+        assert status == 2
+        assert f"found that kd is installed in {LIBRARY} and differs in losses.py" in said
+        assert "python -m kdlib" in said
 
 
 def test_of_all_replications_those_without_bands_are_left_out(kd, root, monkeypatch):

@@ -111,6 +111,21 @@ def test_other_arms_seeds_and_profiles(root, store, toy, monkeypatch):
     assert set(replicate(prepare("toy", store=store, workers=1)).claims["verdict"]) == {""}
 
 
+def test_data_of_the_judged_profile_that_cannot_be_had_cost_a_short_session_nothing(root, store, toy, monkeypatch):
+    def load_data(config, folders):
+        if config.epochs == 9:
+            raise KDError("expected at least 2000 pictures, found 40")
+        return toy.load_data(config, folders)
+
+    short = toy.profile("quick")
+    judged = replace(short, config=replace(short.config, epochs=9), seeds=5, arms=ARMS, judged=True)
+    short = replace(short, seeds=1, arms=ARMS, judged=False)
+    changed(monkeypatch, "toy", load_data=load_data, profiles={"quick": short, "full": judged})
+    found = replicate(prepare("toy", store=store, workers=1))
+    assert list(found.claims["n"]) == [1]
+    assert found.problems == []
+
+
 def test_the_steps_of_a_session_one_by_one(root, store, toy):
     session = prepare("toy", arms=("below_refused", "baseline"), seeds=(0,), store=store, workers=1)
     jobs = session.jobs()

@@ -430,7 +430,7 @@ def test_edited_code_with_the_same_configuration_is_reused_with_a_notice(server,
     answer = server.run(tmp_path / "store", "teacher", "baseline", root=root)
     kinds = [event[0] for event in answer["events"]]
     assert kinds == ["notice", "reused", "started", "epoch", "epoch", "epoch", "finished"]
-    assert "was made by other source files than these (commit unknown)" in answer["events"][0][2]
+    assert "were made by other source files than these (commit unknown)" in answer["events"][0][2]
     assert "Raise `protocol`" in answer["events"][0][2]
     assert set(answer["finished"]) == {"teacher/0", "baseline/0"}
 

@@ -6,10 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from kdlib.errors import KDError
+from kdlib.report import recording
 from kdlib.run import prepare, reuse, train
 from kdlib.run.environment import source_digest
 from kdlib.run.experiment import load_experiment
 from tests.conftest import write_toy
+from tests.report.test_sessions import CLAIMS
 
 
 @pytest.fixture
@@ -40,6 +43,17 @@ def test_runs_of_other_code_are_not_shared_in_silence(notices):
     assert "both have the source 'toy', this protocol and this configuration" in text
 
 
+def test_runs_of_other_code_are_not_recorded(notices, tmp_path, monkeypatch):
+    notices("first")
+    session = prepare("edited", arms=("baseline",), seeds=(0, 1), store=tmp_path / "store", workers=1)
+    (session.experiment.folder / "claims.toml").write_text(CLAIMS)
+    monkeypatch.setattr("kdlib.report.recording.git_state", lambda folder: ("c" * 40, True))
+    told = "nothing is recorded: .* of replications/edited, found run .*, which replications/first made with other code"
+    with pytest.raises(KDError, match=told):
+        recording.record(session, tmp_path / "results")
+    assert not (tmp_path / "results" / "edited" / "runs.jsonl").exists()
+
+
 @pytest.mark.parametrize(("maker", "own"), [("grid", "teacher_free"), ("teacher_free", "grid")])
 def test_replications_that_train_with_one_function_share_runs(maker, own):
     def run_of(name, source):
@@ -50,7 +64,7 @@ def test_replications_that_train_with_one_function_share_runs(maker, own):
     job = SimpleNamespace(experiment=own)
     assert reuse.other_source(run_of(maker, source_digest(load_experiment(maker).folder)), job) == ""
     text = reuse.other_source(run_of(maker, "edited since"), job)
-    assert f"was made by other source files of {maker} than these (commit cccccccccc)" in text
+    assert f"were made by other source files of {maker} than these (commit cccccccccc)" in text
     text = reuse.other_source(run_of("mnist", "another"), job)
     assert f"made by replications/mnist, whose train_student is other code than that of replications/{own}" in text
-    assert "was made by other source files than these" in reuse.other_source(run_of("gone", "another"), job)
+    assert "were made by other source files than these" in reuse.other_source(run_of("gone", "another"), job)
