@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kdlib.checks import path_of
 from kdlib.errors import KDError
-from kdlib.files import KEPT, keep_previous, load_tensors, not_read, save_tensors, tensors_of
+from kdlib.files import keep_previous, load_tensors, not_read, save_tensors, tensors_of
 from kdlib.packing import unpack
 from kdlib.shapes import Misshapen, Number, OptimizerShape, TraceShape, check
 
@@ -32,7 +32,7 @@ __all__ = [
 
 FORMAT = 6
 REMEDY = "give this training another checkpoint, or delete that file to start again"
-PARTS = ("model", "buffers", "kept", "optimizer", "extras", "rates", "begun_with")
+PARTS = ("model", "buffers", "kept", "optimizers", "extras", "rates", "begun_with")
 LOSSES = "epoch/losses"
 
 Packed = dict[str, Any]  # what `kdlib.packing.pack` makes of a dict
@@ -50,12 +50,12 @@ class OwnerShape(msgspec.Struct, forbid_unknown_fields=True):
 class FirstShape(msgspec.Struct):
     """The training before its first step."""
 
-    optimizer: OptimizerShape
-    rates: Annotated[list[Number], msgspec.Meta(min_length=1)]
+    optimizers: dict[str, OptimizerShape]
+    rates: dict[str, Annotated[list[Number], msgspec.Meta(min_length=1)]]
     schedulers: dict[str, Any]
     network: Layers
     start: str
-    weights: list[list[str]]
+    weights: dict[str, list[list[str]]]
 
 
 class LoopShape(msgspec.Struct, forbid_unknown_fields=True):
@@ -69,7 +69,7 @@ class LoopShape(msgspec.Struct, forbid_unknown_fields=True):
 class RatesShape(msgspec.Struct, forbid_unknown_fields=True):
     """What `kdlib.rates.Rates.values` returns."""
 
-    groups: list[dict[str, Any]]
+    groups: dict[str, list[dict[str, Any]]]
     schedulers: dict[str, dict[str, Any]]
 
 
@@ -83,14 +83,14 @@ class NotesShape(msgspec.Struct, forbid_unknown_fields=True):
     history: list[dict[str, Number]]
     traces: list[TraceShape]
     state: str
-    settings: OptimizerShape
+    settings: dict[str, OptimizerShape]
     layers: Layers
     frozen: list[str]
     evaluated: list[str]
     model: Packed
     buffers: Packed
     kept: Packed
-    optimizer: Packed
+    optimizers: Packed
     extras: Packed
     rates: Packed
     begun_with: Packed
@@ -106,11 +106,6 @@ def checkpoint_path(value: Path | str) -> Path:
     path = Path(realpath(path)) if path.is_symlink() else path
     if path.is_dir():
         raise KDError(f"checkpoint {path}: expected the name of a file, found a folder; add a name to it")
-    if path.name.startswith(KEPT):
-        raise KDError(
-            f"checkpoint {path}: expected a name that does not begin with {KEPT!r}, which is that of the checkpoint "
-            "before another one; rename the file to go on with it"
-        )
     return path
 
 

@@ -26,7 +26,6 @@ from kdlib.errors import KDError
 from kdlib.foreign import is_foreign, read_tensors, tensor_bytes
 
 CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
-KEPT = "previous-"  # how the name of the version of a file before the present one begins
 PAUSES = (0.05, 0.2, 0.7)  # seconds before a rename that was refused is tried again
 
 
@@ -133,7 +132,7 @@ def replace(source: Path, target: Path) -> None:
 
 def previous(path: Path) -> Path:
     """Return the place of the version of a file before the present one, if `keep_previous` was called."""
-    return path.with_name(f"{KEPT}{path.name}")
+    return path.with_name(f"previous-{path.name}")
 
 
 def keep_previous(path: Path) -> None:

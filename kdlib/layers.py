@@ -15,6 +15,7 @@ from kdlib.errors import KDError
 from kdlib.files import tensor_digest
 from kdlib.packing import can_be_saved, tensors_of_state, unwrapped
 from kdlib.replicas import Replicas
+from kdlib.trainable import Optimizers
 
 __all__ = ["Layers"]
 
@@ -27,23 +28,25 @@ class Layers:
     `weights` are the names of the optimizer's weights, by group, `shapes` those of the network's buffers at first.
     """
 
-    def __init__(
-        self, network: nn.Module, extras: Mapping[str, Any], optimizer: torch.optim.Optimizer, place: str
-    ) -> None:
+    def __init__(self, network: nn.Module, extras: Mapping[str, Any], optimizers: Optimizers, place: str) -> None:
         self.network, self.parts, self._place = network, _parts_of(network, extras), place
         self._extras = extras
-        self.weights = _weight_names(optimizer, self.parts)
+        self.weights = {name: _weight_names(each, self.parts) for name, each in optimizers.items()}
         self.frozen: list[nn.Module] = []  # they remain in evaluation mode in all epochs
-        self.shapes = {name: value.shape for name, value in network.named_buffers()}
+        self.shapes = {
+            f"{start}{name}": v.shape for start, part in self.parts.items() for name, v in part.named_buffers()
+        }
+        self._others = {start: [*part.state_dict()] for start, part in self.parts.items() if start}
         self._kinds = {name: type(module) for name, module in _layers(self.parts)}
         self._names: list[str] = []  # of the state_dict, as soon as the network has loaded one
         self._loaded: dict[str, Any] = {"layers": {}, "frozen": [], "evaluated": []}  # the notes of the checkpoint
 
     def freeze(self, anew: bool = False) -> None:
-        """Let the modules that are in evaluation mode, within a network in training mode, remain so in all epochs."""
-        if self.network.training:
+        """Let the modules that are in evaluation mode, if others are in training mode, remain so in all epochs."""
+        modules = [*self.network.modules()]
+        if any(module.training for module in modules):  # else an evaluation has left all of them so
             self.frozen = [] if anew else self.frozen
-            self._freeze_also(module for module in self.network.modules() if not module.training)
+            self._freeze_also(module for module in modules if not (module.training or module is self.network))
 
     def state(self, remedy: str) -> dict[str, Any]:
         """Return a copy of the network's state. The first one is loaded into the network; KDError if it cannot be."""
@@ -56,15 +59,17 @@ class Layers:
         self._names = self._names or [*state]
         return state
 
-    def prove(self, optimizer: torch.optim.Optimizer) -> str:
-        """Let network, extras and optimizer load their own states; KDError if one cannot.
+    def prove(self, optimizers: Optimizers) -> str:
+        """Let network, extras and optimizers load their own states; KDError if one cannot.
 
         Return the SHA-256 of all tensors of network and extras.
         """
         remedy = "train without a checkpoint"
         own = {f"an extra {name!r}": value for name, value in self._extras.items()}
-        if not type(optimizer).__module__.startswith("torch.optim"):
-            own["an optimizer"] = optimizer
+        own = {name: value for name, value in own.items() if not isinstance(value, torch.optim.Optimizer)}
+        for optimizer in optimizers.values():
+            if not type(optimizer).__module__.startswith("torch.optim"):
+                own["an optimizer"] = optimizer
         for name, value in own.items():
             _check_state(name, value, copy.deepcopy(value.state_dict()), self._place, remedy)
         states = {"": self.state(remedy)} | {start: part.state_dict() for start, part in self.parts.items() if start}
@@ -85,16 +90,17 @@ class Layers:
         """Return the buffers with `persistent=False`, which no state_dict has, by name."""
         return _unsaved_buffers(self.parts)
 
-    def notes(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    def notes(self, optimizers: Optimizers) -> dict[str, Any]:
         """Return what a checkpoint says; KDError if the same script, run again, could not load the checkpoint."""
-        _refuse_other_tensors(self.network, self._names, self.shapes, self._place)
+        for start, part in self.parts.items():
+            _refuse_other_tensors(start, part, self._others.get(start, self._names), self.shapes, self._place)
         kinds = {name: type(module) for name, module in _layers(self.parts)}
         if others := [name for name in {**self._kinds, **kinds} if kinds.get(name) is not self._kinds.get(name)]:
             raise KDError(
                 f"{self._place}: expected the layers as at the beginning of the training, found another {others[0]}; "
                 "a new network could not load a checkpoint of it. Change layers before Progress"
             )
-        if _weight_names(optimizer, self.parts) != self.weights:
+        if any(_weight_names(each, self.parts) != self.weights[name] for name, each in optimizers.items()):
             raise KDError(
                 f"{self._place}: expected an optimizer of the same weights as at the beginning of the training, found "
                 "that some have come, gone or been replaced: a resumed training would lack them. Give the optimizer "
@@ -140,11 +146,14 @@ def _check_state(kind: str, owner: Any, state: Mapping[str, Any], place: str, re
         ) from error
 
 
-def _refuse_other_tensors(network: nn.Module, first: Sequence[str], buffers: Mapping[str, Any], place: str) -> None:
-    """Refuse (KDError) to write a checkpoint that a new network could not load.
+def _refuse_other_tensors(
+    start: str, network: nn.Module, first: Sequence[str], buffers: Mapping[str, Any], place: str
+) -> None:
+    """Refuse (KDError) to write a checkpoint that a new network, or an extra that is a module, could not load.
 
-    `first` are the names of the network's state_dict at first, `buffers` the shapes of its buffers. A layer that loads
-    its state in a way of its own, as the observers of quantisation do, may change these.
+    `first` are the names of its state_dict at first, `buffers` the shapes of all buffers, `start` is what its names
+    begin with there. A layer that loads its state in a way of its own, as the observers of quantisation do, may change
+    these.
     """
     remedy = "a new network could not load a checkpoint of it"
     now = network.state_dict()
@@ -157,13 +166,13 @@ def _refuse_other_tensors(network: nn.Module, first: Sequence[str], buffers: Map
         if type(module)._load_from_state_dict is not nn.Module._load_from_state_dict:
             continue
         for name, value in module._buffers.items():
-            whole = f"{path}.{name}".lstrip(".")
+            whole = start + f"{path}.{name}".lstrip(".")
             shape = buffers.get(whole)
             if value is not None and name not in module._non_persistent_buffers_set and value.shape != shape:
                 raise KDError(
                     f"{place}: expected buffers as at the beginning of the training, found {whole} of shape "
                     f"{tuple(value.shape)}, then {tuple(shape or ())}; {remedy}. Give the buffer its whole size at "
-                    "once, or keep it in an object of its own among the extras"
+                    "once, or keep it in an object of its own among the extras, which is no module"
                 )
 
 

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kdlib.checkpoint import REMEDY, read_checkpoint
 from kdlib.checks import check_kind
-from kdlib.errors import KDError
+from kdlib.errors import CheckpointReplaced, KDError
 from kdlib.files import canonical_json, identity, read_json
 from kdlib.packing import layout_of
 
 __all__ = [
     "OtherStart",
-    "is_of_another",
     "loop_of",
     "named",
     "owner_of",
     "refuse_another",
     "refuse_another_loop",
+    "refuse_changed",
     "refuse_more_epochs",
+    "refuse_replaced",
     "refuse_second_start",
     "warn_of_other_start",
 ]
@@ -120,9 +121,6 @@ def refuse_another(stored: Mapping[str, Any], own: Mapping[str, Any], place: str
 
     `stored` holds the notes of the checkpoint, `own` those of this training before any step, and its `Layers`.
     """
-    first, last, optimizer = stored["first"]["optimizer"], stored["settings"], own["first"]["optimizer"]
-    # Its settings may have changed since the training began, by a scheduler, for example.
-    like = last if optimizer == last or first["class"] != last["class"] else first
     network, other = stored["first"]["network"], own["first"]["network"]
     was, now = layout_of(stored["model"]), layout_of(own["model"])
     # Observers of quantisation find the shape of their buffers in the first step; load_state_dict refuses other ones.
@@ -134,29 +132,38 @@ def refuse_another(stored: Mapping[str, Any], own: Mapping[str, Any], place: str
         ({"network": was}, {"network": now}),
         (_layouts(stored, own["layers"].parts), _layouts(own, own["layers"].parts)),
         ({"network": _shared(network, other)}, {"network": _shared(other, network)}),
-        ({"optimizer": _by_name(like, optimizer)}, {"optimizer": _by_name(optimizer, like)}),
+        *_optimizers(stored, own),
         ({"schedulers": stored["first"]["schedulers"]}, {"schedulers": own["first"]["schedulers"]}),
-        ({"weights": _without(stored["first"], own["first"])}, {"weights": _without(own["first"], stored["first"])}),
     ]
     _refuse([text for one, other in pairs for text in _differences(one, other)], place)
 
 
-def is_of_another(path: Path, read: Any, owner: Any, history: list[dict[str, float]], loop: Any) -> bool:
-    """Return whether there is a checkpoint of another training than the one of this owner, history and loop.
+def refuse_changed(is_changed: bool, place: str) -> None:
+    """Refuse (KDError) to go on if the weights or the optimizer's state are no longer those of the checkpoint."""
+    if is_changed:
+        raise KDError(
+            f"{place}: expected the weights and the optimizer state of the checkpoint, which Progress has loaded, "
+            "found that something has changed them; make Progress last, right before its loop"
+        )
+
+
+def refuse_replaced(path: Path, read: Any, told: tuple[Any, list[dict[str, float]], Any], place: str) -> None:
+    """Refuse (CheckpointReplaced) to replace a checkpoint of another training than that of this owner, history, loop.
 
     `read` is the identity of the file that this training has read or written. A file system may number its files anew.
     """
     if identity(path) in (None, read):
-        return False
+        return
     try:
         _, notes = read_checkpoint(path)
     except KDError:
-        return False
-    return (owner, history, loop) != (
-        notes["owner"],
-        notes["history"] + history[len(notes["history"]) :],
-        notes["loop"],
-    )
+        return
+    history = told[1]
+    if told != (notes["owner"], notes["history"] + history[len(notes["history"]) :], notes["loop"]):
+        raise CheckpointReplaced(
+            f"{place}: expected the checkpoint that this training has written, found that another one has replaced it; "
+            "give each training a checkpoint of its own, with its seed in the name, for example"
+        )
 
 
 def _json_of(about: Mapping[str, Any] | None, place: str) -> Any:
@@ -170,10 +177,25 @@ def _json_of(about: Mapping[str, Any] | None, place: str) -> Any:
         ) from error
 
 
-def _without(first: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The names of the optimizer's weights, by group, that another one does not have there; the order may differ."""
-    groups = other["weights"] + [[]] * len(first["weights"])
-    lacking = [sorted({*names} - {*groups[number]})[:SHOWN] for number, names in enumerate(first["weights"])]
+def _optimizers(stored: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The settings and weights of each optimizer: those of the checkpoint, and those of this training."""
+    first, now = stored["first"], own["first"]
+    yield {"optimizers": sorted(first["optimizers"])}, {"optimizers": sorted(now["optimizers"])}
+    for name, optimizer in now["optimizers"].items():
+        if (before := first["optimizers"].get(name)) is None:
+            continue
+        last, place = stored["settings"][name], f"extras.{name}" if name else "optimizer"
+        # Its settings may have changed since the training began, by a scheduler, for example.
+        like = last if optimizer == last or before["class"] != last["class"] else before
+        yield {place: _by_name(like, optimizer)}, {place: _by_name(optimizer, like)}
+        weights, others, place = first["weights"][name], now["weights"][name], f"{place}.weights" if name else "weights"
+        yield {place: _without(weights, others)}, {place: _without(others, weights)}
+
+
+def _without(weights: Sequence[Sequence[str]], others: Sequence[Sequence[str]]) -> dict[str, list[str]]:
+    """The names of an optimizer's weights, by group, that another one does not have there; the order may differ."""
+    groups = [*others, *[[]] * len(weights)]
+    lacking = [sorted({*names} - {*groups[number]})[:SHOWN] for number, names in enumerate(weights)]
     return {f"group {number}": names for number, names in enumerate(lacking) if names}
 
 

@@ -8,7 +8,6 @@ the training ends in the same bytes as one that was not interrupted. It also say
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,17 +25,18 @@ from kdlib.checkpoint import (
     unpacked,
     write_checkpoint,
 )
-from kdlib.errors import CheckpointReplaced, KDError, NonFiniteLoss
+from kdlib.errors import KDError
 from kdlib.files import DamagedFile, ForeignFile, identity, is_there, set_aside
 from kdlib.layers import Layers, in_order
 from kdlib.ownership import (
-    is_of_another,
     loop_of,
     named,
     owner_of,
     refuse_another,
     refuse_another_loop,
+    refuse_changed,
     refuse_more_epochs,
+    refuse_replaced,
     refuse_second_start,
     warn_of_other_start,
 )
@@ -44,7 +44,7 @@ from kdlib.packing import device_of, pack, unwrapped
 from kdlib.rates import Rates
 from kdlib.replicas import layer_generators
 from kdlib.trace import Tracer, description
-from kdlib.trainable import check_optimizer, check_training, load_extra, load_state
+from kdlib.trainable import check_measurement, check_optimizers, check_training, load_state, state_of
 
 __all__ = ["CHECKPOINT_SECONDS", "Progress"]
 
@@ -63,8 +63,8 @@ class Progress:
     and dicts. The loop cannot see such numbers in an objective.
 
     `extras` are further objects, under a name, whose state belongs to the training and is in the checkpoint: a
-    scheduler of torch, an average of the weights, anything with `state_dict` and `load_state_dict`. Your code updates
-    them, in the body of the loop.
+    scheduler, a second optimizer, an average of weights, anything with `state_dict` and `load_state_dict`. Your code
+    updates them, in the body of the loop.
 
     A checkpoint is written after each epoch, and within an epoch when the last one is CHECKPOINT_SECONDS old; the one
     before it is kept as `previous-<name>`. `on_epoch` is called after each epoch's checkpoint, `on_step` after each
@@ -104,8 +104,9 @@ class Progress:
         self._is_begun = False
         check_training(model, optimizer, self.extras, self._place())
         self._owner = owner_of(label, about, self.extras, self._place())
-        self.rates = Rates(optimizer, self.extras)
-        self.layers = Layers(self.network, self.extras, optimizer, self._place())
+        self._others = {name: each for name, each in self.extras.items() if isinstance(each, torch.optim.Optimizer)}
+        self.rates = Rates(self.optimizers, self.extras)
+        self.layers = Layers(self.network, self.extras, self.optimizers, self._place())
         self._first: dict[str, Any] = {**self.rates.first, "network": self.layers.settings(), "start": ""}
         self._first["weights"] = self.layers.weights
         self._begun_with: dict[str, Any] = {}  # the rates at the beginning of the current epoch
@@ -115,7 +116,7 @@ class Progress:
         self._own_file: tuple[int, int] | None = None  # the checkpoint as this training has read or written it
         if self.checkpoint is not None:
             self._packed({})  # what a checkpoint cannot hold is refused now, not after an epoch
-            self._first["start"] = self.layers.prove(optimizer)
+            self._first["start"] = self.layers.prove(self.optimizers)
             if is_there(self.checkpoint):
                 self._load(self.checkpoint)
 
@@ -123,6 +124,11 @@ class Progress:
     def traces(self) -> list[dict[str, Any]]:
         """What the loop did, for each student, if it is `traced` (`kdlib.trace`)."""
         return self.tracer.traces
+
+    @property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """The optimizer of the loop under the name "", and those among the extras."""
+        return {"": self.optimizer, **self._others}
 
     @property
     def network(self) -> nn.Module:
@@ -139,15 +145,7 @@ class Progress:
         if not self.history:
             raise KDError("expected a trained epoch to record for, found none; call record within the loop over epochs")
         for name, value in metrics.items():
-            try:
-                finite = math.isfinite(value)
-            except (TypeError, ValueError, OverflowError) as error:  # a tensor of several numbers, a text
-                raise KDError(f"{name}: expected a number to record, found {type(value).__name__} ({error})") from error
-            if not finite:
-                raise NonFiniteLoss(
-                    f"{self.label or 'training'}: expected a finite {name}, found {float(value)} at epoch "
-                    f"{self.epoch}; lower the learning rate or check the inputs"
-                )
+            check_measurement(name, value, self.label or "training", self.epoch)
         self.history[-1].update({name: float(value) for name, value in metrics.items()})
 
     def is_lowest(self, metric: str) -> bool:
@@ -184,8 +182,8 @@ class Progress:
         self.count, place = count, self._place()
         if self._is_begun:
             refuse_second_start(self.epoch, len(self.losses), count, self.checkpoint is not None, place)
-        check_optimizer(self.network, self.optimizer, None if self.checkpoint is None else self.extras)
-        self.rates.loop_begins(rate, self.optimizer, self.checkpoint is not None, place)
+        check_optimizers(self.network, self.optimizers, None if self.checkpoint is None else self.extras)
+        self.rates.loop_begins(rate, self.optimizers, self.checkpoint is not None, place)
         loop = loop_of(batches, seeds, self.layers.frozen_names(), place)
         if self._loaded_state:
             self._go_on(loop, place)
@@ -195,30 +193,26 @@ class Progress:
         """Go on from the checkpoint with this loop, or refuse it (KDError)."""
         refuse_another_loop(self._loop or loop, loop, place)
         refuse_more_epochs(self.epoch, bool(self.resumed[0]), self.count, place)
-        if self.tracer.digest() != self._loaded_state:
-            raise KDError(
-                f"{place}: expected the weights and the optimizer state of the checkpoint, which Progress has loaded, "
-                "found that something has changed them; make Progress last, right before its loop"
-            )
+        refuse_changed(self.tracer.digest() != self._loaded_state, place)
         self.rates.refuse_others(self._first, place, REMEDY)
         # Again: code after Progress may have set what this loop had changed when it stopped.
-        self.rates.restore(self.optimizer, self._loaded)
+        self.rates.restore(self.optimizers, self._loaded)
         self.layers.go_on()
 
     def epoch_begins(self) -> int:
         """Take over the steps of this epoch that the checkpoint holds, and return their number."""
         (self.losses, self._states), self.resumed = self.resumed, ([], [])
         if self.losses:  # the batches of these steps may change the learning rate again
-            self.rates.restore(self.optimizer, self._begun_with)
+            self.rates.restore(self.optimizers, self._begun_with)
         elif self.checkpoint is not None:
-            self._begun_with = self.rates.values(self.optimizer)
+            self._begun_with = self.rates.values(self.optimizers)
         return len(self.losses)
 
     def steps_are_skipped(self) -> None:
         """Set dropout's generators, learning rates and extras as they were after the checkpoint's last step."""
         for name, state in self._loaded_extras.items():  # the batches may have updated them again
-            load_extra(self.extras[name], state)
-        self.rates.restore(self.optimizer, self._loaded)
+            self.extras[name].load_state_dict(state)
+        self.rates.restore(self.optimizers, self._loaded)
         generators = layer_generators(self.network)
         if len(generators) != len(self._states):
             raise KDError(
@@ -242,23 +236,25 @@ class Progress:
         self.losses = []
 
     def save(self) -> None:
-        """Write the checkpoint atomically; without a path, do nothing."""
-        if self.checkpoint is None:
+        """Write the checkpoint atomically; without a path, do nothing.
+
+        Within an epoch, do nothing if a loss is not finite, or if there is an optimizer among the extras: the batches
+        may use it, and a checkpoint holds no gradients.
+        """
+        within = bool(self.losses)
+        if self.checkpoint is None or (within and (self._others or not torch.stack(self.losses).isfinite().all())):
             return
-        self.rates.refuse_more_groups(self.optimizer, self._place())
+        self.rates.refuse_more_groups(self.optimizers, self._place())
         tensors: dict[str, Tensor] = {}
         if self.losses:
             self.tracer.note_state()
             tensors = tensors_of_epoch(self.losses, [each.get_state() for each in layer_generators(self.network)])
         notes: dict[str, Any] = {"owner": self._owner, "first": self._first, "loop": self._loop}
         notes |= {"history": self.history, "traces": self.traces, "state": self.tracer.state}
-        notes |= {"settings": description(self.optimizer), **self.layers.notes(self.optimizer)}
+        notes |= {"settings": {name: description(each) for name, each in self.optimizers.items()}}
+        notes |= self.layers.notes(self.optimizers)
         notes |= self._packed(tensors)
-        if is_of_another(self.checkpoint, self._own_file, self._owner, self.history, self._loop):
-            raise CheckpointReplaced(
-                f"{self._place()}: expected the checkpoint that this training has written, found that another one has "
-                "replaced it; give each training a checkpoint of its own, with its seed in the name, for example"
-            )
+        refuse_replaced(self.checkpoint, self._own_file, (self._owner, self.history, self._loop), self._place())
         write_checkpoint(self.checkpoint, tensors, notes, self._place())
         self._own_file = identity(self.checkpoint)
         self.saved_at = time.monotonic()
@@ -269,9 +265,9 @@ class Progress:
             "model": self.network.state_dict(),
             "buffers": self.layers.buffers(),
             "kept": self.kept,
-            "optimizer": {key: v for key, v in self.optimizer.state_dict().items() if key != "param_groups"},
-            "extras": {name: value.state_dict() for name, value in self.extras.items()},
-            "rates": self.rates.values(self.optimizer),
+            "optimizers": {name: state_of(optimizer) for name, optimizer in self.optimizers.items()},
+            "extras": {name: value.state_dict() for name, value in self.extras.items() if name not in self._others},
+            "rates": self.rates.values(self.optimizers),
             "begun_with": self._begun_with if self.losses else {},
         }
         return {name: pack(state, name, tensors) for name, state in parts.items()}
@@ -310,11 +306,14 @@ class Progress:
         self.network.load_state_dict(parts["model"])
         self.kept, self._loaded, self._begun_with = parts["kept"], parts["rates"], parts["begun_with"]
         self.layers.take(notes, parts["buffers"])
-        load_state(self.optimizer, in_order(parts["optimizer"], notes["first"]["weights"], self.layers.weights))
+        before, now = notes["first"]["weights"], self.layers.weights
+        for name, optimizer in self.optimizers.items():
+            load_state(optimizer, in_order(parts["optimizers"][name], before[name], now[name]))
         self._loaded_extras = copy.deepcopy(parts["extras"]) if parts["epoch"][0] else {}
-        for name, value in self.extras.items():
-            load_extra(value, parts["extras"][name])
-        self.rates.restore(self.optimizer, self._loaded)
+        for name, state in parts["extras"].items():
+            self.extras[name].load_state_dict(state)
+        self.rates.restore(self.optimizers, self._loaded)
+        self.optimizer._opt_called = True  # type: ignore[attr-defined] # else torch warns that schedulers step first
         self._first, self._loop = {**notes["first"], "weights": self.layers.weights}, notes["loop"]
         self.history = notes["history"]
         self.tracer.traces, self.tracer.state = notes["traces"], notes["state"]

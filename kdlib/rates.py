@@ -16,33 +16,35 @@ from kdlib.checks import check_number
 from kdlib.errors import KDError
 from kdlib.packing import pack
 from kdlib.trace import description
-from kdlib.trainable import optimizers_of
+from kdlib.trainable import Optimizers
 
 __all__ = ["Rates"]
 
 
 class Rates:
-    """The values of the optimizer's groups (learning rate, momentum, ...), and the state of torch's schedulers.
+    """The values of the optimizers' groups (learning rate, momentum, ...), and the state of torch's schedulers.
 
-    `first` describes them as they were when the training began, before any step.
+    The optimizer of the loop has the name "", one among the extras that of the extra. `first` describes them as they
+    were when the training began, before any step.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, extras: Mapping[str, Any]) -> None:
+    def __init__(self, optimizers: Optimizers, extras: Mapping[str, Any]) -> None:
         self.extras = extras
         self.schedulers = {name: value for name, value in extras.items() if isinstance(value, LRScheduler)}
-        self.fresh = [float(group["lr"]) for group in optimizer.param_groups]
+        self.fresh = {name: _rates_of(optimizer) for name, optimizer in optimizers.items()}
         self.first = {
-            "optimizer": description(optimizer),
+            "optimizers": {name: description(optimizer) for name, optimizer in optimizers.items()},
             "rates": self.fresh,
             "schedulers": {name: pack(value.state_dict(), name, {}) for name, value in self.schedulers.items()},
         }
         self.given = False  # whether the loop sets them from its `rate`
 
-    def loop_begins(self, given: bool, optimizer: torch.optim.Optimizer, resumable: bool, place: str) -> None:
+    def loop_begins(self, given: bool, optimizers: Optimizers, resumable: bool, place: str) -> None:
         """Refuse (KDError) learning rates that would be lost: of several groups, or of a scheduler."""
         self.given = given
-        now = [float(group["lr"]) for group in optimizer.param_groups]
-        if given and max(len({*self.fresh}), len({*now})) > 1:
+        optimizer = optimizers[""]
+        now = _rates_of(optimizer)
+        if given and max(len({*self.fresh[""]}), len({*now})) > 1:
             raise KDError(
                 f"{place}: expected groups of one learning rate with `rate`, which is that of all groups, found "
                 f"{now}; leave `rate` out, and give a scheduler of torch to Progress(..., extras=...)"
@@ -55,7 +57,7 @@ class Rates:
                 f"{place}: expected `rate` or a scheduler, found {kinds}; leave `rate` out, or delete a scheduler that "
                 "is not used (del)"
             )
-        if others := self._others(optimizers_of(optimizer, self.extras)) if resumable else []:
+        if others := self._others([*optimizers.values()]) if resumable else []:
             raise KDError(
                 f"{place}: expected all schedulers of the optimizer in the checkpoint, found that Progress does not "
                 f"have {', '.join(others)}; name each of them in Progress(..., extras=...), such as "
@@ -84,22 +86,25 @@ class Rates:
                 found += [] if any(value is one for one in known) else [type(value).__name__]
         return found
 
-    def refuse_more_groups(self, optimizer: torch.optim.Optimizer, place: str) -> None:
-        """Refuse (KDError) groups of weights that the optimizer did not have at first: a checkpoint cannot add them."""
-        if (groups := len(optimizer.param_groups)) != len(self.fresh):
-            raise KDError(
-                f"{place}: expected as many groups of weights as the optimizer had at first, {len(self.fresh)}, found "
-                f"{groups}: a resumed training would lack some; give the optimizer all groups at first, and "
-                "requires_grad_(False) to the weights that learn later"
-            )
+    def refuse_more_groups(self, optimizers: Optimizers, place: str) -> None:
+        """Refuse (KDError) groups of weights that an optimizer did not have at first: a checkpoint cannot add them."""
+        for name, optimizer in optimizers.items():
+            if (groups := len(optimizer.param_groups)) != len(self.fresh[name]):
+                raise KDError(
+                    f"{place}: expected as many groups of weights as the optimizer had at first, "
+                    f"{len(self.fresh[name])}, found {groups}: a resumed training would lack some; give the optimizer "
+                    "all groups at first, and requires_grad_(False) to the weights that learn later"
+                )
 
     def refuse_others(self, first: Mapping[str, Any], place: str, remedy: str) -> None:
         """Refuse (KDError) to go on from a checkpoint whose training began with other learning rates."""
-        if not self.given and first["rates"] != self.fresh:
-            raise KDError(
-                f"{place}: expected the learning rates that the training began with, {first['rates']}, found "
-                f"{self.fresh}; give the optimizer these, or the new ones by `rate`, or {remedy}"
-            )
+        for name, fresh in self.fresh.items():
+            if (name or not self.given) and first["rates"][name] != fresh:
+                new = "" if name else ", or the new ones by `rate`"
+                raise KDError(
+                    f"{place}: expected the learning rates that the training began with, {first['rates'][name]}, found "
+                    f"{fresh}; give the optimizer{f' {name!r}' if name else ''} these{new}, or {remedy}"
+                )
 
     def set_all(self, optimizer: torch.optim.Optimizer, value: float) -> None:
         """Set the learning rate of all groups; KDError unless it is a finite number that is not negative."""
@@ -107,22 +112,28 @@ class Rates:
         for group in optimizer.param_groups:
             _set(group, "lr", value)
 
-    def values(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    def values(self, optimizers: Optimizers) -> dict[str, Any]:
         """Return a copy of the values of all groups, and of the schedulers' states."""
-        groups = [
-            {name: value for name, value in group.items() if _is_held(name, value)} for group in optimizer.param_groups
-        ]
+        groups = {
+            name: [{key: value for key, value in group.items() if _is_held(key, value)} for group in each.param_groups]
+            for name, each in optimizers.items()
+        }
         schedulers = {name: scheduler.state_dict() for name, scheduler in self.schedulers.items()}
         return copy.deepcopy({"groups": groups, "schedulers": schedulers})
 
-    def restore(self, optimizer: torch.optim.Optimizer, values: Mapping[str, Any]) -> None:
+    def restore(self, optimizers: Optimizers, values: Mapping[str, Any]) -> None:
         """Set the groups' values and the schedulers' states, but not learning rates that the loop sets itself."""
-        for group, found in zip(optimizer.param_groups, values["groups"], strict=True):
-            for name, value in found.items():
-                if not (name == "lr" and self.given):
-                    _set(group, name, value)
+        for name, optimizer in optimizers.items():
+            for group, found in zip(optimizer.param_groups, values["groups"][name], strict=True):
+                for key, value in found.items():
+                    if not (key == "lr" and self.given and not name):
+                        _set(group, key, value)
         for name, scheduler in self.schedulers.items():
             scheduler.load_state_dict(copy.deepcopy(values["schedulers"][name]))
+
+
+def _rates_of(optimizer: torch.optim.Optimizer) -> list[float]:
+    return [float(group["lr"]) for group in optimizer.param_groups]
 
 
 def _is_scheduler(kind: type) -> bool:

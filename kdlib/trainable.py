@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,19 +13,21 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from kdlib.checks import check_kind
-from kdlib.errors import KDError
+from kdlib.errors import KDError, NonFiniteLoss
+from kdlib.files import tensor_digest
 from kdlib.packing import lazy_names, unwrapped
 from kdlib.replicas import Replicas
 
 __all__ = [
     "WeightsNotTrained",
-    "check_optimizer",
+    "Optimizers",
+    "check_measurement",
+    "check_optimizers",
     "check_training",
     "has_own_zero_grad",
-    "load_extra",
     "load_state",
-    "optimizers_of",
     "refusing_kept_gradients",
+    "state_of",
 ]
 
 SHOWN = 4  # names of weights in a message
@@ -38,11 +41,14 @@ class WeightsNotTrained(UserWarning):
     """Weights of the model have requires_grad, but the optimizer does not hold them."""
 
 
+Optimizers = Mapping[str, torch.optim.Optimizer]  # that of the loop has the name "", others that of an extra
+
+
 def check_training(model: nn.Module, optimizer: torch.optim.Optimizer, extras: Mapping[str, Any], place: str) -> None:
     """Refuse (KDError) models, optimizers and extras that the loop cannot train or a checkpoint cannot hold."""
     remedy = "write Progress(model, optimizer)"
     check_kind("model", model, nn.Module, remedy)
-    if not hasattr(optimizer, "step"):
+    if isinstance(optimizer, type) or not (hasattr(optimizer, "step") and hasattr(optimizer, "param_groups")):
         check_kind("optimizer", optimizer, torch.optim.Optimizer, remedy)
     if isinstance(unwrapped(model), Replicas) and unwrapped(model) is not model:
         raise KDError(
@@ -68,34 +74,26 @@ def check_training(model: nn.Module, optimizer: torch.optim.Optimizer, extras: M
             f"{type(optimizer).__name__}, which would mix the members; use one of those, or train the members alone"
         )
     for name, value in extras.items():
-        if not (hasattr(value, "state_dict") and hasattr(value, "load_state_dict")):
+        if isinstance(value, type) or not (hasattr(value, "state_dict") and hasattr(value, "load_state_dict")):
             raise KDError(
                 f"extras: expected objects with state_dict and load_state_dict, found {type(value).__name__} under "
                 f"{name!r}; leave it out, or give it these methods"
             )
 
 
-def check_optimizer(
-    network: nn.Module, optimizer: torch.optim.Optimizer, saved: Mapping[str, Any] | None = None
-) -> None:
-    """Refuse (KDError) an optimizer that holds none of the weights to train; warn (WeightsNotTrained) if it lacks some.
+def check_optimizers(network: nn.Module, optimizers: Optimizers, saved: Mapping[str, Any] | None = None) -> None:
+    """Refuse (KDError) optimizers that hold none of the weights to train; warn (WeightsNotTrained) if they lack some.
 
-    The optimizer may also hold weights that are not the network's, such as those of a layer that only the loss uses.
-    With a checkpoint, they must be in one of the `saved` extras (KDError).
+    They may also hold weights that are not the network's, such as those of a layer that only the loss uses. With a
+    checkpoint, these must be in one of the `saved` extras (KDError).
     """
-    held = {id(value): value for group in optimizer.param_groups for value in group["params"]}
+    every = [value for each in optimizers.values() for group in each.param_groups for value in group["params"]]
+    held = {id(value) for value in every}
     if saved is not None:
-        every = [
-            value
-            for each in optimizers_of(optimizer, saved)
-            for group in each.param_groups
-            for value in group["params"]
-        ]
         modules = [network, *(value for value in saved.values() if isinstance(value, nn.Module))]
         known = {id(weight) for module in modules for weight in module.parameters()}
-        others = [value.state_dict() for value in saved.values() if not isinstance(value, nn.Module)]
-        leaves = [leaf for leaf in tree_leaves(others) if isinstance(leaf, Tensor)]
-        if lost := [value for value in every if id(value) not in known and not _is_one_of(value, leaves)]:
+        others = [value for value in saved.values() if not isinstance(value, nn.Module | torch.optim.Optimizer)]
+        if lost := [value for value in every if id(value) not in known and not _is_saved(value, others)]:
             raise KDError(
                 f"expected the weights of all optimizers in the checkpoint, found {len(lost)} that are neither the "
                 f"model's nor in extras, the first of shape {tuple(lost[0].shape)}: a resumed training would lose "
@@ -119,6 +117,19 @@ def check_optimizer(
     )
 
 
+def check_measurement(name: str, value: float, label: str, epoch: int) -> None:
+    """Refuse (NonFiniteLoss) a measurement of an epoch that is NaN or infinite, and what is no number (KDError)."""
+    try:
+        finite = math.isfinite(value)
+    except (TypeError, ValueError, OverflowError) as error:  # a tensor of several numbers, a text
+        raise KDError(f"{name}: expected a number to record, found {type(value).__name__} ({error})") from error
+    if not finite:
+        raise NonFiniteLoss(
+            f"{label}: expected a finite {name}, found {float(value)} at epoch {epoch}; lower the learning rate or "
+            "check the inputs"
+        )
+
+
 def has_own_zero_grad(optimizer: torch.optim.Optimizer) -> bool:
     """Return whether an optimizer may keep gradients, to add up those of several steps: torch's own ones never do."""
     return getattr(optimizer.zero_grad, "__func__", None) is not torch.optim.Optimizer.zero_grad
@@ -128,44 +139,43 @@ def refusing_kept_gradients(step: Callable[[Any], Tensor], optimizer: torch.opti
     """Return the step; then it refuses (KDError) an optimizer that keeps gradients, which no checkpoint holds."""
 
     def checked(batch: Any) -> Tensor:
+        optimizer.zero_grad()
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-        before = [weight.grad for weight in weights]  # held, so that a new gradient is another object
-        loss = step(batch)
-        if any(old is not None and weight.grad is old for weight, old in zip(weights, before, strict=True)):
+        if any(weight.grad is not None and bool(weight.grad.any()) for weight in weights):
             raise KDError(
                 f"expected an optimizer that clears the gradients before each step, found {type(optimizer).__name__}, "
                 "which keeps them: a checkpoint does not hold gradients. Use larger batches, or train without a "
                 "checkpoint"
             )
-        return loss
+        return step(batch)
 
     return checked
 
 
-def _is_one_of(weight: Tensor, saved: Sequence[Tensor]) -> bool:
-    """Whether a state holds a weight; it may hold a copy."""
-    return any(weight.shape == value.shape and torch.equal(weight, value.to(weight)) for value in saved)
+def _is_saved(weight: Tensor, extras: Sequence[Any]) -> bool:
+    """Whether the state of an extra holds a weight: then the state changes with it."""
+    before = _digest_of(extras)
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        weight.fill_(1.0 if bool((kept != 1).any()) else 2.0)
+        now = _digest_of(extras)
+        weight.copy_(kept)
+    return now != before
 
 
-def optimizers_of(optimizer: torch.optim.Optimizer, extras: Mapping[str, Any]) -> list[torch.optim.Optimizer]:
-    """Return the optimizer of a training, and those among its extras."""
-    return [optimizer, *(value for value in extras.values() if isinstance(value, torch.optim.Optimizer))]
+def _digest_of(extras: Sequence[Any]) -> str:
+    leaves = tree_leaves([value.state_dict() for value in extras])
+    return tensor_digest({str(number): leaf for number, leaf in enumerate(leaves) if isinstance(leaf, Tensor)})
 
 
-def load_extra(extra: Any, state: Any) -> None:
-    """Give an extra its state_dict of another time."""
-    extra.load_state_dict(state)
-    if isinstance(extra, torch.optim.Optimizer):
-        _align_moments(extra)
+def state_of(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return the state_dict of an optimizer without its groups, whose values `kdlib.rates.Rates` holds."""
+    return {key: value for key, value in optimizer.state_dict().items() if key != "param_groups"}
 
 
 def load_state(optimizer: torch.optim.Optimizer, state: dict[Any, Any]) -> None:
     """Give an optimizer the state_dict (moments, for example) of another one; its groups stay as they are."""
     optimizer.load_state_dict({**state, "param_groups": optimizer.state_dict()["param_groups"]})
-    _align_moments(optimizer)
-
-
-def _align_moments(optimizer: torch.optim.Optimizer) -> None:
     # Fused optimizers pair weights and moments by their place in memory, so a moment needs the strides of its weight.
     # A file does not keep strides.
     for parameter, entries in optimizer.state.items():

@@ -94,7 +94,7 @@ def epochs(
     within an epoch goes through the batches of the steps done again, without a step.
 
     The model is in training mode during the steps. A module that is in evaluation mode when the loop starts, or at the
-    end of its body, within a model that is in training mode, remains so: a frozen batch norm, or a teacher within it.
+    end of its body, while others are in training mode, remains so: a frozen batch norm, or a teacher within the model.
 
     The mean loss of the epoch is recorded as `training_loss`, that of replica r as `training_loss/r`. Raises
     NonFiniteLoss, with run, epoch and step, if a loss is NaN or infinite. KDError for `batches` that is no such
@@ -185,7 +185,7 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, objective: Ob
 
     The loss stays on its device. KDError for an objective that returns anything else.
     """
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad()
     loss = objective(model(batch.inputs), batch)
     _check_loss(loss, model)
     loss.sum().backward()  # type: ignore[no-untyped-call]

@@ -186,7 +186,7 @@ def test_files_that_are_no_checkpoint_of_this_format_are_refused_and_kept(tmp_pa
     for other in (None, [], {name: value for name, value in notes.items() if name != "format"}, notes | {"format": 1}):
         save_tensors(path, tensors, other)
         content = path.read_bytes()
-        with pytest.raises(KDError, match="expected a checkpoint of format 5, found another file"):
+        with pytest.raises(KDError, match="expected a checkpoint of format 6, found another file"):
             train(path)
         assert path.read_bytes() == content
     with pytest.raises(KDError, match="expected the name of a file, found a folder"):
@@ -602,7 +602,7 @@ def an_odd_tensor(tensors, notes):
 
 
 KEYS = ["owner", "first", "loop", "history", "traces", "state", "settings", "layers"]
-STATES = ["model", "kept", "optimizer", "extras", "rates", "begun_with"]
+STATES = ["model", "kept", "optimizers", "extras", "rates", "begun_with"]
 
 
 @pytest.mark.parametrize(
@@ -615,11 +615,11 @@ STATES = ["model", "kept", "optimizer", "extras", "rates", "begun_with"]
         *((is_now(key, {}), f"expected {key} to be") for key in STATES),
         (is_now("new", 5), "'new'"),
         (is_now("history", [{"training_loss": "x"}] * 2), "expected history.0.training_loss to be a number"),
-        (of("first", "rates", ["x"]), "expected first.rates.0 to be a number"),
+        (of("first", "rates", {"": ["x"]}), "expected first.rates.''.0 to be a number"),
         (of("owner", "label", None), "expected owner.label to be text"),
         (of("layers", "no layer", {"p": "0.5"}), "no layer"),
         (is_now("rates", {"dict": []}), "expected the key 'groups' in rates"),
-        (is_now("rates", {"dict": [["groups", {"list": []}], ["schedulers", {"dict": []}]]}), "not a checkpoint"),
+        (is_now("rates", {"dict": [["groups", {"dict": []}], ["schedulers", {"dict": []}]]}), "not a checkpoint"),
         (without_a_tensor, "model/0.weight"),
         (of_another_shape, "model/0.weight"),
         (losses_between_epochs, "expected the key 'groups' in begun_with"),

@@ -233,7 +233,7 @@ def test_groups_that_differ_after_progress_are_not_levelled():
         train(progress, rate=lambda epoch: 0.1)
 
 
-class Halving:
+class HalvingScheduler:
     """A scheduler that is not of a class of torch's."""
 
     def __init__(self, optimizer):
@@ -257,7 +257,7 @@ def test_a_scheduler_of_another_library_goes_on(tmp_path):
     def run(name, count, given=True):
         model = student()
         optimizer = adam(model)
-        scheduler = Halving(optimizer)
+        scheduler = HalvingScheduler(optimizer)
         extras = {"scheduler": scheduler} if given else {}
         progress = Progress(model, optimizer, checkpoint=tmp_path / name, extras=extras)
         train(progress, count, body=lambda epoch: scheduler.step())
@@ -266,7 +266,7 @@ def test_a_scheduler_of_another_library_goes_on(tmp_path):
     whole = run("whole", 3)
     run("c", 1)
     assert same(whole.state_dict(), run("c", 3).state_dict())
-    with pytest.raises(KDError, match=r"Progress does not have Halving; name each of them in Progress"):
+    with pytest.raises(KDError, match=r"Progress does not have HalvingScheduler; name each of them in Progress"):
         run("d", 1, given=False)
 
 

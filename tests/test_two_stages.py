@@ -231,6 +231,201 @@ def test_a_lazy_extra_is_named(tmp_path):
         Progress(model, optimizer, checkpoint=tmp_path / "c", extras={"hint": hint})
 
 
+def peer_training(folder, count, order=slice(None), change=None, body=None, batches=BATCHES, **settings):
+    """A student, and a peer of its own optimizer, which the body of the loop trains with the epoch's number as goal."""
+    model, peer = student(), student(name="peer")
+    weights = [*peer.parameters()][order]
+    other = (change or torch.optim.SGD)(weights, **{"lr": 0.01, "momentum": 0.9, **settings})
+    extras = {"peer": peer, "optimizer": other}
+    progress = Progress(model, adam(model), checkpoint=folder / "c", extras=extras)
+
+    def usual(epoch):
+        other.zero_grad()
+        (peer(EXAMPLES.inputs) - epoch).square().mean().backward()
+        other.step()
+
+    train(progress, count, body=body or usual, batches=batches)
+    return state_of(peer)
+
+
+def test_the_weights_of_an_extras_optimizer_are_found_by_their_names(tmp_path):
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "c").mkdir()
+    whole = peer_training(tmp_path / "whole", 4)
+    peer_training(tmp_path / "c", 2)
+    assert same(whole, peer_training(tmp_path / "c", 4, order=slice(None, None, -1)))  # as that of a set may be
+
+
+OTHERS = {
+    "rate": (
+        {"lr": 0.1},
+        r"expected the learning rates that .*\[0.01\], found \[0.1\]; give the optimizer 'optimizer' ",
+    ),
+    "weight decay": ({"weight_decay": 0.5}, r"extras\.optimizer\.group 0\.weight_decay: the checkpoint has 0"),
+    "class": ({"change": torch.optim.RMSprop}, r"extras\.optimizer\.class: the checkpoint has 'SGD'"),
+    "weights": ({"order": slice(2)}, r"extras\.optimizer\.weights\.group 0: the checkpoint has \['extras/peer/2"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_another_optimizer_among_the_extras_is_refused(tmp_path, name):
+    changed, told = OTHERS[name]
+    peer_training(tmp_path, 1)
+    with pytest.raises(KDError, match=told):
+        peer_training(tmp_path, 2, **changed)
+
+
+def test_an_extras_optimizer_that_the_batches_step_loses_no_step(tmp_path, monkeypatch):
+    monkeypatch.setattr("kdlib.progress.CHECKPOINT_SECONDS", 0)  # after every step
+
+    def run(name, stop=None):
+        (tmp_path / name).mkdir(exist_ok=True)
+        model = student()
+        other = torch.optim.SGD([*model.parameters()][:2], lr=0.01, momentum=0.9)
+        optimizer = torch.optim.Adam([*model.parameters()][2:], lr=0.05)
+        progress = Progress(model, optimizer, checkpoint=tmp_path / name / "c", extras={"other": other})
+
+        def batches(epoch):
+            for step, batch in enumerate(BATCHES(epoch)):
+                if (epoch, step) == stop:
+                    raise Killed
+                yield batch
+                other.step()
+                other.zero_grad()
+
+        train(progress, 3, batches=batches)  # and no warning that some weights are not trained
+        return state_of(model)
+
+    whole = run("whole")
+    with pytest.raises(Killed):
+        run("c", stop=(2, 2))
+    assert same(whole, run("c"))
+
+
+class Bank(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("queue", torch.zeros(0, 3))
+
+
+def test_extras_that_could_not_be_loaded_again_are_refused_at_the_first_checkpoint(tmp_path):
+    model, bank = student(), Bank()
+
+    def grow(epoch):
+        bank.queue = torch.cat([bank.queue, torch.ones(2, 3)])
+
+    progress = Progress(model, adam(model), checkpoint=tmp_path / "a", extras={"bank": bank})
+    with pytest.raises(
+        KDError, match=r"found extras/bank/queue of shape \(2, 3\), then \(0, 3\); .* which is no module"
+    ):
+        train(progress, body=grow)
+    model, peer = student(), student(name="peer")
+    other = torch.optim.SGD(peer[0].parameters(), lr=0.1)
+    progress = Progress(model, adam(model), checkpoint=tmp_path / "b", extras={"peer": peer, "other": other})
+    with pytest.raises(KDError, match="expected as many groups of weights as the optimizer had at first, 1, found 2"):
+        train(progress, body=lambda epoch: other.add_param_group({"params": [*peer[2].parameters()]}))
+    assert not [*tmp_path.iterdir()]
+
+
+class Average:
+    """An average of weights that is no module, as papers write it; and a counter, which begins with 0."""
+
+    def __init__(self, *weights):
+        self.weights, self.mean, self.count = weights, [w.detach().clone() for w in weights], torch.tensor(0.0)
+
+    def state_dict(self):
+        return {"mean": self.mean, "count": self.count}
+
+    def load_state_dict(self, state):
+        self.mean, self.count = state["mean"], state["count"]
+
+
+class Holder(Average):
+    """Its state is the weights themselves, as copies."""
+
+    def state_dict(self):
+        return {"weights": [weight.detach().clone() for weight in self.weights]}
+
+    def load_state_dict(self, state):
+        with torch.no_grad():
+            for weight, value in zip(self.weights, state["weights"], strict=True):
+                weight.copy_(value)
+
+
+def test_an_equal_number_in_an_extra_is_no_copy_of_a_weight(tmp_path):
+    def begin(kind):
+        model, heat = student(), nn.Parameter(torch.zeros(()))
+        optimizer = torch.optim.Adam([*model.parameters(), heat])
+        progress = Progress(model, optimizer, checkpoint=tmp_path / kind.__name__, extras={"extra": kind(heat)})
+        train(progress, 1, objective=lambda o, b: nn.functional.cross_entropy(o * heat.exp(), b.labels))
+        return heat.detach()
+
+    with pytest.raises(
+        KDError, match=r"expected the weights of all optimizers in the checkpoint, found 1 .* shape \(\):"
+    ):
+        begin(Average)
+    assert float(begin(Holder)) != 0
+
+
+def test_gradients_that_are_zeroed_in_place_are_no_kept_ones(tmp_path):
+    class InPlace(torch.optim.SGD):
+        def zero_grad(self):
+            for weight in self.param_groups[0]["params"]:
+                if weight.grad is not None:
+                    weight.grad.zero_()
+
+    def run(kind):
+        model = student()
+        train(Progress(model, kind(model.parameters(), lr=0.1), checkpoint=tmp_path / kind.__name__))
+        return state_of(model)
+
+    assert same(run(InPlace), run(torch.optim.SGD))
+
+
+def test_a_head_alone_in_training_mode_is_trained_alone(tmp_path):
+    model = student(nn.BatchNorm1d(8))
+    model.eval()
+    model[2].train()
+    train(Progress(model, adam(model), checkpoint=tmp_path / "c"))
+    assert int(model[1].num_batches_tracked) == 0
+    assert [part.training for part in model] == [False, False, True]
+
+
+def test_classes_in_the_place_of_objects_are_told():
+    model = student()
+    scheduler = lr_scheduler.StepLR(adam(model), 1)
+    for wrong in (torch.optim.SGD, scheduler):
+        with pytest.raises(KDError, match=r"optimizer: expected .*Optimizer, found"):
+            Progress(model, wrong)
+    with pytest.raises(KDError, match=r"extras: expected objects with state_dict .*, found type under"):
+        Progress(model, adam(model), extras={"peer": nn.Linear})
+
+
+def test_a_scheduler_that_the_batches_step_goes_on_without_a_warning_of_torch(tmp_path):
+    def run(stop=False):
+        model = student()
+        optimizer = adam(model)
+        scheduler = lr_scheduler.StepLR(optimizer, 2, 0.5)
+
+        def batches(epoch):
+            for batch in BATCHES(epoch):
+                yield batch
+                scheduler.step()
+
+        def stopped(progress):
+            progress.save()
+            if stop:
+                raise Killed
+
+        extras = {"scheduler": scheduler}
+        progress = Progress(model, optimizer, checkpoint=tmp_path / "c", extras=extras, on_step=stopped)
+        return train(progress, 1, batches=batches).epoch
+
+    with pytest.raises(Killed):
+        run(stop=True)
+    assert run() == 1
+
+
 # ---- names
 
 
@@ -244,9 +439,3 @@ def test_an_optimizer_of_named_weights_goes_on_with_a_wrapped_network(tmp_path):
     train(Progress(plain, torch.optim.SGD(plain.named_parameters(), lr=0.1), checkpoint=tmp_path / "c"), 1)
     assert run(lambda model: torch.compile(model, backend="eager")) == 1
     assert run(lambda model: model) == 1
-
-
-def test_the_name_of_an_earlier_checkpoint_is_refused(tmp_path):
-    model = student()
-    with pytest.raises(KDError, match="expected a name that does not begin with 'previous-'"):
-        Progress(model, adam(model), checkpoint=tmp_path / "previous-c")

@@ -9,7 +9,9 @@ from torch import nn
 from kdlib import training
 from kdlib.augment import flip_and_shift
 from kdlib.batches import Batches, Examples
+from kdlib.checkpoint import steps_of
 from kdlib.errors import KDError
+from kdlib.files import load_tensors
 from kdlib.losses import cross_entropy, soft_target_kl
 from kdlib.ownership import OtherStart
 from kdlib.progress import CHECKPOINT_SECONDS, Progress
@@ -249,25 +251,30 @@ def test_an_epoch_that_broke_off_goes_on_from_its_checkpoint_and_not_from_its_we
     assert len(calls) == 4
 
 
-def test_a_loss_that_is_not_finite_is_named_by_its_step_after_a_resume(tmp_path, clock):
+def test_a_loss_that_is_not_finite_replaces_no_checkpoint_and_is_named_by_its_step(tmp_path, clock):
     path = tmp_path / "c"
-    model, optimizer, batches, objective, seed = alone()
 
-    def bad_third(outputs, batch):
-        return objective(outputs, batch) * (float("nan") if len(progress.losses) == 2 else 1)
+    def run(is_bad, on_step=None):
+        model, optimizer, batches, objective, seed = alone()
+        progress = Progress(model, optimizer, checkpoint=path, on_step=on_step)
+
+        def third(outputs, batch):
+            return objective(outputs, batch) * (float("nan") if is_bad and len(progress.losses) == 2 else 1)
+
+        list(training.epochs(progress, batches, third, count=1, seed=seed))
+        return progress
 
     def die(progress):
         progress.save()
         if len(progress.losses) == 3:
             raise Killed
 
-    progress = Progress(model, optimizer, checkpoint=path, on_step=die)
     with pytest.raises(Killed):
-        list(training.epochs(progress, batches, bad_third, count=1, seed=seed))
-    model, optimizer, batches, objective, seed = alone()
-    progress = Progress(model, optimizer, checkpoint=path)
+        run(True, die)
+    assert steps_of(load_tensors(path)[0]) == 2
     with pytest.raises(training.NonFiniteLoss, match=f"at epoch 1, step 3 of {STEPS}"):
-        list(training.epochs(progress, batches, objective, count=1, seed=seed))
+        run(True)
+    assert run(False).epoch == 1
 
 
 # ---- what does not fit a checkpoint is refused
