@@ -50,6 +50,8 @@ def error_in_user_code(place: str, error: Exception, what: str = "a module that 
     """
     frames = extract_tb(error.__traceback__)
     last = next((frame for frame in reversed(frames) if _of_user(frame.filename)), frames[-1])
+    if isinstance(error, MemoryError):
+        return KDError(f"{place}: too little memory ({error or 'MemoryError'}); end other programs, or give it more")
     file, line = (error.filename, error.lineno) if isinstance(error, SyntaxError) else (last.filename, last.lineno)
     return KDError(
         f"{place}: expected {what}, found {type(error).__name__}: "

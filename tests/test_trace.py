@@ -583,7 +583,7 @@ def test_a_change_between_two_lives_is_seen(tmp_path):
     batches = Batches(EXAMPLES, SIZE, SEED)
     trained(batches, path=tmp_path / "c", count=2)
     tensors, notes = load_tensors(tmp_path / "c")
-    tensors["optimizer/state/0/exp_avg"][0, 0] += 1e-6
+    tensors["optimizers//state/0/exp_avg"][0, 0] += 1e-6
     save_tensors(tmp_path / "c", tensors, notes)
     assert trace_of(batches, path=tmp_path / "c")["changed"] == [3]
 

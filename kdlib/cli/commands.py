@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from kdlib.cli.again import lines_of_command, with_options
-from kdlib.cli.elsewhere import refuse_elsewhere
+from kdlib.cli.elsewhere import refuse_elsewhere, refuse_other_library
 from kdlib.cli.live import Downloading, reporter
 from kdlib.cli.say import say, say_page
 from kdlib.cli.stopping import STOPPED
@@ -62,13 +62,24 @@ def run(options: argparse.Namespace) -> int:
         tell_again(session, options.profile)
         return 0
     found = sessions.replicate(session, reporter, committed)
-    _write(options, found, committed, tables)
-    status = _tell(found.problems, found.left)
+    try:
+        pages, wrong = _write(options, found, committed, tables), None
+    except KDError as error:
+        pages, wrong = [], error
+    status = _status_of(_tell(found.problems, found.left), pages, wrong)
     tell_again(session, options.profile)
     return status
 
 
-def _write(options: argparse.Namespace, found: Replication, committed: Sequence[Record], folder: Path) -> None:
+def _status_of(status: int, pages: Sequence[Page], wrong: KDError | None = None) -> int:
+    """Print what has failed although the runs have not, such as figures; return the status that says so."""
+    problems = dict.fromkeys(str(each) for each in (wrong, *(page.problem for page in pages)) if each is not None)
+    for problem in problems:
+        say(f"kd: {problem}", error=True)
+    return 2 if problems else status
+
+
+def _write(options: argparse.Namespace, found: Replication, committed: Sequence[Record], folder: Path) -> list[Page]:
     """Write and tell the outcome of a session; if the tables cannot be written, print them before the error."""
     session = found.session
     make = partial(make_pages, session.experiment, found.records, committed=committed, synthetic=session.synthetic)
@@ -78,11 +89,12 @@ def _write(options: argparse.Namespace, found: Replication, committed: Sequence[
             data = session.experiment.load_data(session.profile.config, session.folders)
             draw_pictures(session.experiment, data, pages, folder)
     except KDError:
-        _tell_summary(options, found, make(drawn=False), committed, None, whole=True)
+        _tell_summary(options, found, make(), committed, None, whole=True)
         raise
     _tell_summary(options, found, pages, committed, folder / f"{pages[0].name}.md" if pages else None)
     for name in (page.name.partition("-part-")[0] for page in pages if "-part-" in page.name):
         say(f"They have a name of their own, because {name}.md has arms or seeds that they lack.")
+    return pages
 
 
 def _tell_waiting(lock: Path) -> None:
@@ -92,6 +104,7 @@ def _tell_waiting(lock: Path) -> None:
 def prepared(options: argparse.Namespace, name: str, profile: str, **rest: Any) -> Session:
     """The session that the options ask for; that synthetic data stand in for missing ones is the first line printed."""
     refuse_elsewhere(name, ROOT)
+    refuse_other_library(ROOT)
     session = prepare(
         name,
         profile,
@@ -195,7 +208,7 @@ def record(options: argparse.Namespace) -> int:
     _tell_summary(options, result, found.pages, found.recorded, ROOT / "results" / options.name / f"{result.label}.md")
     if found.pages:
         say("README and the pages in results/site are made again by: kd tables")
-    return _tell(found.problems, found.left)
+    return _status_of(_tell(found.problems, found.left), found.pages)
 
 
 def _tell_summary(
@@ -234,6 +247,7 @@ def tables(options: argparse.Namespace) -> int:
         refuse_unknown_arms(load_experiment(name), records, ROOT / "results" / name / "runs.jsonl")
     for path in (ROOT / "README.md", ROOT / "DATA.md", *(ROOT / "replications" / name / "README.md" for name in found)):
         read_text(path)
+    every: list[Page] = []
     for name in (name for name in names if found[name]):
         folder, experiment = ROOT / "results" / name, load_experiment(name)
         with recording.held(folder, _tell_waiting):
@@ -241,6 +255,7 @@ def tables(options: argparse.Namespace) -> int:
             for profile in dict.fromkeys(record.profile for record in records):
                 recording.update_bands(experiment, [record for record in records if record.profile == profile])
             pages = write_pages(experiment, records, folder, committed=records, synthetic=False)
+        every += pages
         say(f"written {folder}")
         for stale in sorted({path.stem for path in folder.glob("*.md")} - {"cost", *(page.name for page in pages)}):
             say(f"{folder / stale}.*: no recorded run has these tables any more; delete them")
@@ -253,7 +268,7 @@ def tables(options: argparse.Namespace) -> int:
     update_readmes(ROOT, found)
     write_site(ROOT, found)
     say(f"written {ROOT / 'results' / 'site' / 'index.html'}")
-    return 0
+    return _status_of(0, every)
 
 
 def _tell_costs(session: Session, planned: Sequence[Cost], least_seconds: float) -> None:

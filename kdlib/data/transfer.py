@@ -220,7 +220,8 @@ def _next_url(url: str, location: str) -> str:
     schemes = ("https",) if urlsplit(url).scheme == "https" else ("https", "http")
     if urlsplit(onward).scheme not in schemes:
         raise DataUnavailable(
-            f"{shown(url)}: expected to stay on {schemes[-1]}, found a redirect to {shown(onward)}. {REMEDY}"
+            f"{shown(url)}: expected to stay on {schemes[-1]}, found a redirect to "
+            f"{without_secrets(shown(onward), url)}. {REMEDY}"
         )
     return onward
 

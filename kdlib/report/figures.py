@@ -31,7 +31,7 @@ from matplotlib import pyplot as plt
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["WIDTH", "Drawing", "Part", "compose", "save", "style", "write"]
+__all__ = ["WIDTH", "Drawing", "Part", "compose", "files_of", "save", "style"]
 
 WIDTH = 10.0  # inches
 # Text becomes outlines: it looks the same where the font is missing. The salt makes the names of parts repeat.
@@ -205,27 +205,38 @@ def _number(panel: Panel, row: Mapping[str, Any], rows: Sequence[Mapping[str, An
 # ---- files
 
 
-def write(drawing: Drawing, folder: Path, label: str) -> None:
-    """Write `<label>.svg` and `.png`, `<label>-figure.txt` (the text alternative) and `<label>-figure.csv`."""
-    save(drawing.figure, folder / f"{label}.svg", folder / f"{label}.png")
-    atomic_write(folder / f"{label}-figure.txt", f"{drawing.alt}\n".encode())
-    content = drawing.data.to_csv(index=False, lineterminator="\n")
-    atomic_write(folder / f"{label}-figure.csv", content.encode())
+def files_of(drawing: Drawing, label: str) -> dict[str, bytes]:
+    """Return `<label>.svg` and `.png`, `<label>-figure.txt` (the text alternative) and `<label>-figure.csv`."""
+    return {
+        f"{label}-figure.csv": drawing.data.to_csv(index=False, lineterminator="\n").encode(),
+        f"{label}-figure.txt": f"{drawing.alt}\n".encode(),
+        **_rendered(drawing.figure, f"{label}.svg", f"{label}.png"),
+    }
 
 
 def save(figure: Figure, *paths: Path) -> None:
-    """Write the figure in the formats of the paths' ends, and close it.
+    """Write the figure in the formats of the paths' ends, and close it."""
+    for path, content in zip(paths, _rendered(figure, *(path.name for path in paths)).values(), strict=True):
+        atomic_write(path, content)
+
+
+def _rendered(figure: Figure, *names: str) -> dict[str, bytes]:
+    """The figure in the formats of the names' ends; it is closed.
 
     Date, names and versions of libraries are left out, so that equal numbers give equal bytes.
     """
-    with style():
-        _settle(figure)
-        for path in paths:
-            content = io.BytesIO()
-            about = {"Software": None} if path.suffix == ".png" else {"Date": None, "Creator": None}
-            figure.savefig(content, format=path.suffix[1:], dpi=130, metadata=about)
-            atomic_write(path, content.getvalue() if path.suffix == ".png" else _steady(content.getvalue()))
-    plt.close(figure)
+    found = {}
+    try:
+        with style():
+            _settle(figure)
+            for name in names:
+                content, png = io.BytesIO(), name.endswith(".png")
+                about = {"Software": None} if png else {"Date": None, "Creator": None}
+                figure.savefig(content, format=name.rpartition(".")[2], dpi=130, metadata=about)
+                found[name] = content.getvalue() if png else _steady(content.getvalue())
+    finally:
+        plt.close(figure)
+    return found
 
 
 def _settle(figure: Figure) -> None:

@@ -18,7 +18,7 @@ from kdlib.judge.reading import load_claims
 from kdlib.report.frames import is_reduced
 from kdlib.report.markdown import escaped
 from kdlib.report.readme import replace_table, section, summary_line, summary_table
-from kdlib.report.tables import MADE_OF, Page, page_of
+from kdlib.report.tables import MADE_OF, NO_FIGURE, Figure, Page, page_of
 from kdlib.report.texts import read_text
 from kdlib.run.experiment import Experiment, load_experiment, replications
 from kdlib.run.records import Record, grouped, read_records
@@ -50,12 +50,11 @@ def make_pages(
     committed: Sequence[Record],
     synthetic: bool,
     named: Callable[[str, Sequence[Record]], str] = lambda label, records: label,
-    drawn: bool = True,
 ) -> list[Page]:
     """Return the tables, with the figure if there is a `figures.py`, of each profile and data set; write nothing.
 
     Pages of reduced profiles show the verdicts of the judged runs among `committed`. `named` returns the name of a
-    page's files. Without `drawn`, there is no figure.
+    page's files. A figure that cannot be drawn is the `problem` of its page.
     """
     reported, bands = reported_of(experiment), read_bands(experiment.folder / "bands.toml")
     judged = experiment.judged
@@ -68,8 +67,9 @@ def make_pages(
         data = digest if profile_name == judged else judged_data.get(label.replace(profile_name, judged, 1), digest)
         analogue = label != profile_name
         reduced = is_reduced(experiment.profile(profile_name), synthetic, analogue)
+        name = named(label, group)
         page = page_of(
-            named(label, group),
+            name,
             experiment,
             reported,
             group,
@@ -77,7 +77,7 @@ def make_pages(
             synthetic=synthetic,
             analogue=analogue,
             judged_bands=bands.get((data, judged)),
-            drawing=_drawing(experiment, group, without_ranges(reported) if reduced else reported) if drawn else None,
+            figure=_figure(experiment, group, without_ranges(reported) if reduced else reported, name),
         )
         pages.append(page)
     return pages
@@ -101,19 +101,25 @@ def figures_of(experiment: Experiment) -> Any:
         raise error_in_user_code(str(experiment.folder / "figures.py"), error) from error
 
 
-def _drawing(experiment: Experiment, records: Sequence[Record], reported: Reported) -> Any:
-    """What `draw` of `figures.py` returns: a `Drawing`, or None; KDError, with file and line, if it fails."""
-    if (draw := getattr(figures_of(experiment), "draw", None)) is None:
-        return None
-    found = _of_user(experiment, "draw", lambda: draw(records, reported))
-    from kdlib.report.figures import Drawing  # imports matplotlib
+def _figure(experiment: Experiment, records: Sequence[Record], reported: Reported, label: str) -> Figure:
+    """The files of what `draw` of `figures.py` returns, a `Drawing` or None; its `problem` if that fails."""
+    place = f"{experiment.folder / 'figures.py'}: draw"
+    try:
+        if (draw := getattr(figures_of(experiment), "draw", None)) is None:
+            return NO_FIGURE
+        from kdlib.report.figures import Drawing, files_of  # imports matplotlib
 
-    if not isinstance(found, Drawing | None):
-        raise KDError(
-            f"{experiment.folder / 'figures.py'}: draw: expected a Drawing or None, found one of type "
-            f"{type(found).__name__}; return what kdlib.report.figures.compose returns"
-        )
-    return found
+        drawing = draw(records, reported)
+        if not isinstance(drawing, Drawing | None):
+            raise KDError(
+                f"{place}: expected a Drawing or None, found one of type {type(drawing).__name__}; return what "
+                "kdlib.report.figures.compose returns"
+            )
+        return NO_FIGURE if drawing is None else Figure(files_of(drawing, label), drawing.alt)
+    except KDError as error:
+        return Figure({}, "", error)
+    except Exception as error:  # of the user's code, or of matplotlib, which draws what that has put together
+        return Figure({}, "", error_in_user_code(place, error, "a figure"))
 
 
 def _of_user(experiment: Experiment, name: str, function: Callable[[], Any]) -> Any:

@@ -20,7 +20,7 @@ from kdlib.run.environment import git_state
 from kdlib.run.experiment import Experiment
 from kdlib.run.records import Record, grouped, measured, merged, read_records, write_records
 from kdlib.run.reuse import is_of_another_replication
-from kdlib.run.session import Session, complete, failures, records_of
+from kdlib.run.session import Session, complete, failures, is_stored, records_of
 
 __all__ = ["Recording", "held", "record", "update_bands"]
 
@@ -74,6 +74,7 @@ def record(
     refuse_undeclared_seeds(session, recorded)
     refuse_unlike(session, _planned(session), recorded)
     refuse_uncommitted(experiment)
+    refuse_others_runs(session)
     jobs, summary = trained(session, reporter, recorded)
     problems, notes = failures(jobs, summary), []
     if summary.left:
@@ -86,13 +87,6 @@ def record(
             f"{len(unclean)} runs of the store were trained with code that was not committed, {unclean[0]} for "
             "example. The audit refuses them; record with another --store to train them anew."
         )
-    for run in new:
-        if is_of_another_replication(run.environment, run.description["recipe"], experiment):
-            raise KDError(
-                f"nothing is recorded: expected runs of replications/{experiment.name}, found run {run.run}, which "
-                f"replications/{run.environment['replication']} made with other code. Both have the source "
-                f"'{experiment.source}': give one of them another, or record with another --store"
-            )
     if summary.left and not new:
         return Recording(problems, [], ["Nothing is recorded: no seed is complete."], len(summary.left), [], recorded)
     # Two sessions may record seeds of one replication at the same time.
@@ -132,6 +126,19 @@ def refuse_uncommitted(experiment: Experiment) -> None:
             f"{experiment.name}: expected code that is committed, so that a recorded run names it, found changes in "
             "kdlib/ or replications/ (`git status` lists them); commit them, or use `kd run`, which records nothing"
         )
+
+
+def refuse_others_runs(session: Session) -> None:
+    """Refuse runs of the store that another replication of the same source has made with other code."""
+    experiment = session.experiment
+    for job in session.jobs():
+        run = session.store.find(job.description) if is_stored(session, job) else None
+        if run is not None and is_of_another_replication(run.environment, run.description.recipe, experiment):
+            raise KDError(
+                f"record {experiment.name}: expected runs of replications/{experiment.name}, found run {run.id} in the "
+                f"store, which replications/{run.environment['replication']} made with other code. Both have the "
+                f"source '{experiment.source}': give one of them another, or record with another --store"
+            )
 
 
 # ---- runs that may not be in one table

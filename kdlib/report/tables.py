@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kdlib.errors import needs
+from kdlib.errors import KDError
 from kdlib.files import atomic_write
 from kdlib.judge.bands import Bands
 from kdlib.judge.claims import Choice, Claim, Reported
@@ -30,7 +29,6 @@ from kdlib.run.records import Record, digest_of, measured
 if TYPE_CHECKING:
     import pandas as pd
 
-    from kdlib.report.figures import Drawing
 
 __all__ = ["MADE_OF", "Page", "header", "of_one_teacher", "page", "page_of"]
 
@@ -241,20 +239,31 @@ def _of_one_teacher(arms: Sequence[Arm], frame: pd.DataFrame) -> str:
     )
 
 
+class Figure(NamedTuple):
+    """The files of a page's figure and its text alternative, or why it could not be drawn."""
+
+    files: Mapping[str, bytes]
+    alt: str
+    problem: KDError | None = None
+
+
+NO_FIGURE = Figure({}, "")
+
+
 class Page(NamedTuple):
-    """Tables of one profile and data set, with a figure if there is one: Markdown, and the content of files by name."""
+    """Tables of one profile and data set, with a figure if there is one: Markdown, and the content of files by name.
+
+    `problem`: why there is no figure although `figures.py` should draw one.
+    """
 
     name: str  # of the files, without their ends
     text: str
     files: Mapping[str, bytes]
     records: Sequence[Record]
-    drawing: Drawing | None = None
+    problem: KDError | None = None
 
     def write(self, folder: Path) -> None:
         """Write each file whole; KDError if that is not possible."""
-        if self.drawing:
-            needs("figures", "matplotlib")
-            importlib.import_module("kdlib.report.figures").write(self.drawing, folder, self.name)
         for name, content in self.files.items():
             atomic_write(folder / name, content)
 
@@ -269,7 +278,7 @@ def page_of(
     synthetic: bool = False,
     analogue: bool = False,
     judged_bands: Bands | None = None,
-    drawing: Drawing | None = None,
+    figure: Figure = NO_FIGURE,
 ) -> Page:
     """Return the page `<name>.md`, with `.tex`, and `-arms.csv`, `-claims.csv`, `-ingredients.csv` of what has rows.
 
@@ -293,7 +302,7 @@ def page_of(
         choices,
         judged=about.judged,
         synthetic=synthetic,
-        picture=f"![{escaped(drawing.alt)}]({name}.svg)" if drawing else "",
+        picture=f"![{escaped(figure.alt)}]({name}.svg)" if figure.files else "",
     )
     frames = {"arms": arms, "claims": claims, "ingredients": ingredients}
     files = {f"{name}-{of}.csv": _csv(frame) for of, frame in frames.items() if not frame.empty}
@@ -301,7 +310,7 @@ def page_of(
     shown = arms_shown(arms, reported, metrics_of(reported)), claims_shown(claims, reported, about.judged, synthetic)
     numbers_right = [column for frame in shown for column in frame.columns if column not in _LEFT]
     files[f"{name}.tex"] = latex_of(experiment.name, name, *shown, numbers_right).encode()
-    return Page(name, text, files, records, drawing)
+    return Page(name, text, {**files, **figure.files}, records, figure.problem)
 
 
 def _csv(frame: pd.DataFrame) -> bytes:

@@ -82,7 +82,8 @@ def other_source(run: FinishedRun, job: Job) -> str:
 def is_of_another_replication(environment: Mapping[str, Any], recipe: str, own: Experiment) -> bool:
     """Return whether another replication of the same source made a run, with other code than this one's."""
     maker, function = _maker(environment, own), recipe.rpartition("/")[2]
-    same_files = environment.get("source") == source_digest(own.folder)
+    digest = source_digest(own.folder)  # the two may have the same files, now or when the run was made
+    same_files = digest in (environment.get("source"), source_digest(maker.folder))
     return maker.name != own.name and not same_files and not _share(maker, own, function)
 
 

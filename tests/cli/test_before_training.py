@@ -173,19 +173,34 @@ def test_a_file_of_figures_that_cannot_be_used(kd, root, write, text, words):  #
     refused(kd, root, words)
 
 
-@pytest.mark.parametrize(
-    ("body", "words"),
-    [
-        ("return records[0].metrics['no']", "figures.py: draw: expected a figure, found KeyError: 'no' ("),
-        ("return 3", "figures.py: draw: expected a Drawing or None, found one of type int; return what"),
-    ],
-)
-def test_a_figure_that_fails_costs_no_table(kd, write, body, words):  # noqa: F811
+DRAWS = {
+    "fails": ("return records[0].metrics['no']", "figures.py: draw: expected a figure, found KeyError: 'no' ("),
+    "returns a number": (
+        "return 3",
+        "figures.py: draw: expected a Drawing or None, found one of type int; return what",
+    ),
+    "cannot be rendered": (
+        "import matplotlib.figure, pandas; from kdlib.report.figures import Drawing;"
+        "figure = matplotlib.figure.Figure(); figure.suptitle('$\\\\frac$');"
+        "return Drawing(figure, 'alt', pandas.DataFrame())",
+        "figures.py: draw: expected a figure, found ValueError",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_a_figure_that_fails_costs_no_table(kd, root, write, name):  # noqa: F811
+    body, words = DRAWS[name]
     write(f"def draw(records, reported):\n    {body}\n")
-    status, out, (said,) = kd("run", "toy", "--arms", "teacher")
-    assert status == 2
-    assert words in said
-    assert "| teacher " in out  # the tables
+    results = root / "results" / "toy"
+    for command in ("run toy --arms teacher", "record toy --arms teacher --seeds 5"):
+        status, out, (said,) = kd(*command.split())
+        assert status == 2
+        assert words in said
+        assert "toy, profile quick: seed" in out  # to the end
+    for path in (results / "local" / "quick.md", results / "quick.md"):
+        assert "| teacher " in path.read_text()
+        assert not path.with_suffix(".svg").exists()
 
 
 def test_a_file_of_figures_need_not_draw_the_tables_figure(kd, write):  # noqa: F811

@@ -12,7 +12,7 @@ import pytest
 import scipy.stats
 from matplotlib import pyplot as plt
 
-from kdlib.report.figures import Part, compose, write
+from kdlib.report.figures import Part, compose, files_of
 from kdlib.report.pages import reported_of
 from kdlib.report.panels import ACCURACY, GAIN, MOST, Panel, Quantity, Spot
 from kdlib.report.parts import OTHERS, colors_of, differences, maps, strip
@@ -22,6 +22,12 @@ from kdlib.run.records import Record, measured
 from tests.made_records import record
 
 ROOT = Path(__file__).parents[2]
+
+
+def write(drawing, folder):
+    folder.mkdir(exist_ok=True)
+    for name, content in files_of(drawing, "quick").items():
+        (folder / name).write_bytes(content)
 
 
 def reported_by(name):
@@ -101,7 +107,7 @@ def test_the_same_records_give_the_same_bytes_and_others_do_not(drawn, tmp_path)
     records = made(arms)
 
     def files(records, name):
-        write(draw(records), tmp_path / name, "quick")
+        write(draw(records), tmp_path / name)
         return {path.name: path.read_bytes() for path in sorted((tmp_path / name).iterdir())}
 
     first, again = files(records, "a"), files(records[::-1], "b")
@@ -238,7 +244,7 @@ def test_maps_are_left_out_unless_half_of_their_cells_are_recorded(close):
 def test_text_is_never_mathematics_and_files_are_whole(tmp_path, close):
     hostile = "a$b_{c$, <script>"
     part = strip(hostile, ACCURACY, [("a", hostile)], {"a": "black"})
-    write(compose([(3, [part])], metrics_of(a={0: 0.5}), of_any_arm()), tmp_path, "quick")
+    write(compose([(3, [part])], metrics_of(a={0: 0.5}), of_any_arm()), tmp_path)
     with (tmp_path / "quick-figure.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["at"] for row in rows} == {hostile}

@@ -48,7 +48,7 @@ def test_runs_of_other_code_are_not_recorded(notices, tmp_path, monkeypatch):
     session = prepare("edited", arms=("baseline",), seeds=(0, 1), store=tmp_path / "store", workers=1)
     (session.experiment.folder / "claims.toml").write_text(CLAIMS)
     monkeypatch.setattr("kdlib.report.recording.git_state", lambda folder: ("c" * 40, True))
-    told = "nothing is recorded: .* of replications/edited, found run .*, which replications/first made with other code"
+    told = "of replications/edited, found run .* in the store, which replications/first made with other code"
     with pytest.raises(KDError, match=told):
         recording.record(session, tmp_path / "results")
     assert not (tmp_path / "results" / "edited" / "runs.jsonl").exists()
