@@ -65,8 +65,8 @@ class Layers:
         Return the SHA-256 of all tensors of network and extras.
         """
         remedy = "train without a checkpoint"
-        own = {f"an extra {name!r}": value for name, value in self._extras.items()}
-        own = {name: value for name, value in own.items() if not isinstance(value, torch.optim.Optimizer)}
+        others = {name: each for name, each in self._extras.items() if name not in optimizers}
+        own = {f"an extra {name!r}": value for name, value in others.items()}
         for optimizer in optimizers.values():
             if not type(optimizer).__module__.startswith("torch.optim"):
                 own["an optimizer"] = optimizer

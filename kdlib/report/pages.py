@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kdlib.collector import without_collector
 from kdlib.errors import KDError, error_in_user_code, needs
@@ -35,6 +35,9 @@ __all__ = [
     "update_readmes",
     "write_pages",
 ]
+
+
+T = TypeVar("T")
 
 
 def reported_of(experiment: Experiment) -> Reported:
@@ -93,18 +96,14 @@ def figures_of(experiment: Experiment) -> Any:
     if not (experiment.folder / "figures.py").exists():
         return None
     needs("figures", "matplotlib")
-    try:
-        return importlib.import_module(f"replications.{experiment.name}.figures")
-    except KDError:
-        raise
-    except Exception as error:
-        raise error_in_user_code(str(experiment.folder / "figures.py"), error) from error
+    module = f"replications.{experiment.name}.figures"
+    return _of_user(experiment, "", lambda: importlib.import_module(module), "a module that can be imported")
 
 
 def _figure(experiment: Experiment, records: Sequence[Record], reported: Reported, label: str) -> Figure:
     """The files of what `draw` of `figures.py` returns, a `Drawing` or None; its `problem` if that fails."""
-    place = f"{experiment.folder / 'figures.py'}: draw"
-    try:
+
+    def drawn() -> Figure:
         if (draw := getattr(figures_of(experiment), "draw", None)) is None:
             return NO_FIGURE
         from kdlib.report.figures import Drawing, files_of  # imports matplotlib
@@ -112,23 +111,25 @@ def _figure(experiment: Experiment, records: Sequence[Record], reported: Reporte
         drawing = draw(records, reported)
         if not isinstance(drawing, Drawing | None):
             raise KDError(
-                f"{place}: expected a Drawing or None, found one of type {type(drawing).__name__}; return what "
-                "kdlib.report.figures.compose returns"
+                f"{experiment.folder / 'figures.py'}: draw: expected a Drawing or None, found one of type "
+                f"{type(drawing).__name__}; return what kdlib.report.figures.compose returns"
             )
         return NO_FIGURE if drawing is None else Figure(files_of(drawing, label), drawing.alt)
+
+    try:
+        return _of_user(experiment, ": draw", drawn)
     except KDError as error:
         return Figure({}, "", error)
-    except Exception as error:  # of the user's code, or of matplotlib, which draws what that has put together
-        return Figure({}, "", error_in_user_code(place, error, "a figure"))
 
 
-def _of_user(experiment: Experiment, name: str, function: Callable[[], Any]) -> Any:
+def _of_user(experiment: Experiment, place: str, function: Callable[[], T], what: str = "a figure") -> T:
+    """Call what runs code of `figures.py`; KDError, with file and line, for an error in it or in what it has made."""
     try:
         return function()
     except KDError:
         raise
     except Exception as error:
-        raise error_in_user_code(f"{experiment.folder / 'figures.py'}: {name}", error, "a figure") from error
+        raise error_in_user_code(f"{experiment.folder / 'figures.py'}{place}", error, what) from error
 
 
 @without_collector()
@@ -147,10 +148,10 @@ def draw_pictures(experiment: Experiment, data: Any, pages: Sequence[Page], fold
     figures = figures_of(experiment)
     for page in pages:
         if hasattr(figures, "draw_data"):
-            _of_user(experiment, "draw_data", partial(figures.draw_data, data, folder / f"{page.name}-data.png"))
+            _of_user(experiment, ": draw_data", partial(figures.draw_data, data, folder / f"{page.name}-data.png"))
         if hasattr(figures, "draw_local"):
             path = folder / f"{page.name}-pictures.png"
-            _of_user(experiment, "draw_local", partial(figures.draw_local, page.records, path))
+            _of_user(experiment, ": draw_local", partial(figures.draw_local, page.records, path))
 
 
 def label_of(experiment: Experiment, record: Record) -> str:

@@ -62,9 +62,8 @@ def unfit(run: FinishedRun, job: Job, metrics: Mapping[str, Collection[str]]) ->
 def other_source(run: FinishedRun, job: Job) -> str:
     """Return a notice if a run was made by other source files, or by another replication's code; else ""."""
     own = load_experiment(job.experiment)
-    maker = _maker(run.environment, own)
-    function = run.description.recipe.rpartition("/")[2]
-    if is_of_another_replication(run.environment, run.description.recipe, own):
+    maker, function = _maker(run.environment, own), run.description.recipe.rpartition("/")[2]
+    if _is_other_code(maker, own, run.environment, function):
         return (
             f"reused runs were made by replications/{maker.name}, whose {function} is other code than that of "
             f"replications/{own.name}: both have the source '{own.source}', this protocol and this configuration. Give "
@@ -81,7 +80,10 @@ def other_source(run: FinishedRun, job: Job) -> str:
 
 def is_of_another_replication(environment: Mapping[str, Any], recipe: str, own: Experiment) -> bool:
     """Return whether another replication of the same source made a run, with other code than this one's."""
-    maker, function = _maker(environment, own), recipe.rpartition("/")[2]
+    return _is_other_code(_maker(environment, own), own, environment, recipe.rpartition("/")[2])
+
+
+def _is_other_code(maker: Experiment, own: Experiment, environment: Mapping[str, Any], function: str) -> bool:
     digest = source_digest(own.folder)  # the two may have the same files, now or when the run was made
     same_files = digest in (environment.get("source"), source_digest(maker.folder))
     return maker.name != own.name and not same_files and not _share(maker, own, function)
