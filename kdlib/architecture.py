@@ -8,13 +8,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from kdlib.attributes import attributes_of, class_of, same
+from kdlib.attributes import attributes_of, class_of, reached, same
 from kdlib.checks import check_kind
 from kdlib.errors import KDError
 from kdlib.packing import lazy_names, unwrapped
 from kdlib.terminal import shortened
 
-__all__ = ["refuse_differences", "refuse_what_cannot_be_stacked"]
+__all__ = ["refuse_differences", "refuse_what_cannot_be_stacked", "refuse_what_is_shared"]
 
 REMEDY = "train the others in a separate group"
 
@@ -74,6 +74,24 @@ def refuse_what_cannot_be_stacked(member: nn.Module, has_draws: bool) -> None:
         raise KDError("expected a network that can be stacked, found no parameter; there is nothing to train")
     if unwrapped(member) is not member:
         raise KDError(f"expected networks as they are, found one within {type(member).__name__}; leave the wrapper out")
+
+
+def refuse_what_is_shared(member: nn.Module, copied: nn.Module) -> None:
+    """Refuse a network if its copy still uses its layers or tensors (KDError): Python does not copy functions."""
+    own = {
+        id(part): name for name, part in (*member.named_modules(), *member.named_parameters(), *member.named_buffers())
+    }
+    for path, module in copied.named_modules():
+        for name, value in attributes_of(module).items():
+            if name in ("_modules", "_parameters", "_buffers"):
+                continue
+            if shared := [own[part] for part in own.keys() & reached(value)]:
+                whose = min(shared) or "the network"
+                raise KDError(
+                    "expected a network whose copy has layers and weights of its own, found that "
+                    f"{path or 'the network'}, {name} uses those of the first member ({whose}): Python does not copy "
+                    "functions and weak references. Use a method of the network, or train the members one by one"
+                )
 
 
 def _has_gradient_hooks(module: nn.Module) -> bool:

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from kdlib.files import tensor_digest
 
-__all__ = ["attributes_of", "class_of", "same"]
+__all__ = ["attributes_of", "class_of", "reached", "same"]
 
 _PLAIN = bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size
 _GENERATORS = torch.Generator, np.random.Generator, np.random.BitGenerator, np.random.RandomState, random.Random
@@ -35,6 +35,13 @@ def same(first: Any, second: Any, stacked: Set[int]) -> bool:
     `stacked`: the ids of tensors of which type and shape alone are compared. States of generators are left out.
     """
     return first is second or bool(_Descriptions(stacked).of(first) == _Descriptions(stacked).of(second))
+
+
+def reached(value: Any) -> set[int]:
+    """Return the ids of all that a value leads to: what it contains, and what its functions have taken with them."""
+    found = _Descriptions(set(), values=False)
+    found.of(value)
+    return found.met
 
 
 def class_of(module: nn.Module) -> Any:
@@ -55,9 +62,14 @@ def attributes_of(module: nn.Module) -> dict[str, Any]:
 class _Descriptions:
     """Describes values, each once: what it meets again, also within itself, is the number of the first time."""
 
-    def __init__(self, stacked: Set[int]) -> None:
-        self._stacked = stacked
+    def __init__(self, stacked: Set[int], values: bool = True) -> None:
+        self._stacked, self._values = stacked, values
         self._met: dict[int, tuple[int, Any]] = {}  # with the value, so that no other one gets its id
+
+    @property
+    def met(self) -> set[int]:
+        """The ids of all that was described."""
+        return {*self._met}
 
     def of(self, value: Any) -> Any:
         """Return the description of a value, of plain numbers, texts, types and lists."""
@@ -84,7 +96,7 @@ class _Descriptions:
 
     def _tensor(self, tensor: Tensor) -> Any:
         kind = [type(tensor), str(tensor.dtype), str(tensor.device), tuple(tensor.shape), tensor.requires_grad]
-        return kind if id(tensor) in self._stacked else [*kind, tensor_digest({"values": tensor})]
+        return kind if id(tensor) in self._stacked or not self._values else [*kind, tensor_digest({"values": tensor})]
 
     def _class(self, value: type) -> Any:
         """A class that other code can import is itself; one that a function has made is what it is made of."""

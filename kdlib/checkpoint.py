@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os.path import realpath
@@ -30,7 +31,8 @@ __all__ = [
     "write_checkpoint",
 ]
 
-FORMAT = 6
+FORMAT = 7
+LONGEST_NAME = 240  # file systems allow 255, and a file that is being written has a longer name
 REMEDY = "give this training another checkpoint, or delete that file to start again"
 PARTS = ("model", "buffers", "kept", "optimizers", "extras", "rates", "begun_with")
 LOSSES = "epoch/losses"
@@ -55,6 +57,7 @@ class FirstShape(msgspec.Struct):
     schedulers: dict[str, Any]
     network: Layers
     start: str
+    extras: dict[str, str]
     weights: dict[str, list[list[str]]]
 
 
@@ -83,6 +86,7 @@ class NotesShape(msgspec.Struct, forbid_unknown_fields=True):
     history: list[dict[str, Number]]
     traces: list[TraceShape]
     state: str
+    batch: str
     settings: dict[str, OptimizerShape]
     layers: Layers
     frozen: list[str]
@@ -97,7 +101,7 @@ class NotesShape(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def checkpoint_path(value: Path | str) -> Path:
-    """Return the whole path of a checkpoint; KDError for a folder.
+    """Return the whole path of a checkpoint; KDError for a folder, and for a new file that cannot be written.
 
     So the file stays where it is if the program changes its current folder. A link is followed, also to a file that is
     not there yet: the checkpoint is written in its folder, and not in the link's.
@@ -106,6 +110,13 @@ def checkpoint_path(value: Path | str) -> Path:
     path = Path(realpath(path)) if path.is_symlink() else path
     if path.is_dir():
         raise KDError(f"checkpoint {path}: expected the name of a file, found a folder; add a name to it")
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        raise KDError(f"checkpoint {path}: expected a name of at most {LONGEST_NAME} bytes, found a longer one")
+    if not os.path.lexists(path):  # a finished training may lie where nobody may write
+        folder = next(each for each in path.parents if os.path.lexists(each))
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            found = "one that may not be written" if folder.is_dir() else "a file"
+            raise KDError(f"checkpoint {path}: expected a folder {folder}, found {found}; choose another place")
     return path
 
 

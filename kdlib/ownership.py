@@ -7,6 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils._pytree import tree_flatten_with_path
+
 from kdlib.checkpoint import REMEDY, read_checkpoint
 from kdlib.checks import check_kind
 from kdlib.errors import CheckpointReplaced, KDError
@@ -15,6 +20,7 @@ from kdlib.packing import layout_of
 
 __all__ = [
     "OtherStart",
+    "first_of",
     "loop_of",
     "named",
     "owner_of",
@@ -31,7 +37,7 @@ SHOWN = 4  # differences that an error names
 
 
 class OtherStart(UserWarning):
-    """A training goes on from a checkpoint whose training began with other weights than this one's."""
+    """A training goes on from a checkpoint whose training began with other weights or extras than this one's."""
 
 
 def named(extras: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -55,9 +61,31 @@ def loop_of(batches: Any, seeds: Sequence[int], frozen: Sequence[str], place: st
     return dict(_json_of({"seed": seed, "data": _data(batches), "frozen": [*frozen]}, place))
 
 
-def warn_of_other_start(stored: str, own: str, epoch: int, place: str) -> None:
-    """Warn (OtherStart) if a checkpoint's training began with other weights; they may be random in each process."""
-    if stored != own:
+def first_of(extras: Mapping[str, Any]) -> dict[str, str]:
+    """Return the numbers and texts in the first states of the extras, but not of modules, optimizers, schedulers."""
+    others = {name: each for name, each in extras.items() if not isinstance(each, nn.Module | Optimizer | LRScheduler)}
+    leaves, _ = tree_flatten_with_path({name: each.state_dict() for name, each in others.items()})
+    return {_dotted(path): repr(value) for path, value in leaves if isinstance(value, bool | int | float | str)}
+
+
+def _dotted(path: Sequence[Any]) -> str:
+    return ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
+
+
+def warn_of_other_start(stored: Mapping[str, Any], own: Mapping[str, Any], epoch: int, place: str) -> None:
+    """Warn (OtherStart) if a checkpoint's training began with other weights, or other numbers and texts of extras.
+
+    Weights may be random in each process.
+    """
+    if differ := _differences(stored["extras"], own["extras"]):
+        warnings.warn(
+            f"{place}: these extras are not as when the training of the checkpoint began: {'; '.join(differ[:SHOWN])}. "
+            f"It goes on with the checkpoint's, after epoch {epoch}. If this is another training, give it another "
+            "checkpoint",
+            OtherStart,
+            stacklevel=5,
+        )
+    if stored["start"] != own["start"]:
         warnings.warn(
             f"{place}: the weights of this network, or of the extras, are not those that the training of the "
             f"checkpoint began with; it goes on with those of the checkpoint, after epoch {epoch}. If this is another "

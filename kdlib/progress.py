@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdlib.batches import Batch
 from kdlib.checkpoint import (
     REMEDY,
     as_of_a_checkpoint,
@@ -25,10 +26,12 @@ from kdlib.checkpoint import (
     unpacked,
     write_checkpoint,
 )
+from kdlib.epoch import Unfinished, batch_digest
 from kdlib.errors import KDError
 from kdlib.files import DamagedFile, ForeignFile, identity, is_there, set_aside
 from kdlib.layers import Layers, in_order
 from kdlib.ownership import (
+    first_of,
     loop_of,
     named,
     owner_of,
@@ -93,8 +96,7 @@ class Progress:
         self.on_epoch, self.on_step, self.graphs, self.traced = on_epoch, on_step, graphs, traced
         self.history: list[dict[str, float]] = []
         self.losses: list[Tensor] = []  # of the steps of the current epoch; empty between epochs
-        # Losses and states of dropout's generators, from a checkpoint within an epoch, until that epoch begins.
-        self.resumed: tuple[list[Tensor], list[Tensor]] = [], []
+        self.resumed = Unfinished()  # the steps of the current epoch that the checkpoint holds
         self.saved_at = time.monotonic()
         self.kept: dict[str, dict[str, Tensor]] = {}
         self.notice = ""
@@ -107,16 +109,16 @@ class Progress:
         self._others = {name: each for name, each in self.extras.items() if isinstance(each, torch.optim.Optimizer)}
         self.rates = Rates(self.optimizers, self.extras)
         self.layers = Layers(self.network, self.extras, self.optimizers, self._place())
-        self._first: dict[str, Any] = {**self.rates.first, "network": self.layers.settings(), "start": ""}
+        self._first: dict[str, Any] = {**self.rates.first, "network": self.layers.settings()}
         self._first["weights"] = self.layers.weights
         self._begun_with: dict[str, Any] = {}  # the rates at the beginning of the current epoch
         self._loaded: dict[str, Any] = {}  # the rates of the checkpoint
         self._loaded_state = ""  # SHA-256 of its weights and of its optimizer's state
-        self._loaded_extras: dict[str, Any] = {}  # the states of the extras, if it is one within an epoch
+        self._batch: Batch | None = None  # of the last step of the current epoch
         self._own_file: tuple[int, int] | None = None  # the checkpoint as this training has read or written it
         if self.checkpoint is not None:
             self._packed({})  # what a checkpoint cannot hold is refused now, not after an epoch
-            self._first["start"] = self.layers.prove(self.optimizers)
+            self._first |= {"start": self.layers.prove(self.optimizers), "extras": first_of(self.extras)}
             if is_there(self.checkpoint):
                 self._load(self.checkpoint)
 
@@ -192,7 +194,7 @@ class Progress:
     def _go_on(self, loop: dict[str, Any], place: str) -> None:
         """Go on from the checkpoint with this loop, or refuse it (KDError)."""
         refuse_another_loop(self._loop or loop, loop, place)
-        refuse_more_epochs(self.epoch, bool(self.resumed[0]), self.count, place)
+        refuse_more_epochs(self.epoch, bool(self.resumed.losses), self.count, place)
         refuse_changed(self.tracer.digest() != self._loaded_state, place)
         self.rates.refuse_others(self._first, place, REMEDY)
         # Again: code after Progress may have set what this loop had changed when it stopped.
@@ -201,30 +203,22 @@ class Progress:
 
     def epoch_begins(self) -> int:
         """Take over the steps of this epoch that the checkpoint holds, and return their number."""
-        (self.losses, self._states), self.resumed = self.resumed, ([], [])
+        self.losses = [*self.resumed.losses]
         if self.losses:  # the batches of these steps may change the learning rate again
             self.rates.restore(self.optimizers, self._begun_with)
         elif self.checkpoint is not None:
             self._begun_with = self.rates.values(self.optimizers)
         return len(self.losses)
 
-    def steps_are_skipped(self) -> None:
+    def steps_are_skipped(self, batch: Batch) -> None:
         """Set dropout's generators, learning rates and extras as they were after the checkpoint's last step."""
-        for name, state in self._loaded_extras.items():  # the batches may have updated them again
-            self.extras[name].load_state_dict(state)
+        self.resumed.restore(batch, self.network, self.extras, self._place())
         self.rates.restore(self.optimizers, self._loaded)
-        generators = layer_generators(self.network)
-        if len(generators) != len(self._states):
-            raise KDError(
-                f"{self._place()}: expected the states of {len(generators)} generators of random numbers within an "
-                f"epoch, found {len(self._states)}; go on with the kind of device that it was stopped on, or {REMEDY}"
-            )
-        for generator, state in zip(generators, self._states, strict=True):
-            generator.set_state(state)
 
-    def step_ends(self, loss: Tensor) -> None:
-        """Take the loss of a step, and write a checkpoint if one is due."""
+    def step_ends(self, loss: Tensor, batch: Batch) -> None:
+        """Take the loss and the batch of a step, and write a checkpoint if one is due."""
         self.losses.append(loss)
+        self._batch = batch
         if self.on_step is not None:
             self.on_step(self)
         elif self.due:
@@ -233,7 +227,7 @@ class Progress:
     def epoch_ends(self, entry: dict[str, float]) -> None:
         """Add an epoch to the history."""
         self.history.append(entry)
-        self.losses = []
+        self.losses, self.resumed, self._batch = [], Unfinished(), None
 
     def save(self) -> None:
         """Write the checkpoint atomically; without a path, do nothing.
@@ -244,12 +238,15 @@ class Progress:
         within = bool(self.losses)
         if self.checkpoint is None or (within and (self._others or not torch.stack(self.losses).isfinite().all())):
             return
+        if within and self._batch is None:  # an epoch of the checkpoint that broke off before a new step
+            return
         self.rates.refuse_more_groups(self.optimizers, self._place())
         tensors: dict[str, Tensor] = {}
-        if self.losses:
+        notes: dict[str, Any] = {"owner": self._owner, "first": self._first, "loop": self._loop, "batch": ""}
+        if self._batch is not None:
             self.tracer.note_state()
             tensors = tensors_of_epoch(self.losses, [each.get_state() for each in layer_generators(self.network)])
-        notes: dict[str, Any] = {"owner": self._owner, "first": self._first, "loop": self._loop}
+            notes["batch"] = batch_digest(self._batch)
         notes |= {"history": self.history, "traces": self.traces, "state": self.tracer.state}
         notes |= {"settings": {name: description(each) for name, each in self.optimizers.items()}}
         notes |= self.layers.notes(self.optimizers)
@@ -295,11 +292,10 @@ class Progress:
             device = device_of(self.model)
             parts = unpacked(notes, tensors, device)
             refuse_another(notes, own, self._place())
-            began_with, start = notes["first"]["start"], self._first["start"]
+            began_with, own_start = notes["first"], self._first
             self._take(notes, parts)
-            self.resumed = parts["epoch"]
             self._loaded_state = self.tracer.digest()
-        warn_of_other_start(began_with, start, self.epoch, self._place())
+        warn_of_other_start(began_with, own_start, self.epoch, self._place())
 
     def _take(self, notes: dict[str, Any], parts: dict[str, Any]) -> None:
         """Take the state of a checkpoint, as `read_checkpoint` and `unpacked` return it."""
@@ -309,7 +305,8 @@ class Progress:
         before, now = notes["first"]["weights"], self.layers.weights
         for name, optimizer in self.optimizers.items():
             load_state(optimizer, in_order(parts["optimizers"][name], before[name], now[name]))
-        self._loaded_extras = copy.deepcopy(parts["extras"]) if parts["epoch"][0] else {}
+        losses, states = parts["epoch"]
+        self.resumed = Unfinished(losses, states, copy.deepcopy(parts["extras"]), notes["batch"])
         for name, state in parts["extras"].items():
             self.extras[name].load_state_dict(state)
         self.rates.restore(self.optimizers, self._loaded)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils._pytree import tree_leaves
 
 from kdlib.checks import check_number
 from kdlib.errors import KDError
@@ -76,9 +77,8 @@ class Rates:
     def _found_others(self, optimizers: Sequence[torch.optim.Optimizer]) -> list[str]:
         known, found = [*self.extras.values()], []
         for scheduler in known:  # grows: those within a SequentialLR, or within another library's
-            for value in getattr(scheduler, "__dict__", {}).values():
-                parts = value if isinstance(value, list | tuple) else [value]
-                known += [part for part in parts if _is_scheduler(type(part)) and not any(part is one for one in known)]
+            for part in tree_leaves(getattr(scheduler, "__dict__", {})):  # also of lists and dicts
+                known += [part] if _is_scheduler(type(part)) and not any(part is one for one in known) else []
         every = gc.get_objects()  # an optimizer does not know its schedulers
         kinds = {kind for kind in {type(value) for value in every} if _is_scheduler(kind)}
         for value in every:

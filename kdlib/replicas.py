@@ -21,7 +21,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import repeat, zip_longest
 from typing import Any
 
@@ -30,12 +30,19 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
-from kdlib.architecture import refuse_differences, refuse_what_cannot_be_stacked
+from kdlib.architecture import refuse_differences, refuse_what_cannot_be_stacked, refuse_what_is_shared
 from kdlib.batches import STEPS_PER_GATHER, Batch, Batches
 from kdlib.errors import KDError
 from kdlib.products import ConvolutionsAsProducts
 
-__all__ = ["CONVOLUTIONS", "Replicas", "layer_generators", "of_replica", "side_by_side"]
+__all__ = [
+    "CONVOLUTIONS",
+    "Replicas",
+    "layer_generators",
+    "of_replica",
+    "refusing_what_vmap_refuses",
+    "side_by_side",
+]
 
 CONVOLUTIONS = ("grouped", "products")
 
@@ -67,10 +74,10 @@ class Replicas(nn.Module):
         self._as_products = convolutions == "products"
         # In a list, so that torch does not register it: only its architecture is used, never its weights.
         self._template, self._plain = [_copied(members[0])], [_copied(members[0])]
+        refuse_what_is_shared(members[0], self.template)
         self._draws = int(getattr(members[0], "draws", 0))
         self._frozen = [name for name, module in members[0].named_modules() if members[0].training > module.training]
         self.generators: list[torch.Generator] = []  # of the members' dropout
-        self._proved = False  # one training step has shown that no buffer is replaced
         self._names: dict[str, str] = {}
         every = [dict(member.named_parameters()) | dict(member.named_buffers()) for member in members]
         kept = members[0].state_dict().keys()
@@ -131,17 +138,8 @@ class Replicas(nn.Module):
                 )
             shape = (inputs.shape[1], self._draws)
             arguments += (torch.stack([torch.rand(shape, generator=g, device=g.device) for g in self.generators]),)
-        with ConvolutionsAsProducts() if self._as_products else nullcontext():
-            try:
-                outputs: Tensor = torch.vmap(self._outputs_of_one)(state, arguments)
-            except RuntimeError as error:
-                if not re.search("vmap|atching rule|BatchedTensor", str(error)):
-                    raise
-                raise KDError(
-                    f"expected members that torch.vmap can map over, found: {str(error).splitlines()[0]}; give the "
-                    "members' random layers `draws`, replace the layer, or train the members one by one"
-                ) from error
-        self._proved = self._proved or self.training
+        with ConvolutionsAsProducts() if self._as_products else nullcontext(), refusing_what_vmap_refuses():
+            outputs: Tensor = torch.vmap(self._outputs_of_one)(state, arguments)
         return outputs
 
     def _outputs_of_one(self, state: dict[str, Tensor], arguments: tuple[Tensor, ...]) -> Tensor:
@@ -156,7 +154,7 @@ class Replicas(nn.Module):
                         f"self.{name}.copy_(...), or train the members one by one"
                     )
 
-        with nullcontext() if self._proved else template.register_forward_hook(refuse_others):
+        with template.register_forward_hook(refuse_others):
             # Without its own search for tied weights, which leaves the state in a layer that is used twice.
             outputs: Tensor = functional_call(template, state, arguments, tie_weights=False)
         return outputs
@@ -247,6 +245,20 @@ def _gathered(members: Sequence[Batches], epoch: int) -> Iterator[Batch]:
             member = torch.arange(len(members), device=rows.device).view(1, -1, 1)
             targets = repeat(None) if soft is None else soft[member, rows]
             yield from map(Batch, inputs, labels, rows, targets)
+
+
+@contextmanager
+def refusing_what_vmap_refuses() -> Iterator[None]:
+    """Raise KDError in place of torch's errors about layers that it cannot map over the members."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not re.search("vmap|atching rule|BatchedTensor", str(error)):
+            raise
+        raise KDError(
+            f"expected members that torch.vmap can map over, found: {str(error).splitlines()[0]}; give the members' "
+            "random layers `draws`, replace the layer, or train the members one by one"
+        ) from error
 
 
 def layer_generators(model: nn.Module) -> list[torch.Generator]:

@@ -26,6 +26,7 @@ from kdlib.checks import (
     outside_zero_to_one,
     row_numbers,
     tensor_of,
+    warn_of_probabilities,
     whole_number,
 )
 from kdlib.class_labels import class_numbers
@@ -170,10 +171,13 @@ def mean_of_distributions(
     distributions is not the softened mean. The geometric mean holds at every temperature: it is the softmax of the
     mean logits. Logits in 16 bits give float32. KDError for another `kind`, no member, logits that are not (N, K) with
     K >= 2, members of different shapes, a temperature that is not above 0, and a row without a mean: it has NaN, or its
-    members exclude all classes between them (Hinton, Vinyals, Dean 2015, section 1).
+    members exclude all classes between them. Warns (ProbabilitiesAsLogits) if a member's rows are distributions
+    (Hinton, Vinyals, Dean 2015, section 1).
     """
     temperature = _check_temperature(temperature)
     logits = [check_logits(member, "a member") for member in logits]
+    for member in logits:
+        warn_of_probabilities(member, "a member of the ensemble")
     shapes = {tuple(member.shape) for member in logits}
     if len(shapes) != 1:
         raise KDError(f"expected logits of members, all of one shape, found shapes {sorted(shapes) or 'of no member'}")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from kdlib.checks import check_kind
+from kdlib.element_wise import mixes_members
 from kdlib.errors import KDError, NonFiniteLoss
 from kdlib.files import tensor_digest
 from kdlib.packing import lazy_names, unwrapped
@@ -31,10 +32,6 @@ __all__ = [
 ]
 
 SHOWN = 4  # names of weights in a message
-NOT_ELEMENT_WISE = (
-    *("Adafactor", "LBFGS", "Muon", "LAMB", "Lamb", "LARS", "Shampoo", "SOAP", "Prodigy"),
-    *("DAdaptAdam", "DAdaptSGD", "DAdaptLion", "DAdaptAdaGrad", "DAdaptAdan"),
-)
 
 
 class WeightsNotTrained(UserWarning):
@@ -68,7 +65,7 @@ def check_training(model: nn.Module, optimizer: torch.optim.Optimizer, extras: M
             f"{place}: expected an optimizer that makes one step of one loss, found {type(optimizer).__name__}, which "
             "needs the loss several times; use another, such as SGD or Adam"
         )
-    if isinstance(model, Replicas) and type(optimizer).__name__ in NOT_ELEMENT_WISE:
+    if isinstance(model, Replicas) and mixes_members(optimizer):
         raise KDError(
             f"{place}: expected an optimizer that treats each number alone, as SGD and Adam do, found "
             f"{type(optimizer).__name__}, which would mix the members; use one of those, or train the members alone"
@@ -168,6 +165,18 @@ def _digest_of(extras: Sequence[Any]) -> str:
     return tensor_digest({str(number): leaf for number, leaf in enumerate(leaves) if isinstance(leaf, Tensor)})
 
 
+def _in_saved_types(loaded: Any, saved: Any) -> Any:
+    """Entries of an optimizer's state, also those within others, in the types in which they were saved."""
+    if isinstance(loaded, Tensor) and isinstance(saved, Tensor):
+        return loaded if loaded.dtype == saved.dtype else saved.to(loaded.device, copy=True)
+    if isinstance(loaded, dict) and isinstance(saved, dict):
+        for key in loaded:
+            loaded[key] = _in_saved_types(loaded[key], saved.get(key))
+    elif isinstance(loaded, list | tuple) and isinstance(saved, list | tuple) and len(loaded) == len(saved):
+        return type(loaded)(map(_in_saved_types, loaded, saved))
+    return loaded
+
+
 def state_of(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Return the state_dict of an optimizer without its groups, whose values `kdlib.rates.Rates` holds."""
     return {key: value for key, value in optimizer.state_dict().items() if key != "param_groups"}
@@ -176,6 +185,11 @@ def state_of(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 def load_state(optimizer: torch.optim.Optimizer, state: dict[Any, Any]) -> None:
     """Give an optimizer the state_dict (moments, for example) of another one; its groups stay as they are."""
     optimizer.load_state_dict({**state, "param_groups": optimizer.state_dict()["param_groups"]})
+    # torch gives all entries the type of their weight: masters in float32 of weights in 16 bits, masks, row numbers.
+    for number, parameter in enumerate(weight for group in optimizer.param_groups for weight in group["params"]):
+        if parameter in optimizer.state:
+            saved = state.get("state", {}).get(number, {})
+            optimizer.state[parameter] = _in_saved_types(optimizer.state[parameter], saved)
     # Fused optimizers pair weights and moments by their place in memory, so a moment needs the strides of its weight.
     # A file does not keep strides.
     for parameter, entries in optimizer.state.items():

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from typing import SupportsIndex
 
@@ -29,13 +29,14 @@ from torch.utils._pytree import tree_leaves
 from kdlib.batches import Batch, Examples
 from kdlib.captured import CapturedStep
 from kdlib.checks import check_kind, check_number, whole_number
+from kdlib.epoch import checked
 from kdlib.errors import KDError, NonFiniteLoss
 from kdlib.files import tensor_digest
 from kdlib.losses import cross_entropy
 from kdlib.packing import device_of, tensors_of_state, unwrapped
 from kdlib.predictions import evaluating, predict_logits
 from kdlib.progress import Progress
-from kdlib.replicas import Replicas
+from kdlib.replicas import Replicas, refusing_what_vmap_refuses
 from kdlib.seeds import derive_seed
 from kdlib.targets import SoftTargets
 from kdlib.trainable import has_own_zero_grad, refusing_kept_gradients
@@ -135,13 +136,13 @@ def epochs(
             done = progress.epoch_begins()
             if isinstance(make_step, CapturedStep):
                 make_step.refresh()
-            for step, batch in enumerate(tracer.watch(_checked(batches(epoch), epoch)), 1):
+            for step, batch in enumerate(tracer.watch(checked(batches(epoch), epoch, done)), 1):
                 if step > done:
                     loss = make_step(batch)
                     tracer.step_ends(batch, objective)
-                    progress.step_ends(loss)
+                    progress.step_ends(loss, batch)
                 elif step == done:
-                    progress.steps_are_skipped()
+                    progress.steps_are_skipped(batch)
             means = _mean_losses(progress.losses, epoch, progress.label, batches)
             tracer.epoch_ends(progress.losses[0])
             progress.epoch_ends(means)
@@ -188,7 +189,8 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, objective: Ob
     optimizer.zero_grad()
     loss = objective(model(batch.inputs), batch)
     _check_loss(loss, model)
-    loss.sum().backward()  # type: ignore[no-untyped-call]
+    with refusing_what_vmap_refuses() if isinstance(model, Replicas) else nullcontext():
+        loss.sum().backward()  # type: ignore[no-untyped-call]
     if not any(weight.grad is not None for group in optimizer.param_groups for weight in group["params"]):
         raise KDError(
             "expected a loss that depends on the weights of the optimizer, found that none of them has a gradient; "
@@ -218,32 +220,6 @@ def _check_loss(loss: object, model: nn.Module) -> None:
             "expected a loss that depends on the model's weights, found one without a gradient; compute it from the "
             "outputs as they are, and leave at least one weight with requires_grad"
         )
-
-
-def _checked(batches: Iterable[Batch], epoch: int) -> Iterator[Batch]:
-    """Pass on the batches; KDError if there is none, and for anything but a Batch of tensors."""
-    batch = None
-    for batch in batches:
-        wrong = batch if not isinstance(batch, Batch) else _no_tensor(batch)
-        if wrong is not None:
-            raise KDError(
-                "expected batches that are Batch(inputs, labels, row numbers, soft targets), all of them tensors, "
-                f"found {type(wrong).__name__} in epoch {epoch}; make them as kdlib/README.md does for a DataLoader"
-            )
-        yield batch
-    if batch is None:
-        raise KDError(
-            f"expected batches in epoch {epoch}, found none; batches(epoch) must make new ones each time that it is "
-            "called, and there must be examples"
-        )
-
-
-def _no_tensor(batch: Batch) -> object:
-    """What is not a tensor among the parts of a batch, or None; inputs may be a dictionary, for example."""
-    parts: tuple[object, ...] = (batch.labels, batch.indices, *(() if batch.soft is None else (batch.soft,)))
-    if isinstance(batch.inputs, np.ndarray):
-        return batch.inputs
-    return next((part for part in parts if not isinstance(part, Tensor)), None)
 
 
 def _seeds(seed: SupportsIndex | Sequence[SupportsIndex], model: nn.Module) -> list[int]:

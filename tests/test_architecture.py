@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from kdlib.batches import Batches, Examples
 from kdlib.errors import KDError
@@ -234,7 +235,7 @@ MAKERS = {
     "method": lambda: Holder(Scaling(1).scale),
     "own method": lambda: with_itself(lambda member: member.forward),
     "itself": lambda: with_itself(lambda member: [member]),
-    "a weak reference": lambda: with_itself(weakref.ref),
+    "a weak reference": lambda: Holder(weakref.ref(Holder)),
     "deep": lambda: Holder(Nested(1, 30)),
     "within itself": lambda: Holder(within_itself(1)),
     "a set": lambda: Holder({"a", "b", ("c", 1)}),
@@ -422,3 +423,105 @@ def test_a_tensor_that_is_neither_weight_nor_buffer_is_told_as_one():
     told = r"found 0, weight: torch.float32 of .* in member 1, neither a parameter nor a buffer; register it"
     with pytest.raises(KDError, match=told):
         Replicas([nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 3))) for _ in range(2)])
+
+
+# ---- functions, which Python does not copy
+
+
+class Functional(nn.Module):
+    """A network whose forward uses a function or a hook that knows the network itself."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 8), nn.Linear(8, K)
+        self.gain = nn.Parameter(torch.rand(8))
+        if kind == "closure":
+            self.paths = {"first": lambda x: self.first(x) * self.gain}
+        elif kind == "default":
+            self.paths = {"first": lambda x, first=self.first: first(x)}
+        elif kind == "partial":
+            self.paths = {"first": functools.partial(lambda of, x: of(x), lambda x: self.first(x))}
+        elif kind == "hook":
+            self.paths = {"first": self.first}
+            self.first.register_forward_hook(lambda module, inputs, outputs: outputs * self.gain)
+        elif kind == "weakref":
+            own = weakref.ref(self.first)
+            self.paths = {"first": lambda x: own()(x)}
+        elif kind == "only a weakref":  # copy.deepcopy leaves it as it is
+            self.paths, self.owner = {"first": self.first}, weakref.ref(self)
+        elif kind == "method":
+            self.paths = {"first": self.first_part}
+        elif kind == "free":
+            factor = 2.0
+            self.paths = {"first": self.first}
+            self.first.register_forward_hook(lambda module, inputs, outputs: outputs * factor * module.weight.mean())
+
+    def first_part(self, x):
+        return self.first(x) * self.gain
+
+    def forward(self, x):
+        return self.last(self.paths["first"](x).relu())
+
+
+@pytest.mark.parametrize("kind", ["closure", "default", "partial", "hook", "weakref", "only a weakref"])
+def test_a_function_that_knows_its_network_is_refused(kind):
+    """All members would be computed with the weights of the first one."""
+    with pytest.raises(
+        KDError, match=r"(paths|hooks|owner) uses those of the first member .*: Python does not copy functions and weak"
+    ):
+        Replicas([Functional(kind) for _ in SEEDS])
+
+
+@pytest.mark.parametrize("kind", ["method", "free"])
+def test_a_method_and_a_hook_that_knows_no_network_are_stacked(kind):
+    members = [Functional(kind) for _ in SEEDS]
+    model, inputs = Replicas(members), torch.randn(2, 4, 5, generator=generator(0, "x"))
+    outputs = model(inputs)
+    for number, member in enumerate(members):
+        torch.testing.assert_close(outputs[number], member(inputs[number]))
+        torch.testing.assert_close(model.member(number)(inputs[number]), member(inputs[number]))
+
+
+class LateMean(nn.Module):
+    """A buffer that a training replaces after two steps: each member would lose it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.steps = nn.Linear(5, K), 0
+        self.register_buffer("mean", torch.zeros(K))
+
+    def forward(self, x):
+        self.steps += 1
+        outputs = self.layer(x)
+        if self.steps > 2:
+            self.mean = 0.9 * self.mean + 0.1 * outputs.detach().mean(0)
+        return outputs - self.mean
+
+
+def test_a_buffer_that_is_replaced_in_a_later_step_is_refused():
+    model, inputs = Replicas([LateMean() for _ in SEEDS]), torch.zeros(2, 4, 5)
+    model(inputs)
+    model(inputs)
+    with pytest.raises(KDError, match="change their buffers in place, found that mean is replaced"):
+        model(inputs)
+
+
+class Rematerialized(nn.Module):
+    """Activation checkpointing: the backward pass computes the hidden layer again."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.last = nn.Linear(5, 8), nn.Linear(8, K)
+
+    def forward(self, x):
+        return self.last(checkpoint(self.layer, x, use_reentrant=False).relu())
+
+
+def test_what_vmap_refuses_in_the_backward_pass_is_told():
+    examples = Examples(torch.randn(N, 5, generator=generator(0, "x")), torch.arange(N) % K)
+    model = Replicas([Rematerialized() for _ in SEEDS])
+    progress = Progress(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    each = torch.vmap(torch.nn.functional.cross_entropy)
+    batches = side_by_side([Batches(examples, 4, seed) for seed in SEEDS])
+    with pytest.raises(KDError, match=r"members that torch.vmap can map over, found: .* train the members one by one"):
+        list(epochs(progress, batches, lambda o, b: each(o, b.labels), count=1, seed=SEEDS))

@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kdlib.augment import mixup
 from kdlib.batches import Batches, Examples
+from kdlib.checkpoint import FORMAT
 from kdlib.errors import KDError
 from kdlib.files import load_tensors, save_tensors
 from kdlib.losses import soft_target_kl
@@ -186,7 +187,7 @@ def test_files_that_are_no_checkpoint_of_this_format_are_refused_and_kept(tmp_pa
     for other in (None, [], {name: value for name, value in notes.items() if name != "format"}, notes | {"format": 1}):
         save_tensors(path, tensors, other)
         content = path.read_bytes()
-        with pytest.raises(KDError, match="expected a checkpoint of format 6, found another file"):
+        with pytest.raises(KDError, match=f"expected a checkpoint of format {FORMAT}, found another file"):
             train(path)
         assert path.read_bytes() == content
     with pytest.raises(KDError, match="expected the name of a file, found a folder"):

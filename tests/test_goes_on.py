@@ -9,12 +9,14 @@ from torch import nn
 from torch.optim import lr_scheduler
 from torch.optim.swa_utils import AveragedModel
 
+from kdlib.batches import Batches, Examples
 from kdlib.errors import KDError
 from kdlib.networks import keras_glorot_
+from kdlib.ownership import OtherStart
 from kdlib.seeds import generator
 from kdlib.training import Progress, hard_targets
 from tests.made_runs import Killed
-from tests.small_trainings import BATCHES, STEPS, Centred, adam, same, student, train
+from tests.small_trainings import BATCHES, EXAMPLES, INPUTS, STEPS, Centred, adam, same, state_of, student, train
 
 # ---- what goes on as it was
 
@@ -310,3 +312,128 @@ def test_an_optimizer_whose_scheduler_is_gone_trains_another_loop(tmp_path):
     del scheduler
     gc.collect()
     assert train(Progress(model, optimizer, checkpoint=tmp_path / "b"), 1).epoch == 1
+
+
+# ---- entries of an optimizer's state
+
+
+class Keeping(torch.optim.Optimizer):
+    """Gradient descent that keeps an entry of the first step: torch gives it the type of the weight on loading."""
+
+    def __init__(self, parameters, kind, lr=0.05):
+        super().__init__(parameters, {"lr": lr})
+        self.kind = kind
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for weight in group["params"]:
+                state, step = self.state[weight], group["lr"] * weight.grad
+                state["entries"] = state.get("entries") or self.made(weight)
+                entry = state["entries"][-1]["it"]
+                if self.kind == "exact":
+                    weight.copy_(entry.sub_(step.to(entry.dtype)))
+                elif self.kind == "mask":
+                    weight[entry] -= step[entry]
+                else:
+                    weight.view(-1)[entry] -= step.flatten()[entry]
+
+    def made(self, weight):
+        large = weight.abs() > 0.1
+        kept = {"exact": weight.double(), "mask": large, "rows": large.flatten().nonzero()[:, 0]}[self.kind]
+        return ["first", {"it": kept}]
+
+
+@pytest.mark.parametrize("kind", ["exact", "mask", "rows"])
+def test_entries_of_an_optimizer_keep_their_types(tmp_path, kind):
+    def run(name, count):
+        model = student()
+        return train(Progress(model, Keeping(model.parameters(), kind), checkpoint=tmp_path / name), count).model
+
+    whole = run("whole", 4)
+    for count in range(1, 5):
+        last = run("c", count)
+    assert same(whole.state_dict(), last.state_dict())
+
+
+@pytest.mark.parametrize("kind", ["NAdam", "ASGD", "Adam"])
+def test_torchs_optimizers_of_a_network_in_16_bits_go_on(tmp_path, kind):
+    """NAdam's mu_product is float32, whatever the weights are."""
+    examples = Examples(INPUTS.bfloat16(), EXAMPLES.labels)
+
+    def run(name, count):
+        model = student().bfloat16()
+        optimizer = getattr(torch.optim, kind)(model.parameters(), lr=0.02)
+        train(Progress(model, optimizer, checkpoint=tmp_path / name), count, batches=Batches(examples, 8, 0))
+        return {f"{n}.{key}": value for n, state in enumerate(optimizer.state.values()) for key, value in state.items()}
+
+    whole = run("whole", 4)
+    for count in range(1, 5):
+        last = run("c", count)
+    assert same(whole, last)
+    assert {key: value.dtype for key, value in whole.items()} == {key: value.dtype for key, value in last.items()}
+
+
+# ---- extras
+
+
+class Average:
+    """A running mean of the weights; its state has its settings too."""
+
+    def __init__(self, model, decay):
+        self.decay, self.kept = decay, state_of(model)
+
+    def state_dict(self):
+        return {"settings": {"decay": self.decay, "steps": [0]}, "kept": self.kept}
+
+    def load_state_dict(self, state):
+        self.decay, self.kept = state["settings"]["decay"], dict(state["kept"])
+
+
+def test_an_extra_with_other_settings_is_told(tmp_path):
+    def run(decay, count):
+        model = student()
+        extras = {"average": Average(model, decay)}
+        return train(Progress(model, adam(model), checkpoint=tmp_path / "c", extras=extras), count)
+
+    run(0.9, 2)
+    expected = (
+        r"these extras are not as .* began: average\.settings\.decay: the checkpoint has '0.9', this training '0.5'"
+    )
+    with pytest.warns(OtherStart, match=expected):
+        run(0.5, 3)
+    run(0.9, 4)  # warnings are errors here
+
+
+class Several:
+    """Schedulers in a dictionary and in a list within it."""
+
+    def __init__(self, *schedulers):
+        self.each = {"main": schedulers[0], "others": [*schedulers[1:]]}
+
+    def every(self):
+        return [self.each["main"], *self.each["others"]]
+
+    def state_dict(self):
+        return {"states": [scheduler.state_dict() for scheduler in self.every()]}
+
+    def load_state_dict(self, state):
+        for scheduler, own in zip(self.every(), state["states"], strict=True):
+            scheduler.load_state_dict(own)
+
+
+def test_schedulers_within_an_extra_are_no_lost_ones(tmp_path):
+    def run(name, count):
+        model = student()
+        optimizer = adam(model)
+        steps = Several(lr_scheduler.StepLR(optimizer, 1, 0.5), lr_scheduler.ExponentialLR(optimizer, 0.9))
+
+        def body(epoch):
+            for scheduler in steps.every():
+                scheduler.step()
+
+        return train(Progress(model, optimizer, checkpoint=tmp_path / name, extras={"s": steps}), count, body=body)
+
+    whole = run("whole", 3)
+    run("c", 2)
+    assert same(whole.model.state_dict(), run("c", 3).model.state_dict())

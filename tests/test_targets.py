@@ -6,6 +6,7 @@ import torch
 from scipy.special import softmax
 from scipy.stats import gmean
 
+from kdlib.checks import ProbabilitiesAsLogits
 from kdlib.errors import KDError
 from kdlib.seeds import generator
 from kdlib.targets import (
@@ -200,3 +201,12 @@ def test_a_virtual_teacher_whose_logits_are_infinite_is_refused(probability, tem
 def test_complex_labels_are_no_classes():
     with pytest.raises(KDError, match="expected labels"):
         smoothed_labels(torch.tensor([0j, 1]), 3, 0.1)
+
+
+@pytest.mark.parametrize("kind", ["arithmetic", "geometric"])
+def test_a_member_whose_logits_are_distributions_is_told(logits, kind):
+    """The mean of softmax outputs looks like logits, so nothing behind it can see the fault."""
+    members = [SoftTargets(each, "run", "data") for each in (logits, logits.softmax(1))]
+    with pytest.warns(ProbabilitiesAsLogits, match="a member of the ensemble are distributions"):
+        ensemble_targets(members, kind, 4.0)
+    ensemble_targets(members[:1] * 2, kind, 4.0)  # warnings are errors here

@@ -71,6 +71,64 @@ def test_an_optimizer_that_would_mix_replicas_is_refused():
     Progress(network(), torch.optim.Adafactor(network().parameters()))
 
 
+class LayerWise(torch.optim.SGD):
+    """A step as long as the weights: one norm for each tensor, whatever the class is called."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for weight in group["params"]:
+                weight.grad *= weight.detach().norm() / weight.grad.norm()
+        super().step()
+
+
+class Clipped(torch.optim.Adam):
+    """One limit for the norm of all gradients together."""
+
+    def step(self, closure=None):
+        nn.utils.clip_grad_norm_([weight for group in self.param_groups for weight in group["params"]], 1.0)
+        super().step()
+
+
+class Lars(torch.optim.SGD):
+    """A class that cannot be made anew from its settings is known by its name."""
+
+    def __init__(self, network):
+        super().__init__(network.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("kind", [LayerWise, Clipped, Lars])
+@pytest.mark.parametrize("rate", [0.1, 1e-9])
+def test_an_optimizer_of_any_name_that_would_mix_replicas_is_refused(kind, rate):
+    model = Replicas([network(), network()])
+    optimizer = kind(model) if kind is Lars else kind(model.parameters(), lr=rate)
+    with pytest.raises(KDError, match=f"found {kind.__name__}, which would mix the members"):
+        Progress(model, optimizer)
+
+
+ELEMENT_WISE = ["ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"]
+
+
+@pytest.mark.parametrize("kind", ELEMENT_WISE)
+@pytest.mark.parametrize("rate", [0.1, 1e-9])
+def test_torchs_element_wise_optimizers_train_replicas(kind, rate):
+    model, state = Replicas([network(), network()]), torch.get_rng_state()
+    Progress(model, getattr(torch.optim, kind)(model.parameters(), lr=rate))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_optimizer_with_groups_and_options_trains_replicas():
+    model = Replicas([network(), network()])
+    first, *others = model.parameters()
+    groups = [{"params": [first], "lr": 1.0}, {"params": others, "weight_decay": 0.0}]
+    Progress(model, torch.optim.AdamW(groups, lr=torch.tensor(0.0), fused=True, amsgrad=True))
+
+
+def test_the_list_of_element_wise_optimizers_is_whole():
+    found = {name for name, kind in vars(torch.optim).items() if isinstance(kind, type)}
+    mixing = {"Adafactor", "LBFGS", "Muon"}
+    assert found - mixing - {"SparseAdam", "Optimizer"} == set(ELEMENT_WISE)
+
+
 def test_lazy_layers_are_refused():
     model = nn.Sequential(nn.LazyLinear(8), nn.Linear(8, 3))
     with pytest.raises(KDError, match=r"found the lazy 0\.weight; call the model first"):
@@ -199,3 +257,25 @@ def test_weights_that_only_the_loss_uses_must_be_in_the_checkpoint(tmp_path, mad
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
     with pytest.raises(KDError, match=r"found \d that are neither the model's nor in extras, the first of shape \("):
         train(tmp_path / "other", saved=False)
+
+
+@pytest.mark.parametrize("name", ["file/student", "x" * 250])
+def test_a_place_where_no_checkpoint_can_be_written_is_told_before_training(tmp_path, name):
+    (tmp_path / "file").touch()
+    model = network()
+    with pytest.raises(KDError, match=r"expected a folder .*, found a file; choose another|at most 240 bytes"):
+        Progress(model, sgd(model), checkpoint=tmp_path / name)
+    Progress(model, sgd(model), checkpoint=tmp_path / "new" / "folders" / ("x" * 240))
+
+
+def test_a_folder_that_may_not_be_written_is_told_before_training(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    model = network()
+    train(Progress(model, sgd(model), checkpoint=tmp_path / "finished"))
+    torch.manual_seed(0)
+    model = network()
+    monkeypatch.setattr("kdlib.checkpoint.os.access", lambda path, mode: False)  # root may write everywhere
+    with pytest.raises(KDError, match="found one that may not be written; choose another place"):
+        Progress(model, sgd(model), checkpoint=tmp_path / "new")
+    trained = Progress(model, sgd(model), checkpoint=tmp_path / "finished")  # nothing more is to be written
+    assert trained.epoch == 2

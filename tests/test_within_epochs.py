@@ -10,6 +10,7 @@ from kdlib import training
 from kdlib.augment import flip_and_shift
 from kdlib.batches import Batches, Examples
 from kdlib.checkpoint import steps_of
+from kdlib.epoch import OtherBatches
 from kdlib.errors import KDError
 from kdlib.files import load_tensors
 from kdlib.losses import cross_entropy, soft_target_kl
@@ -301,3 +302,49 @@ def test_weights_changed_after_they_were_loaded_are_refused_within_an_epoch(tmp_
         model.hidden.weight.mul_(1.5)
     with pytest.raises(KDError, match=r"expected the weights and the optimizer state of the checkpoint, .* changed"):
         list(training.epochs(progress, batches, objective, count=EPOCHS, seed=seed))
+
+
+def test_other_batches_in_the_rest_of_an_epoch_are_told(tmp_path):
+    """A loader that makes another order in each call: some examples come twice, others not at all."""
+    killed_in_the_second_epoch(tmp_path / "checkpoint")
+    model, optimizer, batches, objective, seed = alone()
+
+    def turned(epoch):
+        return reversed([*batches(epoch)])
+
+    turned.identity = batches.identity
+    progress = Progress(model, optimizer, checkpoint=tmp_path / "checkpoint")
+    with pytest.warns(OtherBatches, match="the batch of step 2 is not the one that was trained before") as told:
+        list(training.epochs(progress, turned, objective, count=EPOCHS, seed=seed))
+    assert told[0].filename == __file__
+
+
+def test_fewer_batches_than_steps_that_were_made_are_refused(tmp_path):
+    """A loader that remembers its place has only the rest."""
+    killed_in_the_second_epoch(tmp_path / "checkpoint")
+    model, optimizer, batches, objective, seed = alone()
+
+    def the_rest(epoch):
+        return [*batches(epoch)][3:]
+
+    the_rest.identity = batches.identity
+    progress = Progress(model, optimizer, checkpoint=tmp_path / "checkpoint")
+    with pytest.raises(KDError, match=r"batches of epoch 2 again, of which 2 were trained .* found 1 in all"):
+        list(training.epochs(progress, the_rest, objective, count=EPOCHS, seed=seed))
+
+
+def test_nothing_is_saved_of_an_epoch_that_broke_off_before_a_new_step(tmp_path):
+    killed_in_the_second_epoch(tmp_path / "checkpoint")
+    before = (tmp_path / "checkpoint").read_bytes()
+    model, optimizer, batches, objective, seed = alone()
+
+    def broken(epoch):
+        yield from [*batches(epoch)][:1]
+        raise Killed
+
+    broken.identity = batches.identity
+    progress = Progress(model, optimizer, checkpoint=tmp_path / "checkpoint")
+    with pytest.raises(Killed):
+        list(training.epochs(progress, broken, objective, count=EPOCHS, seed=seed))
+    progress.save()
+    assert (tmp_path / "checkpoint").read_bytes() == before
