@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import platform
-import re
 import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -90,27 +90,62 @@ def git_state(folder: Path) -> tuple[str, bool | None]:
 def source_digest(experiment_folder: Path) -> str:
     """Return the first 16 digits of the SHA-256 over the source files that can change a result of this experiment.
 
-    These are its own files, those of the shared packages in replications/ that it imports, kdlib's core and data, and
-    the files of kdlib.run that it imports.
+    These are its own files, also those in folders of its own, those of the packages and modules in replications/ that
+    they import, kdlib's core and data, and the files of kdlib.run that it imports.
     """
-    own = [path for path in _sources(experiment_folder) if path.name != "figures.py"]
-    text = b"\n".join(read_file(path) for path in own)
-    shared = {experiment_folder.parent / name.decode() for name in re.findall(rb"\breplications\.(\w+)", text)}
+    places = [experiment_folder]
+    for place in places:  # grows: a shared package may import another one
+        for path in _sources_below(place):
+            if path != experiment_folder / "figures.py":
+                places += [found for found in _imported(path, experiment_folder.parent) if found not in places]
+    # By name within its folder, not by path: a copied replication has the same digest.
+    own = {
+        path: path.name if place == path else path.relative_to(place).as_posix()
+        for place in places
+        for path in _sources_below(place)
+        if path != experiment_folder / "figures.py"
+    }
     files = [
-        *own,
-        *(path for folder in shared if folder != experiment_folder for path in _sources(folder)),
         *(path for path in _sources(LIBRARY) if path.name not in NO_CORE),
         *(path for path in _sources(LIBRARY / "data") if path.name not in NOT_TRAINING),
         *(LIBRARY / "run" / name for name in RUN_FILES),
     ]
-    # By name within its folder, not by path: a copied replication has the same digest.
-    parts = sorted((path.name, hashlib.sha256(read_file(path)).hexdigest()) for path in files)
+    names = {**own, **{path: path.name for path in files}}
+    parts = sorted((name, hashlib.sha256(read_file(path)).hexdigest()) for path, name in names.items())
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def _sources(folder: Path) -> list[Path]:
     """The Python files of a folder, without those of editors and file systems: `.#a.py` is a link to nothing."""
     return [path for path in folder.glob("*.py") if not path.name.startswith(".") and path.is_file()]
+
+
+def _sources_below(place: Path) -> list[Path]:
+    """The Python files of a folder and of the folders in it, but not of hidden ones; or the one file itself."""
+    if place.is_file():
+        return [place]
+    inner = [path for path in place.iterdir() if path.is_dir() and not path.is_symlink() and path.name[0] != "."]
+    return [*_sources(place), *(path for folder in inner for path in _sources_below(folder))]
+
+
+def _imported(path: Path, root: Path) -> list[Path]:
+    """The packages and modules of replications/, which is `root`, that a file imports."""
+    try:
+        tree = ast.parse(read_file(path))
+    except (SyntaxError, ValueError):  # who imports it is told; it is one of the files all the same
+        return []
+    package, found = ["replications", *path.relative_to(root).parent.parts], set[str]()
+    for node in ast.walk(tree):
+        modules: list[list[str]] = []
+        if isinstance(node, ast.Import):
+            modules = [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = [*package[: len(package) + 1 - node.level]] if node.level else []
+            start += node.module.split(".") if node.module else []
+            modules = [[*start, alias.name] for alias in node.names]
+        found |= {names[1] for names in modules if names[0] == "replications" and len(names) > 1}
+    every = [place for name in sorted(found) for place in (root / name, root / f"{name}.py")]
+    return [place for place in every if place.is_dir() or place.is_file()]
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -68,3 +69,72 @@ def test_replications_that_train_with_one_function_share_runs(maker, own):
     text = reuse.other_source(run_of("mnist", "another"), job)
     assert f"made by replications/mnist, whose train_student is other code than that of replications/{own}" in text
     assert "were made by other source files than these" in reuse.other_source(run_of("gone", "another"), job)
+
+
+# ---- the files that count
+
+
+@pytest.fixture
+def package(tmp_path):
+    """A folder `replications` with one replication, which has a folder of its own, and shared code next to it."""
+    files = {
+        "one/experiment.py": "from .nets.student import student",
+        "one/figures.py": "import replications.unused",
+        "one/nets/__init__.py": "",
+        "one/nets/student.py": "from ...common import layers",
+        "one/nets/.#student.py": "",
+        "one/.hidden/other.py": "",
+        "common/__init__.py": "import replications.single as single",
+        "common/deep/layers.py": "",
+        "single.py": "def broken(:",
+        "unused/__init__.py": "",
+        "two/experiment.py": "from replications import common",
+    }
+    for name, text in files.items():
+        path = tmp_path / "replications" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path / "replications"
+
+
+def digest(folder):
+    source_digest.cache_clear()
+    return source_digest(folder)
+
+
+COUNTED = ("one/experiment.py", "one/nets/student.py", "common/__init__.py", "common/deep/layers.py", "single.py")
+OTHERS = ("one/figures.py", "one/nets/.#student.py", "one/.hidden/other.py", "unused/__init__.py", "two/experiment.py")
+
+
+@pytest.mark.parametrize("name", [*COUNTED, *OTHERS])
+def test_an_edit_of_a_file_that_may_be_imported_changes_the_source(package, name):
+    before = digest(package / "one")
+    with (package / name).open("a") as file:
+        file.write("\n# edited\n")
+    assert (digest(package / "one") != before) == (name in COUNTED)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from ..common import layers",
+        "from .. import common",
+        "from replications import common",
+        "from replications.common.deep import layers",
+        "import os, replications.common.deep.layers as layers",
+        "def late():\n    from ..common.deep.layers import anything",
+    ],
+)
+def test_a_shared_package_counts_however_it_is_imported(package, line):
+    (package / "one" / "experiment.py").write_text(line)
+    (package / "one" / "nets" / "student.py").write_text("")
+    before = digest(package / "one")
+    (package / "common" / "deep" / "layers.py").write_text("# edited")
+    assert digest(package / "one") != before
+
+
+def test_a_copied_replication_has_the_same_source(package):
+    shutil.copytree(package / "one", package / "copy")
+    assert digest(package / "copy") == digest(package / "one")
+    (package / "copy" / "nets" / "student.py").rename(package / "copy" / "student.py")
+    assert digest(package / "copy") != digest(package / "one")
