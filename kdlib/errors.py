@@ -43,7 +43,9 @@ def needs(extra: str, *modules: str) -> None:
             )
 
 
-def error_in_user_code(place: str, error: Exception, what: str = "a module that can be imported") -> KDError:
+def error_in_user_code(
+    place: str, error: Exception | SystemExit, what: str = "a module that can be imported"
+) -> KDError:
     """Return the error about a user's module that cannot be imported, or function that fails: `place` names it.
 
     The line is the last one that is neither in this package nor in an installed one nor in Python itself.

@@ -242,6 +242,7 @@ def tables(options: argparse.Namespace) -> int:
     """`kd tables [NAME ...]`: the committed tables, bands and the READMEs' tables, again, from the committed runs."""
     from kdlib.report.site import write_site  # imports jinja2
 
+    refuse_other_library(ROOT)
     names, found = chosen(options.names), committed(ROOT)
     for name, records in found.items():  # before anything is written
         refuse_unknown_arms(load_experiment(name), records, ROOT / "results" / name / "runs.jsonl")

@@ -108,10 +108,15 @@ def _verify(store: Store, ids: list[str]) -> int:
 
 
 def _prune(store: Store, ids: list[str]) -> int:
+    unread = 0
     for run_id in ids:
-        with store.lock(run_id, lambda: say("another session uses this run; this one waits for it")):
-            say(f"{run_id}: {prune(store.resolve(run_id)) / 1e6:.2f} MB of weights dropped")
-    return 0
+        try:
+            with store.lock(run_id, lambda: say("another session uses this run; this one waits for it")):
+                say(f"{run_id}: {prune(store.resolve(run_id)) / 1e6:.2f} MB of weights dropped")
+        except KDError as error:  # the others are pruned all the same
+            unread += 1
+            say(f"{run_id}  not pruned: {error}", error=True)
+    return 1 if unread else 0
 
 
 def _export(options: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from kdlib.checks import path_of
 from kdlib.errors import KDError
 from kdlib.run.arguments import LARGEST_SEED, MOST, MOST_SEEDS, minutes_of
 
-__all__ = ["count", "file", "folder", "minutes", "names", "seed", "seeds", "word"]
+__all__ = ["count", "file", "folder", "minutes", "names", "replication", "seed", "seeds", "word"]
 
 
 def count(text: str) -> int:
@@ -41,6 +41,11 @@ def names(text: str) -> tuple[str, ...]:
     if not found:  # an unset shell variable must not mean all arms
         raise ArgumentTypeError("expected names, separated by commas, found none")
     return found
+
+
+def replication(text: str) -> str:
+    """Return the name of a replication; a shell may complete it to a path that ends with a slash."""
+    return text.rstrip("/").removeprefix("./").removeprefix("replications/") or text
 
 
 def word(text: str) -> str:

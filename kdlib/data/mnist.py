@@ -35,8 +35,9 @@ REMEDY = "Replace the file by the published one: `kd data fetch mnist`."
 def digits(folder: Path | str) -> Pictures:
     """Return the 60,000 + 10,000 digits, uint8 (N, 1, 28, 28), in the published order.
 
-    The files are in `folder`/MNIST/raw, in `folder`/raw or in `folder` itself, each plain or with `.gz`, named like
-    train-images-idx3-ubyte or train-images.idx3-ubyte. Raises DataError unless their bytes are the published ones.
+    The files are in `folder`/MNIST/raw, in `folder`/raw, in `folder` itself or each in a folder of its name, plain or
+    with `.gz`, named like train-images-idx3-ubyte or train-images.idx3-ubyte. Raises DataError unless their bytes are
+    the published ones.
     """
     images, labels, test_images, test_labels = (
         read_idx(find_file(Path(folder), name), shape, digest) for name, (shape, digest) in FILES.items()
@@ -48,7 +49,7 @@ def places(name: str) -> tuple[str, ...]:
     """Return the paths below a folder where a file may be: torchvision's first, plain before gzipped."""
     return tuple(
         f"{inner}{spelled}{end}"
-        for inner in (f"{FOLDER}/", "raw/", "")
+        for inner in (f"{FOLDER}/", "raw/", "", f"{name}/")  # Kaggle has each file in a folder of its own, too
         for spelled in (name, name.replace("-idx", ".idx"))  # as torchvision and LeCun spell it, as Kaggle does
         for end in ("", ".gz")
     )

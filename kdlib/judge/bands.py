@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from kdlib.files import atomic_write
 from kdlib.judge.claims import MODES, Reported, reported_range
 from kdlib.judge.intervals import prediction_interval
 from kdlib.judge.judging import Metrics, outcomes
-from kdlib.judge.schema import Table, read_toml
+from kdlib.judge.schema import SchemaError, Table, read_toml
 from kdlib.judge.verdicts import MIN_SEEDS, Outcome, all_equal
 
 __all__ = [
@@ -32,6 +33,11 @@ __all__ = [
     "read_bands",
     "write_bands",
 ]
+
+MOST_BYTES = 10_000_000
+_TEXT = r'"(?:[^"\\]|\\.)*+"'
+# Of what `write_bands` writes: a comment, a table's head, a key with one value or with a list of numbers, or nothing.
+LINE = re.compile(rf"#.*|\[\w+(?:\.{_TEXT}){{2,3}}\]|(?:\w+|{_TEXT}) = (?:{_TEXT}|[\w.+-]+|\[[\w.+, -]*\])|")
 
 BAND_LEVEL = 0.99
 
@@ -121,7 +127,14 @@ def read_bands(path: Path) -> dict[tuple[str, str], Bands]:
     """Read a `bands.toml`, by data digest and profile; empty if there is no such file yet."""
     if not path.exists():
         return {}
-    root = read_toml(path)
+    try:
+        return _read_bands(path)
+    except SchemaError as error:
+        raise SchemaError(f"{error}; correct it, or delete the file and let `kd tables` write it again") from error
+
+
+def _read_bands(path: Path) -> dict[tuple[str, str], Bands]:
+    root = read_toml(path, LINE, MOST_BYTES)
     root.only({"bands", "verdicts", "inside"})
     found: dict[tuple[str, str], Bands] = {}
     for key, table in _by_profile(root.table("bands", needed=False)):

@@ -137,22 +137,33 @@ class Table:
             yield Table(self.path, self.text, (*self.keys, key, str(number)), found)
 
 
-def read_toml(path: Path) -> Table:
-    """The root table of a TOML file."""
+def read_toml(path: Path, line: re.Pattern[str] | None = None, most: int = MAX_FILE_BYTES) -> Table:
+    """The root table of a TOML file of at most `most` bytes; beyond MAX_FILE_BYTES, each line must match `line`."""
     try:
         with path.open("rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
+            raw = file.read(most + 1)
     except OSError as error:
         raise SchemaError(f"{path}: expected a readable TOML file, found: {error.strerror}") from error
-    if len(raw) > MAX_FILE_BYTES:
-        raise SchemaError(f"{path}: expected at most {MAX_FILE_BYTES:,} bytes, found more")
+    if len(raw) > most:
+        raise SchemaError(f"{path}: expected at most {most:,} bytes, found more")
     try:
         text = raw.decode("utf-8-sig")  # Notepad begins a file with a byte order mark
+        if line is not None and len(raw) > MAX_FILE_BYTES:
+            _refuse_other_lines(path, text, line)
         _refuse_deep_keys(path, text)
         # RecursionError: arrays nested without end; ValueError: also integers too long to convert
         return Table(path, text, (), tomllib.loads(text))
     except (ValueError, RecursionError) as error:
         raise SchemaError(f"{path}: expected TOML in UTF-8, found: {_shown(str(error))}") from error
+
+
+def _refuse_other_lines(path: Path, text: str, line: re.Pattern[str]) -> None:
+    for number, each in enumerate(text.split("\n"), 1):
+        if not line.fullmatch(each):
+            raise SchemaError(
+                f"{path}, line {number}: expected a line as kdlib writes it in a file of more than {MAX_FILE_BYTES:,} "
+                f"bytes, found {_shown(each)}"
+            )
 
 
 def _refuse_deep_keys(path: Path, text: str) -> None:

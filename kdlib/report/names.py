@@ -103,7 +103,8 @@ def _look_at_figure(experiment: Experiment, reported: Reported) -> None:
             draw([Record(name, 0, "", {}, "", about, {}, [], {}, "")], reported)
         except KDError as error:
             raise KDError(f"{experiment.folder / 'figures.py'}: {error}") from error
-        except Exception:  # not every figure can be asked without the record of a run; it is looked at when it is drawn
+        # Not every figure can be asked without the record of a run; it is looked at when it is drawn.
+        except (Exception, SystemExit):
             return
 
 

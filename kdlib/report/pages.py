@@ -128,7 +128,7 @@ def _of_user(experiment: Experiment, place: str, function: Callable[[], T], what
         return function()
     except KDError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a session must not end without its tables
         raise error_in_user_code(f"{experiment.folder / 'figures.py'}{place}", error, what) from error
 
 

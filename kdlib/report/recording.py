@@ -68,6 +68,7 @@ def record(
     refuse_synthetic(session, "record")
     experiment, folder = session.experiment, results / session.experiment.name
     refuse_unknown_names(experiment, bands=False)
+    read_bands(experiment.folder / "bands.toml")  # before training: what cannot be read is not replaced
     path = folder / "runs.jsonl"
     with held(folder, on_wait):
         recorded = read_records(path)

@@ -18,10 +18,10 @@ from kdlib.judge.claims import Claim, Effect, Exact, Reported, Trend, Value
 from kdlib.judge.departures import compared
 from kdlib.judge.verdicts import MIN_SEEDS, Outcome
 from kdlib.report.frames import claims_table
+from kdlib.report.heading import ranges
 from kdlib.report.markdown import NONE, aim, found, mark, scale, unescaped, unit
 from kdlib.report.pages import reported_of
 from kdlib.report.sessions import Replication
-from kdlib.report.tables import ranges
 from kdlib.run.plan import wanted_arms
 from kdlib.run.records import Record, grouped, measured
 from kdlib.run.session import Session

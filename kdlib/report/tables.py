@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from kdlib.errors import KDError
 from kdlib.files import atomic_write
@@ -12,9 +12,9 @@ from kdlib.judge.bands import Bands
 from kdlib.judge.claims import Choice, Claim, Reported
 from kdlib.judge.judging import chosen, means_of, of_declared
 from kdlib.report.frames import arms_table, claims_table, ingredients_table, is_reduced, metrics_of
+from kdlib.report.heading import header
 from kdlib.report.latex import latex_of
 from kdlib.report.markdown import (
-    NONE,
     arms_shown,
     claims_shown,
     escaped,
@@ -23,93 +23,17 @@ from kdlib.report.markdown import (
     table,
 )
 from kdlib.report.pairs import traced_pairs
+from kdlib.report.texts import deleted
 from kdlib.run.experiment import Arm, Experiment
-from kdlib.run.records import Record, digest_of, measured
+from kdlib.run.records import Record, measured
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-__all__ = ["MADE_OF", "Page", "header", "of_one_teacher", "page", "page_of"]
+__all__ = ["MADE_OF", "Page", "of_one_teacher", "page", "page_of"]
 
 MADE_OF = "What the difference is made of"
-
-# ---- the head of a page
-
-
-def header(records: Sequence[Record], profile: str, reduced: str, synthetic: bool, declared: int | None = None) -> str:
-    """Return what the runs of a table are: data, profile, seeds, device, versions, commits.
-
-    `declared`: the number of seeds that the claims are judged on; None if it is that of the runs.
-    """
-    seeds = sorted({record.seed for record in records})
-    lines = {
-        "data": _each(f"{record.data_name} (digest {record.data})" for record in records),
-        "profile": profile + (f"; reduced: {reduced}" if reduced else ""),
-        "seeds": f"{len(seeds)} ({ranges(seeds)}), {len({record.run for record in records})} runs",
-        "records": f"SHA-256 {digest_of(records)}",
-        "device": _each(_device(record) for record in records),
-        "versions": _each(_versions(record.environment) for record in records),
-        "commit": _each(_commit(record.environment) for record in records),
-    }
-    if declared is not None and (more := [seed for seed in seeds if seed >= declared]):
-        lines["seeds"] += f"; {beyond(declared, more)}"
-    text = "\n".join(f"- {head}: {escaped(line)}" for head, line in lines.items())
-    return f"{_SYNTHETIC}\n\n{text}" if synthetic else text
-
-
-_SYNTHETIC = (
-    "**SYNTHETIC DATA: these runs did not see the source's data. Their numbers show that the code works and "
-    "say nothing about the source; no claim gets a verdict.**"
-)
-
-
-def beyond(declared: int, more: Sequence[int]) -> str:
-    """Return what a page says if it has runs of `more` seeds than the `declared` ones."""
-    return (
-        f"the claims are judged on the {declared} declared seeds alone, {ranges(range(declared))}; "
-        f"all other numbers are also of {ranges(more)}"
-    )
-
-
-def ranges(seeds: Sequence[int]) -> str:
-    """Return sorted seeds as text: 0-19 for twenty seeds without a gap."""
-    parts: list[list[int]] = []
-    for seed in seeds:
-        if parts and seed == parts[-1][-1] + 1:
-            parts[-1].append(seed)
-        else:
-            parts.append([seed])
-    return ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 2 else ", ".join(map(str, part)) for part in parts)
-
-
-def _each(texts: Iterable[str]) -> str:
-    return "; ".join(sorted(set(texts))) or NONE
-
-
-def _device(record: Record) -> str:
-    config, environment = record.description["config"], record.environment
-    threads = config.get("threads", environment.get("threads", "unknown"))
-    name = environment.get("device", "unknown processor")
-    return f"{config.get('device', 'unknown')} ({name}), {threads} thread{'' if threads == 1 else 's'} a run"
-
-
-def _versions(environment: Mapping[str, Any]) -> str:
-    versions = environment.get("versions", {})
-    names = ("python", "torch", "numpy", "numba", "kdlib")
-    return ", ".join(f"{name} {versions[name]}" for name in names if name in versions)
-
-
-def _commit(environment: Mapping[str, Any]) -> str:
-    clean = environment.get("clean")
-    state = "clean tree" if clean is True else "uncommitted changes" if clean is False else "tree not known"
-    return f"{str(environment.get('commit', 'unknown'))[:10]} ({state})"
-
-
-def _traces(compared: int, traced: int) -> str:
-    others = "" if traced == compared else " (the others: not traced)"
-    return f"\n- traces: {traced} of {compared} compared pairs of runs are traced{others}" if compared else ""
-
 
 # ---- a page
 
@@ -250,6 +174,10 @@ class Figure(NamedTuple):
 NO_FIGURE = Figure({}, "")
 
 
+# Of the files of a page that it may lack: tables without rows, and the figure.
+ENDS = ("-arms.csv", "-claims.csv", "-ingredients.csv", "-figure.csv", "-figure.txt", ".svg", ".png")
+
+
 class Page(NamedTuple):
     """Tables of one profile and data set, with a figure if there is one: Markdown, and the content of files by name.
 
@@ -263,9 +191,20 @@ class Page(NamedTuple):
     problem: KDError | None = None
 
     def write(self, folder: Path) -> None:
-        """Write each file whole; KDError if that is not possible."""
+        """Write each file whole, and delete those of an earlier page of this name that this one does not have.
+
+        An old figure would be taken for that of the new tables. KDError if that is not possible.
+        """
         for name, content in self.files.items():
             atomic_write(folder / name, content)
+        for end in ENDS:
+            if f"{self.name}{end}" not in self.files:
+                deleted(folder / f"{self.name}{end}")
+
+
+def _traces(compared: int, traced: int) -> str:
+    others = "" if traced == compared else " (the others: not traced)"
+    return f"\n- traces: {traced} of {compared} compared pairs of runs are traced{others}" if compared else ""
 
 
 def page_of(

@@ -1,4 +1,4 @@
-"""Texts that people edit, such as READMEs: read in one way, and told if they cannot be read."""
+"""Texts that people edit, such as READMEs: read in one way, and told if they cannot be read; files deleted."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from kdlib.errors import KDError
 from kdlib.files import is_there, read_file
 
-__all__ = ["read_text"]
+__all__ = ["deleted", "read_text"]
 
 
 def read_text(path: Path) -> str:
@@ -20,3 +20,11 @@ def read_text(path: Path) -> str:
         raise KDError(
             f"{path}: expected text in UTF-8, found another byte at {error.start}; save it in UTF-8"
         ) from error
+
+
+def deleted(path: Path) -> None:
+    """Delete a file, if there is one; KDError if that cannot be done."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise KDError(f"{path}: cannot be deleted ({error.strerror or error}); delete it by hand") from error

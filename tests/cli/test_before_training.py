@@ -188,6 +188,43 @@ DRAWS = {
 }
 
 
+def test_a_page_without_a_figure_keeps_no_older_one(kd, root, write):  # noqa: F811
+    """The site would show it next to the new tables."""
+    drawing = "Drawing(matplotlib.figure.Figure(), 'alt', pandas.DataFrame({'a': [1]}))"
+    start = "import matplotlib.figure, pandas\nfrom kdlib.report.figures import Drawing\n"
+    ends = ("quick.svg", "quick.png", "quick-figure.csv", "quick-figure.txt")
+    folders = (root / "results" / "toy", root / "results" / "toy" / "local")
+    commands = ("record toy --arms teacher --seeds 5", "run toy --arms teacher --seeds 5")
+
+    def made(text):
+        write(text)
+        sys.modules.pop("replications.toy.figures", None)
+        for command in commands:
+            kd(*command.split())
+        return [(folder / end).exists() for folder in folders for end in ends]
+
+    assert all(made(f"{start}def draw(records, reported):\n    return {drawing}\n"))
+    assert not any(made("def draw(records, reported):\n    return None\n"))
+    assert all(made(f"{start}def draw(records, reported):\n    return {drawing}\n"))
+    assert not any(made("def draw(records, reported):\n    return 1 / 0 if records[0].run else None\n"))
+
+
+@pytest.mark.parametrize("text", ["import sys\nsys.exit(0)\n", "def draw(*_):\n    raise SystemExit\n"])
+def test_a_figure_that_ends_python_ends_no_session_in_silence(kd, root, write, text):  # noqa: F811
+    write(text)
+    status, _, errors = kd("run", "toy", "--arms", "teacher", "--seed", "0")
+    assert status == 2
+    assert "found SystemExit" in errors[-1]
+
+
+def test_bands_that_cannot_be_read_are_told_before_recording(kd, known):  # noqa: F811
+    (known / "bands.toml").write_text("<<<<<<< HEAD\n")
+    status, out, (said,) = kd("record", "toy", "--arms", "teacher", "--seeds", "5")
+    assert (status, "started" in out) == (2, False)
+    assert "expected TOML in UTF-8" in said
+    assert "correct it, or delete the file and let `kd tables` write it again" in said
+
+
 @pytest.mark.parametrize("name", DRAWS)
 def test_a_figure_that_fails_costs_no_table(kd, root, write, name):  # noqa: F811
     body, words = DRAWS[name]

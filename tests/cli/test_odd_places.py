@@ -19,7 +19,7 @@ from kdlib.run import prepare
 from kdlib.run.environment import source_digest
 from kdlib.run.experiment import load_experiment
 from kdlib.run.labels import label_of
-from kdlib.run.store import Store
+from kdlib.run.store import Store, prune
 
 from .test_gates import kd, root  # noqa: F401
 
@@ -202,3 +202,25 @@ def test_a_session_whose_run_another_one_has_taken_says_so(kd, monkeypatch):  # 
     status, _, told = kd("run", "toy", "--seed", "0", "--arms", "baseline")
     assert status == 1
     assert any("another session has taken this run over" in line for line in told)
+
+
+@pytest.mark.parametrize("name", ["toy/", "replications/toy", "./replications/toy/"])
+def test_a_name_that_a_shell_has_completed_is_that_of_the_replication(kd, name):  # noqa: F811
+    assert kd("run", name, "--seed", "0", "--arms", "baseline")[0] == 0
+    assert main(["list", name]) == 0
+
+
+def test_a_run_that_cannot_be_pruned_does_not_keep_the_others(kd, monkeypatch, capsys):  # noqa: F811
+    assert kd("run", "toy", "--seeds", "3", "--arms", "baseline")[0] == 0
+    first, *others = sorted(Store(Path(".kd")).ids())
+
+    def pruned(run):
+        if run.id == first:
+            raise KDError("cannot be read just now")
+        return prune(run)
+
+    monkeypatch.setattr("kdlib.cli.runs.prune", pruned)
+    assert main(["runs", "prune", first, *others]) == 1
+    printed = capsys.readouterr()
+    assert f"{first}  not pruned: cannot be read just now" in printed.err
+    assert all(f"{other}: 0." in printed.out for other in others)

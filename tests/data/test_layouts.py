@@ -51,6 +51,8 @@ MNIST = {
     "torchvision's root": lambda name: f"MNIST/raw/{name}",
     "the folder raw": lambda name: f"mnist/raw/{name}",
     "Kaggle's dots": lambda name: f"mnist/{dotted(name)}",
+    "Kaggle's folders": lambda name: f"mnist/{name}/{name}",
+    "Kaggle's folders below": lambda name: f"archive/{name}/{name}",
     "dots in raw": lambda name: f"MNIST/raw/{dotted(name)}",
     "a folder below": lambda name: f"downloads/digits/{name}",
     "torchvision's root below": lambda name: f"torch/datasets/MNIST/raw/{name}",

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kdlib.judge.bands import band_of, read_bands
+from kdlib.judge.bands import Bands, band_of, read_bands, write_bands
 from kdlib.judge.claims import SHAM
 from kdlib.judge.departures import SESSION_LEVEL, compared, misses
+from kdlib.judge.schema import MAX_FILE_BYTES, SchemaError
+from kdlib.judge.verdicts import Outcome
 from kdlib.run.experiment import load_experiment, replications
 from kdlib.run.records import grouped, measured, read_records
 
@@ -243,3 +245,30 @@ def test_a_check_fails_if_the_sham_stands_in_for_the_teacher(name):
         for seed, metrics in numbers[sham].items():
             runs = {other: {0: numbers[other][0]} for other in experiment.check} | {arm: {0: metrics}}
             assert compared(check_bands(name), runs, SESSION_LEVEL / len(NAMES)).problems, f"seed {seed}"
+
+
+# ---- large files
+
+
+def many(count):
+    bands = {f'a "{number}".accuracy': band(*np.linspace(0.1 + number, 0.2 + number, 10)) for number in range(count)}
+    verdicts = {f"C{number}": {"as described": Outcome.REPLICATED} for number in range(count)}
+    return {("0f" * 8, "full"): Bands(bands, verdicts, {f"a{number}.loss": True for number in range(count)})}
+
+
+def test_a_file_of_bands_of_any_size_is_read_back(tmp_path):
+    write_bands(tmp_path / "bands.toml", many(2_000))
+    assert (tmp_path / "bands.toml").stat().st_size > 3 * MAX_FILE_BYTES
+    assert read_bands(tmp_path / "bands.toml") == many(2_000)
+
+
+@pytest.mark.parametrize(
+    "line", ["a.b.c = 1", "x = {y = {z = 1}}", 'x = """', "x = [[1]]", "[[bands]]", "<<<<<<< HEAD"]
+)
+def test_a_large_file_of_other_lines_is_refused_at_once(tmp_path, line):
+    """tomllib takes seconds for some megabytes of them."""
+    write_bands(tmp_path / "bands.toml", many(2_000))
+    with (tmp_path / "bands.toml").open("a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(SchemaError, match=r"bands\.toml, line \d+: expected a line as kdlib writes it in a file of"):
+        read_bands(tmp_path / "bands.toml")

@@ -22,7 +22,7 @@ from kdlib.judge.bands import Bands
 from kdlib.judge.claims import AS_DESCRIBED, Comparable, Direction, NonInferior, Trend
 from kdlib.judge.reading import load_claims
 from kdlib.judge.verdicts import Outcome
-from kdlib.report import frames, markdown, pages, readme, tables
+from kdlib.report import frames, heading, markdown, pages, readme, tables
 from kdlib.run.experiment import Arm, Experiment, Profile, load_experiment
 from kdlib.run.records import Record, measured, merged, read_records, record_of, write_records
 from kdlib.run.store import Description, FinishedRun
@@ -591,7 +591,7 @@ def test_the_same_records_give_the_same_page(reported, tmp_path):
 
 def test_the_heading_says_what_is_reduced_synthetic_or_unclean():
     records = [record("alone", 0, "quick"), record("student", 0, "quick", environment={"clean": False})]
-    text = tables.header(records, "quick", "2 epochs | less", True)
+    text = heading.header(records, "quick", "2 epochs | less", True)
     assert text.startswith("**SYNTHETIC DATA")
     assert "- profile: quick; reduced: 2 epochs \\| less" in text
     assert "- commit: 0123456789 (clean tree); 0123456789 (uncommitted changes)" in text
@@ -621,7 +621,7 @@ def test_the_heading_says_on_which_seeds_the_claims_are_judged_if_there_are_more
     ],
 )
 def test_seeds_in_a_row_are_a_range(seeds, text):
-    assert tables.ranges(seeds) == text
+    assert heading.ranges(seeds) == text
 
 
 def test_a_label_beyond_the_profile_is_of_other_data(reported, tmp_path):
