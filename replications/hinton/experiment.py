@@ -7,7 +7,8 @@ without a single 3, it still recognises 98.6% of the 3s, after one bias is corre
 README.md in this folder says what the arms are, and where the paper is silent. Read in this order:
 1. this file: the arms and the profiles; config.py: the settings and the data;
 2. digits.py: teacher and students on MNIST; transfer_sets.py: digits left out, and 3% of the digits; ensembles.py;
-3. gradients.py: what the paper says of gradients; specialists.py: the generalist and its specialists, on CIFAR-10.
+3. gradients.py: what the paper says of gradients; specialists.py: the generalist and its specialists, on CIFAR-10;
+   clusters.py: their classes.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from kdlib.errors import KDError
 from kdlib.run.experiment import Arm, Experiment, Profile, Run
 from kdlib.run.store import Result
 
+from .clusters import SPECIALISTS
 from .config import CLASSES, Config, Data, load_data
 from .digits import student_network, teacher_network, train_hard, train_sham, train_soft, train_teacher
 from .ensembles import MEMBERS, average_members, role, train_by_ensemble
 from .gradients import measure_limit
 from .specialists import (
-    SPECIALISTS,
     PictureNetwork,
     combine,
     train_generalist,

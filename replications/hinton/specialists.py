@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlib.batches import Batch, Batches, Examples
-from kdlib.errors import KDError
 from kdlib.losses import hard_and_soft
 from kdlib.metrics import accuracy, mean_entropy
 from kdlib.networks import he_normal_, parameter_count
@@ -30,7 +29,6 @@ from kdlib.specialists import (
     correlation_clusters,
     dustbin_labels,
     dustbin_logits,
-    kmeans_clusters,
     oversampling,
     specialist_head,
     specialist_rows,
@@ -38,11 +36,9 @@ from kdlib.specialists import (
 from kdlib.targets import SoftTargets
 from kdlib.training import Objective, Progress, cosine, epochs, hard_targets, predict_logits
 
+from .clusters import SPECIALISTS, confusable
 from .config import CLASSES, Config, Data
 from .digits import adam, on_device
-
-SPECIALISTS = 3
-SMALLEST, LARGEST = 2, 4  # classes of a specialist
 
 
 class PictureNetwork(nn.Module):
@@ -155,33 +151,6 @@ def generalist_targets(run: Run, part: str) -> SoftTargets:
 def subsets_of(run: Run) -> list[Subset]:
     """Return the classes of the specialists, from the generalist's predictions of the training pictures."""
     return confusable(generalist_targets(run, "pictures").probabilities(), run)
-
-
-def confusable(probs: Tensor, run: Run) -> list[Subset]:
-    """Return 3 subsets of 2 to 4 classes, the largest first, given the generalist's predictions (N, K).
-
-    k-means clusters the columns of the covariance of the predictions. A cluster of more than 4 classes is clustered
-    again into two, until none is left. Of the result, clusters of one class are left out. It begins with 3 clusters, or
-    with more if fewer than 3 subsets remain.
-    """
-    for count in range(SPECIALISTS, CLASSES):
-        clusters = kmeans_clusters(probs, count, run.generator("clusters"))
-        subsets = [part for cluster in clusters for part in halved(probs, cluster, run) if len(part) >= SMALLEST]
-        if len(subsets) >= SPECIALISTS:
-            return sorted(subsets, key=len, reverse=True)[:SPECIALISTS]
-    raise KDError(
-        f"{run.label}: expected {SPECIALISTS} clusters of {SMALLEST} to {LARGEST} classes among the generalist's "
-        "predictions, found fewer for any number of clusters; train the generalist longer"
-    )
-
-
-def halved(probs: Tensor, cluster: Subset, run: Run) -> list[Subset]:
-    """Return a cluster as it is or, if it has more than 4 classes, in parts of at most 4."""
-    if len(cluster) <= LARGEST:
-        return [cluster]
-    halves = kmeans_clusters(probs[:, list(cluster)], 2, run.generator("clusters"))
-    parts = [tuple(cluster[place] for place in half) for half in halves]
-    return [part for half in parts for part in halved(probs, half, run)]
 
 
 def train_specialist(run: Run) -> Result:

@@ -1,6 +1,8 @@
 """Generalist and specialists on pictures: subsets, pictures and targets of a specialist, and both together."""
 
+from collections import Counter
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -9,12 +11,11 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 from torch import nn
 
-from kdlib.errors import KDError
 from kdlib.files import tensor_digest
 from kdlib.networks import parameter_count
 from kdlib.seeds import generator
 from kdlib.training import evaluating
-from replications.hinton import experiment, specialists
+from replications.hinton import clusters, experiment, specialists
 from tests.hinton.tiny import tiny_run
 from tests.made_runs import batches_of, with_parents
 
@@ -52,14 +53,14 @@ def test_the_network_is_that_of_separate_layers():
 
 def test_subsets_are_confused_classes_of_two_to_four():
     """Classes 0, 1 and 2, 3 and 4, 5, 6, 7 are confused with each other; 8 and 9 with none."""
-    found = specialists.confusable(confused([(0, 1), (2, 3), (4, 5, 6, 7), (8,), (9,)]), tiny_run())
+    found = clusters.confusable(confused([(0, 1), (2, 3), (4, 5, 6, 7), (8,), (9,)]), tiny_run())
     assert found == [(4, 5, 6, 7), (0, 1), (2, 3)]
 
 
 def test_a_large_cluster_is_clustered_again():
-    found = specialists.halved(confused([(2, 5, 7), (3, 4, 8), (0,), (1,), (6,), (9,)]), (2, 3, 4, 5, 7, 8), tiny_run())
+    found = clusters.halved(confused([(2, 5, 7), (3, 4, 8), (0,), (1,), (6,), (9,)]), (2, 3, 4, 5, 7, 8), tiny_run())
     assert sorted(found) == [(2, 5, 7), (3, 4, 8)]
-    assert specialists.halved(torch.zeros(0, 10), (1, 2, 3, 4), tiny_run()) == [(1, 2, 3, 4)]
+    assert clusters.halved(torch.zeros(0, 10), (1, 2, 3, 4), tiny_run()) == [(1, 2, 3, 4)]
 
 
 def confused(blocks):
@@ -72,10 +73,35 @@ def confused(blocks):
     return logits.softmax(1)
 
 
-def test_predictions_without_three_such_subsets_are_refused():
-    probs = torch.eye(10).repeat(5, 1)  # nothing is confused: every class is alone, or with all that are left
-    with pytest.raises(KDError, match="expected 3 clusters of 2 to 4 classes"):
-        specialists.confusable(probs, tiny_run())
+def test_three_subsets_are_found_where_kmeans_splits_off_one_class_after_the_other(monkeypatch):
+    """As it does for a generalist that is sure of its training pictures: variances are far above covariances."""
+
+    def peeled(probs, count, draws):
+        return [*((k,) for k in range(count - 1)), tuple(range(count - 1, probs.shape[1]))]
+
+    monkeypatch.setattr(clusters, "kmeans_clusters", peeled)
+    found = clusters.confusable(confused([(0, 3, 8), (1, 2), (4, 5, 6, 7)]), tiny_run())
+    assert found[0] in ((4, 5, 6, 7), (0, 3, 8, 9))
+    assert {*map(len, found)} == {2, 4}
+    assert (1, 2) in found
+
+
+def test_the_best_partition_has_the_lowest_objective_of_kmeans():
+    """Against scikit-learn's own inertia of each labelling into three subsets of 2 to 4."""
+    columns = confused([(0, 4, 8), (1, 2), (3, 5, 6), (7, 9)]).double().t().cov().numpy()
+    labels = np.array([each for each in product(range(3), repeat=10) if set(Counter(each).values()) <= {2, 3, 4}])
+    labels = labels[[len({*row}) == 3 for row in labels]]
+    assert len(labels) == 3675 * 6  # each partition in six orders
+    inertia = np.zeros(len(labels))
+    for part in range(3):
+        inside = (labels == part)[..., None]
+        mean = (inside * columns).sum(1) / inside.sum(1)
+        inertia += (((columns - mean[:, None]) ** 2) * inside).sum((1, 2))
+    best = labels[inertia.argmin()]
+    expected = sorted(tuple(np.flatnonzero(best == part).tolist()) for part in range(3))
+    found = clusters.best_partition(confused([(0, 4, 8), (1, 2), (3, 5, 6), (7, 9)]))
+    assert sorted(found) == expected
+    assert len({*map(frozenset, clusters.partitions(tuple(range(10)), 3))}) == 3675
 
 
 @pytest.mark.parametrize("number", range(3))
