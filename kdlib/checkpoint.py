@@ -107,15 +107,18 @@ def checkpoint_path(value: Path | str) -> Path:
     not there yet: the checkpoint is written in its folder, and not in the link's.
     """
     path = path_of("checkpoint", value).absolute()
-    path = Path(realpath(path)) if path.is_symlink() else path
-    if path.is_dir():
+    path = Path(realpath(path)) if os.path.islink(path) else path
+    if len(os.fsencode(path.name)) > LONGEST_NAME or any(len(os.fsencode(part)) > 255 for part in path.parts):
+        raise KDError(
+            f"checkpoint {str(path)[:400]}: expected a name of at most {LONGEST_NAME} bytes, in folders of at most 255 "
+            "bytes each, found a longer one; choose another"
+        )
+    if os.path.isdir(path):
         raise KDError(f"checkpoint {path}: expected the name of a file, found a folder; add a name to it")
-    if len(os.fsencode(path.name)) > LONGEST_NAME:
-        raise KDError(f"checkpoint {path}: expected a name of at most {LONGEST_NAME} bytes, found a longer one")
     if not os.path.lexists(path):  # a finished training may lie where nobody may write
         folder = next(each for each in path.parents if os.path.lexists(each))
-        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-            found = "one that may not be written" if folder.is_dir() else "a file"
+        if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+            found = "one that may not be written" if os.path.isdir(folder) else "a file or a link that leads nowhere"
             raise KDError(f"checkpoint {path}: expected a folder {folder}, found {found}; choose another place")
     return path
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from kdlib.batches import Batch
@@ -16,7 +17,7 @@ from kdlib.errors import KDError
 from kdlib.files import tensor_digest
 from kdlib.replicas import layer_generators
 
-__all__ = ["OtherBatches", "Unfinished", "batch_digest", "checked"]
+__all__ = ["OtherBatches", "Unfinished", "checked", "marks_of"]
 
 
 class OtherBatches(UserWarning):
@@ -59,17 +60,22 @@ def _no_tensor(batch: Batch) -> object:
     return next((part for part in parts if not isinstance(part, Tensor)), None)
 
 
-def batch_digest(batch: Batch) -> str:
-    """Return the SHA-256 of the labels and row numbers of a batch."""
-    return tensor_digest({"labels": batch.labels, "indices": batch.indices})
+def marks_of(batch: Batch) -> dict[str, Tensor]:
+    """Return what tells a batch from others: copies of its labels and row numbers, as the step has not changed them.
+
+    What is no dense tensor is left out.
+    """
+    parts = {"labels": batch.labels, "indices": batch.indices}
+    dense = {name: part for name, part in parts.items() if isinstance(part, Tensor) and part.layout == torch.strided}
+    return {name: part.detach().clone() for name, part in dense.items() if not part.is_nested}
 
 
 @dataclass(frozen=True)
 class Unfinished:
     """The steps of an epoch that a checkpoint within it holds; without any, the checkpoint is one between epochs.
 
-    That is: the losses, the states of dropout's generators and of the extras after the last step, and the digest of its
-    batch.
+    That is: the losses, the states of dropout's generators and of the extras after the last step, and the SHA-256 of
+    what tells its batch from others.
     """
 
     losses: Sequence[Tensor] = ()
@@ -82,7 +88,7 @@ class Unfinished:
 
         KDError for another number of generators. Warns (OtherBatches) if the batch had other labels or row numbers.
         """
-        if batch_digest(batch) != self.batch:
+        if tensor_digest(marks_of(batch)) != self.batch:
             warnings.warn(
                 f"{place}: the batch of step {len(self.losses)} is not the one that was trained before the "
                 "interruption, so this epoch may train some examples twice and leave out others; batches(epoch) must "

@@ -42,9 +42,13 @@ class Layers:
         self._loaded: dict[str, Any] = {"layers": {}, "frozen": [], "evaluated": []}  # the notes of the checkpoint
 
     def freeze(self, anew: bool = False) -> None:
-        """Let the modules that are in evaluation mode, if others are in training mode, remain so in all epochs."""
+        """Let the modules that are in evaluation mode, if others are in training mode, remain so in all epochs.
+
+        At the end of an epoch's body, a module that only holds other ones says nothing: the body may have evaluated
+        the parts one by one.
+        """
         modules = [*self.network.modules()]
-        if any(module.training for module in modules):  # else an evaluation has left all of them so
+        if any(module.training and (anew or _has_own(module)) for module in modules):  # else all were evaluated
             self.frozen = [] if anew else self.frozen
             self._freeze_also(module for module in modules if not (module.training or module is self.network))
 
@@ -128,6 +132,11 @@ class Layers:
 
     def _freeze_also(self, modules: Iterable[nn.Module]) -> None:
         self.frozen += [module for module in modules if not _is_one_of(module, self.frozen)]
+
+
+def _has_own(module: nn.Module) -> bool:
+    """Whether a module has weights or buffers of its own, or no modules within it, as dropout has none."""
+    return bool(module._parameters or module._buffers or not module._modules)
 
 
 def _is_one_of(module: nn.Module, others: Sequence[nn.Module]) -> bool:

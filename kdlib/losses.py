@@ -216,6 +216,8 @@ def label_smoothing(logits: Tensor, labels: Tensor, smoothing: Number) -> Tensor
 def _student_and_teacher(student: Tensor, teacher: Tensor, minus_infinity: bool = True) -> tuple[Tensor, Tensor, bool]:
     """The logits of both in 32 or 64 bits, and whether one of them may exclude classes by -inf."""
     student, teacher = check_logits(student, "the student"), check_logits(teacher, "the teacher")
+    if student.dtype == torch.float64:  # T^2 multiplies the rounding of the coarser of the two
+        teacher = teacher.double()
     return student, teacher, check_values(teacher, "the teacher", minus_infinity) or may_be_infinite(student)
 
 

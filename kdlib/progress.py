@@ -26,9 +26,9 @@ from kdlib.checkpoint import (
     unpacked,
     write_checkpoint,
 )
-from kdlib.epoch import Unfinished, batch_digest
+from kdlib.epoch import Unfinished, marks_of
 from kdlib.errors import KDError
-from kdlib.files import DamagedFile, ForeignFile, identity, is_there, set_aside
+from kdlib.files import DamagedFile, ForeignFile, identity, is_there, set_aside, tensor_digest
 from kdlib.layers import Layers, in_order
 from kdlib.ownership import (
     first_of,
@@ -114,7 +114,7 @@ class Progress:
         self._begun_with: dict[str, Any] = {}  # the rates at the beginning of the current epoch
         self._loaded: dict[str, Any] = {}  # the rates of the checkpoint
         self._loaded_state = ""  # SHA-256 of its weights and of its optimizer's state
-        self._batch: Batch | None = None  # of the last step of the current epoch
+        self._marks: dict[str, Tensor] | None = None  # of the batch of the last step of the current epoch
         self._own_file: tuple[int, int] | None = None  # the checkpoint as this training has read or written it
         if self.checkpoint is not None:
             self._packed({})  # what a checkpoint cannot hold is refused now, not after an epoch
@@ -215,10 +215,13 @@ class Progress:
         self.resumed.restore(batch, self.network, self.extras, self._place())
         self.rates.restore(self.optimizers, self._loaded)
 
-    def step_ends(self, loss: Tensor, batch: Batch) -> None:
-        """Take the loss and the batch of a step, and write a checkpoint if one is due."""
+    def step_begins(self, batch: Batch) -> None:
+        """Note the batch of a step, for a checkpoint after it."""
+        self._marks = {} if self.checkpoint is None else marks_of(batch)
+
+    def step_ends(self, loss: Tensor) -> None:
+        """Take the loss of a step, and write a checkpoint if one is due."""
         self.losses.append(loss)
-        self._batch = batch
         if self.on_step is not None:
             self.on_step(self)
         elif self.due:
@@ -227,7 +230,7 @@ class Progress:
     def epoch_ends(self, entry: dict[str, float]) -> None:
         """Add an epoch to the history."""
         self.history.append(entry)
-        self.losses, self.resumed, self._batch = [], Unfinished(), None
+        self.losses, self.resumed, self._marks = [], Unfinished(), None
 
     def save(self) -> None:
         """Write the checkpoint atomically; without a path, do nothing.
@@ -238,15 +241,15 @@ class Progress:
         within = bool(self.losses)
         if self.checkpoint is None or (within and (self._others or not torch.stack(self.losses).isfinite().all())):
             return
-        if within and self._batch is None:  # an epoch of the checkpoint that broke off before a new step
-            return
+        if (within and self._marks is None) or (self._loaded_state and not self._is_begun):
+            return  # nothing is new since the checkpoint, which may hold steps of an epoch that are not taken over yet
         self.rates.refuse_more_groups(self.optimizers, self._place())
         tensors: dict[str, Tensor] = {}
         notes: dict[str, Any] = {"owner": self._owner, "first": self._first, "loop": self._loop, "batch": ""}
-        if self._batch is not None:
+        if self._marks is not None:
             self.tracer.note_state()
             tensors = tensors_of_epoch(self.losses, [each.get_state() for each in layer_generators(self.network)])
-            notes["batch"] = batch_digest(self._batch)
+            notes["batch"] = tensor_digest(self._marks)
         notes |= {"history": self.history, "traces": self.traces, "state": self.tracer.state}
         notes |= {"settings": {name: description(each) for name, each in self.optimizers.items()}}
         notes |= self.layers.notes(self.optimizers)

@@ -148,7 +148,7 @@ class Replicas(nn.Module):
         def refuse_others(*_: object) -> None:
             # A new tensor in a buffer's place would be lost, as functional_call puts the template's own back.
             for name, buffer in template.named_buffers():
-                if buffer is not state[name]:
+                if buffer is not state.get(name):  # or one that was made in forward
                     raise KDError(
                         f"expected members that change their buffers in place, found that {name} is replaced; use "
                         f"self.{name}.copy_(...), or train the members one by one"

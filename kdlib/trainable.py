@@ -65,11 +65,14 @@ def check_training(model: nn.Module, optimizer: torch.optim.Optimizer, extras: M
             f"{place}: expected an optimizer that makes one step of one loss, found {type(optimizer).__name__}, which "
             "needs the loss several times; use another, such as SGD or Adam"
         )
-    if isinstance(model, Replicas) and mixes_members(optimizer):
-        raise KDError(
-            f"{place}: expected an optimizer that treats each number alone, as SGD and Adam do, found "
-            f"{type(optimizer).__name__}, which would mix the members; use one of those, or train the members alone"
-        )
+    own = {id(weight) for weight in model.parameters()} if isinstance(model, Replicas) else set()
+    for each in (optimizer, *(value for value in extras.values() if isinstance(value, torch.optim.Optimizer))):
+        held = any(id(weight) in own for group in each.param_groups for weight in group["params"])
+        if held and mixes_members(each):
+            raise KDError(
+                f"{place}: expected an optimizer that treats each number alone, as SGD and Adam do, found "
+                f"{type(each).__name__}, which would mix the members; use one of those, or train the members alone"
+            )
     for name, value in extras.items():
         if isinstance(value, type) or not (hasattr(value, "state_dict") and hasattr(value, "load_state_dict")):
             raise KDError(
@@ -193,6 +196,8 @@ def load_state(optimizer: torch.optim.Optimizer, state: dict[Any, Any]) -> None:
     # Fused optimizers pair weights and moments by their place in memory, so a moment needs the strides of its weight.
     # A file does not keep strides.
     for parameter, entries in optimizer.state.items():
+        if not isinstance(parameter, Tensor) or not isinstance(entries, dict):
+            continue  # an entry of the optimizer as a whole
         for key, value in entries.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 entries[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -525,3 +525,22 @@ def test_what_vmap_refuses_in_the_backward_pass_is_told():
     batches = side_by_side([Batches(examples, 4, seed) for seed in SEEDS])
     with pytest.raises(KDError, match=r"members that torch.vmap can map over, found: .* train the members one by one"):
         list(epochs(progress, batches, lambda o, b: each(o, b.labels), count=1, seed=SEEDS))
+
+
+class Cached(nn.Module):
+    """A buffer that the first forward makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(5, K)
+        self.register_buffer("scale", None)
+
+    def forward(self, x):
+        if self.scale is None:
+            self.scale = torch.ones(K)
+        return self.layer(x) * self.scale
+
+
+def test_a_buffer_that_forward_makes_is_refused():
+    with pytest.raises(KDError, match="change their buffers in place, found that scale is replaced"):
+        Replicas([Cached() for _ in SEEDS])(torch.zeros(2, 4, 5))

@@ -437,3 +437,24 @@ def test_schedulers_within_an_extra_are_no_lost_ones(tmp_path):
     whole = run("whole", 3)
     run("c", 2)
     assert same(whole.model.state_dict(), run("c", 3).model.state_dict())
+
+
+class Counting(torch.optim.SGD):
+    """An optimizer with an entry of its own next to those of its weights."""
+
+    def step(self, closure=None):
+        super().step()
+        self.state["all"] = {"steps": self.state.get("all", {}).get("steps", 0) + 1, "sum": torch.ones(2)}
+
+
+def test_an_entry_of_the_optimizer_as_a_whole_goes_on(tmp_path):
+    def run(name, count):
+        model = student()
+        optimizer = Counting(model.parameters(), lr=0.1, momentum=0.9)
+        train(Progress(model, optimizer, checkpoint=tmp_path / name), count)
+        return model.state_dict(), optimizer.state["all"]["steps"]
+
+    (whole, steps), _ = run("whole", 4), run("c", 2)
+    found, again = run("c", 4)
+    assert same(whole, found)
+    assert steps == again == 4 * STEPS

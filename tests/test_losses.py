@@ -10,6 +10,7 @@ from scipy.special import expit, log_softmax, rel_entr, softmax
 
 from kdlib import losses
 from kdlib.errors import KDError
+from kdlib.seeds import generator
 from kdlib.targets import smoothed_labels
 
 B, K, T = 12, 5, 4.0
@@ -376,3 +377,17 @@ def test_the_examples_in_the_docstrings_print_what_they_say():
     shown = [name for name in losses.__all__ if ">>>" in (getattr(losses, name).__doc__ or "")]
     assert (found.failed, shown) == (0, losses.__all__)
     assert found.attempted > len(shown)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("temperature", [1e3, 1e5, 1e6])
+def test_a_teacher_of_fewer_bits_than_its_student_is_as_exact(kind, temperature):
+    """T^2 multiplied the rounding of the teacher's log-probabilities."""
+    student = torch.randn(6, 5, generator=generator(0, "student"), dtype=torch.float64)
+    teacher = torch.randn(6, 5, generator=generator(0, "teacher"), dtype=torch.float64).to(kind)
+    p, q = (log_softmax(z.double().numpy() / temperature, 1) for z in (teacher, student))
+    expected = temperature**2 * (np.exp(p) * (p - q)).sum(1).mean()
+    assert losses.soft_target_kl(student, teacher, temperature).item() == pytest.approx(expected, rel=1e-2)
+    limit = (student - teacher.double()).numpy()
+    limit -= limit.mean(1, keepdims=True)
+    assert expected == pytest.approx((limit**2).sum(1).mean() / 10, rel=1e-2)  # that of matched logits

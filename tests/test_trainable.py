@@ -89,6 +89,30 @@ class Clipped(torch.optim.Adam):
         super().step()
 
 
+class Limited(torch.optim.SGD):
+    """The same, with a limit that is no setting of a group."""
+
+    def __init__(self, parameters, lr, limit=None):
+        super().__init__(parameters, lr=lr)
+        self.limit = limit
+
+    def step(self, closure=None):
+        if self.limit is not None:
+            nn.utils.clip_grad_norm_([weight for group in self.param_groups for weight in group["params"]], self.limit)
+        super().step()
+
+
+class OfMatrices(torch.optim.SGD):
+    """Only matrices decay: a stack of vectors is one."""
+
+    def step(self, closure=None):
+        with torch.no_grad():
+            for group in self.param_groups:
+                for weight in group["params"]:
+                    weight.mul_(0.9 if weight.ndim > 1 else 1.0)
+        super().step()
+
+
 class Lars(torch.optim.SGD):
     """A class that cannot be made anew from its settings is known by its name."""
 
@@ -96,13 +120,22 @@ class Lars(torch.optim.SGD):
         super().__init__(network.parameters(), lr=0.1)
 
 
-@pytest.mark.parametrize("kind", [LayerWise, Clipped, Lars])
+@pytest.mark.parametrize("place", ["the loop's", "an extra"])
+@pytest.mark.parametrize("kind", [LayerWise, Clipped, Limited, OfMatrices, Lars])
 @pytest.mark.parametrize("rate", [0.1, 1e-9])
-def test_an_optimizer_of_any_name_that_would_mix_replicas_is_refused(kind, rate):
+def test_an_optimizer_of_any_name_that_would_mix_replicas_is_refused(kind, rate, place):
     model = Replicas([network(), network()])
-    optimizer = kind(model) if kind is Lars else kind(model.parameters(), lr=rate)
+    settings = {"limit": 0.1} if kind is Limited else {}
+    optimizer = kind(model) if kind is Lars else kind(model.parameters(), lr=rate, **settings)
+    given = (optimizer, {}) if place == "the loop's" else (sgd(model), {"other": optimizer})
     with pytest.raises(KDError, match=f"found {kind.__name__}, which would mix the members"):
-        Progress(model, optimizer)
+        Progress(model, given[0], extras=given[1])
+
+
+def test_an_optimizer_of_other_weights_than_the_members_may_look_at_whole_tensors():
+    model, layer = Replicas([network(), network()]), nn.Linear(3, 3)
+    Progress(model, sgd(model), extras={"layer": layer, "other": torch.optim.Adafactor(layer.parameters())})
+    Progress(model, Limited(model.parameters(), lr=0.1))  # without a limit
 
 
 ELEMENT_WISE = ["ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"]
@@ -259,11 +292,12 @@ def test_weights_that_only_the_loss_uses_must_be_in_the_checkpoint(tmp_path, mad
         train(tmp_path / "other", saved=False)
 
 
-@pytest.mark.parametrize("name", ["file/student", "x" * 250])
+@pytest.mark.parametrize("name", ["file/student", "link/student", "x" * 250, "x" * 300, f"{'x' * 300}/student"])
 def test_a_place_where_no_checkpoint_can_be_written_is_told_before_training(tmp_path, name):
     (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
     model = network()
-    with pytest.raises(KDError, match=r"expected a folder .*, found a file; choose another|at most 240 bytes"):
+    with pytest.raises(KDError, match=r"expected a folder .*, found a file or a link that leads|at most 240 bytes"):
         Progress(model, sgd(model), checkpoint=tmp_path / name)
     Progress(model, sgd(model), checkpoint=tmp_path / "new" / "folders" / ("x" * 240))
 

@@ -439,3 +439,23 @@ def test_an_optimizer_of_named_weights_goes_on_with_a_wrapped_network(tmp_path):
     train(Progress(plain, torch.optim.SGD(plain.named_parameters(), lr=0.1), checkpoint=tmp_path / "c"), 1)
     assert run(lambda model: torch.compile(model, backend="eager")) == 1
     assert run(lambda model: model) == 1
+
+
+def test_a_body_that_evaluates_the_parts_one_by_one_freezes_none():
+    """The whole model holds nothing itself, so its own mode says nothing."""
+    model = student(nn.BatchNorm1d(8))
+
+    def body(epoch):
+        for part in model:
+            part.eval()
+
+    train(Progress(model, adam(model)), 3, body=body)
+    assert model[1].num_batches_tracked == 3 * len([*BATCHES(1)])
+
+
+def test_parts_that_are_all_in_evaluation_mode_before_the_loop_remain_so():
+    model = student(nn.BatchNorm1d(8))
+    for part in model:
+        part.eval()
+    train(Progress(model, adam(model)), 2)
+    assert model[1].num_batches_tracked == 0

@@ -348,3 +348,18 @@ def test_nothing_is_saved_of_an_epoch_that_broke_off_before_a_new_step(tmp_path)
         list(training.epochs(progress, broken, objective, count=EPOCHS, seed=seed))
     progress.save()
     assert (tmp_path / "checkpoint").read_bytes() == before
+
+
+@pytest.mark.parametrize("seed", [SEED, SEED + 1])
+def test_saving_before_the_loop_keeps_the_steps_of_a_checkpoint(tmp_path, seed):
+    """As `finally: progress.save()` does where the loop is refused."""
+    killed_in_the_second_epoch(tmp_path / "checkpoint")
+    before = (tmp_path / "checkpoint").read_bytes()
+    model, optimizer, batches, objective, _ = alone()
+    progress = Progress(model, optimizer, checkpoint=tmp_path / "checkpoint")
+    progress.save()
+    if seed != SEED:
+        with pytest.raises(KDError, match="seed: the checkpoint has"):
+            list(training.epochs(progress, batches, objective, count=EPOCHS, seed=seed))
+        progress.save()
+    assert (tmp_path / "checkpoint").read_bytes() == before
