@@ -24,6 +24,10 @@ class CheckpointReplaced(KDError):
     """Another training has written this one's checkpoint."""
 
 
+class UnknownName(KDError):
+    """A figure names an arm or a metric that the experiment does not have."""
+
+
 class NonFiniteLoss(KDError):
     """The training loss, or a recorded measurement, became NaN or infinite."""
 

@@ -215,13 +215,14 @@ class Progress:
         self.resumed.restore(batch, self.network, self.extras, self._place())
         self.rates.restore(self.optimizers, self._loaded)
 
-    def step_begins(self, batch: Batch) -> None:
-        """Note the batch of a step, for a checkpoint after it."""
-        self._marks = {} if self.checkpoint is None else marks_of(batch)
+    def step_begins(self, batch: Batch) -> dict[str, Tensor]:
+        """Return what `step_ends` is to know of the batch, before the step changes it."""
+        return {} if self.checkpoint is None else marks_of(batch)
 
-    def step_ends(self, loss: Tensor) -> None:
+    def step_ends(self, loss: Tensor, marks: dict[str, Tensor]) -> None:
         """Take the loss of a step, and write a checkpoint if one is due."""
         self.losses.append(loss)
+        self._marks = marks
         if self.on_step is not None:
             self.on_step(self)
         elif self.due:

@@ -138,10 +138,10 @@ def epochs(
                 make_step.refresh()
             for step, batch in enumerate(tracer.watch(checked(batches(epoch), epoch, done)), 1):
                 if step > done:
-                    progress.step_begins(batch)
+                    marks = progress.step_begins(batch)
                     loss = make_step(batch)
                     tracer.step_ends(batch, objective)
-                    progress.step_ends(loss)
+                    progress.step_ends(loss, marks)
                 elif step == done:
                     progress.steps_are_skipped(batch)
             means = _mean_losses(progress.losses, epoch, progress.label, batches)

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from kdlib.cli.again import how_to_go_on
 from kdlib.cli.stopping import INTERRUPTED, STOPPED, Stopped, Stopping
-from kdlib.errors import KDError, MissingPackage
+from kdlib.errors import KDError, MissingPackage, error_in_user_code
 
 __all__ = ["main", "run_experiment"]
 
@@ -65,6 +65,9 @@ def _status(options: argparse.Namespace, given: Sequence[str]) -> int:
         return status or (2 if lost else 0)
     except KDError as error:
         say(f"kd: {error}", error=True)
+        return 2
+    except SystemExit as stop:  # of a replication's code: a command must not end so without a word, as if all was well
+        say(f"kd: {error_in_user_code('a replication', stop, 'code that returns')}", error=True)
         return 2
     except BrokenPipeError as error:
         if not _nobody_reads():

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-__all__ = ["how_to_go_on", "lines_of_command", "with_options"]
+__all__ = ["how_to_go_on", "lines_of_command", "name_of", "with_options"]
 
 _WIDTH = 80
 
@@ -40,6 +40,12 @@ def _quoted(word: str) -> str:
         for c in word
     )
     return f"$'{text}'"
+
+
+def name_of(text: str) -> str:
+    """Return the name of a replication; a shell may have completed it to the path of its folder."""
+    parts = Path(text).parts
+    return parts[-1] if len(parts) == 1 or parts[-2:-1] == ("replications",) else text
 
 
 def lines_of_command(arguments: Sequence[str]) -> list[str]:
@@ -73,7 +79,7 @@ def _nox(arguments: Sequence[str]) -> list[str]:
     """The session of a `run` whose first argument is the replication; nothing for other commands."""
     if len(arguments) < 2 or arguments[0] != "run" or arguments[1].startswith("-"):
         return []
-    return ["nox", "-s", f"replicate_{arguments[1]}", *(["--", *arguments[2:]] if arguments[2:] else [])]
+    return ["nox", "-s", f"replicate_{name_of(arguments[1])}", *(["--", *arguments[2:]] if arguments[2:] else [])]
 
 
 def _kd() -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from kdlib.cli.again import lines_of_command, with_options
+from kdlib.cli.again import lines_of_command, name_of, with_options
 from kdlib.cli.elsewhere import refuse_elsewhere, refuse_other_library
 from kdlib.cli.live import Downloading, reporter
 from kdlib.cli.say import say, say_page
@@ -85,12 +85,15 @@ def _write(options: argparse.Namespace, found: Replication, committed: Sequence[
     make = partial(make_pages, session.experiment, found.records, committed=committed, synthetic=session.synthetic)
     try:
         pages = write_local(folder, lambda named: make(named=named), _tell_waiting) if found.records else []
-        if pages:
-            data = session.experiment.load_data(session.profile.config, session.folders)
-            draw_pictures(session.experiment, data, pages, folder)
     except KDError:
         _tell_summary(options, found, make(), committed, None, whole=True)
         raise
+    try:
+        if pages:
+            data = session.experiment.load_data(session.profile.config, session.folders)
+            draw_pictures(session.experiment, data, pages, folder)
+    except KDError as error:  # the tables are written all the same
+        pages = [page._replace(problem=page.problem or error) for page in pages]
     _tell_summary(options, found, pages, committed, folder / f"{pages[0].name}.md" if pages else None)
     for name in (page.name.partition("-part-")[0] for page in pages if "-part-" in page.name):
         say(f"They have a name of their own, because {name}.md has arms or seeds that they lack.")
@@ -185,7 +188,7 @@ def _with_bands(names: Sequence[str]) -> Sequence[str]:
 
 def chosen(names: Sequence[str]) -> Sequence[str]:
     """Return the named replications, or all; KDError if one is not there, before anything is done."""
-    names = names or replications(ROOT)
+    names = [*map(name_of, names)] or replications(ROOT)  # one after an option was not parsed with the others
     if not names:
         raise KDError(
             f"expected folders replications/<name> with an experiment.py in {ROOT.absolute()}, found none; call kd "

@@ -46,7 +46,7 @@ def _fetch(names: tuple[str, ...], options: argparse.Namespace) -> int:
                 say(f"{name}: fetched to {fetch.fetch(name, shown, shown.waits)}")
             else:
                 say(f"{name}: already at {fetch.find(name)}, with all sizes; `kd data verify` reads it")
-        except DataError as error:
+        except KDError as error:
             if len(names) == 1:
                 raise
             say(f"kd: {error}", error=True)  # one that cannot be had does not keep the others

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from statistics import fmean
 
+from kdlib.cli.again import name_of
 from kdlib.cli.commands import ROOT, chosen
 from kdlib.cli.elsewhere import refuse_elsewhere
 from kdlib.cli.say import say
@@ -28,7 +29,7 @@ COLUMNS = 80
 def show_list(options: argparse.Namespace) -> int:
     """`kd list [NAME ...]`."""
     status = 0
-    for name in options.names or replications(ROOT) or chosen(()):
+    for name in map(name_of, options.names or replications(ROOT) or chosen(())):
         try:
             refuse_elsewhere(name, ROOT)
             experiment = load_experiment(name)

@@ -80,12 +80,18 @@ def _line(run: str, arm: str, seed: str, profile: str, made: str, accuracy: str)
 
 
 def _show(store: Store, ids: list[str]) -> int:
+    unread = 0
     for run_id in ids:
-        read_run(store.run_folder(run_id), check=False)  # DamagedFile says what is wrong with it
-        text = read_file(store.run_folder(run_id) / "run.json").decode()
+        try:
+            read_run(store.run_folder(run_id), check=False)  # DamagedFile says what is wrong with it
+            text = read_file(store.run_folder(run_id) / "run.json").decode()
+        except KDError as error:  # the others are shown all the same
+            unread += 1
+            say(f"{run_id}  {error}", error=True)
+            continue
         for line in text.rstrip("\n").split("\n"):
             say(line)
-    return 0
+    return 1 if unread else 0
 
 
 def _verify(store: Store, ids: list[str]) -> int:

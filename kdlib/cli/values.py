@@ -6,6 +6,7 @@ from argparse import ArgumentTypeError
 from pathlib import Path
 
 from kdlib.checks import path_of
+from kdlib.cli.again import name_of
 from kdlib.errors import KDError
 from kdlib.run.arguments import LARGEST_SEED, MOST, MOST_SEEDS, minutes_of
 
@@ -44,8 +45,8 @@ def names(text: str) -> tuple[str, ...]:
 
 
 def replication(text: str) -> str:
-    """Return the name of a replication; a shell may complete it to a path that ends with a slash."""
-    return text.rstrip("/").removeprefix("./").removeprefix("replications/") or text
+    """Return the name of a replication, also of its folder's path."""
+    return name_of(text)
 
 
 def word(text: str) -> str:

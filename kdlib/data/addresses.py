@@ -38,10 +38,9 @@ def is_usable(address: str) -> bool:
 def without_secrets(text: str, *addresses: str) -> str:
     """Return a server's text, which may repeat addresses that were asked for, without what `shown` leaves out."""
     known = {secret for address in addresses for secret in _secrets(address)}
-    text = SECRET.sub("***", text)
-    for secret in sorted(known, key=len, reverse=True):
+    for secret in sorted(known, key=len, reverse=True):  # first: one may hold an @ itself
         text = re.sub(re.escape(secret), "***", text, flags=re.IGNORECASE)  # %2b is %2B
-    return text
+    return SECRET.sub("***", text)
 
 
 def _secrets(address: str) -> set[str]:

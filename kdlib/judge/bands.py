@@ -35,6 +35,9 @@ __all__ = [
 ]
 
 MOST_BYTES = 10_000_000
+MOST_VALUES = 10_000  # of a band: as many as a session may have seeds
+LARGEST = 1e60  # a bound of numbers of which records hold at most 1e50
+MOST_COMMITS = 20  # that a band names
 _TEXT = r'"(?:[^"\\]|\\.)*+"'
 # Of what `write_bands` writes: a comment, a table's head, a key with one value or with a list of numbers, or nothing.
 LINE = re.compile(rf"#.*|\[\w+(?:\.{_TEXT}){{2,3}}\]|(?:\w+|{_TEXT}) = (?:{_TEXT}|[\w.+-]+|\[[\w.+, -]*\])|")
@@ -156,11 +159,11 @@ def _by_profile(part: Table) -> Iterator[tuple[tuple[str, str], Table]]:
 
 def _read_band(table: Table) -> Band:
     table.only({"low", "high", "mean", "n", "seeds", "values", "commit"})
-    low, high, mean = (table.number(key) for key in ("low", "high", "mean"))
-    seeds, values = (table.list_of(key, MIN_SEEDS) for key in ("seeds", "values"))
+    low, high, mean = (table.number(key, -LARGEST, LARGEST) for key in ("low", "high", "mean"))
+    seeds, values = (table.list_of(key, MIN_SEEDS, MOST_VALUES) for key in ("seeds", "values"))
     if low > high:
         raise table.error("low", f"at most high, {high:g}")
-    if not len(seeds) == len(values) == table.integer("n", MIN_SEEDS, 1000):
+    if not len(seeds) == len(values) == table.integer("n", MIN_SEEDS, MOST_VALUES):
         raise table.error("n", f"the number of seeds, {len(seeds)}, and of values, {len(values)}")
     if any(type(seed) is not int or not 0 <= seed < 2**63 for seed in seeds):
         raise table.error("seeds", "whole numbers of at least 0")
@@ -198,8 +201,14 @@ def _band_lines(band: Band) -> list[str]:
         f"n = {len(band.values)}",
         f"seeds = {list(band.seeds)}",
         f"values = {list(band.values)}",
-        f"commit = {_quoted(band.commit)}",
+        f"commit = {_quoted(_shortened(band.commit))}",
     ]
+
+
+def _shortened(commits: str) -> str:
+    every = commits.split(", ")
+    more = f" and {len(every) - MOST_COMMITS} more" if len(every) > MOST_COMMITS else ""
+    return ", ".join(every[:MOST_COMMITS]) + more
 
 
 def _header(part: str, *keys: str) -> str:

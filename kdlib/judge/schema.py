@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kdlib.errors import KDError
+from kdlib.files import not_read
 
 __all__ = ["SchemaError", "Table", "read_toml"]
 
@@ -110,11 +111,12 @@ class Table:
             raise self.error(key, "true or false")
         return found
 
-    def list_of(self, key: str, fewest: int = 0) -> list[Any]:
-        """A list of at least `fewest` things, its items not yet checked."""
+    def list_of(self, key: str, fewest: int = 0, most: int = 1000) -> list[Any]:
+        """A list of at least `fewest` and at most `most` things, its items not yet checked."""
         found = self.content.get(key, _MISSING if fewest else [])
-        if not isinstance(found, list) or not fewest <= len(found) <= 1000:
-            raise self.error(key, f"a list of at least {fewest}")
+        if not isinstance(found, list) or not fewest <= len(found) <= most:
+            long = isinstance(found, list) and len(found) > most
+            raise self.error(key, f"a list of at most {most}" if long else f"a list of at least {fewest}")
         return found
 
     def table(self, key: str, needed: bool = True) -> Table:
@@ -142,8 +144,10 @@ def read_toml(path: Path, line: re.Pattern[str] | None = None, most: int = MAX_F
     try:
         with path.open("rb") as file:
             raw = file.read(most + 1)
-    except OSError as error:
+    except FileNotFoundError as error:
         raise SchemaError(f"{path}: expected a readable TOML file, found: {error.strerror}") from error
+    except OSError as error:
+        raise not_read(path, error) from error
     if len(raw) > most:
         raise SchemaError(f"{path}: expected at most {most:,} bytes, found more")
     try:
@@ -159,7 +163,7 @@ def read_toml(path: Path, line: re.Pattern[str] | None = None, most: int = MAX_F
 
 def _refuse_other_lines(path: Path, text: str, line: re.Pattern[str]) -> None:
     for number, each in enumerate(text.split("\n"), 1):
-        if not line.fullmatch(each):
+        if not line.fullmatch(each.removesuffix("\r")):
             raise SchemaError(
                 f"{path}, line {number}: expected a line as kdlib writes it in a file of more than {MAX_FILE_BYTES:,} "
                 f"bytes, found {_shown(each)}"

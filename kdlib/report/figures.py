@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from kdlib.errors import KDError
+from kdlib.errors import UnknownName
 from kdlib.files import atomic_write
 from kdlib.judge.claims import Reported
 from kdlib.judge.judging import Metrics
@@ -113,7 +113,7 @@ def _refuse_unknown(part: Part, reported: Reported) -> None:
     }
     for what, known in (("arm", reported.arms), ("metric", reported.metrics)):
         if known and (unknown := [name for name in named[what] if name not in known]):
-            raise KDError(
+            raise UnknownName(
                 f"figure '{' '.join(part.name.split())}': expected names of {what}s, found {', '.join(unknown)}; there "
                 f"are {', '.join(known)}"
             )

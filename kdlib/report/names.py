@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from kdlib.errors import KDError
+from kdlib.errors import KDError, UnknownName
 from kdlib.judge.bands import Bands, read_bands
 from kdlib.judge.claims import SHAM, Reported
 from kdlib.report.pages import figures_of, reported_of
@@ -101,7 +101,7 @@ def _look_at_figure(experiment: Experiment, reported: Reported) -> None:
         about = {"data": "", "config": asdict(profile.config), "seed": 0}
         try:
             draw([Record(name, 0, "", {}, "", about, {}, [], {}, "")], reported)
-        except KDError as error:
+        except UnknownName as error:
             raise KDError(f"{experiment.folder / 'figures.py'}: {error}") from error
         # Not every figure can be asked without the record of a run; it is looked at when it is drawn.
         except (Exception, SystemExit):

@@ -19,7 +19,7 @@ from kdlib.report.frames import is_reduced
 from kdlib.report.markdown import escaped
 from kdlib.report.readme import replace_table, section, summary_line, summary_table
 from kdlib.report.tables import MADE_OF, NO_FIGURE, Figure, Page, page_of
-from kdlib.report.texts import read_text
+from kdlib.report.texts import deleted, read_text
 from kdlib.run.experiment import Experiment, load_experiment, replications
 from kdlib.run.records import Record, grouped, read_records
 
@@ -126,8 +126,10 @@ def _of_user(experiment: Experiment, place: str, function: Callable[[], T], what
     """Call what runs code of `figures.py`; KDError, with file and line, for an error in it or in what it has made."""
     try:
         return function()
-    except KDError:
-        raise
+    except KDError as error:
+        if str(error).startswith(str(experiment.folder)):
+            raise
+        raise KDError(f"{experiment.folder / 'figures.py'}{place}: {error}") from error
     except (Exception, SystemExit) as error:  # a session must not end without its tables
         raise error_in_user_code(f"{experiment.folder / 'figures.py'}{place}", error, what) from error
 
@@ -147,11 +149,13 @@ def draw_pictures(experiment: Experiment, data: Any, pages: Sequence[Page], fold
     """Draw the data, and pictures that the runs choose, if `figures.py` does so; git must ignore `folder`."""
     figures = figures_of(experiment)
     for page in pages:
+        shown, chosen = (folder / f"{page.name}-{what}.png" for what in ("data", "pictures"))
+        deleted(shown)  # of another session: this one may draw none
+        deleted(chosen)
         if hasattr(figures, "draw_data"):
-            _of_user(experiment, ": draw_data", partial(figures.draw_data, data, folder / f"{page.name}-data.png"))
+            _of_user(experiment, ": draw_data", partial(figures.draw_data, data, shown))
         if hasattr(figures, "draw_local"):
-            path = folder / f"{page.name}-pictures.png"
-            _of_user(experiment, ": draw_local", partial(figures.draw_local, page.records, path))
+            _of_user(experiment, ": draw_local", partial(figures.draw_local, page.records, data, chosen))
 
 
 def label_of(experiment: Experiment, record: Record) -> str:

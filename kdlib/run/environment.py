@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import os
 import platform
+import re
 import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -14,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdlib.files import read_file
+from kdlib.files import not_read, read_file
 
 LIBRARY = Path(__file__).parents[1]
 # The files of kdlib.run that can change a result. All files of the core can; an edit of the others (engine, export and
@@ -100,7 +102,7 @@ def source_digest(experiment_folder: Path) -> str:
                 places += [found for found in _imported(path, experiment_folder.parent) if found not in places]
     # By name within its folder, not by path: a copied replication has the same digest.
     own = {
-        path: path.name if place == path else path.relative_to(place).as_posix()
+        path: path.relative_to(experiment_folder if place == experiment_folder else place.parent).as_posix()
         for place in places
         for path in _sources_below(place)
         if path != experiment_folder / "figures.py"
@@ -110,7 +112,7 @@ def source_digest(experiment_folder: Path) -> str:
         *(path for path in _sources(LIBRARY / "data") if path.name not in NOT_TRAINING),
         *(LIBRARY / "run" / name for name in RUN_FILES),
     ]
-    names = {**own, **{path: path.name for path in files}}
+    names = {**own, **{path: f"kdlib/{path.name}" for path in files}}
     parts = sorted((name, hashlib.sha256(read_file(path)).hexdigest()) for path, name in names.items())
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
@@ -124,17 +126,28 @@ def _sources_below(place: Path) -> list[Path]:
     """The Python files of a folder and of the folders in it, but not of hidden ones; or the one file itself."""
     if place.is_file():
         return [place]
-    inner = [path for path in place.iterdir() if path.is_dir() and not path.is_symlink() and path.name[0] != "."]
-    return [*_sources(place), *(path for folder in inner for path in _sources_below(folder))]
+    found, seen = list[Path](), set[str]()
+    folders = [place]
+    for folder in folders:  # grows; a link may lead to a folder that was looked at
+        if (real := os.path.realpath(folder)) not in seen:
+            seen.add(real)
+            found += _sources(folder)
+            try:
+                folders += sorted(path for path in folder.iterdir() if path.name[0] != "." and path.is_dir())
+            except OSError as error:
+                raise not_read(folder, error) from error
+    return found
 
 
 def _imported(path: Path, root: Path) -> list[Path]:
-    """The packages and modules of replications/, which is `root`, that a file imports."""
+    """The packages and modules of replications/, which is `root`, that a file imports, or names in full in a text."""
+    content = read_file(path)
+    found = {name.decode() for name in re.findall(rb"\breplications\.(\w+)", content)}
     try:
-        tree = ast.parse(read_file(path))
+        tree = ast.parse(content)
     except (SyntaxError, ValueError):  # who imports it is told; it is one of the files all the same
-        return []
-    package, found = ["replications", *path.relative_to(root).parent.parts], set[str]()
+        tree = ast.Module([], [])
+    package = ["replications", *path.relative_to(root).parent.parts]
     for node in ast.walk(tree):
         modules: list[list[str]] = []
         if isinstance(node, ast.Import):
@@ -144,8 +157,11 @@ def _imported(path: Path, root: Path) -> list[Path]:
             start += node.module.split(".") if node.module else []
             modules = [[*start, alias.name] for alias in node.names]
         found |= {names[1] for names in modules if names[0] == "replications" and len(names) > 1}
-    every = [place for name in sorted(found) for place in (root / name, root / f"{name}.py")]
-    return [place for place in every if place.is_dir() or place.is_file()]
+    every = []
+    for name in sorted(found):
+        places = [place for place in (root / name, root / f"{name}.py") if place.is_dir() or place.is_file()]
+        every += places or [each for each in [root / "__init__.py"] if each.is_file()]  # a name that is defined there
+    return every
 
 
 @cache

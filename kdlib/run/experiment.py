@@ -294,7 +294,7 @@ def load_experiment(name: str) -> Experiment:
         module = importlib.import_module(f"replications.{name}.experiment")
     except KDError as error:
         raise KDError(f"replications/{name}/experiment.py: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing is None or not f"replications.{name}.experiment".startswith(missing):
             raise error_in_user_code(f"replications/{name}/experiment.py", error) from error

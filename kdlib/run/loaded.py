@@ -32,7 +32,7 @@ class LoadedOnce:
             data = self.load(watched, folders)
         except KDError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise error_in_user_code("load_data", error, "a function that reads the data") from error
         self.known = [*self.known, (watched._read, dict(folders), data)][-self.KEPT :]
         return data

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import ScalarFormatter
 
-from kdlib.data import cifar10, fetch, mnist
+from kdlib.data import cifar10
 from kdlib.data.pictures import Bytes
 from kdlib.judge.claims import Effect, Reported
 from kdlib.report.figures import Drawing, Part, compose, save
@@ -23,6 +23,7 @@ from kdlib.report.panels import Panel, Quantity, Spot
 from kdlib.report.parts import OTHERS, colors_of, differences, strip
 from kdlib.run.records import Record, measured
 
+from .config import Data
 from .experiment import ARMS, SWEPT, swept
 
 FRAMED = "Covariance of the generalist's predictions; framed: the classes of a specialist"
@@ -73,11 +74,10 @@ def draw(records: Sequence[Record], reported: Reported) -> Drawing | None:
     return compose(rows, found, reported)
 
 
-def draw_local(records: Sequence[Record], path: Path) -> None:
+def draw_local(records: Sequence[Record], data: Data, path: Path) -> None:
     """Draw threes that a student recognises; they stay on this machine: no data set's pictures are committed."""
-    place = fetch.where("mnist")
-    if place is not None and not records[0].data_name.startswith("synthetic"):
-        contact_sheet(records, mnist.digits(place.path).test_images, path)
+    if not data.synthetic:
+        contact_sheet(records, data.test.inputs.numpy(), path)
 
 
 def temperatures_of(width: int) -> list[float]:

@@ -6,6 +6,7 @@ import ast
 import hashlib
 import io
 import json
+import os
 import re
 import subprocess
 import tarfile
@@ -65,7 +66,14 @@ class History:
         with tarfile.open(fileobj=io.BytesIO(files or b"")) as archive:
             archive.extractall(tree, filter="data")
         (rule,) = tree.glob("kdlib/**/environment.py")
-        names: dict[str, Any] = {"__file__": str(rule), "Path": Path, "hashlib": hashlib, "re": re, "ast": ast}
+        names: dict[str, Any] = {
+            "__file__": str(rule),
+            "Path": Path,
+            "hashlib": hashlib,
+            "re": re,
+            "ast": ast,
+            "os": os,
+        }
         names["read_file"] = Path.read_bytes
         for node in ast.parse(rule.read_text("utf-8")).body:
             if isinstance(node, ast.FunctionDef) and node.name in RULE:

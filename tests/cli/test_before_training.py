@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from kdlib.cli import main
 from kdlib.errors import KDError
 from kdlib.judge.bands import Band, Bands, read_bands, write_bands
 from kdlib.judge.schema import SchemaError
@@ -413,3 +414,55 @@ def test_recorded_runs_of_an_arm_that_is_gone_are_named(kd, root, known, toy, mo
 def test_results_that_cannot_be_written_are_an_error_before_training(kd, root):  # noqa: F811
     (root / "results").write_text("no folder")
     refused(kd, root, "results/toy/.lock: could not be written", ["record toy --seed 0 --arms baseline"])
+
+
+# ---- code of a replication that fails or ends Python
+
+
+WHOLE = "def draw(records, reported):\n    from kdlib.judge.intervals import t_interval\n"
+
+
+def test_an_error_of_kdlib_in_a_figure_blocks_no_session(kd, root, write):  # noqa: F811
+    """Without runs, an interval has no numbers; that is no mistake of names."""
+    write(f"{WHOLE}    t_interval([run.metrics['final']['accuracy'] for run in records if 'baseline' in run.arms])\n")
+    assert kd("run", "toy", "--arms", "baseline", "--seeds", "3")[0] == 0
+    status, out, (said,) = kd("run", "toy", "--arms", "baseline", "--seeds", "1")
+    assert (status, "Tables: " in out) == (2, True)
+    assert "figures.py: draw: expected at least 2 finite numbers" in said
+
+
+def test_pictures_of_an_earlier_session_do_not_stay(kd, root, write):  # noqa: F811
+    local = root / "results" / "toy" / "local"
+    write("def draw_local(records, data, path):\n    path.write_bytes(data.digest.encode())\n")
+    assert kd("run", "toy", "--arms", "baseline", "--seed", "0")[0] == 0
+    assert (local / "quick-pictures.png").read_text() == "toy-data"
+    write("def draw_local(records, data, path):\n    pass\n")
+    sys.modules.pop("replications.toy.figures")
+    assert kd("run", "toy", "--arms", "baseline", "--seeds", "2")[0] == 0
+    assert not (local / "quick-pictures.png").exists()
+
+
+def test_pictures_that_fail_cost_no_table(kd, root, write):  # noqa: F811
+    write("def draw_local(records, data, path):\n    raise ValueError('no')\n")
+    status, out, (said,) = kd("run", "toy", "--arms", "baseline", "--seed", "0")
+    assert status == 2
+    assert "figures.py: draw_local: expected a figure, found ValueError: no" in said
+    assert "Tables: results/toy/local/quick.md" in out
+    assert (root / "results" / "toy" / "local" / "quick.md").exists()
+
+
+def exits(*_, **__):
+    raise SystemExit(0)
+
+
+def test_data_that_end_python_are_told(kd, monkeypatch):  # noqa: F811
+    changed(monkeypatch, "toy", load_data=exits)
+    status, _, (said,) = kd("run", "toy", "--arms", "baseline", "--seed", "0")
+    assert status == 2
+    assert "load_data: expected a function that reads the data, found SystemExit: 0 (" in said
+
+
+def test_a_network_that_ends_python_is_told(root, monkeypatch, capsys):  # noqa: F811
+    changed(monkeypatch, "toy", network=exits)
+    assert main(["cost", "toy"]) == 2
+    assert "a replication: expected code that returns, found SystemExit: 0 (" in capsys.readouterr().err

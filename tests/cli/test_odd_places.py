@@ -224,3 +224,53 @@ def test_a_run_that_cannot_be_pruned_does_not_keep_the_others(kd, monkeypatch, c
     printed = capsys.readouterr()
     assert f"{first}  not pruned: cannot be read just now" in printed.err
     assert all(f"{other}: 0." in printed.out for other in others)
+
+
+def test_an_experiment_that_ends_python_is_told_and_hides_no_other(kd, root, monkeypatch, capsys):  # noqa: F811
+    draft = root / "replications" / "draft"
+    draft.mkdir()
+    (draft / "__init__.py").touch()
+    (draft / "experiment.py").write_text("import sys\nsys.exit(0)\n")
+    import replications
+
+    monkeypatch.setattr(replications, "__path__", [*replications.__path__, str(root / "replications")])
+    for command in (["run", "draft"], ["check"], ["tables", "draft"]):
+        assert main(command) == 2
+        assert "draft/experiment.py: expected a module that can be imported, found SystemExit: 0 (" in (
+            capsys.readouterr().err
+        )
+    assert kd("run", "toy", "--arms", "baseline", "--seed", "0")[0] == 0
+    assert main(["list"]) == 2
+    printed = capsys.readouterr().out
+    assert "toy: " in printed
+    assert "draft: replications/draft/experiment.py: expected a module" in printed
+
+
+@pytest.mark.parametrize("name", ["toy/", "replications/toy/"])
+def test_the_command_that_continues_has_the_name_alone(name):
+    text = again.how_to_go_on(["run", name, "--seeds", "2"])
+    assert "nox -s replicate_toy -- --seeds 2" in text
+    assert again.name_of("/home/me/replications/toy") == "toy"
+    assert again.name_of("elsewhere/toy") == "elsewhere/toy"
+
+
+def test_a_name_after_an_option_is_one_too(kd, monkeypatch):  # noqa: F811
+    seen = []
+    monkeypatch.setattr("kdlib.cli.commands.refuse_elsewhere", lambda name, _: seen.append(name))
+    monkeypatch.setattr("kdlib.cli.commands.load_experiment", lambda name: exits())
+    assert main(["check", "toy/", "--device", "cpu", "replications/toy/"]) == 2
+    assert seen == ["toy", "toy"]
+
+
+def exits():
+    raise KDError("looked at")
+
+
+def test_a_run_that_cannot_be_read_does_not_keep_the_others_from_being_shown(kd, capsys):  # noqa: F811
+    assert kd("run", "toy", "--seeds", "2", "--arms", "baseline")[0] == 0
+    first, second = sorted(Store(Path(".kd")).ids())
+    (Store(Path(".kd")).run_folder(first) / "run.json").write_text("{")
+    assert main(["runs", "show", first, second]) == 1
+    printed = capsys.readouterr()
+    assert first in printed.err
+    assert f'"run": "{second}"' in printed.out or '"description"' in printed.out

@@ -16,7 +16,7 @@ import requests
 
 from kdlib.cli import main
 from kdlib.data import DataUnavailable, fetch, sources, transfer
-from kdlib.data.addresses import shown
+from kdlib.data.addresses import shown, without_secrets
 from kdlib.errors import KDError
 
 CONTENT = b"content" * 1000
@@ -358,3 +358,20 @@ def test_a_file_that_may_not_be_read_is_an_error_that_names_it(tmp_path, tiny, m
     monkeypatch.setattr(type(path), step, refused)
     with pytest.raises(KDError, match=r"one\.dat: cannot be read \(Permission denied\).* mend this"):
         fetch.verify("tiny", tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    ("text", "address", "shown"),
+    [
+        ("wrong password p@ss-LongTail for alice", "http://alice:p%40ss-LongTail@host/m", "wrong password *** for ***"),
+        ("403 bad s3cr@t pw/1", "http://u:s3cr%40t%20pw%2F1@host/m", "403 bad ***"),
+        ("wrong token a?bc'LongTail", "http://host/m?token=a%3Fbc%27LongTail", "wrong *** ***"),
+        ("at http://bob:other@there/x", "http://alice:p%40ss@host/m", "at ***there/x"),
+    ],
+)
+def test_a_secret_with_a_sign_of_addresses_is_removed_as_a_whole(text, address, shown):
+    found = without_secrets(text, address)
+    assert "LongTail" not in found
+    assert "pw/1" not in found
+    assert "other" not in found
+    assert found == shown or found.replace("token", "***") == shown

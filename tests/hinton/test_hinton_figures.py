@@ -1,7 +1,10 @@
 """The figure of Hinton's experiments: points, curves, frames and the contact sheet show the numbers of the records."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 from matplotlib import image
 from matplotlib import pyplot as plt
 from matplotlib.patches import Rectangle
@@ -111,10 +114,12 @@ def test_nothing_is_drawn_of_arms_without_records():
 
 
 def test_pictures_of_the_data_are_for_a_folder_that_git_ignores(tmp_path, monkeypatch):
-    monkeypatch.setattr(figures.fetch, "where", lambda name: pytest.fail("the data are looked for"))
+    monkeypatch.setattr(figures, "contact_sheet", lambda *_: pytest.fail("a picture is drawn"))
     page = pages.Page("full", "", {}, RECORDS[3:4])
     monkeypatch.setattr(pages, "page_of", lambda *_, **__: page)
     pages.write_pages(EXPERIMENT, RECORDS[3:4], tmp_path, committed=[], synthetic=False)
     assert not list(tmp_path.glob("*-pictures.png"))
+    data = SimpleNamespace(synthetic=False, test=SimpleNamespace(inputs=torch.zeros(1, dtype=torch.uint8)))
     with pytest.raises(pytest.fail.Exception):
-        pages.draw_pictures(EXPERIMENT, None, [page], tmp_path)
+        pages.draw_pictures(EXPERIMENT, data, [page], tmp_path)
+    pages.draw_pictures(EXPERIMENT, SimpleNamespace(synthetic=True), [page], tmp_path)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from kdlib.errors import KDError
 from kdlib.judge.bands import Bands, band_of, read_bands, write_bands
 from kdlib.judge.claims import SHAM
 from kdlib.judge.departures import SESSION_LEVEL, compared, misses
@@ -272,3 +273,35 @@ def test_a_large_file_of_other_lines_is_refused_at_once(tmp_path, line):
         file.write(f"{line}\n")
     with pytest.raises(SchemaError, match=r"bands\.toml, line \d+: expected a line as kdlib writes it in a file of"):
         read_bands(tmp_path / "bands.toml")
+
+
+def test_bands_of_all_that_records_may_hold_are_read_back(tmp_path):
+    """Numbers up to 1e50, as many seeds as a session may have, and runs of many commits."""
+    values = dict(enumerate(np.linspace(-1e50, 1e50, 5)))
+    commits = ", ".join(f"{number:012x}" for number in range(60))
+    large = band_of(values, commits)
+    long = band_of(dict(enumerate(np.linspace(0.0, 1.0, 10_000))), "abc123")
+    write_bands(tmp_path / "bands.toml", {("0f" * 8, "full"): Bands({"a.score": large, "b.score": long})})
+    found = read_bands(tmp_path / "bands.toml")["0f" * 8, "full"].bands
+    assert found["b.score"] == long
+    assert found["a.score"].values == large.values
+    assert found["a.score"].commit.endswith(f"{19:012x} and 40 more")
+
+
+def test_line_ends_of_windows_are_read_in_a_large_file(tmp_path):
+    write_bands(tmp_path / "bands.toml", many(2_000))
+    path = tmp_path / "bands.toml"
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert read_bands(path) == many(2_000)
+
+
+def test_bands_that_cannot_be_read_just_now_are_not_to_be_deleted(tmp_path, monkeypatch):
+    write_bands(tmp_path / "bands.toml", many(1))
+
+    def refused(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(KDError, match=r"bands\.toml: cannot be read \(Permission denied\)") as found:
+        read_bands(tmp_path / "bands.toml")
+    assert "delete" not in str(found.value)

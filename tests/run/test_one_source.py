@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -88,7 +89,8 @@ def package(tmp_path):
         "common/deep/layers.py": "",
         "single.py": "def broken(:",
         "unused/__init__.py": "",
-        "two/experiment.py": "from replications import common",
+        "two/experiment.py": "from replications import common, HIDDEN",
+        "__init__.py": "HIDDEN = 32",
     }
     for name, text in files.items():
         path = tmp_path / "replications" / name
@@ -123,6 +125,7 @@ def test_an_edit_of_a_file_that_may_be_imported_changes_the_source(package, name
         "from replications.common.deep import layers",
         "import os, replications.common.deep.layers as layers",
         "def late():\n    from ..common.deep.layers import anything",
+        "import importlib\nlayers = importlib.import_module('replications.common.deep.layers')",
     ],
 )
 def test_a_shared_package_counts_however_it_is_imported(package, line):
@@ -138,3 +141,42 @@ def test_a_copied_replication_has_the_same_source(package):
     assert digest(package / "copy") == digest(package / "one")
     (package / "copy" / "nets" / "student.py").rename(package / "copy" / "student.py")
     assert digest(package / "copy") != digest(package / "one")
+
+
+def test_names_that_the_package_of_all_replications_defines_count(package):
+    before = digest(package / "two"), digest(package / "one")
+    (package / "__init__.py").write_text("HIDDEN = 320")
+    assert digest(package / "two") != before[0]
+    assert digest(package / "one") == before[1]
+
+
+def test_a_linked_folder_counts_and_a_loop_of_links_ends(package, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "layers.py").touch()
+    (package / "one" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(package / "one")
+    before = digest(package / "one")
+    (tmp_path / "elsewhere" / "layers.py").write_text("# edited")
+    assert digest(package / "one") != before
+
+
+def test_files_that_are_exchanged_with_those_of_a_shared_package_change_the_source(package):
+    (package / "one" / "layers.py").write_text("# own")
+    (package / "common" / "layers.py").write_text("# shared")
+    before = digest(package / "one")
+    (package / "one" / "layers.py").write_text("# shared")
+    (package / "common" / "layers.py").write_text("# own")
+    assert digest(package / "one") != before
+
+
+def test_a_folder_that_may_not_be_read_is_named(package, monkeypatch):
+    listed = Path.iterdir
+
+    def refused(path):
+        if path.name == "nets":
+            raise PermissionError(13, "Permission denied")
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    with pytest.raises(KDError, match=r"one/nets: cannot be read \(Permission denied\)"):
+        digest(package / "one")
