@@ -35,7 +35,7 @@ def mixes_members(optimizer: torch.optim.Optimizer) -> bool:
         shapes = ((2, 3, 4), (2, 3))
         first = [torch.randn(shape, generator=draws, device="cpu").to(place) for shape in shapes]
         # The second member's gradients are a hundred times as large: a norm over both is then far from its own.
-        scale = torch.tensor([1.0, 100.0])
+        scale = torch.tensor([1.0, 100.0], device="cpu")
         gradients = [
             [
                 (scale.view(2, *[1] * (len(shape) - 1)) * torch.randn(shape, generator=draws, device="cpu")).to(place)

@@ -310,7 +310,7 @@ class Progress:
         for name, optimizer in self.optimizers.items():
             load_state(optimizer, in_order(parts["optimizers"][name], before[name], now[name]))
         losses, states = parts["epoch"]
-        self.resumed = Unfinished(losses, states, copy.deepcopy(parts["extras"]), notes["batch"])
+        self.resumed = Unfinished(losses, states, copy.deepcopy(parts["extras"]) if losses else {}, notes["batch"])
         for name, state in parts["extras"].items():
             self.extras[name].load_state_dict(state)
         self.rates.restore(self.optimizers, self._loaded)
