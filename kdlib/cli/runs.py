@@ -86,6 +86,8 @@ def _show(store: Store, ids: list[str]) -> int:
             read_run(store.run_folder(run_id), check=False)  # DamagedFile says what is wrong with it
             text = read_file(store.run_folder(run_id) / "run.json").decode()
         except KDError as error:  # the others are shown all the same
+            if len(ids) == 1:
+                raise
             unread += 1
             say(f"{run_id}  {error}", error=True)
             continue
@@ -120,6 +122,8 @@ def _prune(store: Store, ids: list[str]) -> int:
             with store.lock(run_id, lambda: say("another session uses this run; this one waits for it")):
                 say(f"{run_id}: {prune(store.resolve(run_id)) / 1e6:.2f} MB of weights dropped")
         except KDError as error:  # the others are pruned all the same
+            if len(ids) == 1:
+                raise
             unread += 1
             say(f"{run_id}  not pruned: {error}", error=True)
     return 1 if unread else 0
