@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from kdlib.cli.again import how_to_go_on
+from kdlib.cli.again import how_to_go_on, name_of
 from kdlib.cli.stopping import INTERRUPTED, STOPPED, Stopped, Stopping
 from kdlib.errors import KDError, MissingPackage, error_in_user_code
 
@@ -136,7 +136,7 @@ def _parser() -> _Parser:
     one = command(
         "run", kd.run, "Run a replication: train what the store lacks, judge, write tables.", common, store, limits
     )
-    one.add_argument("name", type=values.replication, help="the replication's folder name")
+    one.add_argument("name", type=name_of, help="the replication's folder name")
     one.add_argument("--profile", default=DEFAULT, help="smoke, quick (default) or full")
     seeds = one.add_mutually_exclusive_group()
     seeds.add_argument("--seeds", type=values.seeds, help="run seeds 0 .. N-1 (default: the profile's number)")
@@ -165,7 +165,7 @@ def _parser() -> _Parser:
         "Train each replication's check arms in an empty store and compare them with the bands.",
         common,
     )
-    check.add_argument("names", nargs="*", metavar="NAME", type=values.replication, help="replications (default: all)")
+    check.add_argument("names", nargs="*", metavar="NAME", help="replications (default: all)")
 
     record = command(
         "record",
@@ -175,7 +175,7 @@ def _parser() -> _Parser:
         store,
         limits,
     )
-    record.add_argument("name", type=values.replication)
+    record.add_argument("name", type=name_of)
     record.add_argument("--profile", default=DEFAULT)
     seeds = record.add_mutually_exclusive_group()
     seeds.add_argument("--seeds", type=values.seeds)
@@ -183,9 +183,9 @@ def _parser() -> _Parser:
     record.add_argument("--arms", "--arm", type=values.names, action="extend", default=[])
 
     tables = command("tables", kd.tables, "Make the committed tables again from results/*/runs.jsonl.")
-    tables.add_argument("names", nargs="*", metavar="NAME", type=values.replication)
+    tables.add_argument("names", nargs="*", metavar="NAME")
     listed = command("list", listing.show_list, "List the replications; of those named also hours, needs and claims.")
-    listed.add_argument("names", nargs="*", metavar="NAME", type=values.replication)
+    listed.add_argument("names", nargs="*", metavar="NAME")
     command("new", new, "Write the folder of a new replication, from a template that runs.").add_argument("name")
 
     stored = command(
@@ -222,7 +222,7 @@ def _parser() -> _Parser:
     exported.add_argument("--data", type=values.folder, metavar="DIR", help="folder that holds the data sets' folders")
 
     priced = command("cost", export.cost, "Measure the size and speed of a replication's networks.", common, store)
-    priced.add_argument("name", type=values.replication, help="the replication's folder name")
+    priced.add_argument("name", type=name_of, help="the replication's folder name")
     priced.add_argument("--profile", default=DEFAULT, help="which profile's arms and stored runs (default: quick)")
 
     look = command("gpu-check", gpu_check, "Say whether a device computes right, and how fast students are on it.")

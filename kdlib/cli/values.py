@@ -6,11 +6,10 @@ from argparse import ArgumentTypeError
 from pathlib import Path
 
 from kdlib.checks import path_of
-from kdlib.cli.again import name_of
 from kdlib.errors import KDError
 from kdlib.run.arguments import LARGEST_SEED, MOST, MOST_SEEDS, minutes_of
 
-__all__ = ["count", "file", "folder", "minutes", "names", "replication", "seed", "seeds", "word"]
+__all__ = ["count", "file", "folder", "minutes", "names", "seed", "seeds", "word"]
 
 
 def count(text: str) -> int:
@@ -42,11 +41,6 @@ def names(text: str) -> tuple[str, ...]:
     if not found:  # an unset shell variable must not mean all arms
         raise ArgumentTypeError("expected names, separated by commas, found none")
     return found
-
-
-def replication(text: str) -> str:
-    """Return the name of a replication, also of its folder's path."""
-    return name_of(text)
 
 
 def word(text: str) -> str:
