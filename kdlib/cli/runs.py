@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import date
 from pathlib import Path
@@ -80,19 +80,26 @@ def _line(run: str, arm: str, seed: str, profile: str, made: str, accuracy: str)
 
 
 def _show(store: Store, ids: list[str]) -> int:
+    def show(run_id: str) -> None:
+        read_run(store.run_folder(run_id), check=False)  # DamagedFile says what is wrong with it
+        text = read_file(store.run_folder(run_id) / "run.json").decode()
+        for line in text.rstrip("\n").split("\n"):
+            say(line)
+
+    return _of_each(ids, show)
+
+
+def _of_each(ids: list[str], act: Callable[[str], None], failed: str = "") -> int:
+    """Do something with each run; one that cannot be read does not keep the others, and alone it is an error."""
     unread = 0
     for run_id in ids:
         try:
-            read_run(store.run_folder(run_id), check=False)  # DamagedFile says what is wrong with it
-            text = read_file(store.run_folder(run_id) / "run.json").decode()
-        except KDError as error:  # the others are shown all the same
+            act(run_id)
+        except KDError as error:
             if len(ids) == 1:
                 raise
             unread += 1
-            say(f"{run_id}  {error}", error=True)
-            continue
-        for line in text.rstrip("\n").split("\n"):
-            say(line)
+            say(f"{run_id}  {failed}{error}", error=True)
     return 1 if unread else 0
 
 
@@ -116,17 +123,11 @@ def _verify(store: Store, ids: list[str]) -> int:
 
 
 def _prune(store: Store, ids: list[str]) -> int:
-    unread = 0
-    for run_id in ids:
-        try:
-            with store.lock(run_id, lambda: say("another session uses this run; this one waits for it")):
-                say(f"{run_id}: {prune(store.resolve(run_id)) / 1e6:.2f} MB of weights dropped")
-        except KDError as error:  # the others are pruned all the same
-            if len(ids) == 1:
-                raise
-            unread += 1
-            say(f"{run_id}  not pruned: {error}", error=True)
-    return 1 if unread else 0
+    def drop(run_id: str) -> None:
+        with store.lock(run_id, lambda: say("another session uses this run; this one waits for it")):
+            say(f"{run_id}: {prune(store.resolve(run_id)) / 1e6:.2f} MB of weights dropped")
+
+    return _of_each(ids, drop, "not pruned: ")
 
 
 def _export(options: argparse.Namespace) -> int:
