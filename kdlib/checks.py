@@ -222,7 +222,11 @@ class ProbabilitiesAsLogits(UserWarning):
 def warn_of_probabilities(logits: Tensor, whose: str) -> None:
     """Warn (ProbabilitiesAsLogits) if all rows (N, K) are distributions that are not certain, as no logits are."""
     values = readable(logits)
-    if values is None or values.ndim != 2 or values.shape[1] < 2 or not len(values):
+    if values is None or values.ndim < 2 or values.shape[-1] < 2 or not values.numel():
+        return
+    values = values.flatten(0, -2)  # vmap's students are one more axis
+    total = values.sum(dtype=torch.promote_types(values.dtype, torch.float32)).item()
+    if abs(total - len(values)) > 0.1 * len(values):  # the usual case by one operation, at each step
         return
     sums, largest = values.sum(1, dtype=torch.float64), values.amax(1)
     # Rows of 0 and 1 are left out; the tolerance is for numbers in 16 bits.

@@ -7,7 +7,7 @@ KDError for what would give a wrong number: logits that are not (B, K) with K >=
 shapes, labels outside the classes, rows of mixed labels that are no distributions, the empty labels of an unlabelled
 transfer set in a hard term, a temperature that is not above 0, a negative weight, and a teacher's logit that is NaN or
 +inf. On a CUDA device only shapes and Python's numbers are checked, since a look at values would make the CPU wait at
-every step.
+every step. ProbabilitiesAsLogits, a warning, tells logits that are distributions.
 
 -inf excludes a class. A term of the sum is 0 if its target is 0, also if the student excludes the class. The loss is
 infinite if the student excludes a class whose target is above 0.
@@ -33,6 +33,7 @@ from kdlib.checks import (
     in_float32,
     may_be_infinite,
     readable,
+    warn_of_probabilities,
 )
 from kdlib.errors import KDError, same_shape
 
@@ -70,6 +71,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
             "use soft_target_kl or logit_matching alone, or examples with labels"
         )
     labels = check_labels(labels, *logits.shape)
+    warn_of_probabilities(logits, "the student")
     if labels.is_floating_point() and may_be_infinite(logits):
         # torch multiplies: a label 0 times the log-probability -inf would be NaN.
         least = torch.finfo(logits.dtype).min / 2
@@ -216,6 +218,8 @@ def label_smoothing(logits: Tensor, labels: Tensor, smoothing: Number) -> Tensor
 def _student_and_teacher(student: Tensor, teacher: Tensor, minus_infinity: bool = True) -> tuple[Tensor, Tensor, bool]:
     """The logits of both in 32 or 64 bits, and whether one of them may exclude classes by -inf."""
     student, teacher = check_logits(student, "the student"), check_logits(teacher, "the teacher")
+    warn_of_probabilities(student, "the student")
+    warn_of_probabilities(teacher, "the teacher")
     if student.dtype == torch.float64:  # T^2 multiplies the rounding of the coarser of the two
         teacher = teacher.double()
     return student, teacher, check_values(teacher, "the teacher", minus_infinity) or may_be_infinite(student)

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from kdlib.augment import balanced_draw, mixup
-from kdlib.batches import Batches, Examples
+from kdlib.batches import Batch, Batches, Examples
+from kdlib.checks import ProbabilitiesAsLogits
 from kdlib.errors import KDError
 from kdlib.judge.claims import MODES, SHAM
-from kdlib.losses import soft_target_kl
+from kdlib.losses import cross_entropy, kl_plus_mae, logit_matching, soft_target_kl
 from kdlib.progress import Progress
 from kdlib.run import contradictions
 from kdlib.run.loaded import LoadedOnce
@@ -128,6 +129,31 @@ def with_profile(experiment, **changes):
 def test_a_slip_in_an_experiment_is_told(toy, change, told):
     with pytest.raises(KDError, match=told):
         change(toy)
+
+
+ONE = Batch(INPUTS, EXAMPLES.labels, torch.arange(12), LOGITS)
+LOSSES = {
+    "cross-entropy": lambda outputs, batch: cross_entropy(outputs, batch.labels),
+    "soft targets": lambda outputs, batch: soft_target_kl(outputs, batch.soft, 2.0),
+    "mean of probabilities": lambda outputs, batch: kl_plus_mae(outputs, batch.soft, 0.1),
+    "logits": lambda outputs, batch: logit_matching(outputs, batch.soft),
+}
+
+
+@pytest.mark.parametrize("objective", LOSSES.values(), ids=LOSSES.keys())
+def test_a_student_that_ends_in_a_softmax_is_told_in_its_first_step(objective):
+    model = nn.Sequential(MODEL, nn.Softmax(1))
+    with pytest.warns(ProbabilitiesAsLogits, match="the logits of the student are distributions: .* its last softmax"):
+        objective(model(INPUTS), ONE)
+    with pytest.warns(ProbabilitiesAsLogits, match="the student"):  # students side by side
+        torch.vmap(lambda outputs: objective(outputs, ONE))(torch.stack([model(INPUTS)] * 2))
+    for fine in (MODEL(INPUTS), model(INPUTS).log(), torch.eye(3)[EXAMPLES.labels]):  # no warning, which would fail
+        objective(fine, ONE)
+
+
+def test_a_batch_of_probabilities_as_soft_targets_is_told():
+    with pytest.warns(ProbabilitiesAsLogits, match="the logits of the teacher are distributions"):
+        soft_target_kl(MODEL(INPUTS), LOGITS.softmax(1), 2.0)
 
 
 def test_names_of_arms_are_a_list():
