@@ -167,10 +167,8 @@ def row_numbers(rows: Any) -> Tensor:
             f"expected row numbers (n,) or a mask, found one number, {found}; for n rows, use torch.arange(n)"
         )
     if found.is_floating_point() or found.is_complex():
-        raise KDError(
-            f"expected whole row numbers (n,) or a mask, found {found.dtype} of shape {tuple(found.shape)}; use "
-            "rows.long()"
-        )
+        kind = f"{found.dtype} of shape {tuple(found.shape)}"
+        raise KDError(f"expected whole row numbers (n,) or a mask, found {kind}; use rows.long()")
     return found if found.dtype == torch.bool else found.long()
 
 
@@ -225,9 +223,8 @@ def warn_of_probabilities(logits: Tensor, whose: str) -> None:
     if values is None or values.ndim < 2 or values.shape[-1] < 2 or not values.numel():
         return
     values = values.flatten(0, -2)  # vmap's students are one more axis
-    total = values.sum(dtype=torch.promote_types(values.dtype, torch.float32)).item()
-    if abs(total - len(values)) > 0.1 * len(values):  # the usual case by one operation, at each step
-        return
+    if abs(values.sum(dtype=torch.float64).item() - len(values)) > 0.1 * len(values):
+        return  # the usual case by one operation
     sums, largest = values.sum(1, dtype=torch.float64), values.amax(1)
     # Rows of 0 and 1 are left out; the tolerance is for numbers in 16 bits.
     if bool((values.amin(1) >= 0).all() & ((sums - 1).abs() < 0.01).all() & (largest < 1).any()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import date
 from importlib.metadata import version
@@ -23,8 +24,10 @@ from kdlib.report.markdown import unescaped
 from kdlib.run.environment import environment
 from kdlib.run.experiment import loadable
 from kdlib.run.finished import FinishedRun
+from kdlib.run.labels import label_of
 from kdlib.run.networks import Origin, origin_of, trained_network
 from kdlib.run.session import Session, data_sets, folder_of
+from kdlib.run.store import Store
 
 CHECKED = 100  # test examples
 
@@ -33,21 +36,35 @@ def export(options: argparse.Namespace) -> int:
     """`kd export RUN FILE`: the network of a stored run, checked on test examples of the run's data."""
     if options.file.suffix != ".onnx":
         raise KDError(f"kd export: expected a file name that ends in .onnx, found {options.file}; write model.onnx")
-    run = store_of(options.store).resolve(options.run)
-    origin = origin_of(run, loadable(ROOT))
+    store = store_of(options.store)
+    run = store.resolve(options.run)
+    label = label_of(run, _with_parents(run, store))
+    origin = origin_of(run, loadable(ROOT), label.arms)
     data = _data_of(run, origin, options.data)
     network = trained_network(run, options.snapshot, origin, data)
     _, test = origin.experiment.examples(origin.arm, data, run.description.seed)
     inputs = test.inputs[:CHECKED]
     onnx_file(network, inputs, options.file)
     shape = ", ".join(map(str, inputs.shape[1:]))
+    arm = label.arm or origin.arm.name
     say(
-        f"{options.file}: {origin.experiment.name}, {origin.arm.name}, seed {run.description.seed}, run {run.id}/"
+        f"{options.file}: {origin.experiment.name}, {arm}, seed {run.description.seed}, run {run.id}/"
         f"{options.snapshot}; ONNX opset {OPSET}, inputs {str(inputs.dtype).removeprefix('torch.')} (N, {shape}), "
         f"{options.file.stat().st_size / 1e3:.1f} kB"
     )
     say(f"onnxruntime gives torch's logits for {len(inputs)} test examples of {data.name}.")
     return 0
+
+
+def _with_parents(run: FinishedRun, store: Store) -> dict[str, FinishedRun]:
+    """A run and all runs that it needs, as far as the store has them, by their ids."""
+    found = {run.id: run}
+    for each in (runs := [run]):  # grows
+        for parent in {str(name).partition("/")[0] for name in each.description.parents.values()} - {*found}:
+            with suppress(KDError):
+                found[parent] = store.resolve(parent)
+                runs.append(found[parent])
+    return found
 
 
 def _data_of(run: FinishedRun, origin: Origin, folder: Path | None) -> Any:

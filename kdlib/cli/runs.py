@@ -64,8 +64,7 @@ def _list(store: Store, ids: list[str]) -> int:
 
 def _about(run: FinishedRun, runs: Mapping[str, FinishedRun]) -> str:
     label, made = label_of(run, runs), ""
-    arms = f"{min(label.arms, key=len)}{f' +{len(label.arms) - 1}' * (len(label.arms) > 1)}" if label.arms else ""
-    what = f"{label.replication} {arms}" if arms else run.description.recipe
+    what = f"{label.replication} {label.arm}" if label.arm else run.description.recipe
     accuracy = run.metrics.get("final", {}).get("accuracy")
     number = f"{accuracy:.4f}" if isinstance(accuracy, int | float) else ""
     with suppress(OSError, ValueError, OverflowError):  # it was just moved, or its clock was absurd

@@ -16,7 +16,7 @@ from kdlib.report.names import refuse_unknown_names
 from kdlib.report.pages import Page, label_of, reported_of, write_pages
 from kdlib.report.pairs import pair_faults
 from kdlib.report.sessions import Reporter, incomplete, refuse_synthetic, silent, trained
-from kdlib.run.environment import git_state
+from kdlib.run.environment import git_state, no_commit
 from kdlib.run.experiment import Experiment
 from kdlib.run.records import Record, grouped, measured, merged, read_records, write_records
 from kdlib.run.reuse import is_of_another_replication
@@ -83,10 +83,10 @@ def record(
         some = f"seed{'s' * (len(begun) > 1)} {', '.join(map(str, begun))}"
         notes.append(f"Not recorded, because not all of their runs are finished: {some}.")
     new = records_of(session, jobs, summary)
-    if unclean := [record.run for record in new if record.environment.get("clean") is False]:
+    if unclean := [record.run for record in new if record.environment.get("clean") is not True]:
         notes.append(
-            f"{len(unclean)} runs of the store were trained with code that was not committed, {unclean[0]} for "
-            "example. The audit refuses them; record with another --store to train them anew."
+            f"{len(unclean)} runs of the store were trained with code that no commit is known to hold, {unclean[0]} "
+            "for example. The audit refuses them; commit the code, and record with another --store to train them anew."
         )
     if summary.left and not new:
         return Recording(problems, [], ["Nothing is recorded: no seed is complete."], len(summary.left), [], recorded)
@@ -122,6 +122,11 @@ def refuse_undeclared_seeds(session: Session, records: Sequence[Record]) -> None
 
 def refuse_uncommitted(experiment: Experiment) -> None:
     """Refuse to train runs whose commit does not hold their code: the audit would refuse them in the end."""
+    if why := no_commit(experiment.folder):
+        raise KDError(
+            f"{experiment.name}: expected git to name the commit of the code, so that a recorded run names it, found "
+            f"that {why[:400]}; mend that, or use `kd run`, which records nothing"
+        )
     if git_state(experiment.folder)[1] is False:
         raise KDError(
             f"{experiment.name}: expected code that is committed, so that a recorded run names it, found changes in "

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdlib.files import not_read, read_file
+from kdlib.files import is_there, not_read, read_file
 
 LIBRARY = Path(__file__).parents[1]
 # The files of kdlib.run that can change a result. All files of the core can; an edit of the others (engine, export and
@@ -27,6 +27,7 @@ RUN_FILES = tuple(
 )
 # What `git status` looks at.
 CODE = (":/kdlib", ":/replications", ":(top,exclude)*.md", ":(top,exclude,glob)replications/**/*.toml")
+GIT_SECONDS = 20
 # The files of the core that no training uses.
 NO_CORE = ("cost.py", "export.py")
 # The files of kdlib.data that only bring data sets here. The data have a digest in a run's description.
@@ -70,22 +71,37 @@ def _numba_version() -> str:
         return "none"
 
 
-@cache
 def git_state(folder: Path) -> tuple[str, bool | None]:
-    """Return (commit, clean) of the work tree that holds `folder`; ("unknown", None) outside git.
+    """Return (commit, clean) of the work tree that holds `folder`; ("unknown", None) where git does not say.
 
     Texts, claims and bands (which `kd record` writes) move no result, so a change of them leaves the tree clean.
     """
+    return asked_git(folder)[:2]
+
+
+def no_commit(folder: Path) -> str:
+    """Return why git does not name the commit of `folder`; nothing if it does, and outside of a work tree."""
+    here = folder.resolve()
+    return asked_git(folder)[2] if any(is_there(each / ".git") for each in (here, *here.parents)) else ""
+
+
+@cache
+def asked_git(folder: Path) -> tuple[str, bool | None, str]:
+    """The commit, whether the tree is clean, and why git does not say."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=20
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=GIT_SECONDS
         ).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD"), not git("status", "--porcelain", "--", *CODE)
-    except (OSError, subprocess.SubprocessError):
-        return "unknown", None
+        return git("rev-parse", "HEAD"), not git("status", "--porcelain", "--", *CODE), ""
+    except subprocess.CalledProcessError as error:
+        return "unknown", None, f"git says: {' '.join(str(error.stderr).split())}"
+    except subprocess.TimeoutExpired:
+        return "unknown", None, f"git does not answer within {GIT_SECONDS} seconds"
+    except OSError as error:
+        return "unknown", None, f"git cannot be called ({error})"
 
 
 @cache
@@ -95,26 +111,32 @@ def source_digest(experiment_folder: Path) -> str:
     These are its own files, also those in folders of its own, those of the packages and modules in replications/ that
     they import, kdlib's core and data, and the files of kdlib.run that it imports.
     """
-    places = [experiment_folder]
-    for place in places:  # grows: a shared package may import another one
-        for path in _sources_below(place):
-            if path != experiment_folder / "figures.py":
-                places += [found for found in _imported(path, experiment_folder.parent) if found not in places]
-    # By name within its folder, not by path: a copied replication has the same digest.
-    own = {
-        path: path.relative_to(experiment_folder if place == experiment_folder else place.parent).as_posix()
-        for place in places
-        for path in _sources_below(place)
-        if path != experiment_folder / "figures.py"
-    }
     files = [
         *(path for path in _sources(LIBRARY) if path.name not in NO_CORE),
         *(path for path in _sources(LIBRARY / "data") if path.name not in NOT_TRAINING),
         *(LIBRARY / "run" / name for name in RUN_FILES),
     ]
-    names = {**own, **{path: f"kdlib/{path.name}" for path in files}}
+    names = {**source_files(experiment_folder), **{path: f"kdlib/{path.name}" for path in files}}
     parts = sorted((name, hashlib.sha256(read_file(path)).hexdigest()) for path, name in names.items())
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def source_files(experiment_folder: Path) -> dict[Path, str]:
+    """Return the files in replications/ that can change a result of this experiment, each with its name in the digest.
+
+    It is the name within the folder, not the path: a copied replication has the same digest.
+    """
+    places = [experiment_folder]
+    for place in places:  # grows: a shared package may import another one
+        for path in _sources_below(place):
+            if path != experiment_folder / "figures.py":
+                places += [found for found in _imported(path, experiment_folder.parent) if found not in places]
+    return {
+        path: path.relative_to(experiment_folder if place == experiment_folder else place.parent).as_posix()
+        for place in places
+        for path in _sources_below(place)
+        if path != experiment_folder / "figures.py"
+    }
 
 
 def _sources(folder: Path) -> list[Path]:

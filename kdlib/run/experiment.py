@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -16,11 +14,12 @@ from torch import Tensor, nn
 
 from kdlib.batches import Examples
 from kdlib.checks import check_kind
-from kdlib.errors import KDError, error_in_user_code
+from kdlib.errors import KDError
 from kdlib.files import DamagedFile, is_there
 from kdlib.progress import Progress
 from kdlib.run.contradictions import check_config, check_experiment
 from kdlib.run.environment import source_digest
+from kdlib.run.imported import imported
 from kdlib.run.loaded import LoadedOnce
 from kdlib.run.store import Description, FinishedRun, Result
 from kdlib.seeds import generator
@@ -290,24 +289,7 @@ def loadable(root: Path) -> list[Experiment]:
 
 def load_experiment(name: str) -> Experiment:
     """Import `replications.<name>.experiment`; KDError if it is missing, cannot be imported, or contradicts itself."""
-    try:
-        module = importlib.import_module(f"replications.{name}.experiment")
-    except KDError as error:
-        raise KDError(f"replications/{name}/experiment.py: {error}") from error
-    except (Exception, SystemExit) as error:
-        missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        if missing is None or not f"replications.{name}.experiment".startswith(missing):
-            raise error_in_user_code(f"replications/{name}/experiment.py", error) from error
-        if is_there(Path("replications") / name / "experiment.py"):  # a folder without __init__.py comes last
-            places = ", ".join(map(str, sys.modules["replications"].__path__)) if "replications" in sys.modules else ""
-            raise KDError(
-                f"replications/{name}: expected that Python imports it, found that it imports replications from "
-                f"{places or 'nowhere'}; make an empty file replications/__init__.py in the current folder"
-            ) from error
-        raise KDError(
-            f"no replication '{name}' here: expected replications/{name}/experiment.py below the current folder; "
-            "run from the top folder of the repository, see `kd list`"
-        ) from error
+    module = imported(name)
     found = getattr(module, "EXPERIMENT", None)
     if not isinstance(found, Experiment):
         raise KDError(

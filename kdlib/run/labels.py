@@ -24,6 +24,12 @@ class Label(NamedTuple):
     arms: tuple[str, ...]
     profiles: tuple[str, ...]
 
+    @property
+    def arm(self) -> str:
+        """The shortest name among its arms, and how many others there are; nothing without an arm."""
+        more = f" +{len(self.arms) - 1}" if len(self.arms) > 1 else ""
+        return f"{min(self.arms, key=len)}{more}" if self.arms else ""
+
 
 def label_of(run: FinishedRun, runs: Mapping[str, FinishedRun]) -> Label:
     """Return the label of a run by the replication that made it; `runs` are those of the store, by their ids."""

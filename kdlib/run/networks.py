@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import nn
 from kdlib.errors import KDError
 from kdlib.files import is_there
 from kdlib.packing import with_versions
-from kdlib.run.experiment import Arm, Experiment
+from kdlib.run.experiment import Arm, Experiment, Profile
 from kdlib.run.finished import WEIGHTS, FinishedRun
 
 __all__ = ["Origin", "origin_of", "trained_network"]
@@ -30,24 +30,31 @@ class Origin:
     synthetic: bool
 
 
-def origin_of(run: FinishedRun, experiments: Sequence[Experiment]) -> Origin:
+def origin_of(run: FinishedRun, experiments: Sequence[Experiment], arms: Sequence[str] = ()) -> Origin:
     """Return the origin of a run; if several experiments have it, that of the folder that the run names.
 
+    Of several arms with its training function, it is the one that `arms` names (`label_of` knows the arms by their
+    parents too), else one whose configuration in some profile is the run's, else one that changes most.
     KDError if none of the experiments has a training function of that name with this configuration.
     """
     first = sorted(experiments, key=lambda each: each.name != run.environment.get("replication"))
     for experiment in first:
-        for arm in experiment.arms:
-            kind = type(next(iter(experiment.profiles.values())).config)
-            own = {name: value for name, value in run.description.config.items() if name not in OF_COMPUTE}
-            named = f"{experiment.source}/{arm.train.__name__}" == run.description.recipe
-            if not named or {field.name for field in fields(kind)} != own.keys():
-                continue
-            config = kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in own.items()})
-            if all(own[name] == _as_stored(value) for name, value in arm.change.items()):
-                profiles = [profile for profile in experiment.profiles.values() if profile.synthetic]
-                synthetic = any(experiment.config(arm, profile) == config for profile in profiles)
-                return Origin(experiment, arm, config, synthetic)
+        kind = type(next(iter(experiment.profiles.values())).config)
+        own = {name: value for name, value in run.description.config.items() if name not in OF_COMPUTE}
+        fitting = [
+            arm
+            for arm in experiment.arms
+            if f"{experiment.source}/{arm.train.__name__}" == run.description.recipe
+            and all(own.get(name) == _as_stored(value) for name, value in arm.change.items())
+        ]
+        if not fitting or {field.name for field in fields(kind)} != own.keys():
+            continue
+        config = kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in own.items()})
+        arm = max(
+            fitting, key=lambda arm: (arm.name in arms, bool(_profiles(experiment, arm, config)), len(arm.change))
+        )
+        synthetic = any(profile.synthetic for profile in _profiles(experiment, arm, config))
+        return Origin(experiment, arm, config, synthetic)
     if not Path("replications").is_dir():
         raise KDError(
             f"run {run.id}: expected a folder replications/ here, found none; run from the top folder of the repository"
@@ -56,6 +63,16 @@ def origin_of(run: FinishedRun, experiments: Sequence[Experiment]) -> Origin:
         f"run {run.id}: expected one of a replication in this folder, found recipe {run.description.recipe} with "
         "another configuration; check out the commit that made it (`kd explain` names it)"
     )
+
+
+def _profiles(experiment: Experiment, arm: Arm, config: Any) -> list[Profile]:
+    """The profiles in which an arm has this configuration, but for what chooses the data."""
+    data = {name: getattr(config, name) for name in experiment.data_fields}
+    return [
+        profile
+        for profile in experiment.profiles.values()
+        if replace(experiment.config(arm, profile), **data) == config
+    ]
 
 
 def _as_stored(value: Any) -> Any:

@@ -3,6 +3,8 @@
 import csv
 import json
 import math
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from kdlib.judge.bands import read_bands, write_bands
 from kdlib.judge.claims import SHAM
 from kdlib.report.sessions import departures
 from kdlib.run import prepare
-from kdlib.run.environment import LIBRARY, environment
+from kdlib.run.environment import LIBRARY, asked_git, environment
 from kdlib.run.records import read_records
 from tests.conftest import TOY, changed, module_of, write_toy
 
@@ -309,11 +311,28 @@ def test_code_that_is_not_committed_is_not_recorded(kd, root, monkeypatch):
     assert not (root / "results" / "toy" / "runs.jsonl").exists()
 
 
+def test_a_repository_that_git_refuses_records_nothing(kd, root, monkeypatch):
+    """That of another user of a shared folder, for example: no commit would name the code."""
+    if shutil.which("git") is None:
+        pytest.skip("needs git")
+    subprocess.run(["git", "-C", str(root), "init"], check=True, capture_output=True)
+    asked_git.cache_clear()
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    status, _, (sentence,) = kd("record", "toy", "--seed", "0", "--arms", "baseline")
+    assert status == 2
+    assert (
+        "expected git to name the commit of the code, so that a recorded run names it, found that git says" in sentence
+    )
+    assert "dubious ownership" in sentence
+    assert not (root / ".kd" / "runs").exists()
+    assert not (root / "results" / "toy" / "runs.jsonl").exists()
+
+
 def test_runs_that_the_store_has_of_uncommitted_code_are_told(kd, root, monkeypatch):
     monkeypatch.setattr("kdlib.run.group.environment", lambda *which: {**environment(*which), "clean": False})
     status, out, _ = kd("record", "toy", "--seed", "0", "--arms", "baseline")
     assert status == 0
-    assert "1 runs of the store were trained with code that was not committed" in " ".join(out.split())
+    assert "1 runs of the store were trained with code that no commit is known to hold" in " ".join(out.split())
 
 
 def test_tables_are_of_the_records_at_the_time_of_writing_and_renew_the_bands(kd, root, toy, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,17 @@ import torch
 
 from kdlib.errors import KDError
 from kdlib.run.engine import execute
-from kdlib.run.environment import LIBRARY, NO_CORE, NOT_TRAINING, RUN_FILES, environment, git_state, source_digest
+from kdlib.run.environment import (
+    LIBRARY,
+    NO_CORE,
+    NOT_TRAINING,
+    RUN_FILES,
+    asked_git,
+    environment,
+    git_state,
+    no_commit,
+    source_digest,
+)
 from kdlib.run.experiment import Arm, Compute, Run, load_experiment
 from kdlib.run.plan import plan, wanted_arms
 from kdlib.run.store import Store, prune, read_run, write_manifest
@@ -522,6 +533,7 @@ def imported_from_kdlib(path):
 
 def test_git_state(tmp_path):
     assert git_state(tmp_path) == ("unknown", None)
+    assert no_commit(tmp_path) == ""  # there is no repository
     if shutil.which("git") is None:
         pytest.skip("needs git")
 
@@ -534,6 +546,9 @@ def test_git_state(tmp_path):
 
     write_toy(tmp_path / "r")
     git("init")
+    asked_git.cache_clear()
+    assert re.search("^git says: fatal: .*HEAD", no_commit(tmp_path / "r" / "replications"))
+    asked_git.cache_clear()
     git("add", ".")
     git("commit", "-m", "first")
     commit = subprocess.run(
@@ -545,15 +560,15 @@ def test_git_state(tmp_path):
     assert git_state(folder / "toy")[1] is True
     for name in ("README.md", "bands.toml", "claims.toml"):  # of which the second is written by `kd record`
         (folder / "toy" / name).write_text("# moves no result")
-    git_state.cache_clear()
+    asked_git.cache_clear()
     assert git_state(folder)[1] is True
     assert environment(folder / "toy", "cpu")["clean"] is False  # the kdlib that runs is of another checkout
     (folder / "toy" / "not_added.py").touch()
-    git_state.cache_clear()  # a session looks once
+    asked_git.cache_clear()  # a session looks once
     assert git_state(folder) == (commit.stdout.strip(), False)
     (folder / "toy" / "not_added.py").unlink()
     (folder / "toy" / "experiment.py").write_text("# edited\n")
-    git_state.cache_clear()
+    asked_git.cache_clear()
     assert git_state(folder) == (commit.stdout.strip(), False)
 
 

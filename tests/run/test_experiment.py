@@ -13,9 +13,10 @@ from kdlib.errors import KDError
 from kdlib.run import prepare
 from kdlib.run.engine import execute
 from kdlib.run.experiment import Arm, Compute, Experiment, Profile, load_experiment
+from kdlib.run.imported import imported
 from kdlib.run.plan import plan
 from kdlib.run.store import Store
-from tests.conftest import changed, module_of
+from tests.conftest import changed, module_of, write_toy
 
 # ---- contradictions
 
@@ -83,6 +84,38 @@ def load(tmp_path, monkeypatch):
         return load_experiment(name)
 
     return load
+
+
+@pytest.mark.parametrize(
+    ("place", "line"),
+    [
+        ("helpers_of_mine.py", "import helpers_of_mine"),
+        ("helpers_of_mine/__init__.py", "from helpers_of_mine.losses import weight"),
+        ("helpers_of_mine/losses.py", "import os, helpers_of_mine.losses"),
+        ("replications/helpers_of_mine.py", "def later():\n    import helpers_of_mine"),
+    ],
+)
+def test_code_that_no_run_would_know_is_refused(place, line, tmp_path, monkeypatch):
+    """A module in the top folder, or next to the replications if these are on the path: a run would not change."""
+    folder = write_toy(tmp_path) / "replications" / "toy"
+    for path in (tmp_path / place, tmp_path / "helpers_of_mine" / "losses.py"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("weight = 1\n")
+    if "losses" not in line:
+        (tmp_path / "helpers_of_mine" / "losses.py").unlink()
+        (tmp_path / "helpers_of_mine").rmdir()
+    for entry in (tmp_path, tmp_path / "replications"):
+        monkeypatch.syspath_prepend(str(entry))
+    module = SimpleNamespace(__file__=folder / "experiment.py")
+    monkeypatch.setattr("kdlib.run.imported.importlib", SimpleNamespace(import_module=lambda name: module))
+    imported("toy")
+    (folder / "parts.py").write_text(f"{line}\n")
+    with pytest.raises(
+        KDError, match=r"replications/toy: expected imports of kdlib, .* found that parts\.py imports hel"
+    ):
+        imported("toy")
+    (folder / "parts.py").write_text("from . import helpers_of_mine\nimport json, numpy, torch, kdlib.errors\n")
+    imported("toy")
 
 
 def test_an_experiment_is_loaded_with_its_name_folder_and_first_line(load, tmp_path):

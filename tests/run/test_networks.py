@@ -1,7 +1,9 @@
 """Each replication names the network that its training functions train, and a stored run gets its network back."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -75,6 +77,34 @@ def test_a_run_gets_its_arm_configuration_and_network_back(stored):
         found = predict_logits(network, data.test.inputs).argmax(1)
         hits = sum(row[k] for k, row in enumerate(runs[arm].metrics["final"]["confusion"]))
         assert int((found == data.test.labels).sum()) == hits
+
+
+@pytest.mark.parametrize("profile", ["smoke", "quick", "full"])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_origin_of_a_run_is_an_arm_with_its_whole_configuration(name, profile):
+    """Arms without changes share a training function with those that change it."""
+    experiment = load_experiment(name)
+    chosen = experiment.profile(profile)
+    for arm in experiment.arms:
+        config = experiment.config(arm, chosen)
+        stored = json.loads(json.dumps(asdict(config))) | {"device": "cpu", "threads": 1}
+        description = SimpleNamespace(config=stored, recipe=f"{experiment.source}/{arm.train.__name__}")
+        run = SimpleNamespace(id="r", description=description, environment={"replication": name})
+        origin = origin_of(run, [experiment])
+        assert (origin.config, origin.arm.train) == (config, arm.train)
+        profiles = [each for each in experiment.profiles.values() if experiment.config(origin.arm, each) == config]
+        assert chosen in profiles
+        assert origin.synthetic == any(each.synthetic for each in profiles)
+        assert origin_of(run, [experiment], ["another", arm.name]).arm == arm
+
+
+def test_a_run_of_data_that_no_profile_has_is_of_its_arm_all_the_same():
+    ecg = load_experiment("ecg")
+    arm = ecg.arm("baseline_mixup")
+    config = replace(ecg.config(arm, ecg.profile("quick")), split="inter-patient")
+    description = SimpleNamespace(config=asdict(config), recipe=f"{ecg.source}/{arm.train.__name__}")
+    run = SimpleNamespace(id="r", description=description, environment={"replication": "ecg"})
+    assert (origin_of(run, [ecg]).arm, origin_of(run, [ecg]).config) == (arm, config)
 
 
 def test_a_copied_folder_is_preferred_if_the_run_names_it(stored):

@@ -1,0 +1,82 @@
+"""Imports the `experiment.py` of a replication, and refuses one that uses code which its runs would not know."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+from kdlib.errors import KDError, error_in_user_code
+from kdlib.files import is_there, read_file
+from kdlib.run.environment import source_files
+
+__all__ = ["imported"]
+
+
+def imported(name: str) -> ModuleType:
+    """Import `replications.<name>.experiment`; KDError if it is missing or cannot be imported.
+
+    KDError also if its files import code of this folder that is neither in kdlib/ nor imported from `replications`: the
+    source of a run would not cover it.
+    """
+    try:
+        module = importlib.import_module(f"replications.{name}.experiment")
+    except KDError as error:
+        raise KDError(f"replications/{name}/experiment.py: {error}") from error
+    except (Exception, SystemExit) as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is None or not f"replications.{name}.experiment".startswith(missing):
+            raise error_in_user_code(f"replications/{name}/experiment.py", error) from error
+        if is_there(Path("replications") / name / "experiment.py"):  # a folder without __init__.py comes last
+            places = ", ".join(map(str, sys.modules["replications"].__path__)) if "replications" in sys.modules else ""
+            raise KDError(
+                f"replications/{name}: expected that Python imports it, found that it imports replications from "
+                f"{places or 'nowhere'}; make an empty file replications/__init__.py in the current folder"
+            ) from error
+        raise KDError(
+            f"no replication '{name}' here: expected replications/{name}/experiment.py below the current folder; "
+            "run from the top folder of the repository, see `kd list`"
+        ) from error
+    _refuse_code_elsewhere(name, Path(str(module.__file__)).parent)
+    return module
+
+
+def _refuse_code_elsewhere(name: str, folder: Path) -> None:
+    root = folder.parents[1].resolve()
+    for path in source_files(folder):
+        for module in sorted(_imported_names(path) - {"kdlib", "replications"}):
+            place = _place_of(module)
+            if place is not None and root in place.parents:
+                raise KDError(
+                    f"replications/{name}: expected imports of kdlib, of installed packages and of replications, found "
+                    f"that {path.name} imports {module} from {place.relative_to(root)}: its runs would not change with "
+                    f"that code. Move it into a package below replications/, as course_report is one, and import it "
+                    "as replications.<package>"
+                )
+
+
+def _imported_names(path: Path) -> set[str]:
+    """The first names of the modules that a file imports by their full names."""
+    try:
+        nodes = [*ast.walk(ast.parse(read_file(path)))]
+    except (SyntaxError, ValueError):  # who imports it is told
+        return set()
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+    return {each.partition(".")[0] for each in names}
+
+
+def _place_of(module: str) -> Path | None:
+    """Where a module's code is; None if it is installed, Python's own, or nowhere."""
+    try:
+        spec = find_spec(module)
+    except (ImportError, ValueError):  # what was put into sys.modules without a place
+        return None
+    places = [] if spec is None else [*(spec.submodule_search_locations or []), spec.origin or ""]
+    place = next((Path(each).resolve() for each in places if Path(each).is_absolute()), None)
+    if place is None or "site-packages" in place.parts or Path(sys.prefix).resolve() in place.parents:
+        return None
+    return place
