@@ -20,12 +20,14 @@ KNOWN = re.compile(
 )
 
 
-def mixes_members(optimizer: torch.optim.Optimizer) -> bool:
+def mixes_members(optimizer: torch.optim.Optimizer) -> bool | None:
     """Return whether an optimizer's steps for a stack of two members differ from those for each of them alone.
+
+    None if that cannot be tried: for a class that cannot be made anew, and one whose steps are random.
 
     A new optimizer of the same class and settings makes STEPS steps on a small matrix and a small vector. The settings
     are those of its groups and, for other arguments of the class, the optimizer's attributes of their names. Hooks are
-    not called. A class that cannot be made so is judged by its name. The random state remains as it was.
+    not called. Some classes are known by name. The random state remains as it was.
     """
     if KNOWN.fullmatch(type(optimizer).__name__):
         return True
@@ -46,6 +48,9 @@ def mixes_members(optimizer: torch.optim.Optimizer) -> bool:
         try:
             for group in optimizer.param_groups:
                 together = _trained(optimizer, group, first, gradients)
+                again = _trained(optimizer, group, first, gradients)
+                if not all(torch.equal(*pair) for pair in zip(together, again, strict=True)):
+                    return None
                 for n in (0, 1):
                     own = [[each[n] for each in step] for step in gradients]
                     alone = _trained(optimizer, group, [each[n] for each in first], own)
@@ -53,7 +58,7 @@ def mixes_members(optimizer: torch.optim.Optimizer) -> bool:
                         if not torch.allclose(one[n], other, rtol=1e-3, atol=1e-5, equal_nan=True):
                             return True
         except Exception:  # of any kind, because it is another library's own
-            return False
+            return None
     return False
 
 

@@ -63,9 +63,11 @@ def _no_tensor(batch: Batch) -> object:
 def marks_of(batch: Batch) -> dict[str, Tensor]:
     """Return what tells a batch from others: copies of its labels and row numbers, as the step has not changed them.
 
-    What is no dense tensor is left out.
+    What is no dense tensor is left out, and so are mixed labels: when steps are skipped, they may be drawn anew.
     """
     parts = {"labels": batch.labels, "indices": batch.indices}
+    if isinstance(batch.labels, Tensor) and batch.labels.is_floating_point():
+        del parts["labels"]
     dense = {name: part for name, part in parts.items() if isinstance(part, Tensor) and part.layout == torch.strided}
     return {name: part.detach().clone() for name, part in dense.items() if not part.is_nested}
 

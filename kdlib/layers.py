@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kdlib.errors import KDError
 from kdlib.files import tensor_digest
+from kdlib.modes import has_own, warn_of_evaluation
 from kdlib.packing import can_be_saved, tensors_of_state, unwrapped
 from kdlib.replicas import Replicas
 from kdlib.trainable import Optimizers
@@ -31,6 +32,7 @@ class Layers:
     def __init__(self, network: nn.Module, extras: Mapping[str, Any], optimizers: Optimizers, place: str) -> None:
         self.network, self.parts, self._place = network, _parts_of(network, extras), place
         self._extras = extras
+        self._trained = {id(v) for each in optimizers.values() for group in each.param_groups for v in group["params"]}
         self.weights = {name: _weight_names(each, self.parts) for name, each in optimizers.items()}
         self.frozen: list[nn.Module] = []  # they remain in evaluation mode in all epochs
         self.shapes = {
@@ -41,16 +43,20 @@ class Layers:
         self._names: list[str] = []  # of the state_dict, as soon as the network has loaded one
         self._loaded: dict[str, Any] = {"layers": {}, "frozen": [], "evaluated": []}  # the notes of the checkpoint
 
-    def freeze(self, anew: bool = False) -> None:
+    def freeze(self, anew: bool = False, last: bool = False) -> None:
         """Let the modules that are in evaluation mode, if others are in training mode, remain so in all epochs.
+
+        Warns (TrainedInEvaluation) if that is hardly meant; not after the `last` epoch.
 
         At the end of an epoch's body, a module that only holds other ones says nothing: the body may have evaluated
         the parts one by one.
         """
         modules = [*self.network.modules()]
-        if any(module.training and (anew or _has_own(module)) for module in modules):  # else all were evaluated
-            self.frozen = [] if anew else self.frozen
+        if any(module.training and (anew or has_own(module)) for module in modules):  # else all were evaluated
+            self.frozen = before = [] if anew else self.frozen
             self._freeze_also(module for module in modules if not (module.training or module is self.network))
+            if not last:
+                warn_of_evaluation(self.network, self.frozen[len(before) :], self._trained, self._place)
 
     def state(self, remedy: str) -> dict[str, Any]:
         """Return a copy of the network's state. The first one is loaded into the network; KDError if it cannot be."""
@@ -131,12 +137,7 @@ class Layers:
             module.training = name not in self._loaded["evaluated"]
 
     def _freeze_also(self, modules: Iterable[nn.Module]) -> None:
-        self.frozen += [module for module in modules if not _is_one_of(module, self.frozen)]
-
-
-def _has_own(module: nn.Module) -> bool:
-    """Whether a module has weights or buffers of its own, or no modules within it, as dropout has none."""
-    return bool(module._parameters or module._buffers or not module._modules)
+        self.frozen = self.frozen + [module for module in modules if not _is_one_of(module, self.frozen)]
 
 
 def _is_one_of(module: nn.Module, others: Sequence[nn.Module]) -> bool:

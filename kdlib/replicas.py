@@ -57,7 +57,7 @@ class Replicas(nn.Module):
     products. They differ in rounding and in speed, by device and number of channels.
 
     What treats all weights as one mixes the members: a limit of the gradient's norm, for example, must be computed for
-    each member, along all axes but the first.
+    each member, along all axes but the first. Weights have one more axis than those of a member: a bias has two.
 
     Parameters and modules that are frozen in the members (`requires_grad`, evaluation mode) are frozen in the replicas.
 

@@ -20,6 +20,7 @@ from kdlib.packing import lazy_names, unwrapped
 from kdlib.replicas import Replicas
 
 __all__ = [
+    "MembersMayMix",
     "WeightsNotTrained",
     "Optimizers",
     "check_measurement",
@@ -36,6 +37,10 @@ SHOWN = 4  # names of weights in a message
 
 class WeightsNotTrained(UserWarning):
     """Weights of the model have requires_grad, but the optimizer does not hold them."""
+
+
+class MembersMayMix(UserWarning):
+    """Nobody knows whether an optimizer treats the members of Replicas apart."""
 
 
 Optimizers = Mapping[str, torch.optim.Optimizer]  # that of the loop has the name "", others that of an extra
@@ -68,7 +73,16 @@ def check_training(model: nn.Module, optimizer: torch.optim.Optimizer, extras: M
     own = {id(weight) for weight in model.parameters()} if isinstance(model, Replicas) else set()
     for each in (optimizer, *(value for value in extras.values() if isinstance(value, torch.optim.Optimizer))):
         held = any(id(weight) in own for group in each.param_groups for weight in group["params"])
-        if held and mixes_members(each):
+        mixes = held and mixes_members(each)
+        if mixes is None:
+            warnings.warn(
+                f"{place}: it could not be tried whether {type(each).__name__} treats each number alone, as Replicas "
+                "need it. If it does not (a limit of a norm over all weights, for example), it mixes the members; then "
+                "train them alone",
+                MembersMayMix,
+                stacklevel=4,
+            )
+        if mixes:
             raise KDError(
                 f"{place}: expected an optimizer that treats each number alone, as SGD and Adam do, found "
                 f"{type(each).__name__}, which would mix the members; use one of those, or train the members alone"

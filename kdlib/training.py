@@ -148,7 +148,7 @@ def epochs(
             tracer.epoch_ends(progress.losses[0])
             progress.epoch_ends(means)
             yield epoch
-            progress.layers.freeze()
+            progress.layers.freeze(last=epoch == count)
             progress.save()
             if progress.on_epoch is not None:
                 progress.on_epoch(progress)
@@ -252,7 +252,7 @@ def _mean_losses(
         which = f" of replica {int((~torch.isfinite(first)).nonzero()[0])}, counted from 0," if first.ndim else ""
         raise NonFiniteLoss(
             f"{label or 'training'}: expected a finite loss, found {first.tolist()}{which} at epoch "
-            f"{epoch}, step {step} of {len(losses)}; {_remedy(batches(epoch), epoch, step)}"
+            f"{epoch}, step {step} of {len(losses)}; {_remedy(batches, epoch, step)}"
         )
     if every.ndim == 1:
         return {"training_loss": math.fsum(every.tolist()) / len(losses)}
@@ -262,9 +262,12 @@ def _mean_losses(
     }
 
 
-def _remedy(batches: Iterable[Batch], epoch: int, step: int) -> str:
+def _remedy(batches: Callable[[int], Iterable[Batch]], epoch: int, step: int) -> str:
     """What to do about the loss of a step that is not finite: the epoch's batches are made again and looked at."""
-    batch = next(islice(batches, step - 1, None), None)
+    try:
+        batch = next(islice(batches(epoch), step - 1, None), None)
+    except Exception:  # a scheduler that the batches step may be at its end: the loss matters, not this
+        batch = None
     for name in ("inputs", "labels", "soft"):
         for part in tree_leaves(getattr(batch, name, None)):
             if not isinstance(part, Tensor) or not part.is_floating_point():

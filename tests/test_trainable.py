@@ -12,7 +12,7 @@ from kdlib.errors import KDError
 from kdlib.progress import Progress
 from kdlib.replicas import Replicas
 from kdlib.seeds import generator
-from kdlib.trainable import WeightsNotTrained
+from kdlib.trainable import MembersMayMix, WeightsNotTrained
 from kdlib.training import epochs, hard_targets, predict_logits, predict_soft_targets
 
 INPUTS = torch.randn(32, 4, generator=generator(0, "inputs"))
@@ -118,6 +118,34 @@ class Lars(torch.optim.SGD):
 
     def __init__(self, network):
         super().__init__(network.parameters(), lr=0.1)
+
+
+class Renamed(torch.optim.SGD):
+    """It cannot be made anew: its setting has another name than its argument."""
+
+    def __init__(self, parameters, lr, largest):
+        super().__init__(parameters, lr=lr)
+        self.limit = largest
+
+
+class Noisy(torch.optim.SGD):
+    """Langevin dynamics: noise at each step."""
+
+    def step(self, closure=None):
+        super().step()
+        with torch.no_grad():
+            for weight in self.param_groups[0]["params"]:
+                weight.add_(0.01 * torch.randn_like(weight))
+
+
+@pytest.mark.parametrize("make", [lambda weights: Renamed(weights, 0.1, 1.0), lambda weights: Noisy(weights, lr=0.1)])
+def test_an_optimizer_of_replicas_that_cannot_be_tried_is_told(make):
+    model = Replicas([network(), network()])
+    optimizer, state = make(model.parameters()), torch.get_rng_state()
+    with pytest.warns(MembersMayMix, match="it could not be tried whether (Renamed|Noisy) treats each number alone"):
+        Progress(model, optimizer)
+    assert torch.equal(torch.get_rng_state(), state)
+    Progress(network(), make(network().parameters()))  # without a warning, which would fail
 
 
 @pytest.mark.parametrize("place", ["the loop's", "an extra"])

@@ -225,6 +225,23 @@ def test_non_finite_loss_names_run_epoch_and_step(examples, value):
         )
 
 
+def test_a_non_finite_loss_is_told_although_the_batches_cannot_be_made_again(examples):
+    """They step a scheduler that is at its end then."""
+    model = network()
+    optimizer = adam(model)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=6)
+    batches, left = Batches(examples, SIZE, SEED), iter([1.0] * 4 + [math.nan])
+
+    def stepped(epoch):
+        for batch in batches(epoch):
+            yield batch
+            scheduler.step()
+
+    progress = Progress(model, optimizer, extras={"scheduler": scheduler})
+    with pytest.raises(NonFiniteLoss, match="found nan at epoch 1, step 5 of 5; lower the learning rate"):
+        list(epochs(progress, stepped, lambda o, b: hard_targets(o, b) * next(left), count=1, seed=SEED))
+
+
 def test_a_run_that_diverged_leaves_the_last_good_epoch(examples, tmp_path):
     model = network()
     path = tmp_path / "checkpoint"

@@ -1,6 +1,7 @@
 """Trainings in several stages, layers with versions, and extras that have an optimizer or a scheduler of their own."""
 
 import gc
+import warnings
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from kdlib.errors import KDError
+from kdlib.modes import TrainedInEvaluation
 from kdlib.training import Progress, epochs, hard_targets
 from tests.made_runs import Killed
 from tests.small_trainings import BATCHES, EXAMPLES, adam, same, state_of, student, train
@@ -386,7 +388,10 @@ def test_a_head_alone_in_training_mode_is_trained_alone(tmp_path):
     model = student(nn.BatchNorm1d(8))
     model.eval()
     model[2].train()
-    train(Progress(model, adam(model), checkpoint=tmp_path / "c"))
+    with pytest.warns(
+        TrainedInEvaluation, match="training, .*: 0 have weights to train and are in evaluation mode, .* a B"
+    ):
+        train(Progress(model, adam(model), checkpoint=tmp_path / "c"))
     assert int(model[1].num_batches_tracked) == 0
     assert [part.training for part in model] == [False, False, True]
 
@@ -457,5 +462,53 @@ def test_parts_that_are_all_in_evaluation_mode_before_the_loop_remain_so():
     model = student(nn.BatchNorm1d(8))
     for part in model:
         part.eval()
-    train(Progress(model, adam(model)), 2)
+    with pytest.warns(TrainedInEvaluation, match="training: 0, 2 have weights"):
+        train(Progress(model, adam(model)), 2)
     assert model[1].num_batches_tracked == 0
+
+
+def test_a_new_head_of_an_evaluated_network_is_told():
+    """Only the new layer is in training mode: the others would be fine-tuned with the old averages."""
+    model = student(nn.BatchNorm1d(8))
+    model.eval()
+    model[2] = nn.Linear(8, 3)
+    with pytest.warns(TrainedInEvaluation, match=r"and so does a BatchNorm1d there: .* Call model\.train\(\) before"):
+        train(Progress(model, adam(model)))
+    model.train()
+    train(Progress(model, adam(model)), 2)  # without a warning, which would fail
+    assert model[1].num_batches_tracked == 2 * len([*BATCHES(1)])
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(8), nn.Dropout(0.5), nn.LayerNorm(8), nn.Dropout(0.0)], ids=str)
+def test_a_part_that_the_body_leaves_in_evaluation_mode_is_told_once_if_that_changes_the_training(layer):
+    model = nn.ModuleDict({"student": student(layer), "hint": nn.Linear(8, 8)})
+    model.forward = lambda inputs: model["student"](inputs)
+    progress = Progress(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in epochs(progress, BATCHES, hard_targets, count=3, seed=0):
+            model["student"].eval()
+    texts = [str(each.message) for each in told if issubclass(each.category, TrainedInEvaluation)]
+    changes = isinstance(layer, nn.BatchNorm1d) or getattr(layer, "p", 0) > 0
+    assert len(texts) == changes
+    assert all("student.0, student.2 have weights to train" in text for text in texts)
+
+
+@pytest.mark.parametrize("freeze", ["norm in the body", "frozen backbone", "last epoch", "teacher within"])
+def test_a_frozen_part_is_no_slip(freeze):
+    model = nn.ModuleDict({"student": student(nn.BatchNorm1d(8)), "teacher": student(nn.Dropout(0.5))})
+    model.forward = lambda inputs: model["student"](inputs)
+    if freeze == "frozen backbone":
+        model["student"][0].requires_grad_(False)
+        model["student"].eval()
+        model["student"][2].train()
+    if freeze == "teacher within":
+        model["teacher"].requires_grad_(False).eval()
+    weights = [weight for weight in model["student"].parameters() if weight.requires_grad]
+    model["teacher"].requires_grad_(False)
+    progress = Progress(model, torch.optim.SGD(weights, lr=0.1))
+    for epoch in epochs(progress, BATCHES, hard_targets, count=3, seed=0):  # a warning would fail
+        if freeze == "norm in the body":
+            model["student"][1].eval()
+        if freeze == "last epoch" and epoch == 3:
+            model["student"].eval()

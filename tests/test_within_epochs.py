@@ -8,7 +8,7 @@ from torch import nn
 
 from kdlib import training
 from kdlib.augment import flip_and_shift
-from kdlib.batches import Batches, Examples
+from kdlib.batches import Batch, Batches, Examples
 from kdlib.checkpoint import steps_of
 from kdlib.epoch import OtherBatches
 from kdlib.errors import KDError
@@ -317,6 +317,38 @@ def test_other_batches_in_the_rest_of_an_epoch_are_told(tmp_path):
     with pytest.warns(OtherBatches, match="the batch of step 2 is not the one that was trained before") as told:
         list(training.epochs(progress, turned, objective, count=EPOCHS, seed=seed))
     assert told[0].filename == __file__
+
+
+def test_labels_that_are_mixed_anew_in_steps_that_are_skipped_are_no_other_batches(tmp_path):
+    """Mixup from torch's own generator, from which dropout draws between the batches: the rest is the same."""
+
+    def run(stop):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+        inputs, labels = torch.arange(96.0).view(24, 4) / 96, torch.eye(3)[torch.arange(24) % 3]
+
+        def batches(epoch):
+            for first in (0, 8, 16):
+                rows = torch.arange(first, first + 8)
+                share = torch.rand(())
+                mixed = share * labels[rows] + (1 - share) * labels[rows.flip(0)]
+                yield Batch(inputs[rows], mixed, rows)
+
+        def kill(progress):
+            if stop and len(progress.losses) == 2:
+                progress.save()
+                raise Killed
+
+        progress = Progress(model, torch.optim.SGD(model.parameters(), lr=0.1), checkpoint=tmp_path / "c", on_step=kill)
+        list(training.epochs(progress, batches, training.hard_targets, count=1, seed=0))
+        return model.state_dict()
+
+    whole = run(stop=False)
+    (tmp_path / "c").unlink()
+    with pytest.raises(Killed):
+        run(stop=True)
+    resumed = run(stop=False)  # a warning would fail
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 def test_fewer_batches_than_steps_that_were_made_are_refused(tmp_path):
