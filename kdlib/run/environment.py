@@ -23,7 +23,17 @@ LIBRARY = Path(__file__).parents[1]
 # import, records, judging, tables, command line) gives no notice.
 RUN_FILES = tuple(
     f"{name}.py"
-    for name in ["contradictions", "environment", "experiment", "finished", "loaded", "readable", "schema", "store"]
+    for name in [
+        "contradictions",
+        "environment",
+        "experiment",
+        "finished",
+        "imported",
+        "loaded",
+        "readable",
+        "schema",
+        "store",
+    ]
 )
 # What `git status` looks at.
 CODE = (":/kdlib", ":/replications", ":(top,exclude)*.md", ":(top,exclude,glob)replications/**/*.toml")
