@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdlib.augment import Mix
-from kdlib.checks import check_classes, check_kind, warn_of_probabilities, whole_number
+from kdlib.checks import check_classes, check_kind, whole_number
 from kdlib.errors import KDError
 from kdlib.files import array_digest
+from kdlib.probabilities import warn_of_probabilities
 from kdlib.seeds import generator
 from kdlib.targets import SoftTargets, mix_logits, selected_rows
 

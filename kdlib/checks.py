@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import operator
-import warnings
 from os.path import expanduser
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from torch import Tensor
 from kdlib.errors import KDError
 
 __all__ = [
-    "ProbabilitiesAsLogits",
     "check_classes",
     "check_generator",
     "check_kind",
@@ -35,7 +33,6 @@ __all__ = [
     "readable",
     "row_numbers",
     "tensor_of",
-    "warn_of_probabilities",
     "whole_number",
 ]
 
@@ -169,6 +166,10 @@ def row_numbers(rows: Any) -> Tensor:
     if found.is_floating_point() or found.is_complex():
         kind = f"{found.dtype} of shape {tuple(found.shape)}"
         raise KDError(f"expected whole row numbers (n,) or a mask, found {kind}; use rows.long()")
+    if found.dtype == torch.uint8 and len(found) > 2 and bool((found <= 1).all()):  # a mask of an older NumPy or torch
+        raise KDError(
+            "expected a mask of bool or row numbers of int64, found uint8 of 0 and 1; use rows.bool() for a mask"
+        )
     return found if found.dtype == torch.bool else found.long()
 
 
@@ -211,29 +212,6 @@ def in_float32(logits: Tensor) -> Tensor:
     if not logits.is_floating_point():
         raise KDError(f"expected logits of floating point, found {logits.dtype}; use logits.float()")
     return logits.float() if logits.dtype.itemsize < 4 else logits
-
-
-class ProbabilitiesAsLogits(UserWarning):
-    """Rows that are distributions were given as logits: they are softened twice."""
-
-
-def warn_of_probabilities(logits: Tensor, whose: str) -> None:
-    """Warn (ProbabilitiesAsLogits) if all rows (N, K) are distributions that are not certain, as no logits are."""
-    values = readable(logits)
-    if values is None or values.ndim < 2 or values.shape[-1] < 2 or not values.numel():
-        return
-    values = values.flatten(0, -2)  # vmap's students are one more axis
-    if abs(values.sum(dtype=torch.float64).item() - len(values)) > 0.1 * len(values):
-        return  # the usual case by one operation
-    sums, largest = values.sum(1, dtype=torch.float64), values.amax(1)
-    # Rows of 0 and 1 are left out; the tolerance is for numbers in 16 bits.
-    if bool((values.amin(1) >= 0).all() & ((sums - 1).abs() < 0.01).all() & (largest < 1).any()):
-        warnings.warn(
-            f"the logits of {whose} are distributions: every row is from 0 to 1 with the sum 1. Logits come before the "
-            "softmax; take the model without its last softmax, or the logarithm of the probabilities",
-            ProbabilitiesAsLogits,
-            stacklevel=4,
-        )
 
 
 def check_values(logits: Tensor, whose: str = "the teacher", minus_infinity: bool = True) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdlib.errors import KDError
 from kdlib.files import tensor_digest
-from kdlib.modes import has_own, warn_of_evaluation
+from kdlib.modes import evaluated_within, warn_of_modes
 from kdlib.packing import can_be_saved, tensors_of_state, unwrapped
 from kdlib.replicas import Replicas
 from kdlib.trainable import Optimizers
@@ -34,6 +34,7 @@ class Layers:
         self._extras = extras
         self._trained = {id(v) for each in optimizers.values() for group in each.param_groups for v in group["params"]}
         self.weights = {name: _weight_names(each, self.parts) for name, each in optimizers.items()}
+        self._told: set[str] = set()  # names of layers that a warning has named
         self.frozen: list[nn.Module] = []  # they remain in evaluation mode in all epochs
         self.shapes = {
             f"{start}{name}": v.shape for start, part in self.parts.items() for name, v in part.named_buffers()
@@ -46,17 +47,16 @@ class Layers:
     def freeze(self, anew: bool = False, last: bool = False) -> None:
         """Let the modules that are in evaluation mode, if others are in training mode, remain so in all epochs.
 
-        Warns (TrainedInEvaluation) if that is hardly meant; not after the `last` epoch.
+        Warns (`kdlib.modes`) if that is hardly meant; not after the `last` epoch.
 
         At the end of an epoch's body, a module that only holds other ones says nothing: the body may have evaluated
         the parts one by one.
         """
-        modules = [*self.network.modules()]
-        if any(module.training and (anew or has_own(module)) for module in modules):  # else all were evaluated
-            self.frozen = before = [] if anew else self.frozen
-            self._freeze_also(module for module in modules if not (module.training or module is self.network))
-            if not last:
-                warn_of_evaluation(self.network, self.frozen[len(before) :], self._trained, self._place)
+        if (found := evaluated_within(self.network, with_own=not anew)) is not None:
+            self.frozen = [] if anew else self.frozen
+            self._freeze_also(found)
+        if not last:
+            warn_of_modes(self.network, self.frozen, self._trained, self._told, self._place)
 
     def state(self, remedy: str) -> dict[str, Any]:
         """Return a copy of the network's state. The first one is loaded into the network; KDError if it cannot be."""
@@ -125,7 +125,7 @@ class Layers:
         _restore_buffers(self.parts, buffers)
         _restore_settings(self.parts, notes["layers"])
 
-    def go_on(self) -> None:
+    def go_on(self, last: bool) -> None:
         """Set the settings of the checkpoint again: code after Progress may have changed them; and freeze its modules.
 
         Without a further epoch, each module remains in the mode in which the body of the loop had left it.
@@ -135,6 +135,8 @@ class Layers:
         self._freeze_also(modules[name] for name in self._loaded["frozen"])
         for name, module in modules.items():
             module.training = name not in self._loaded["evaluated"]
+        if not last:
+            warn_of_modes(self.network, self.frozen, self._trained, self._told, self._place)
 
     def _freeze_also(self, modules: Iterable[nn.Module]) -> None:
         self.frozen = self.frozen + [module for module in modules if not _is_one_of(module, self.frozen)]

@@ -33,9 +33,9 @@ from kdlib.checks import (
     in_float32,
     may_be_infinite,
     readable,
-    warn_of_probabilities,
 )
 from kdlib.errors import KDError, same_shape
+from kdlib.probabilities import warn_of_probabilities, warn_of_sigmoid
 
 __all__ = [
     "binary_distillation",
@@ -174,6 +174,7 @@ def binary_distillation(student_logit: Tensor, teacher_logit: Tensor, labels: Te
     _refuse_other_than_0_and_1(labels)
     _refuse_nan(teacher_logit)
     _refuse_infinite(student_logit)
+    warn_of_sigmoid(teacher_logit, "the teacher")
     # BCE is linear in its target: mixing the targets mixes the losses.
     targets = hard_weight * labels.to(student_logit) + (1 - hard_weight) * teacher_logit.detach().sigmoid()
     return F.binary_cross_entropy_with_logits(student_logit, targets)
@@ -192,6 +193,7 @@ def binary_logit(logits: Tensor) -> Tensor:
     if logits.ndim and logits.shape[-1] == 1:
         return logits[..., 0]
     if logits.ndim and logits.shape[-1] == 2:
+        warn_of_probabilities(logits, "the network")
         return logits[..., 1] - logits[..., 0]
     raise KDError(
         f"expected logits of shape (..., 1) or (..., 2), of two classes, found {tuple(logits.shape)}; "

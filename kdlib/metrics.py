@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdlib.checks import check_classes, check_logits, check_values, tensor_of, warn_of_probabilities, whole_number
+from kdlib.checks import check_classes, check_logits, check_values, tensor_of, whole_number
 from kdlib.class_labels import whole_labels
 from kdlib.errors import KDError, same_shape
+from kdlib.probabilities import warn_of_probabilities
 
 __all__ = [
     "accuracy",

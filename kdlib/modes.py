@@ -1,65 +1,113 @@
-"""Which layers a training leaves in evaluation mode although it trains their weights: often by an eval() too many."""
+"""Training and evaluation mode of layers: which ones a training leaves as they are, and which were hardly meant."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from torch import nn
-from torch.nn.modules.dropout import _DropoutNd
 
-__all__ = ["TrainedInEvaluation", "has_own", "warn_of_evaluation"]
+__all__ = ["FrozenWeightsAdapt", "TrainedInEvaluation", "evaluated_within", "set_modes", "warn_of_modes"]
 
 SHOWN = 4  # names of modules in a message
+RATES = ("p", "drop_prob", "drop_path", "drop_rate", "dropout")  # attributes of layers that drop something
 
 
 class TrainedInEvaluation(UserWarning):
     """Layers whose weights are trained are in evaluation mode, and so is a batch norm or a dropout next to them."""
 
 
-def warn_of_evaluation(
-    network: nn.Module, evaluated: Sequence[nn.Module], trained: Collection[int], place: str
-) -> None:
-    """Warn (TrainedInEvaluation) of modules that stay in evaluation mode, if that cannot have been meant for each.
+class FrozenWeightsAdapt(UserWarning):
+    """A batch norm whose weights do not learn is in training mode, so its averages change."""
 
-    `trained` are the ids of the weights that optimizers hold. Who freezes a batch norm evaluates that layer alone, or a
-    part of the network whose other weights do not learn. A layer with weights that learn is evaluated with the module
-    around it: by an `eval()` of a whole model before its head was replaced, or of a student in the body of the loop.
+
+def evaluated_within(network: nn.Module, with_own: bool = False) -> list[nn.Module] | None:
+    """Return the modules in evaluation mode, but not the network, if others are in training mode; else None.
+
+    `with_own`: these others must have weights, buffers or no module within them.
     """
-    own = {id(module) for module in evaluated}
+    modules = [*network.modules()]
+    if any(module.training and not (with_own and _only_holds_others(module)) for module in modules):
+        return [module for module in modules if not (module.training or module is network)]
+    return None
+
+
+def set_modes(modes: Iterable[tuple[nn.Module, bool]]) -> None:
+    """Set the mode of each module: batches or an objective may have evaluated the network."""
+    for module, training in modes:
+        if module.training != training:
+            module.training = training
+
+
+def warn_of_modes(
+    network: nn.Module, frozen: Sequence[nn.Module], trained: Collection[int], told: set[str], place: str
+) -> None:
+    """Warn (TrainedInEvaluation, FrozenWeightsAdapt) of modes that cannot have been meant for each of these modules.
+
+    `frozen` are the modules that stay in evaluation mode, `trained` the ids of the weights that optimizers hold. Names
+    that were `told` are not told again. Who freezes a batch norm evaluates that layer alone, or a part of the network
+    whose other weights do not learn. A layer with weights that learn is evaluated with the module around it: by an
+    `eval()` of a whole model before its head was replaced, or of a student in the body of the loop.
+    """
+    named = {name or "the network": module for name, module in network.named_modules()}
+    still = {id(module) for module in frozen}
     learning = [
-        name or "the network"
-        for name, module in network.named_modules()
-        if id(module) in own
-        and not _is_norm(module)
-        and any(
-            value is not None and value.requires_grad and id(value) in trained for value in module._parameters.values()
-        )
+        name for name, each in named.items() if id(each) in still and not _is_norm(each) and _learns(each, trained)
     ]
-    if learning and (others := [module for module in evaluated if _depends_on_mode(module)]):
-        names = ", ".join(learning[:SHOWN]) + (f" and {len(learning) - SHOWN} more" if len(learning) > SHOWN else "")
+    others = [module for module in frozen if _depends_on_mode(module)]
+    if others and (new := [name for name in learning if name not in told]):
+        told |= {*new}
         warnings.warn(
-            f"{place}: {names} have weights to train and are in evaluation mode, so they remain in it, and so does a "
-            f"{type(others[0]).__name__} there: batch norm does not adapt, dropout does nothing. Call model.train() "
-            "before the loop, and after an eval() in its body, or evaluate within `with kdlib.evaluating(model)`. To "
-            "freeze batch norm alone, call the eval() of its layers",
+            f"{place}: {_some(new)} have weights to train and are in evaluation mode, so they remain in it, and so "
+            f"does a {type(others[0]).__name__} there: batch norm does not adapt, dropout does nothing. Call "
+            "model.train() before the loop, and after an eval() in its body, or evaluate within `with "
+            "kdlib.evaluating(model)`; a part that was frozen needs its train() before another loop. To freeze batch "
+            "norm alone, call the eval() of its layers",
             TrainedInEvaluation,
-            stacklevel=4,
+            stacklevel=5,
+        )
+    adapt = [name for name, each in named.items() if id(each) not in still and _adapts(each) and name not in told]
+    if adapt:
+        told |= {*adapt}
+        warnings.warn(
+            f"{place}: the batch norm {_some(adapt)} has weights that do not learn, but its averages change in "
+            "training mode. If a part is to remain as it is, a teacher for example, call its eval() before the loop",
+            FrozenWeightsAdapt,
+            stacklevel=5,
         )
 
 
-def has_own(module: nn.Module) -> bool:
-    """Return whether a module has weights or buffers of its own, or no modules within it, as dropout has none."""
-    return bool(module._parameters or module._buffers or not module._modules)
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def _only_holds_others(module: nn.Module) -> bool:
+    return bool(module._modules) and not (module._parameters or module._buffers)
+
+
+def _learns(module: nn.Module, trained: Collection[int]) -> bool:
+    own = [value for value in module._parameters.values() if value is not None]
+    return any(value.requires_grad and id(value) in trained for value in own)
 
 
 def _is_norm(module: nn.Module) -> bool:
     return hasattr(module, "running_mean") or "norm" in type(module).__name__.lower()
 
 
+def _adapts(module: nn.Module) -> bool:
+    """Whether a module is a batch norm with averages whose weights, if it has some, do not learn."""
+    own = [value for value in module._parameters.values() if value is not None]
+    has_averages = getattr(module, "running_mean", None) is not None and getattr(module, "momentum", None) != 0
+    return has_averages and bool(own) and not any(value.requires_grad for value in own)
+
+
 def _depends_on_mode(module: nn.Module) -> bool:
-    """Whether a layer of torch computes something else in evaluation mode."""
-    if isinstance(module, _DropoutNd):
-        return module.p > 0
-    rate = getattr(module, "dropout", 0)  # of recurrent layers and of attention
-    return getattr(module, "running_mean", None) is not None or (isinstance(rate, float) and rate > 0)
+    """Whether a layer computes something else in evaluation mode, as far as its class and attributes tell."""
+    if getattr(module, "running_mean", None) is not None:
+        return True
+    name = type(module).__name__.lower()
+    rates = [value for each in RATES if isinstance(value := getattr(module, each, None), int | float)]
+    if "drop" in name or "stochasticdepth" in name:
+        return any(rate > 0 for rate in rates) if rates else True
+    # Of recurrent layers and of attention.
+    return type(module).__module__.startswith("torch.nn") and any(rate > 0 for rate in rates if isinstance(rate, float))

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdlib.checks import check_number, tensor_of, warn_of_probabilities, whole_number
+from kdlib.checks import check_number, tensor_of, whole_number
 from kdlib.errors import KDError
+from kdlib.probabilities import warn_of_probabilities
 
 __all__ = ["evaluating", "inputs_of", "predict_logits"]
 

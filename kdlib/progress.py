@@ -199,7 +199,7 @@ class Progress:
         self.rates.refuse_others(self._first, place, REMEDY)
         # Again: code after Progress may have set what this loop had changed when it stopped.
         self.rates.restore(self.optimizers, self._loaded)
-        self.layers.go_on()
+        self.layers.go_on(last=self.epoch >= self.count)
 
     def epoch_begins(self) -> int:
         """Take over the steps of this epoch that the checkpoint holds, and return their number."""

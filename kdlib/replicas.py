@@ -33,6 +33,7 @@ from torch.utils._pytree import tree_leaves
 from kdlib.architecture import refuse_differences, refuse_what_cannot_be_stacked, refuse_what_is_shared
 from kdlib.batches import STEPS_PER_GATHER, Batch, Batches
 from kdlib.errors import KDError
+from kdlib.modes import evaluated_within, warn_of_modes
 from kdlib.products import ConvolutionsAsProducts
 
 __all__ = [
@@ -76,7 +77,9 @@ class Replicas(nn.Module):
         self._template, self._plain = [_copied(members[0])], [_copied(members[0])]
         refuse_what_is_shared(members[0], self.template)
         self._draws = int(getattr(members[0], "draws", 0))
-        self._frozen = [name for name, module in members[0].named_modules() if members[0].training > module.training]
+        evaluated = evaluated_within(members[0]) or []
+        warn_of_modes(members[0], evaluated, {id(weight) for weight in members[0].parameters()}, set(), "Replicas")
+        self._frozen = [name for name, module in members[0].named_modules() if any(module is one for one in evaluated)]
         self.generators: list[torch.Generator] = []  # of the members' dropout
         self._names: dict[str, str] = {}
         every = [dict(member.named_parameters()) | dict(member.named_buffers()) for member in members]

@@ -26,12 +26,12 @@ from kdlib.checks import (
     outside_zero_to_one,
     row_numbers,
     tensor_of,
-    warn_of_probabilities,
     whole_number,
 )
 from kdlib.class_labels import class_numbers
 from kdlib.errors import KDError
 from kdlib.files import tensor_digest
+from kdlib.probabilities import warn_of_probabilities
 
 __all__ = [
     "SoftTargets",

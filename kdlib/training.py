@@ -33,6 +33,7 @@ from kdlib.epoch import checked
 from kdlib.errors import KDError, NonFiniteLoss
 from kdlib.files import tensor_digest
 from kdlib.losses import cross_entropy
+from kdlib.modes import set_modes
 from kdlib.packing import device_of, tensors_of_state, unwrapped
 from kdlib.predictions import evaluating, predict_logits
 from kdlib.progress import Progress
@@ -133,17 +134,20 @@ def epochs(
             progress.model.train()
             for module in progress.layers.frozen:
                 module.training = False
+            modes = [(module, module.training) for module in progress.model.modules()]
             done = progress.epoch_begins()
             if isinstance(make_step, CapturedStep):
                 make_step.refresh()
             for step, batch in enumerate(tracer.watch(checked(batches(epoch), epoch, done)), 1):
                 if step > done:
+                    set_modes(modes)
                     marks = progress.step_begins(batch)
                     loss = make_step(batch)
                     tracer.step_ends(batch, objective)
                     progress.step_ends(loss, marks)
                 elif step == done:
                     progress.steps_are_skipped(batch)
+            set_modes(modes)
             means = _mean_losses(progress.losses, epoch, progress.label, batches)
             tracer.epoch_ends(progress.losses[0])
             progress.epoch_ends(means)

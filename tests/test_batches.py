@@ -12,12 +12,12 @@ from torch import nn
 
 from kdlib.augment import flip_and_shift, mixup
 from kdlib.batches import STEPS_PER_GATHER, Batches, Examples, TeacherAtChance
-from kdlib.checks import ProbabilitiesAsLogits
 from kdlib.errors import KDError
 from kdlib.files import array_digest
 from kdlib.losses import soft_target_kl
 from kdlib.metrics import expected_calibration_error
 from kdlib.networks import keras_glorot_
+from kdlib.probabilities import ProbabilitiesAsLogits
 from kdlib.replicas import side_by_side
 from kdlib.seeds import generator
 from kdlib.targets import SoftTargets

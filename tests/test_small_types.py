@@ -272,6 +272,16 @@ def test_row_numbers_of_any_type_are_not_a_mask(rows):
     assert soft.select(np.array([True, False, True, False])).logits.tolist() == values[::2].tolist()
 
 
+def test_a_mask_of_small_numbers_is_not_taken_for_row_numbers():
+    """Rows 0 and 1 would come again and again."""
+    values = torch.randn(4, 2)
+    four, soft = Examples(values, torch.arange(4)), SoftTargets(values, "run", "data")
+    for mask in (np.array([1, 0, 0, 1], dtype=np.uint8), torch.tensor([0, 1, 1, 0], dtype=torch.uint8)):
+        for each in (four, soft):
+            with pytest.raises(KDError, match=r"found uint8 of 0 and 1; use rows\.bool\(\) for a mask"):
+                each.select(mask)
+
+
 def test_plans_of_masks_fractions_and_small_types_are_refused():
     weight = torch.ones(4)
     for kind in (torch.uint8, torch.bool, torch.float32):

@@ -6,8 +6,8 @@ import torch
 from scipy.special import softmax
 from scipy.stats import gmean
 
-from kdlib.checks import ProbabilitiesAsLogits
 from kdlib.errors import KDError
+from kdlib.probabilities import ProbabilitiesAsLogits
 from kdlib.seeds import generator
 from kdlib.targets import (
     SoftTargets,

@@ -9,10 +9,17 @@ from torch import nn
 
 from kdlib.augment import balanced_draw, mixup
 from kdlib.batches import Batch, Batches, Examples
-from kdlib.checks import ProbabilitiesAsLogits
 from kdlib.errors import KDError
 from kdlib.judge.claims import MODES, SHAM
-from kdlib.losses import cross_entropy, kl_plus_mae, logit_matching, soft_target_kl
+from kdlib.losses import (
+    binary_distillation,
+    binary_logit,
+    cross_entropy,
+    kl_plus_mae,
+    logit_matching,
+    soft_target_kl,
+)
+from kdlib.probabilities import ProbabilitiesAsLogits
 from kdlib.progress import Progress
 from kdlib.run import contradictions
 from kdlib.run.loaded import LoadedOnce
@@ -149,6 +156,20 @@ def test_a_student_that_ends_in_a_softmax_is_told_in_its_first_step(objective):
         torch.vmap(lambda outputs: objective(outputs, ONE))(torch.stack([model(INPUTS)] * 2))
     for fine in (MODEL(INPUTS), model(INPUTS).log(), torch.eye(3)[EXAMPLES.labels]):  # no warning, which would fail
         objective(fine, ONE)
+
+
+def test_probabilities_of_two_classes_and_of_a_sigmoid_are_told():
+    logits = 3 * torch.randn(64, 2, generator=generator(0, "two"))
+    labels = torch.arange(64) % 2
+    with pytest.warns(ProbabilitiesAsLogits, match="the logits of the network are distributions"):
+        binary_logit(logits.softmax(1))
+    student = torch.linspace(-0.1, 0.9, 64)
+    with pytest.warns(ProbabilitiesAsLogits, match=r"the 64 logits of the teacher are from \S+ to \S+, as prob"):
+        binary_distillation(student, binary_logit(logits).sigmoid(), labels, 0.5)
+    # No warning, which would fail: logits, those of a teacher that is sure of one class, few ones, and labels.
+    for fine in (binary_logit(logits), torch.linspace(0.6, 0.9, 64), torch.linspace(0.0, 1.1, 64), labels.float()):
+        binary_distillation(student, fine, labels, 0.5)
+    binary_distillation(student[:4], torch.tensor([0.2, 0.4, 0.6, 0.8]), labels[:4], 0.5)
 
 
 def test_a_batch_of_probabilities_as_soft_targets_is_told():
