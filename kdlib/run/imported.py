@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import sys
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -44,9 +45,12 @@ def imported(name: str) -> ModuleType:
     return module
 
 
+@cache  # who loads a replication for each of many runs does not read its files again
 def _refuse_code_elsewhere(name: str, folder: Path) -> None:
     root = folder.parents[1].resolve()
-    for path in source_files(folder):
+    modules = [module for key, module in [*sys.modules.items()] if key.startswith("replications.")]
+    used = {str(getattr(module, "__file__", None)) for module in modules} | {str(folder / "experiment.py")}
+    for path in (path for path in source_files(folder) if str(path) in used):  # not a test or a script next to them
         for module in sorted(_imported_names(path) - {"kdlib", "replications"}):
             place = _place_of(module)
             if place is not None and root in place.parents:
@@ -75,8 +79,12 @@ def _place_of(module: str) -> Path | None:
         spec = find_spec(module)
     except (ImportError, ValueError):  # what was put into sys.modules without a place
         return None
-    places = [] if spec is None else [*(spec.submodule_search_locations or []), spec.origin or ""]
-    place = next((Path(each).resolve() for each in places if Path(each).is_absolute()), None)
+    if spec is None:
+        return None
+    # A folder without __init__.py is a module only if there is code in it; it may hold tables or logs.
+    folders = [Path(each) for each in spec.submodule_search_locations or []]
+    places = [each for each in folders if spec.origin or any(each.glob("*.py"))] + [Path(spec.origin or "")]
+    place = next((each.resolve() for each in places if each.is_absolute()), None)
     if place is None or "site-packages" in place.parts or Path(sys.prefix).resolve() in place.parents:
         return None
     return place

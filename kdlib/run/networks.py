@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from kdlib.errors import KDError
-from kdlib.files import is_there
+from kdlib.files import canonical_json, is_there, read_json
 from kdlib.packing import with_versions
 from kdlib.run.experiment import Arm, Experiment, Profile
 from kdlib.run.finished import WEIGHTS, FinishedRun
@@ -45,11 +45,12 @@ def origin_of(run: FinishedRun, experiments: Sequence[Experiment], arms: Sequenc
             arm
             for arm in experiment.arms
             if f"{experiment.source}/{arm.train.__name__}" == run.description.recipe
-            and all(own.get(name) == _as_stored(value) for name, value in arm.change.items())
+            and all(own.get(name) == value for name, value in _as_stored(arm.change).items())
         ]
         if not fitting or {field.name for field in fields(kind)} != own.keys():
             continue
-        config = kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in own.items()})
+        configs = [experiment.config(arm, each) for arm in fitting for each in experiment.profiles.values()]
+        config = kind(**{name: _restored(name, value, configs) for name, value in own.items()})
         arm = max(
             fitting, key=lambda arm: (arm.name in arms, bool(_profiles(experiment, arm, config)), len(arm.change))
         )
@@ -75,8 +76,21 @@ def _profiles(experiment: Experiment, arm: Arm, config: Any) -> list[Profile]:
     ]
 
 
-def _as_stored(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value  # JSON has lists only
+def _as_stored(values: Mapping[str, Any]) -> Any:
+    """Values of a configuration as a run's file has them: with lists for tuples, and dicts for dataclasses."""
+    return read_json(canonical_json({k: asdict(v) if is_dataclass(v) else v for k, v in values.items()}))  # type: ignore[arg-type]
+
+
+def _restored(name: str, value: Any, configs: Sequence[Any]) -> Any:
+    """A value of a configuration as the experiment writes it, from what a run's file has."""
+    for config in configs:
+        if _as_stored({name: getattr(config, name)}) == {name: value}:
+            return getattr(config, name)
+    return _tuples(value)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def trained_network(run: FinishedRun, snapshot: str, origin: Origin, data: Any) -> nn.Module:

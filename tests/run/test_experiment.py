@@ -13,7 +13,7 @@ from kdlib.errors import KDError
 from kdlib.run import prepare
 from kdlib.run.engine import execute
 from kdlib.run.experiment import Arm, Compute, Experiment, Profile, load_experiment
-from kdlib.run.imported import imported
+from kdlib.run.imported import _refuse_code_elsewhere, imported
 from kdlib.run.plan import plan
 from kdlib.run.store import Store
 from tests.conftest import changed, module_of, write_toy
@@ -108,14 +108,20 @@ def test_code_that_no_run_would_know_is_refused(place, line, tmp_path, monkeypat
         monkeypatch.syspath_prepend(str(entry))
     module = SimpleNamespace(__file__=folder / "experiment.py")
     monkeypatch.setattr("kdlib.run.imported.importlib", SimpleNamespace(import_module=lambda name: module))
-    imported("toy")
-    (folder / "parts.py").write_text(f"{line}\n")
-    with pytest.raises(
-        KDError, match=r"replications/toy: expected imports of kdlib, .* found that parts\.py imports hel"
-    ):
+    text = (folder / "experiment.py").read_text()
+    (tmp_path / "logs" / "runs").mkdir(parents=True)
+    (tmp_path / "logs" / "runs" / "copy.py").touch()
+    (folder / "test_it.py").write_text(f"{line}\n")  # which no training imports
+    for fine in ("", "from . import helpers_of_mine", "import json, numpy, torch, kdlib.errors, logs"):
+        (folder / "experiment.py").write_text(f"{text}\n{fine}\n")
         imported("toy")
-    (folder / "parts.py").write_text("from . import helpers_of_mine\nimport json, numpy, torch, kdlib.errors\n")
-    imported("toy")
+        _refuse_code_elsewhere.cache_clear()
+    (folder / "experiment.py").write_text(f"{text}\n{line}\n")
+    for _ in range(2):
+        with pytest.raises(
+            KDError, match=r"replications/toy: expected imports of kdlib, .* that experiment\.py imports h"
+        ):
+            imported("toy")
 
 
 def test_an_experiment_is_loaded_with_its_name_folder_and_first_line(load, tmp_path):

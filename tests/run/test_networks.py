@@ -1,7 +1,7 @@
 """Each replication names the network that its training functions train, and a stored run gets its network back."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +10,7 @@ import torch
 
 from kdlib.errors import KDError
 from kdlib.run import prepare, train
-from kdlib.run.experiment import Arm, Run, load_experiment, replications
+from kdlib.run.experiment import Arm, Profile, Run, load_experiment, replications
 from kdlib.run.networks import origin_of, trained_network
 from kdlib.run.store import prune
 from kdlib.training import predict_logits
@@ -105,6 +105,35 @@ def test_a_run_of_data_that_no_profile_has_is_of_its_arm_all_the_same():
     description = SimpleNamespace(config=asdict(config), recipe=f"{ecg.source}/{arm.train.__name__}")
     run = SimpleNamespace(id="r", description=description, environment={"replication": "ecg"})
     assert (origin_of(run, [ecg]).arm, origin_of(run, [ecg]).config) == (arm, config)
+
+
+@dataclass(frozen=True)
+class Inner:
+    hidden: int = 32
+
+
+@dataclass(frozen=True)
+class Nested:
+    """Values that a run's file does not have as they are: tuples of tuples, lists, dataclasses."""
+
+    layers: tuple[tuple[str, int], ...] = (("hidden", 32),)
+    sizes: list[int] = field(default_factory=lambda: [32])
+    net: Inner = Inner()
+    rate: float = 0.1
+
+
+@pytest.mark.parametrize("change", [{}, {"net": Inner(64)}, {"layers": (("hidden", 8), ("other", 8)), "rate": 0.2}])
+def test_a_configuration_comes_back_as_its_experiment_writes_it(change):
+    ecg = load_experiment("ecg")
+    first = ecg.arm("teacher")
+    arms = (first, replace(first, name="changed", change=change)) if change else (first,)
+    profiles = {"quick": Profile(Nested(rate=0.3), seeds=1), "smoke": Profile(Nested(), seeds=1, synthetic=True)}
+    experiment = replace(ecg, arms=arms, profiles=profiles, check=(), banded=(), data_fields=(), network=ecg.network)
+    config = experiment.config(arms[-1], profiles["smoke"])
+    stored = json.loads(json.dumps(asdict(config))) | {"device": "cpu"}
+    description = SimpleNamespace(config=stored, recipe=f"{ecg.source}/{first.train.__name__}")
+    origin = origin_of(SimpleNamespace(id="r", description=description, environment={}), [experiment])
+    assert (origin.config, origin.arm, origin.synthetic) == (config, arms[-1], True)
 
 
 def test_a_copied_folder_is_preferred_if_the_run_names_it(stored):
