@@ -181,6 +181,7 @@ PAIRS = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore::kdlib.modes.FrozenWeightsAdapt")  # told of "frozen layers"
 @pytest.mark.parametrize(("one", "other", "expected"), PAIRS.values(), ids=PAIRS)
 def test_trainings_that_differ_in_one_thing(one, other, expected):
     counts = one.get("count", EPOCHS), other.get("count", EPOCHS)
