@@ -70,8 +70,8 @@ def warn_of_modes(
     if adapt:
         told |= {*adapt}
         warnings.warn(
-            f"{place}: the batch norm {_some(adapt)} has weights that do not learn, but its averages change in "
-            "training mode. If a part is to remain as it is, a teacher for example, call its eval() before the loop",
+            f"{place}: the averages of {_some(adapt)} change in training mode, although its weights do not learn. "
+            "If a part is to remain as it is, a teacher for example, call its eval() before the loop",
             FrozenWeightsAdapt,
             stacklevel=5,
         )

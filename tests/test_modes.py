@@ -178,7 +178,7 @@ def test_a_batch_norm_that_adapts_although_its_weights_do_not_learn_is_told():
     """A teacher within the model that was not evaluated; a backbone whose weights alone were frozen."""
     model = Net()
     model.backbone.requires_grad_(False)
-    with pytest.warns(FrozenWeightsAdapt, match=r"the batch norm backbone\.1 has weights that do not learn"):
+    with pytest.warns(FrozenWeightsAdapt, match=r"the averages of backbone\.1 change in training mode"):
         next(epochs(Progress(model, sgd(model)), BATCHES, hard_targets, count=1, seed=0))
     assert tracked(model) == STEPS
     model.backbone.eval()
