@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,23 +39,23 @@ def origin_of(run: FinishedRun, experiments: Sequence[Experiment], arms: Sequenc
     """
     first = sorted(experiments, key=lambda each: each.name != run.environment.get("replication"))
     for experiment in first:
-        kind = type(next(iter(experiment.profiles.values())).config)
+        some = next(iter(experiment.profiles.values()))
+        kind = type(some.config)
         own = {name: value for name, value in run.description.config.items() if name not in OF_COMPUTE}
         fitting = [
             arm
             for arm in experiment.arms
             if f"{experiment.source}/{arm.train.__name__}" == run.description.recipe
-            and all(own.get(name) == value for name, value in _as_stored(arm.change).items())
+            and _agree(_as_stored(experiment.config(arm, some)), own, arm.change)
         ]
         if not fitting or {field.name for field in fields(kind)} != own.keys():
             continue
         configs = [experiment.config(arm, each) for arm in fitting for each in experiment.profiles.values()]
-        config = kind(**{name: _restored(name, value, configs) for name, value in own.items()})
-        arm = max(
-            fitting, key=lambda arm: (arm.name in arms, bool(_profiles(experiment, arm, config)), len(arm.change))
-        )
-        synthetic = any(profile.synthetic for profile in _profiles(experiment, arm, config))
-        return Origin(experiment, arm, config, synthetic)
+        known = [(each, _as_stored(each)) for each in configs]
+        config = kind(**{name: _restored(name, value, known) for name, value in own.items()})
+        profiles = {arm.name: _profiles(experiment, arm, config) for arm in fitting}
+        arm = max(fitting, key=lambda arm: (arm.name in arms, bool(profiles[arm.name]), len(arm.change)))
+        return Origin(experiment, arm, config, any(profile.synthetic for profile in profiles[arm.name]))
     if not Path("replications").is_dir():
         raise KDError(
             f"run {run.id}: expected a folder replications/ here, found none; run from the top folder of the repository"
@@ -76,15 +76,19 @@ def _profiles(experiment: Experiment, arm: Arm, config: Any) -> list[Profile]:
     ]
 
 
-def _as_stored(values: Mapping[str, Any]) -> Any:
-    """Values of a configuration as a run's file has them: with lists for tuples, and dicts for dataclasses."""
-    return read_json(canonical_json({k: asdict(v) if is_dataclass(v) else v for k, v in values.items()}))  # type: ignore[arg-type]
+def _as_stored(config: Any) -> Any:
+    """A configuration as a run's file has it: with lists for tuples, and dicts for dataclasses."""
+    return read_json(canonical_json(asdict(config)))
 
 
-def _restored(name: str, value: Any, configs: Sequence[Any]) -> Any:
-    """A value of a configuration as the experiment writes it, from what a run's file has."""
-    for config in configs:
-        if _as_stored({name: getattr(config, name)}) == {name: value}:
+def _agree(one: Mapping[str, Any], other: Mapping[str, Any], names: Iterable[str]) -> bool:
+    return all(one[name] == other.get(name) for name in names)
+
+
+def _restored(name: str, value: Any, known: Sequence[tuple[Any, Mapping[str, Any]]]) -> Any:
+    """A value as the experiment writes it, from what a run's file has; `known` are configurations in both forms."""
+    for config, stored in known:
+        if stored[name] == value:
             return getattr(config, name)
     return _tuples(value)
 
