@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from sysconfig import get_path
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+SHOWN = 4  # names in a message
 
 
 class KDError(Exception):
@@ -30,6 +33,12 @@ class UnknownName(KDError):
 
 class NonFiniteLoss(KDError):
     """The training loss, or a recorded measurement, became NaN or infinite."""
+
+
+def some_of(names: Sequence[str]) -> str:
+    """Return the first names for a message, and how many there are more."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def needs(extra: str, *modules: str) -> None:

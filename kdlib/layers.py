@@ -139,7 +139,7 @@ class Layers:
             warn_of_modes(self.network, self.frozen, self._trained, self._told, self._place)
 
     def _freeze_also(self, modules: Iterable[nn.Module]) -> None:
-        self.frozen = self.frozen + [module for module in modules if not _is_one_of(module, self.frozen)]
+        self.frozen += [module for module in modules if not _is_one_of(module, self.frozen)]
 
 
 def _is_one_of(module: nn.Module, others: Sequence[nn.Module]) -> bool:

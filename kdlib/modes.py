@@ -7,9 +7,10 @@ from collections.abc import Collection, Iterable, Sequence
 
 from torch import nn
 
+from kdlib.errors import some_of
+
 __all__ = ["FrozenWeightsAdapt", "TrainedInEvaluation", "evaluated_within", "set_modes", "warn_of_modes"]
 
-SHOWN = 4  # names of modules in a message
 RATES = ("p", "drop_prob", "drop_path", "drop_rate", "dropout")  # attributes of layers that drop something
 
 
@@ -58,7 +59,7 @@ def warn_of_modes(
     if others and (new := [name for name in learning if name not in told]):
         told |= {*new}
         warnings.warn(
-            f"{place}: {_some(new)} have weights to train and are in evaluation mode, so they remain in it, and so "
+            f"{place}: {some_of(new)} have weights to train and are in evaluation mode, so they remain in it, and so "
             f"does a {type(others[0]).__name__} there: batch norm does not adapt, dropout does nothing. Call "
             "model.train() before the loop, and after an eval() in its body, or evaluate within `with "
             "kdlib.evaluating(model)`; a part that was frozen needs its train() before another loop. To freeze batch "
@@ -70,15 +71,11 @@ def warn_of_modes(
     if adapt:
         told |= {*adapt}
         warnings.warn(
-            f"{place}: the averages of {_some(adapt)} change in training mode, although its weights do not learn. "
+            f"{place}: the averages of {some_of(adapt)} change in training mode, although its weights do not learn. "
             "If a part is to remain as it is, a teacher for example, call its eval() before the loop",
             FrozenWeightsAdapt,
             stacklevel=5,
         )
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def _only_holds_others(module: nn.Module) -> bool:

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from kdlib.checks import check_kind
 from kdlib.element_wise import mixes_members
-from kdlib.errors import KDError, NonFiniteLoss
+from kdlib.errors import KDError, NonFiniteLoss, some_of
 from kdlib.files import tensor_digest
 from kdlib.packing import lazy_names, unwrapped
 from kdlib.replicas import Replicas
@@ -31,8 +31,6 @@ __all__ = [
     "refusing_kept_gradients",
     "state_of",
 ]
-
-SHOWN = 4  # names of weights in a message
 
 
 class WeightsNotTrained(UserWarning):
@@ -117,7 +115,7 @@ def check_optimizers(network: nn.Module, optimizers: Optimizers, saved: Mapping[
     left = [name for name, value in learning.items() if id(value) not in held]
     if not left:
         return
-    names = ", ".join(left[:SHOWN]) + (f" and {len(left) - SHOWN} more" if len(left) > SHOWN else "")
+    names = some_of(left)
     if len(left) == len(learning):
         raise KDError(
             f"expected an optimizer of the model's weights, found one that holds none of {names}; make it from "

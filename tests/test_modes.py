@@ -7,17 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kdlib.batches import Batch, Batches, Examples
+from kdlib.batches import Batch, Batches
 from kdlib.modes import FrozenWeightsAdapt, TrainedInEvaluation
 from kdlib.progress import Progress
 from kdlib.replicas import Replicas, side_by_side
-from kdlib.seeds import generator
 from kdlib.training import epochs, hard_targets
-
-INPUTS = torch.randn(24, 4, generator=generator(0, "inputs"))
-EXAMPLES = Examples(INPUTS, INPUTS[:, :3].argmax(1))
-BATCHES = Batches(EXAMPLES, 8, 0)
-STEPS = 3
+from tests.small_trainings import BATCHES, EXAMPLES, STEPS
 
 
 class Net(nn.Module):
