@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Any
@@ -14,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdlib.augment import Mix
-from kdlib.checks import check_classes, check_kind, whole_number
+from kdlib.chance import TeacherAtChance, share_of_labels
+from kdlib.checks import FLATTEN, check_classes, check_kind, whole_number
 from kdlib.errors import KDError
 from kdlib.files import array_digest
-from kdlib.probabilities import warn_of_probabilities
+from kdlib.probabilities import warn_of_probabilities, warn_of_sigmoid
 from kdlib.seeds import generator
 from kdlib.targets import SoftTargets, mix_logits, selected_rows
 
@@ -26,10 +25,6 @@ __all__ = ["Batch", "Batches", "Examples", "TeacherAtChance"]
 # Index 32 steps at once: indexing at every step dominates for small students, and indexing a whole epoch copies the
 # data set.
 STEPS_PER_GATHER = 32
-
-
-class TeacherAtChance(UserWarning):
-    """The soft targets know no more of the labels than chance does."""
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -52,7 +47,7 @@ class Examples:
         """Refuse labels that are not one integer for each input, nor an empty row for each (KDError)."""
         for name, values in (("inputs", inputs), ("labels", labels)):
             if not isinstance(values, Tensor):
-                raise KDError(f"{name}: expected a tensor, found {type(values).__name__}; use torch.as_tensor({name})")
+                raise KDError(f"{name}: expected a tensor, found {type(values).__name__}; {_as_tensor(name, values)}")
         if not inputs.ndim:
             raise KDError("inputs: expected a tensor (N, ...), found one number; for one example, use inputs.view(1)")
         count = len(inputs)
@@ -116,32 +111,25 @@ class Examples:
                 f"{soft.teacher_run} (data {found[0]}, view {found[1]!r}, {found[2]} rows); {remedy}"
             )
         if soft.logits.ndim != 2:
+            single = "one number an example is (N, 1): use logits.unsqueeze(1)"
             raise KDError(
                 f"expected logits of shape (N, K), one row per example, found {tuple(soft.logits.shape)} of run "
-                f"{soft.teacher_run}; one number an example is (N, 1): use logits.unsqueeze(1)"
+                f"{soft.teacher_run}; {single if soft.logits.ndim < 2 else FLATTEN}"
             )
         warn_of_probabilities(soft.logits, f"run {soft.teacher_run}")
-        return _agreement(soft, self.labels) if self.labels.ndim == 1 and len(self.labels) else None
+        if soft.logits.shape[1] == 1:
+            warn_of_sigmoid(soft.logits, f"run {soft.teacher_run}")
+        return share_of_labels(soft, self.labels) if self.labels.ndim == 1 and len(self.labels) else None
 
 
-def _agreement(soft: SoftTargets, labels: Tensor) -> float:
-    """The share of rows whose most probable class is their label; TeacherAtChance if chance explains it."""
-    logits, count = soft.logits.to(labels.device), len(labels)
-    found = (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(1)  # one logit: binary
-    share = float((found == labels).double().mean())
-    _, every = torch.unique(torch.cat([labels, found]), return_inverse=True)
-    most = int(every.max()) + 1
-    classes, predicted = (torch.bincount(part, minlength=most).double() / count for part in every.split(count))
-    # With these shares of classes, answers that know nothing agree as often, up to about two standard deviations.
-    chance = float((classes * predicted).sum())
-    if share < 1 and int((classes > 0).sum()) > 1 and share <= chance + 2 * math.sqrt(chance * (1 - chance) / count):
-        warnings.warn(
-            f"the teacher is at chance: run {soft.teacher_run} agrees with the labels of {share:.1%} of {count} "
-            f"examples, and chance with {chance:.1%}; check that its rows are in the order of the examples",
-            TeacherAtChance,
-            stacklevel=3,
-        )
-    return share
+def _as_tensor(name: str, values: object) -> str:
+    """What to do about values that are no tensor."""
+    first = next(iter(values), None) if isinstance(values, list | tuple) else values
+    if isinstance(first, Tensor):
+        return f"use torch.stack({name})"
+    if isinstance(first, Mapping):
+        return "for several tensors an example, write a function of the epoch that yields Batch(inputs, labels, rows)"
+    return f"use torch.as_tensor({name}{'.to_numpy()' if hasattr(values, 'to_numpy') else ''})"
 
 
 @dataclass(frozen=True, eq=False, slots=True)

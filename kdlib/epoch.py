@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdlib.batches import Batch
+from kdlib.batches import Batch, Batches
 from kdlib.checkpoint import REMEDY
 from kdlib.errors import KDError
 from kdlib.files import tensor_digest
@@ -29,6 +29,12 @@ def checked(batches: Iterable[Batch], epoch: int, done: int) -> Iterator[Batch]:
 
     KDError if there is none, or fewer than these steps, and for anything but a Batch of tensors.
     """
+    if not isinstance(batches, Iterable) and not hasattr(batches, "__getitem__"):
+        uses = isinstance(batches, Batches)
+        remedy = "pass the Batches themselves" if uses else "yield the batches one by one, or return a list of them"
+        raise KDError(
+            f"expected that batches(epoch) gives the batches of an epoch, found {type(batches).__name__}; {remedy}"
+        )
     count = 0
     for batch in batches:
         count += 1

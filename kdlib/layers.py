@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdlib.errors import KDError
 from kdlib.files import tensor_digest
-from kdlib.modes import evaluated_within, warn_of_modes
+from kdlib.modes import evaluated_by_its_train, evaluated_within, warn_of_modes
 from kdlib.packing import can_be_saved, tensors_of_state, unwrapped
 from kdlib.replicas import Replicas
 from kdlib.trainable import Optimizers
@@ -55,6 +55,8 @@ class Layers:
         if (found := evaluated_within(self.network, with_own=not anew)) is not None:
             self.frozen = [] if anew else self.frozen
             self._freeze_also(found)
+        if anew:
+            self._freeze_also(evaluated_by_its_train(self.network, self.frozen))
         if not last:
             warn_of_modes(self.network, self.frozen, self._trained, self._told, self._place)
 

@@ -35,7 +35,7 @@ from kdlib.checks import (
     readable,
 )
 from kdlib.errors import KDError, same_shape
-from kdlib.probabilities import warn_of_probabilities, warn_of_sigmoid
+from kdlib.probabilities import warn_of_last_sigmoid, warn_of_probabilities, warn_of_sigmoid
 
 __all__ = [
     "binary_distillation",
@@ -168,6 +168,7 @@ def binary_distillation(student_logit: Tensor, teacher_logit: Tensor, labels: Te
     0.4204
     """
     hard_weight = check_number("hard_weight", hard_weight, 0, 1, "the teacher's weight is 1 - hard_weight")
+    warn_of_last_sigmoid(student_logit, "the student")
     student_logit, teacher_logit = in_float32(student_logit), in_float32(teacher_logit)
     for other in (teacher_logit, labels):
         _one_logit_each(student_logit, other)

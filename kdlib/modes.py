@@ -9,9 +9,16 @@ from torch import nn
 
 from kdlib.errors import some_of
 
-__all__ = ["FrozenWeightsAdapt", "TrainedInEvaluation", "evaluated_within", "set_modes", "warn_of_modes"]
+__all__ = [
+    "FrozenWeightsAdapt",
+    "TrainedInEvaluation",
+    "evaluated_by_its_train",
+    "evaluated_within",
+    "set_modes",
+    "warn_of_modes",
+]
 
-RATES = ("p", "drop_prob", "drop_path", "drop_rate", "dropout")  # attributes of layers that drop something
+RATES = ("drop_prob", "drop_path", "drop_rate", "dropout")  # attributes of layers that drop something
 
 
 class TrainedInEvaluation(UserWarning):
@@ -31,6 +38,19 @@ def evaluated_within(network: nn.Module, with_own: bool = False) -> list[nn.Modu
     if any(module.training and not (with_own and _only_holds_others(module)) for module in modules):
         return [module for module in modules if not (module.training or module is network)]
     return None
+
+
+def evaluated_by_its_train(network: nn.Module, frozen: Sequence[nn.Module]) -> list[nn.Module]:
+    """Return the modules that are in evaluation mode in a step: the frozen ones, and what the network's `train` leaves.
+
+    Many networks freeze their batch norm in a `train` of their own. All modes remain as they are.
+    """
+    modes = [(module, module.training) for module in network.modules()]
+    network.train()
+    set_modes((module, False) for module in frozen)
+    found = evaluated_within(network) or []
+    set_modes(modes)
+    return found
 
 
 def set_modes(modes: Iterable[tuple[nn.Module, bool]]) -> None:
@@ -105,6 +125,7 @@ def _depends_on_mode(module: nn.Module) -> bool:
     name = type(module).__name__.lower()
     rates = [value for each in RATES if isinstance(value := getattr(module, each, None), int | float)]
     if "drop" in name or "stochasticdepth" in name:
+        rates += [value] if isinstance(value := getattr(module, "p", None), int | float) else []
         return any(rate > 0 for rate in rates) if rates else True
-    # Of recurrent layers and of attention.
-    return type(module).__module__.startswith("torch.nn") and any(rate > 0 for rate in rates if isinstance(rate, float))
+    # Of recurrent layers, of attention, and of classes that call torch.nn.functional.dropout.
+    return any(0 < rate <= 1 for rate in rates if isinstance(rate, float))

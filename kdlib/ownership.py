@@ -97,8 +97,12 @@ def warn_of_other_start(stored: Mapping[str, Any], own: Mapping[str, Any], epoch
 
 
 def refuse_another_loop(stored: Mapping[str, Any], now: Mapping[str, Any], place: str) -> None:
-    """Refuse (KDError) a checkpoint whose epochs were trained with other seeds or data."""
-    _refuse(_differences(stored, now), place)
+    """Refuse (KDError) a checkpoint whose epochs were trained with other seeds, data or frozen modules."""
+    hint = (
+        "frozen are the modules that are in evaluation mode when the loop begins, and a loop may leave others so: if "
+        "this is the same training, make the network again; else "
+    )
+    _refuse(_differences(stored, now), place, hint if stored["frozen"] != now["frozen"] else "")
 
 
 def _data(batches: Any) -> Any:
@@ -260,12 +264,12 @@ def _by_name(optimizer: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str
     }
 
 
-def _refuse(differ: Sequence[str], place: str) -> None:
+def _refuse(differ: Sequence[str], place: str, hint: str = "") -> None:
     if differ:
         more = f"; and {len(differ) - SHOWN} more" if len(differ) > SHOWN else ""
         raise KDError(
             f"{place}: expected the checkpoint of this training, found another's "
-            f"({'; '.join(differ[:SHOWN])}{more}); {REMEDY}"
+            f"({'; '.join(differ[:SHOWN])}{more}); {hint}{REMEDY}"
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,12 +17,23 @@ from kdlib.probabilities import warn_of_probabilities
 
 __all__ = ["evaluating", "inputs_of", "predict_logits"]
 
+Inputs = Tensor | Mapping[str, Tensor]
+
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch to evaluation mode without gradients; afterwards, also after an error, restore the mode of each module."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    """Switch to evaluation mode without gradients; afterwards, also after an error, restore the mode of each module.
+
+    A network that was frozen by `torch.jit.freeze` has no other mode. KDError for one that cannot change its mode.
+    """
+    modes = [(module, module.training) for module in model.modules() if hasattr(module, "training")]
+    try:
+        model.eval()
+    except NotImplementedError as error:  # torch.export
+        raise KDError(
+            f"expected a network that can be set to evaluation mode, found that it cannot ({error}); take the network "
+            "that it was made from, or, if it was made in evaluation mode, call it as it is, within torch.no_grad"
+        ) from error
     try:
         with torch.no_grad():
             yield
@@ -32,17 +43,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def predict_logits(
-    model: nn.Module, inputs: Tensor | Iterable[Tensor], size: int = 1024, output: int | str | None = None
+    model: nn.Module, inputs: Inputs | Iterable[Inputs], size: int = 1024, output: int | str | None = None
 ) -> Tensor:
     """Return logits (N, K) of inputs (N, ...), computed `size` rows at a time in evaluation mode without gradients.
 
-    Afterwards the model is in its mode of before. Data that are larger than memory are an iterator of inputs (B, ...)
-    of any sizes. Of a model that returns a tuple, a dictionary or an object, `output` picks one part: its number, key
-    or attribute. KDError for outputs that are not one row for each input. Warns (ProbabilitiesAsLogits) if all rows of
-    the first part are distributions.
+    Inputs may be a dictionary of tensors (N, ...). Afterwards the model is in its mode of before. Data that are larger
+    than memory are an iterator of inputs (B, ...) of any sizes. Of a model that returns a tuple, a dictionary or an
+    object, `output` picks one part: its number, key or attribute. KDError for outputs that are not one row for each
+    input. Warns (ProbabilitiesAsLogits) if all rows of the first part are distributions.
     """
     with evaluating(model):
-        found = [_one_output(model(part), output, len(part)) for part in _parts(model, inputs, size)]
+        found = [_one_output(model(part), output, _rows(part)) for part in _parts(model, inputs, size)]
     warn_of_probabilities(found[0], "the model")
     return torch.cat(found)
 
@@ -58,24 +69,47 @@ def inputs_of(model: nn.Module, inputs: Any) -> Tensor:
     return found
 
 
-def _parts(model: nn.Module, inputs: Any, size: int) -> Iterable[Tensor]:
-    if isinstance(inputs, Tensor | np.ndarray):
+def _parts(model: nn.Module, inputs: Any, size: int) -> Iterable[Inputs]:
+    if isinstance(inputs, Tensor | np.ndarray) or _is_dictionary(inputs):
         check_number("size", size, 1, math.inf, "it is the number of rows at a time")
-        yield from torch.split(inputs_of(model, inputs), whole_number("size", size))
+        yield from _split(model, inputs, whole_number("size", size))
         return
+    if hasattr(inputs, "to_numpy"):
+        raise KDError(
+            f"expected inputs (N, ...), a tensor or an array, found {type(inputs).__name__}; use its to_numpy()"
+        )
     part = None
-    for part in () if isinstance(inputs, list | tuple | dict) else inputs:
-        if not isinstance(part, Tensor):
+    for part in () if isinstance(inputs, list | tuple | Mapping) else inputs:
+        if not isinstance(part, Tensor) and not _is_dictionary(part):
             raise KDError(
-                f"expected an iterator of inputs, tensors (B, ...), found one of {type(part).__name__}; of a "
-                "DataLoader use (inputs for inputs, labels in loader)"
+                f"expected an iterator of inputs, tensors (B, ...) or dictionaries of them, found one of "
+                f"{type(part).__name__}; of a DataLoader use (inputs for inputs, labels in loader)"
             )
         yield part
     if part is None:
         raise KDError(
-            f"expected inputs (N, ...), a tensor, an array or an iterator of tensors (B, ...), found "
-            f"{type(inputs).__name__} without such parts; use torch.stack for a list of examples"
+            f"expected inputs (N, ...), a tensor, an array, a dictionary of tensors or an iterator of such parts, "
+            f"found {type(inputs).__name__} without such parts; use torch.stack for a list of examples"
         )
+
+
+def _is_dictionary(inputs: Any) -> bool:
+    """Whether inputs are tensors (N, ...) under names, as tokenizers return them."""
+    return isinstance(inputs, Mapping) and bool(inputs) and all(isinstance(each, Tensor) for each in inputs.values())
+
+
+def _rows(part: Inputs) -> int:
+    return len(part) if isinstance(part, Tensor) else len(next(iter(part.values())))
+
+
+def _split(model: nn.Module, inputs: Any, size: int) -> Iterable[Inputs]:
+    if not isinstance(inputs, Mapping):
+        return torch.split(inputs_of(model, inputs), size)
+    shapes = {name: tuple(each.shape) for name, each in inputs.items()}
+    if any(not shape or shape[:1] != (_rows(inputs),) for shape in shapes.values()):
+        raise KDError(f"expected inputs of the same number of rows under each name, found the shapes {shapes}")
+    parts = zip(*(torch.split(each, size) for each in inputs.values()), strict=True)
+    return [dict(zip(inputs, part, strict=True)) for part in parts]
 
 
 def _one_output(outputs: Any, output: int | str | None, rows: int) -> Tensor:

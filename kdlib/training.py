@@ -40,7 +40,12 @@ from kdlib.progress import Progress
 from kdlib.replicas import Replicas, refusing_what_vmap_refuses
 from kdlib.seeds import derive_seed
 from kdlib.targets import SoftTargets
-from kdlib.trainable import has_own_zero_grad, refusing_kept_gradients
+from kdlib.trainable import (
+    has_own_zero_grad,
+    refusing_kept_gradients,
+    warn_of_extras_without_optimizer,
+    with_gradients,
+)
 
 __all__ = [
     "NonFiniteLoss",
@@ -125,9 +130,9 @@ def epochs(
     tracer = progress.tracer
     if not tracer.traces:
         tracer.begin(batches)
-    make_step = _step(progress, objective)
+    make_step, first, stale = _step(progress, objective), progress.epoch + 1, with_gradients(progress.extras)
     with _callers_random_numbers():
-        for epoch in range(progress.epoch + 1, count + 1):
+        for epoch in range(first, count + 1):
             if rate is not None:
                 progress.rates.set_all(progress.optimizer, rate(epoch))
             tracer.epoch_begins(epoch, _seed_layers(progress.model, seeds, epoch))
@@ -151,6 +156,8 @@ def epochs(
             means = _mean_losses(progress.losses, epoch, progress.label, batches)
             tracer.epoch_ends(progress.losses[0])
             progress.epoch_ends(means)
+            if epoch == first:
+                warn_of_extras_without_optimizer(progress.extras, stale, progress.optimizers)
             yield epoch
             progress.layers.freeze(last=epoch == count)
             progress.save()

@@ -1,6 +1,7 @@
 """A training that is stopped and run again ends in the same weights, whatever its layers and optimizer."""
 
 import gc
+import warnings
 
 import numpy as np
 import pytest
@@ -102,6 +103,7 @@ def test_buffers_that_cannot_be_written_or_saved_are_left_alone(tmp_path):
 def test_the_mode_of_an_extra_goes_on(tmp_path):
     def run(name, count):
         model, hint = student(), keras_glorot_(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), generator(0, "hint"))
+        hint.requires_grad_(False)
 
         def body(epoch):
             if epoch == 2:
@@ -155,8 +157,36 @@ def test_a_batch_norm_that_is_frozen_in_one_of_two_trainings_is_told(tmp_path):
 
     run(True)
     run(True)
-    with pytest.raises(KDError, match=r"frozen: the checkpoint has \['1'\], this training \[\]"):
+    message = r"frozen: the checkpoint has \['1'\], this training \[\]\).* make the network again; else give"
+    with pytest.raises(KDError, match=message):
         run(False)
+
+
+class KeepsItsNorm(nn.Sequential):
+    def train(self, mode=True):
+        super().train(mode)
+        self[1].eval()
+        return self
+
+
+@pytest.mark.parametrize("again", ["new", "set to training", "evaluated and trained", "the same"])
+def test_a_network_that_freezes_its_norm_in_its_own_train_goes_on_however_it_was_set(tmp_path, again):
+    def run(checkpoint, count, network=None, prepare=lambda network: None):
+        network = network or KeepsItsNorm(*student(nn.BatchNorm1d(8)))
+        prepare(network)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", OtherStart)
+            train(Progress(network, adam(network), checkpoint=tmp_path / checkpoint), count)
+        return network
+
+    first = run("c", 1)
+    modes = {
+        "set to training": lambda network: network.train(),
+        "evaluated and trained": lambda network: network.eval().train(),
+    }
+    found = run("c", 3, first if again == "the same" else None, modes.get(again, lambda network: None))
+    assert same(found.state_dict(), run("whole", 3).state_dict())
+    assert found[1].num_batches_tracked == 0
 
 
 def test_an_average_that_the_batches_update_goes_on(tmp_path):

@@ -149,6 +149,15 @@ class StochasticDepth(nn.Module):
         return x
 
 
+class Functional(nn.Module):
+    def __init__(self, dropout):
+        super().__init__()
+        self.dropout = dropout
+
+    def forward(self, x):
+        return F.dropout(x, self.dropout, self.training)
+
+
 class Recurrent(nn.Module):
     def __init__(self, dropout):
         super().__init__()
@@ -159,7 +168,7 @@ class Recurrent(nn.Module):
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5])
-@pytest.mark.parametrize("layer", [DropPath, StochasticDepth, nn.Dropout, Recurrent, nn.AlphaDropout])
+@pytest.mark.parametrize("layer", [DropPath, StochasticDepth, nn.Dropout, Recurrent, nn.AlphaDropout, Functional])
 def test_layers_that_drop_something_depend_on_their_mode(layer, rate):
     model = Net(layer(rate))
     model.backbone.eval()
@@ -197,6 +206,7 @@ def test_modes_within_an_epoch_are_those_of_an_own_train_method():
             return self
 
     model = Own()
+    model.backbone[1].requires_grad_(False)
     list(epochs(Progress(model, sgd(model)), BATCHES, hard_targets, count=2, seed=0))  # a warning would fail
     assert tracked(model) == 0
 

@@ -1,5 +1,6 @@
 """Usual slips: arguments of another kind are told with what to write, before anything is trained."""
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -164,12 +165,44 @@ def test_probabilities_of_two_classes_and_of_a_sigmoid_are_told():
     with pytest.warns(ProbabilitiesAsLogits, match="the logits of the network are distributions"):
         binary_logit(logits.softmax(1))
     student = torch.linspace(-0.1, 0.9, 64)
-    with pytest.warns(ProbabilitiesAsLogits, match=r"the 64 logits of the teacher are from \S+ to \S+, as prob"):
+    with pytest.warns(ProbabilitiesAsLogits, match="the logits of the teacher are all from 0 to 1, on both sides of"):
         binary_distillation(student, binary_logit(logits).sigmoid(), labels, 0.5)
     # No warning, which would fail: logits, those of a teacher that is sure of one class, few ones, and labels.
     for fine in (binary_logit(logits), torch.linspace(0.6, 0.9, 64), torch.linspace(0.0, 1.1, 64), labels.float()):
         binary_distillation(student, fine, labels, 0.5)
     binary_distillation(student[:4], torch.tensor([0.2, 0.4, 0.6, 0.8]), labels[:4], 0.5)
+
+
+@pytest.mark.parametrize("last", [nn.Flatten(0), nn.Identity()])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_a_student_that_ends_in_a_sigmoid_is_told_whatever_its_logits_are(last, kind):
+    torch.manual_seed(0)
+    body, inputs = nn.Linear(4, 1).to(kind), torch.full((2, 4), 0.1, dtype=kind)
+    model = nn.Sequential(body, nn.Sigmoid(), last)
+    other = torch.zeros_like(model(inputs).detach())
+    with pytest.warns(ProbabilitiesAsLogits, match="the logits of the student come from a sigmoid"):
+        binary_distillation(model(inputs), other, other.long(), 0.5)
+    with pytest.warns(ProbabilitiesAsLogits, match="the logits of the student come from a sigmoid"):
+        torch.vmap(lambda outputs: binary_distillation(outputs, other, other.long(), 0.5))(model(inputs)[None])
+    # No warning, which would fail: a gate within the network, and first logits near a half.
+    gated = nn.Sequential(body, nn.Sigmoid(), nn.Linear(1, 1, dtype=kind), last)
+    half = last(torch.linspace(0.4, 0.6, 64, requires_grad=True).view(64, 1))
+    binary_distillation(gated(inputs), other, other.long(), 0.5)
+    binary_distillation(half, torch.zeros_like(half).detach(), torch.zeros_like(half).detach(), 0.5)
+
+
+def test_a_warning_of_a_loss_is_of_the_line_that_calls_it_and_shown_once():
+    teacher, labels = torch.rand(40, 16, generator=generator(0, "rows")), torch.zeros(16).long()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("default")
+        for row in teacher:
+            binary_distillation(torch.zeros(16), row, labels, 0.5)
+    assert [each.filename for each in told] == [__file__]
+
+
+def test_few_rows_are_no_distributions_by_chance():
+    for rows in torch.rand(20_000, 1, 2, generator=generator(0, "rows")):
+        cross_entropy(rows, torch.tensor([0]))  # a warning would fail
 
 
 def test_a_batch_of_probabilities_as_soft_targets_is_told():

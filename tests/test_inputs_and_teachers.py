@@ -1,0 +1,160 @@
+"""Inputs and teachers as users have them: dictionaries, tables, exported networks, rare classes."""
+
+import math
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from kdlib.batches import Batch, Batches, Examples, TeacherAtChance
+from kdlib.chance import _variance_of_agreement
+from kdlib.errors import KDError
+from kdlib.probabilities import ProbabilitiesAsLogits
+from kdlib.progress import Progress
+from kdlib.seeds import generator
+from kdlib.targets import SoftTargets
+from kdlib.trainable import WeightsNotTrained
+from kdlib.training import epochs, hard_targets, predict_logits
+from tests.small_trainings import BATCHES, EXAMPLES, INPUTS, adam, student, train
+
+NAMED = {"values": INPUTS, "mask": torch.arange(24) % 3 > 0}
+
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = student(nn.Dropout(0.5))
+
+    def forward(self, inputs):
+        return {"logits": self.body(inputs["values"] * inputs["mask"][:, None])}
+
+
+@pytest.mark.parametrize("size", [5, 24, 1000])
+def test_logits_of_inputs_under_names(size):
+    model = Masked()
+    expected = predict_logits(model.body, INPUTS * NAMED["mask"][:, None])
+    torch.testing.assert_close(predict_logits(model, NAMED, size, output="logits"), expected)
+    parts = ({name: each[rows] for name, each in NAMED.items()} for rows in torch.arange(24).split(7))
+    torch.testing.assert_close(predict_logits(model, parts, output="logits"), expected)
+    with pytest.raises(KDError, match=r"same number of rows under each name, found the shapes .*'mask': \(23,\)"):
+        predict_logits(model, NAMED | {"mask": NAMED["mask"][1:]}, output="logits")
+
+
+def test_tables_and_lists_are_refused_with_what_makes_a_tensor_of_them():
+    table = pd.DataFrame(INPUTS.numpy())
+    with pytest.raises(KDError, match=r"found DataFrame; use torch.as_tensor\(inputs.to_numpy\(\)\)"):
+        Examples(table, EXAMPLES.labels)
+    with pytest.raises(KDError, match=r"labels: .* found Series; use torch.as_tensor\(labels.to_numpy\(\)\)"):
+        Examples(INPUTS, pd.Series(EXAMPLES.labels.numpy(), index=range(24, 48)))
+    with pytest.raises(KDError, match=r"found DataFrame; use its to_numpy\(\)"):
+        predict_logits(student(), table)
+    with pytest.raises(KDError, match=r"found list; use torch.stack\(inputs\)"):
+        Examples([*INPUTS], EXAMPLES.labels)
+    with pytest.raises(KDError, match="found dict; for several tensors an example, write a function of the epoch"):
+        Examples(NAMED, EXAMPLES.labels)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("make", [torch.jit.freeze, torch.jit.optimize_for_inference])
+def test_a_network_of_one_mode_is_used_as_it_is(make):
+    network = student(nn.BatchNorm1d(8)).eval()
+    frozen = make(torch.jit.script(network))
+    torch.testing.assert_close(predict_logits(frozen, INPUTS), predict_logits(network, INPUTS))
+
+
+def test_an_exported_network_cannot_change_its_mode_and_is_refused():
+    exported = torch.export.export(student().eval(), (INPUTS,)).module()
+    with pytest.raises(KDError, match=r"expected a network that can be set to evaluation mode, .* call it as it is"):
+        predict_logits(exported, INPUTS)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda epoch: BATCHES, "found Batches; pass the Batches themselves"),
+        (lambda epoch: None, "found NoneType; yield the batches one by one, or return a list of them"),
+        (lambda epoch: Batch(INPUTS, EXAMPLES.labels, torch.arange(24)), "found Batch; yield the batches one by one"),
+    ],
+)
+def test_a_function_that_returns_no_batches_is_refused(wrong, message):
+    model = student()
+    with pytest.raises(KDError, match=rf"expected that batches\(epoch\) gives the batches of an epoch, {message}"):
+        next(epochs(Progress(model, adam(model)), wrong, hard_targets, count=1, seed=0))
+
+
+def test_maps_as_soft_targets_are_to_be_flattened():
+    with pytest.raises(KDError, match=r"found \(24, 3, 2, 2\) of run maps; flatten the places first"):
+        EXAMPLES.check(SoftTargets(torch.zeros(24, 3, 2, 2), "maps", EXAMPLES.digest))
+
+
+def test_soft_targets_of_one_sigmoid_are_told_as_a_whole():
+    data = Examples(INPUTS, (INPUTS[:, 0] > 0).long())
+    teacher = SoftTargets(torch.sigmoid(3 * INPUTS[:, :1]), "t", data.digest)
+    with pytest.warns(ProbabilitiesAsLogits, match="of run t are all from 0 to 1"):
+        Batches(data, 4, 0, teacher)
+
+
+# ---- a teacher at chance
+
+
+def of_rare_classes(found):
+    """4,000 rows, of which 46 are positive; the teacher's logit is above 0 for `found` of them, and below it else."""
+    labels = torch.zeros(4000).long()
+    labels[:46] = 1
+    logits = torch.randn(4000, generator=generator(0, "rare")) - 6
+    logits[:46] += 4
+    logits.clamp_(max=-0.1)[:found] = 0.5
+    return labels, logits
+
+
+@pytest.mark.parametrize("found", [0, 6])
+@pytest.mark.parametrize("columns", [1, 2])
+def test_a_teacher_that_knows_a_rare_class_is_not_at_chance(found, columns):
+    labels, logits = of_rare_classes(found)
+    inputs, order = torch.zeros(4000, 1), torch.randperm(4000, generator=generator(0, "order"))
+    data = Examples(inputs, labels)
+    both = torch.stack([torch.zeros(4000), logits], 1)[:, -columns:]
+    share = data.check(SoftTargets(both, "t", data.digest))  # a warning would fail
+    assert share == pytest.approx(1 - (46 - found) / 4000)
+    with pytest.warns(TeacherAtChance, match="the teacher is at chance: run t agrees with the labels of 9"):
+        data.check(SoftTargets(both[order], "t", data.digest))
+
+
+def test_the_variance_of_chance_agreement_is_that_of_random_orders():
+    labels, found = np.repeat([0, 1, 2, 3], [30, 20, 8, 2]), np.repeat([0, 1, 2, 3], [25, 5, 5, 25])
+    random = np.random.default_rng(0)
+    shares = [np.mean(labels == random.permutation(found)) for _ in range(20_000)]
+    parts = (torch.tensor(np.bincount(each) / 60) for each in (labels, found))
+    assert math.sqrt(_variance_of_agreement(*parts) / 59) == pytest.approx(np.std(shares), rel=0.02)
+
+
+# ---- extras that no optimizer holds
+
+
+class Half(nn.Module):
+    def forward(self, inputs):
+        return inputs / 2
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_an_extra_that_the_loss_uses_and_no_optimizer_holds_is_told_once(tmp_path, held):
+    model, hint = student(), nn.Linear(3, 3)
+    weights = [*model.parameters(), *(hint.parameters() if held else ())]
+    progress = Progress(
+        model, torch.optim.SGD(weights, lr=0.1), extras={"hint": hint, "none": Half()}, checkpoint=tmp_path / "c"
+    )
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        train(progress, 3, lambda outputs, batch: hard_targets(hint(outputs), batch))
+    assert [each.category for each in told] == [WeightsNotTrained] * (not held)
+    if not held:
+        assert "depends on hint.weight, hint.bias of the extras" in str(told[0].message)
+
+
+def test_gradients_of_before_the_training_are_no_sign_of_a_weight_that_should_learn(tmp_path):
+    model, teacher = student(), student(name="teacher")
+    teacher(INPUTS).sum().backward()
+    train(Progress(model, adam(model), extras={"teacher": teacher}))  # a warning would fail
