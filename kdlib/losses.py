@@ -168,7 +168,6 @@ def binary_distillation(student_logit: Tensor, teacher_logit: Tensor, labels: Te
     0.4204
     """
     hard_weight = check_number("hard_weight", hard_weight, 0, 1, "the teacher's weight is 1 - hard_weight")
-    warn_of_last_sigmoid(student_logit, "the student")
     student_logit, teacher_logit = in_float32(student_logit), in_float32(teacher_logit)
     for other in (teacher_logit, labels):
         _one_logit_each(student_logit, other)
@@ -176,6 +175,7 @@ def binary_distillation(student_logit: Tensor, teacher_logit: Tensor, labels: Te
     _refuse_nan(teacher_logit)
     _refuse_infinite(student_logit)
     warn_of_sigmoid(teacher_logit, "the teacher")
+    warn_of_last_sigmoid(student_logit, "the student")
     # BCE is linear in its target: mixing the targets mixes the losses.
     targets = hard_weight * labels.to(student_logit) + (1 - hard_weight) * teacher_logit.detach().sigmoid()
     return F.binary_cross_entropy_with_logits(student_logit, targets)
