@@ -47,12 +47,21 @@ def imported(name: str) -> ModuleType:
 
 @cache  # who loads a replication for each of many runs does not read its files again
 def _refuse_code_elsewhere(name: str, folder: Path) -> None:
-    root = folder.parents[1].resolve()
-    modules = [module for key, module in [*sys.modules.items()] if key.startswith("replications.")]
-    used = {str(getattr(module, "__file__", None)) for module in modules} | {str(folder / "experiment.py")}
-    for path in (path for path in source_files(folder) if str(path) in used):  # not a test or a script next to them
-        for module in sorted(_imported_names(path) - {"kdlib", "replications"}):
-            place = _place_of(module)
+    root, covered = folder.parents[1].resolve(), source_files(folder)
+    loaded = {
+        str(getattr(each, "__file__", None)) for key, each in [*sys.modules.items()] if key[:13] == "replications."
+    }
+    reached = _reached(folder / "experiment.py")
+    if folder / "figures.py" in reached:
+        raise KDError(
+            f"replications/{name}: expected that no run depends on figures.py, found that it is imported: runs would "
+            "not change with it. Move what training needs into another file"
+        )
+    for path in (path for path in covered if str(path) in loaded or path in reached):  # no test or script next to them
+        for module in sorted(
+            {each.partition(".")[0] for each in _imports_of(path, folder.parent)} - {"kdlib", "replications"}
+        ):
+            place = _place_of(module, root)
             if place is not None and root in place.parents:
                 raise KDError(
                     f"replications/{name}: expected imports of kdlib, of installed packages and of replications, found "
@@ -62,19 +71,40 @@ def _refuse_code_elsewhere(name: str, folder: Path) -> None:
                 )
 
 
-def _imported_names(path: Path) -> set[str]:
-    """The first names of the modules that a file imports by their full names."""
+def _reached(experiment: Path) -> dict[Path, None]:
+    """The files in replications/ that experiment.py imports, and that these import, also within their functions."""
+    root, found = experiment.parents[1], {experiment: None}
+    todo = [experiment]
+    for path in todo:  # grows
+        for module in _imports_of(path, root):
+            parts = module.split(".")[1:] if module.startswith("replications.") else []
+            names = [root.joinpath(*parts[:count]) for count in range(1, len(parts) + 1)]
+            files = [each for name in names for each in (name.with_suffix(".py"), name / "__init__.py")]
+            todo += [each for each in files if each not in found and each.is_file()]
+            found |= dict.fromkeys(todo)
+    return found
+
+
+def _imports_of(path: Path, root: Path) -> set[str]:
+    """The full names of the modules that a file in replications/, `root`, imports, and of what it takes from them."""
     try:
         nodes = [*ast.walk(ast.parse(read_file(path)))]
     except (SyntaxError, ValueError):  # who imports it is told
         return set()
-    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    names |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
-    return {each.partition(".")[0] for each in names}
+    found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    package = ["replications", *path.relative_to(root).parent.parts]
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom):
+            start = package[: len(package) + 1 - node.level] if node.level else []
+            base = ".".join([*start, *([node.module] if node.module else [])])
+            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return found
 
 
-def _place_of(module: str) -> Path | None:
-    """Where a module's code is; None if it is installed, Python's own, or nowhere."""
+def _place_of(module: str, root: Path) -> Path | None:
+    """Where a module's code is; None if it is installed, Python's own, or nowhere. Python may be in `root` too."""
+    if module in sys.stdlib_module_names:
+        return None
     try:
         spec = find_spec(module)
     except (ImportError, ValueError):  # what was put into sys.modules without a place
@@ -85,6 +115,7 @@ def _place_of(module: str) -> Path | None:
     folders = [Path(each) for each in spec.submodule_search_locations or []]
     places = [each for each in folders if spec.origin or any(each.glob("*.py"))] + [Path(spec.origin or "")]
     place = next((each.resolve() for each in places if each.is_absolute()), None)
-    if place is None or "site-packages" in place.parts or Path(sys.prefix).resolve() in place.parents:
+    pythons = [each for each in (Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve()) if root in each.parents]
+    if place is None or "site-packages" in place.parts or any(each in place.parents for each in pythons):
         return None
     return place

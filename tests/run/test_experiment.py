@@ -124,6 +124,65 @@ def test_code_that_no_run_would_know_is_refused(place, line, tmp_path, monkeypat
             imported("toy")
 
 
+@pytest.fixture
+def toy_folder(tmp_path, monkeypatch):
+    """The folder of a replication, and a top folder with a module `helpers_of_mine` on Python's path."""
+    folder = write_toy(tmp_path) / "replications" / "toy"
+    module = SimpleNamespace(__file__=folder / "experiment.py")
+    monkeypatch.setattr("kdlib.run.imported.importlib", SimpleNamespace(import_module=lambda name: module))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "helpers_of_mine.py").write_text("weight = 1\n")
+    return folder
+
+
+def adds(path, text):
+    path.write_text(f"{path.read_text() if path.exists() else ''}\n{text}\n")
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["from . import nets", "from .nets import weight", "from replications.toy import nets", "from .parts import x"],
+)
+def test_code_that_a_file_of_the_replication_imports_later_is_refused(line, toy_folder):
+    adds(toy_folder / "experiment.py", f"def train_later(run):\n    {line}")
+    (toy_folder / "parts").mkdir()
+    adds(toy_folder / "parts" / "__init__.py", "from ..nets import weight as x")
+    adds(toy_folder / "nets.py", "import json\nweight = 1")
+    imported("toy")
+    _refuse_code_elsewhere.cache_clear()
+    adds(toy_folder / "nets.py", "import helpers_of_mine")
+    with pytest.raises(KDError, match=r"that nets\.py imports helpers_of_mine from helpers_of_mine\.py: its runs"):
+        imported("toy")
+
+
+def test_figures_are_no_part_of_what_is_trained(toy_folder):
+    adds(toy_folder / "figures.py", "from replications.toy.experiment import EXPERIMENT\nWIDTH = 8")
+    imported("toy")
+    _refuse_code_elsewhere.cache_clear()
+    adds(toy_folder / "experiment.py", "def train_later(run):\n    from .figures import WIDTH")
+    with pytest.raises(
+        KDError, match=r"replications/toy: expected that no run depends on figures\.py, found that it is"
+    ):
+        imported("toy")
+
+
+def test_python_itself_may_be_in_the_folder(toy_folder, tmp_path, monkeypatch):
+    library = tmp_path / "env" / "lib"
+    library.mkdir(parents=True)
+    (library / "of_python.py").touch()
+    monkeypatch.syspath_prepend(str(library))
+    adds(toy_folder / "experiment.py", "import of_python, json")
+    with pytest.raises(KDError, match=r"experiment\.py imports of_python from env/lib/of_python\.py"):
+        imported("toy")
+    monkeypatch.setattr("sys.base_prefix", str(tmp_path / "env"))
+    imported("toy")
+    _refuse_code_elsewhere.cache_clear()
+    # A folder within the one of Python, such as /usr, is not all Python's.
+    monkeypatch.setattr("sys.base_prefix", str(tmp_path.parent))
+    with pytest.raises(KDError, match=r"experiment\.py imports of_python from env/lib/of_python\.py"):
+        imported("toy")
+
+
 def test_an_experiment_is_loaded_with_its_name_folder_and_first_line(load, tmp_path):
     found = load(TEXT)
     assert found.folder == tmp_path / found.name
