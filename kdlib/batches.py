@@ -70,12 +70,12 @@ class Examples:
         for name, value in (("inputs", inputs), ("labels", labels), ("digest", digest), ("view", view)):
             object.__setattr__(self, name, value)  # the class is frozen
 
-    def to(self, device: torch.device) -> Examples:
+    def to(self, device: torch.device | str) -> Examples:
         """Return the same examples on a device."""
         return replace(self, inputs=self.inputs.to(device), labels=self.labels.to(device))
 
-    def select(self, rows: Tensor) -> Examples:
-        """Return the examples of some rows, for a transfer set: row numbers (n,) or a mask (N,).
+    def select(self, rows: Any) -> Examples:
+        """Return the examples of some rows, for a transfer set: row numbers (n,) or a mask (N,), a tensor or a list.
 
         Their digest is made from the data's digest and the rows, so that they fit `SoftTargets.select` of the same rows
         and no other soft targets. KDError for a mask of another length.
@@ -136,7 +136,7 @@ def _as_tensor(name: str, values: object) -> str:
 class Batch:
     """One batch, as passed to an objective."""
 
-    inputs: Tensor  # (B, ...)
+    inputs: Any  # a tensor (B, ...), or what else the model takes: a dictionary of tensors, for example
     labels: Tensor  # int64 (B,); if rows are mixed: float (B, K); without labels: int64 (B, 0)
     indices: Tensor  # int64 (B,), row numbers, for the trace; if rows are mixed: those of the first partner
     soft: Tensor | None = None  # the teacher's logits (B, K)

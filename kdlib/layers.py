@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdlib.errors import KDError
 from kdlib.files import tensor_digest
-from kdlib.modes import evaluated_by_its_train, evaluated_within, warn_of_modes
+from kdlib.modes import evaluated_within, own_trains, set_modes, warn_of_modes
 from kdlib.packing import can_be_saved, tensors_of_state, unwrapped
 from kdlib.replicas import Replicas
 from kdlib.trainable import Optimizers
@@ -44,10 +44,8 @@ class Layers:
         self._names: list[str] = []  # of the state_dict, as soon as the network has loaded one
         self._loaded: dict[str, Any] = {"layers": {}, "frozen": [], "evaluated": []}  # the notes of the checkpoint
 
-    def freeze(self, anew: bool = False, last: bool = False) -> None:
+    def freeze(self, anew: bool = False) -> None:
         """Let the modules that are in evaluation mode, if others are in training mode, remain so in all epochs.
-
-        Warns (`kdlib.modes`) if that is hardly meant; not after the `last` epoch.
 
         At the end of an epoch's body, a module that only holds other ones says nothing: the body may have evaluated
         the parts one by one.
@@ -55,10 +53,16 @@ class Layers:
         if (found := evaluated_within(self.network, with_own=not anew)) is not None:
             self.frozen = [] if anew else self.frozen
             self._freeze_also(found)
-        if anew:
-            self._freeze_also(evaluated_by_its_train(self.network, self.frozen))
-        if not last:
-            warn_of_modes(self.network, self.frozen, self._trained, self._told, self._place)
+
+    def begin_steps(self) -> list[tuple[nn.Module, bool]]:
+        """Set and return the modes of an epoch's steps, after the network's `train`. Warns (`kdlib.modes`) of slips."""
+        frozen, before = {id(module) for module in self.frozen}, [(m, m.training) for m in self.network.modules()]
+        modes = [(module, training and id(module) not in frozen) for module, training in before]
+        set_modes(self.network, modes)
+        evaluated = [module for module, training in modes if not training]
+        by_its_train = {id(module) for module, training in before if not training}
+        warn_of_modes(self.network, evaluated, self._trained, self._told, self._place, by_its_train)
+        return modes
 
     def state(self, remedy: str) -> dict[str, Any]:
         """Return a copy of the network's state. The first one is loaded into the network; KDError if it cannot be."""
@@ -94,9 +98,10 @@ class Layers:
         """Return the settings of all layers, by name."""
         return _settings_of(self.parts)
 
-    def frozen_names(self) -> list[str]:
-        """Return the names of the frozen modules."""
-        return [name for name, module in self.network.named_modules() if _is_one_of(module, self.frozen)]
+    def frozen_names(self, of_own_trains: bool = True) -> list[str]:
+        """Return the names of the frozen modules, or of those that no `train` of their own can have frozen."""
+        frozen = {id(module) for module in self.frozen} - (set() if of_own_trains else own_trains(self.network))
+        return [name for name, module in self.network.named_modules() if id(module) in frozen]
 
     def buffers(self) -> dict[str, Tensor]:
         """Return the buffers with `persistent=False`, which no state_dict has, by name."""
@@ -127,7 +132,7 @@ class Layers:
         _restore_buffers(self.parts, buffers)
         _restore_settings(self.parts, notes["layers"])
 
-    def go_on(self, last: bool) -> None:
+    def go_on(self) -> None:
         """Set the settings of the checkpoint again: code after Progress may have changed them; and freeze its modules.
 
         Without a further epoch, each module remains in the mode in which the body of the loop had left it.
@@ -137,15 +142,10 @@ class Layers:
         self._freeze_also(modules[name] for name in self._loaded["frozen"])
         for name, module in modules.items():
             module.training = name not in self._loaded["evaluated"]
-        if not last:
-            warn_of_modes(self.network, self.frozen, self._trained, self._told, self._place)
 
     def _freeze_also(self, modules: Iterable[nn.Module]) -> None:
-        self.frozen += [module for module in modules if not _is_one_of(module, self.frozen)]
-
-
-def _is_one_of(module: nn.Module, others: Sequence[nn.Module]) -> bool:
-    return any(module is other for other in others)
+        known = {id(module) for module in self.frozen}
+        self.frozen += [module for module in modules if id(module) not in known]
 
 
 def _check_state(kind: str, owner: Any, state: Mapping[str, Any], place: str, remedy: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from torch import nn
 
@@ -12,8 +12,8 @@ from kdlib.errors import some_of
 __all__ = [
     "FrozenWeightsAdapt",
     "TrainedInEvaluation",
-    "evaluated_by_its_train",
     "evaluated_within",
+    "own_trains",
     "set_modes",
     "warn_of_modes",
 ]
@@ -40,40 +40,63 @@ def evaluated_within(network: nn.Module, with_own: bool = False) -> list[nn.Modu
     return None
 
 
-def evaluated_by_its_train(network: nn.Module, frozen: Sequence[nn.Module]) -> list[nn.Module]:
-    """Return the modules that are in evaluation mode in a step: the frozen ones, and what the network's `train` leaves.
+def own_trains(network: nn.Module) -> set[int]:
+    """Return the ids of modules whose mode may come from a `train` of a class of their own, and of all within them.
 
-    Many networks freeze their batch norm in a `train` of their own. All modes remain as they are.
+    Many networks freeze their batch norm so.
     """
-    modes = [(module, module.training) for module in network.modules()]
-    network.train()
-    set_modes((module, False) for module in frozen)
-    found = evaluated_within(network) or []
-    set_modes(modes)
-    return found
+    owners = [module for module in network.modules() if _has_own_train(module)]
+    return {id(module) for owner in owners for module in owner.modules()}
 
 
-def set_modes(modes: Iterable[tuple[nn.Module, bool]]) -> None:
-    """Set the mode of each module: batches or an objective may have evaluated the network."""
+def set_modes(network: nn.Module, modes: Sequence[tuple[nn.Module, bool]]) -> None:
+    """Set the mode of each of these modules of a network: batches or an objective may have evaluated it.
+
+    A class may do more than set the mode: layers of low rank merge their weights for evaluation. So its own `train` and
+    `eval` are called.
+    """
+    if all(module.training == training for module, training in modes):
+        return
+    _call_own_trains(network, {id(module): training for module, training in modes})
     for module, training in modes:
         if module.training != training:
             module.training = training
 
 
+def _call_own_trains(module: nn.Module, modes: Mapping[int, bool]) -> None:
+    now = getattr(module, "training", None)
+    training = modes.get(id(module), now)
+    if training != now and _has_own_train(module):
+        module.train() if training else module.eval()
+    for child in module.children():
+        _call_own_trains(child, modes)
+
+
+def _has_own_train(module: nn.Module) -> bool:
+    return type(module).train is not nn.Module.train or type(module).eval is not nn.Module.eval
+
+
 def warn_of_modes(
-    network: nn.Module, frozen: Sequence[nn.Module], trained: Collection[int], told: set[str], place: str
+    network: nn.Module,
+    frozen: Sequence[nn.Module],
+    trained: Collection[int],
+    told: set[str],
+    place: str,
+    by_its_train: Collection[int] = (),
 ) -> None:
     """Warn (TrainedInEvaluation, FrozenWeightsAdapt) of modes that cannot have been meant for each of these modules.
 
     `frozen` are the modules that stay in evaluation mode, `trained` the ids of the weights that optimizers hold. Names
-    that were `told` are not told again. Who freezes a batch norm evaluates that layer alone, or a part of the network
+    that were `told` are not told again, and modules that the network evaluates in its own `train` are meant so. Who
+    freezes a batch norm evaluates that layer alone, or a part of the network
     whose other weights do not learn. A layer with weights that learn is evaluated with the module around it: by an
     `eval()` of a whole model before its head was replaced, or of a student in the body of the loop.
     """
     named = {name or "the network": module for name, module in network.named_modules()}
     still = {id(module) for module in frozen}
+    slips = still - {*by_its_train}
     learning = [
-        name for name, each in named.items() if id(each) in still and not _is_norm(each) and _learns(each, trained)
+        name for name, each in named.items() if id(each) in slips and not _is_norm(each) and _learns(each, trained)
     ]
     others = [module for module in frozen if _depends_on_mode(module)]
     if others and (new := [name for name in learning if name not in told]):
@@ -83,9 +106,9 @@ def warn_of_modes(
             f"does a {type(others[0]).__name__} there: batch norm does not adapt, dropout does nothing. Call "
             "model.train() before the loop, and after an eval() in its body, or evaluate within `with "
             "kdlib.evaluating(model)`; a part that was frozen needs its train() before another loop. To freeze batch "
-            "norm alone, call the eval() of its layers",
+            "norm alone, call the eval() of its layers; of a teacher within the model, call requires_grad_(False)",
             TrainedInEvaluation,
-            stacklevel=5,
+            stacklevel=4,
         )
     adapt = [name for name, each in named.items() if id(each) not in still and _adapts(each) and name not in told]
     if adapt:
@@ -94,7 +117,7 @@ def warn_of_modes(
             f"{place}: the averages of {some_of(adapt)} change in training mode, although its weights do not learn. "
             "If a part is to remain as it is, a teacher for example, call its eval() before the loop",
             FrozenWeightsAdapt,
-            stacklevel=5,
+            stacklevel=4,
         )
 
 

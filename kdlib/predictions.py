@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kdlib.checks import check_number, tensor_of, whole_number
 from kdlib.errors import KDError
+from kdlib.modes import set_modes
 from kdlib.probabilities import warn_of_probabilities
 
 __all__ = ["evaluating", "inputs_of", "predict_logits"]
@@ -30,6 +31,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     try:
         model.eval()
     except NotImplementedError as error:  # torch.export
+        set_modes(model, modes)
         raise KDError(
             f"expected a network that can be set to evaluation mode, found that it cannot ({error}); take the network "
             "that it was made from, or, if it was made in evaluation mode, call it as it is, within torch.no_grad"
@@ -38,8 +40,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             yield
     finally:
-        for module, training in modes:
-            module.training = training
+        set_modes(model, modes)
 
 
 def predict_logits(

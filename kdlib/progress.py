@@ -11,7 +11,7 @@ import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor, nn
@@ -142,7 +142,7 @@ class Progress:
         """The number of epochs trained so far, including the current one."""
         return len(self.history)
 
-    def record(self, **metrics: float) -> None:
+    def record(self, **metrics: SupportsFloat) -> None:
         """Add measurements to the current epoch's entry of the history; NonFiniteLoss if one is NaN or infinite."""
         if not self.history:
             raise KDError("expected a trained epoch to record for, found none; call record within the loop over epochs")
@@ -186,7 +186,7 @@ class Progress:
             refuse_second_start(self.epoch, len(self.losses), count, self.checkpoint is not None, place)
         check_optimizers(self.network, self.optimizers, None if self.checkpoint is None else self.extras)
         self.rates.loop_begins(rate, self.optimizers, self.checkpoint is not None, place)
-        loop = loop_of(batches, seeds, self.layers.frozen_names(), place)
+        loop = loop_of(batches, seeds, self.layers.frozen_names(of_own_trains=False), place)
         if self._loaded_state:
             self._go_on(loop, place)
         self._loop, self._is_begun = loop, True
@@ -199,7 +199,7 @@ class Progress:
         self.rates.refuse_others(self._first, place, REMEDY)
         # Again: code after Progress may have set what this loop had changed when it stopped.
         self.rates.restore(self.optimizers, self._loaded)
-        self.layers.go_on(last=self.epoch >= self.count)
+        self.layers.go_on()
 
     def epoch_begins(self) -> int:
         """Take over the steps of this epoch that the checkpoint holds, and return their number."""

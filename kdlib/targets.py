@@ -75,6 +75,7 @@ class SoftTargets:
                 f"shape {tuple(self.logits.shape)}; predict_logits makes them"
             )
         check_values(self.logits.detach().cpu())
+        object.__setattr__(self, "logits", self.logits.detach())  # the class is frozen; a teacher gets no gradient
 
     def origin(self) -> dict[str, str]:
         """Return where the logits come from, and the SHA-256 of their bytes."""

@@ -47,7 +47,7 @@ PROBED = 4  # rows
 # Of an optimizer's groups: names of weights are others in a network that torch.compile has wrapped.
 NOT_DESCRIBED = "params", "param_names", "lr", "initial_lr"
 
-Objective = Callable[[Tensor, Batch], Tensor]
+Objective = Callable[[Any, Batch], Tensor]
 
 
 class Tracer:

@@ -158,7 +158,7 @@ def warn_of_extras_without_optimizer(
         )
 
 
-def check_measurement(name: str, value: float, label: str, epoch: int) -> None:
+def check_measurement(name: str, value: Any, label: str, epoch: int) -> None:
     """Refuse (NonFiniteLoss) a measurement of an epoch that is NaN or infinite, and what is no number (KDError)."""
     try:
         finite = math.isfinite(value)

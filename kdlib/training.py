@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import islice
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -60,7 +60,7 @@ __all__ = [
     "train_step",
 ]
 
-Objective = Callable[[Tensor, Batch], Tensor]
+Objective = Callable[[Any, Batch], Tensor]  # a model may return several tensors
 
 
 def hard_targets(outputs: Tensor, batch: Batch) -> Tensor:
@@ -88,7 +88,7 @@ def epochs(
     batches: Callable[[int], Iterable[Batch]],
     objective: Objective,
     *,
-    count: int,
+    count: SupportsIndex,
     seed: SupportsIndex | Sequence[SupportsIndex],
     rate: Callable[[int], float] | None = None,
 ) -> Iterator[int]:
@@ -125,41 +125,39 @@ def epochs(
             "0.1, say, or leave it out and give the optimizer its learning rate"
         )
     progress.layers.freeze(anew=True)
-    seeds, count = _seeds(seed, progress.model), whole_number("count", count, least=0)
-    progress.loop_begins(batches, seeds, count, rate=rate is not None)
+    seeds, last = _seeds(seed, progress.model), whole_number("count", count, least=0)
+    progress.loop_begins(batches, seeds, last, rate=rate is not None)
     tracer = progress.tracer
     if not tracer.traces:
         tracer.begin(batches)
     make_step, first, stale = _step(progress, objective), progress.epoch + 1, with_gradients(progress.extras)
     with _callers_random_numbers():
-        for epoch in range(first, count + 1):
+        for epoch in range(first, last + 1):
             if rate is not None:
                 progress.rates.set_all(progress.optimizer, rate(epoch))
             tracer.epoch_begins(epoch, _seed_layers(progress.model, seeds, epoch))
             progress.model.train()
-            for module in progress.layers.frozen:
-                module.training = False
-            modes = [(module, module.training) for module in progress.model.modules()]
+            modes = progress.layers.begin_steps()
             done = progress.epoch_begins()
             if isinstance(make_step, CapturedStep):
                 make_step.refresh()
             for step, batch in enumerate(tracer.watch(checked(batches(epoch), epoch, done)), 1):
                 if step > done:
-                    set_modes(modes)
+                    set_modes(progress.network, modes)
                     marks = progress.step_begins(batch)
                     loss = make_step(batch)
                     tracer.step_ends(batch, objective)
                     progress.step_ends(loss, marks)
                 elif step == done:
                     progress.steps_are_skipped(batch)
-            set_modes(modes)
+            set_modes(progress.network, modes)
             means = _mean_losses(progress.losses, epoch, progress.label, batches)
             tracer.epoch_ends(progress.losses[0])
             progress.epoch_ends(means)
             if epoch == first:
                 warn_of_extras_without_optimizer(progress.extras, stale, progress.optimizers)
             yield epoch
-            progress.layers.freeze(last=epoch == count)
+            progress.layers.freeze()
             progress.save()
             if progress.on_epoch is not None:
                 progress.on_epoch(progress)

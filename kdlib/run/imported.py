@@ -51,7 +51,7 @@ def _refuse_code_elsewhere(name: str, folder: Path) -> None:
     loaded = {
         str(getattr(each, "__file__", None)) for key, each in [*sys.modules.items()] if key[:13] == "replications."
     }
-    reached = _reached(folder / "experiment.py")
+    reached, known = _reached(folder / "experiment.py"), {path.resolve() for path in covered}
     if folder / "figures.py" in reached:
         raise KDError(
             f"replications/{name}: expected that no run depends on figures.py, found that it is imported: runs would "
@@ -62,7 +62,7 @@ def _refuse_code_elsewhere(name: str, folder: Path) -> None:
             {each.partition(".")[0] for each in _imports_of(path, folder.parent)} - {"kdlib", "replications"}
         ):
             place = _place_of(module, root)
-            if place is not None and root in place.parents:
+            if place is not None and root in place.parents and not known.intersection([place, *place.parents]):
                 raise KDError(
                     f"replications/{name}: expected imports of kdlib, of installed packages and of replications, found "
                     f"that {path.name} imports {module} from {place.relative_to(root)}: its runs would not change with "

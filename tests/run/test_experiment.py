@@ -155,6 +155,13 @@ def test_code_that_a_file_of_the_replication_imports_later_is_refused(line, toy_
         imported("toy")
 
 
+def test_a_file_of_the_replication_may_be_imported_by_its_short_name(toy_folder, monkeypatch):
+    adds(toy_folder / "nets.py", "weight = 1")
+    adds(toy_folder / "experiment.py", "import nets")
+    monkeypatch.syspath_prepend(str(toy_folder))
+    imported("toy")
+
+
 def test_figures_are_no_part_of_what_is_trained(toy_folder):
     adds(toy_folder / "figures.py", "from replications.toy.experiment import EXPERIMENT\nWIDTH = 8")
     imported("toy")

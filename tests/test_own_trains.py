@@ -1,0 +1,216 @@
+"""Networks whose own `train` and `eval` do more than set a mode: they freeze by a rule, or merge weights."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from kdlib.batches import Batches
+from kdlib.errors import KDError
+from kdlib.losses import hard_and_soft
+from kdlib.metrics import accuracy
+from kdlib.modes import own_trains
+from kdlib.progress import Progress
+from kdlib.targets import SoftTargets
+from kdlib.training import evaluating, hard_targets, predict_logits
+from tests.made_runs import Killed
+from tests.small_trainings import BATCHES, EXAMPLES, INPUTS, adam, same, state_of, student, train
+
+
+class FrozenByRule(nn.Sequential):
+    """A batch norm whose weights do not learn is evaluated."""
+
+    def train(self, mode=True):
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm1d) and not module.weight.requires_grad:
+                module.eval()
+        return self
+
+
+@pytest.mark.parametrize("at_first", [True, False])
+@pytest.mark.parametrize("prepare", [lambda network: None, lambda network: network.train()])
+def test_weights_that_learn_for_some_epochs_decide_about_the_norm_in_each_process(tmp_path, at_first, prepare):
+    def run(name, killed_at=0):
+        network = FrozenByRule(*student(nn.BatchNorm1d(8)))
+        network[:2].requires_grad_(at_first)
+        prepare(network)
+
+        def body(epoch):
+            if epoch == 2:
+                network[:2].requires_grad_(not at_first)
+            if epoch == killed_at:
+                raise Killed
+
+        progress = Progress(network, adam(network), checkpoint=tmp_path / name)
+        if killed_at:
+            with pytest.raises(Killed):
+                train(progress, 5, body=body)
+        else:
+            train(progress, 5, body=body)  # without a warning of averages that change, which would fail
+        return network
+
+    run("c", killed_at=4)
+    whole = run("whole")
+    assert same(run("c").state_dict(), whole.state_dict())
+    # What is evaluated at the end of an epoch's body remains so.
+    assert int(whole[1].num_batches_tracked) == (6 if at_first else 0)
+
+
+class Merging(nn.Linear):
+    """A layer of low rank that merges its weights for evaluation, as loralib's."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__(inputs, outputs)
+        self.down = nn.Parameter(torch.randn(2, inputs) / 2)
+        self.up = nn.Parameter(torch.randn(outputs, 2) / 2)
+        self.weight.requires_grad_(False)
+        self.merged = False
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.merged is mode:
+            self.weight.data += (self.up @ self.down).detach() * (-1 if mode else 1)
+            self.merged = not mode
+        return self
+
+    def forward(self, x):
+        low = 0 if self.merged else F.linear(F.linear(x, self.down), self.up)
+        return F.linear(x, self.weight, self.bias) + low
+
+
+def merging():
+    torch.manual_seed(0)
+    return nn.Sequential(Merging(4, 8), nn.Dropout(0.2), nn.ReLU(), nn.Linear(8, 3))
+
+
+def by_hand(network, inputs):
+    network.eval()
+    with torch.no_grad():
+        found = network(inputs)
+    network.train()
+    return found
+
+
+def fails(network, inputs):
+    with pytest.raises(Killed), evaluating(network):
+        raise Killed
+    return predict_logits(network, inputs)
+
+
+@pytest.mark.parametrize("predict", [predict_logits, fails])
+@pytest.mark.parametrize("place", ["objective", "body"])
+def test_predictions_leave_merged_weights_as_by_hand(predict, place):
+    def run(predict):
+        network = merging()
+
+        def objective(outputs, batch):
+            if place == "body":
+                return hard_targets(outputs, batch)
+            return hard_and_soft(outputs, predict(network, batch.inputs), batch.labels, 0.5, 0.5, 2.0)
+
+        def body(epoch):
+            predict(network, INPUTS)
+
+        train(Progress(network, adam(network)), 3, objective, body if place == "body" else lambda epoch: None)
+        return network
+
+    network, expected = run(predict), run(by_hand)
+    assert same(network.state_dict(), expected.state_dict())
+    assert network[0].training
+    assert not network[0].merged
+
+
+def test_an_evaluation_among_the_steps_does_not_leave_weights_merged():
+    def run(evaluates):
+        network = merging()
+
+        def batches(epoch):
+            for batch in BATCHES(epoch):
+                if evaluates:
+                    network.eval()
+                    network.train()
+                    network.eval()  # and forgets to go back
+                yield batch
+
+        train(Progress(network, adam(network)), 2, batches=batches)
+        return network
+
+    torch.testing.assert_close(state_of(run(True)), state_of(run(False)))
+
+
+def test_a_merging_network_goes_on_with_measurements_before_and_within_the_training(tmp_path):
+    def run(name, killed_at=0):
+        network = merging()
+        predict_logits(network, INPUTS)
+        progress = Progress(network, adam(network), checkpoint=tmp_path / name)
+
+        def body(epoch):
+            progress.record(accuracy=accuracy(predict_logits(network, INPUTS), EXAMPLES.labels))
+            if epoch == killed_at:
+                raise Killed
+
+        if killed_at:
+            with pytest.raises(Killed):
+                train(progress, 5, body=body)
+        else:
+            train(progress, 5, body=body)
+        return network
+
+    run("c", killed_at=4)
+    assert same(run("c").state_dict(), run("whole").state_dict())
+
+
+def test_parts_in_other_modes_are_put_back():
+    network = nn.Sequential(merging(), merging(), FrozenByRule(*student(nn.BatchNorm1d(8))))
+    network.forward = lambda inputs: network[0](inputs)
+    network[1].eval()
+    network[2][1].requires_grad_(False).eval()
+    before = [(module, module.training, getattr(module, "merged", None)) for module in network.modules()]
+    weights = state_of(network)
+    predict_logits(network, INPUTS)
+    assert [(module, module.training, getattr(module, "merged", None)) for module in network.modules()] == before
+    torch.testing.assert_close(state_of(network), weights)
+    assert own_trains(network) == {id(network[0][0]), id(network[1][0]), *map(id, network[2].modules())}
+
+
+class WithTeacher(nn.Module):
+    """A student that evaluates its teacher by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.student, self.teacher = student(nn.Dropout(0.1)), student(nn.Dropout(0.5), name="teacher")
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def forward(self, inputs):
+        return self.student(inputs)
+
+
+def test_a_teacher_that_the_network_itself_evaluates_is_no_slip():
+    network = WithTeacher()
+    train(Progress(network, adam(network)), 2)  # a warning would fail
+
+
+def test_modes_are_put_back_after_a_network_that_cannot_change_them():
+    exported = torch.export.export(student().eval(), (INPUTS,)).module()
+    network = nn.ModuleDict({"student": student(), "teacher": exported})
+    with pytest.raises(KDError, match="expected a network that can be set to evaluation mode"):
+        predict_logits(network, INPUTS)
+    assert network.training
+    assert network["student"].training
+
+
+def test_soft_targets_have_no_gradient():
+    soft = SoftTargets(student()(INPUTS), "t", EXAMPLES.digest)
+    assert not soft.logits.requires_grad
+    network = student()
+    train(
+        Progress(network, adam(network)),
+        2,
+        lambda outputs, batch: F.mse_loss(outputs, batch.soft),
+        batches=Batches(EXAMPLES, 8, 0, soft),
+    )
