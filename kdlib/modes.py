@@ -88,9 +88,9 @@ def warn_of_modes(
 
     `frozen` are the modules that stay in evaluation mode, `trained` the ids of the weights that optimizers hold. Names
     that were `told` are not told again, and modules that the network evaluates in its own `train` are meant so. Who
-    freezes a batch norm evaluates that layer alone, or a part of the network
-    whose other weights do not learn. A layer with weights that learn is evaluated with the module around it: by an
-    `eval()` of a whole model before its head was replaced, or of a student in the body of the loop.
+    freezes a batch norm evaluates that layer alone, or a part of the network whose other weights do not learn. A layer
+    with weights that learn is evaluated with the module around it: by an `eval()` of a whole model before its head was
+    replaced, or of a student in the body of the loop.
     """
     named = {name or "the network": module for name, module in network.named_modules()}
     still = {id(module) for module in frozen}
