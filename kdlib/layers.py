@@ -16,7 +16,7 @@ from kdlib.files import tensor_digest
 from kdlib.modes import evaluated_within, own_trains, set_modes, warn_of_modes
 from kdlib.packing import can_be_saved, tensors_of_state, unwrapped
 from kdlib.replicas import Replicas
-from kdlib.trainable import Optimizers
+from kdlib.trainable import Optimizers, weights_of
 
 __all__ = ["Layers"]
 
@@ -32,7 +32,7 @@ class Layers:
     def __init__(self, network: nn.Module, extras: Mapping[str, Any], optimizers: Optimizers, place: str) -> None:
         self.network, self.parts, self._place = network, _parts_of(network, extras), place
         self._extras = extras
-        self._trained = {id(v) for each in optimizers.values() for group in each.param_groups for v in group["params"]}
+        self._trained = {id(weight) for weight in weights_of(optimizers)}
         self.weights = {name: _weight_names(each, self.parts) for name, each in optimizers.items()}
         self._told: set[str] = set()  # names of layers that a warning has named
         self.frozen: list[nn.Module] = []  # they remain in evaluation mode in all epochs

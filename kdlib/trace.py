@@ -39,7 +39,7 @@ from kdlib.seeds import generator
 if TYPE_CHECKING:
     from kdlib.progress import Progress
 
-__all__ = ["Tracer", "description"]
+__all__ = ["Objective", "Tracer", "description"]
 
 ROLLING = ("rows", "labels", "sizes", "rates", "targets", "layers")
 DIGITS = 16  # of the digests after each epoch
@@ -47,7 +47,7 @@ PROBED = 4  # rows
 # Of an optimizer's groups: names of weights are others in a network that torch.compile has wrapped.
 NOT_DESCRIBED = "params", "param_names", "lr", "initial_lr"
 
-Objective = Callable[[Any, Batch], Tensor]
+Objective = Callable[[Any, Batch], Tensor]  # a model may return several tensors
 
 
 class Tracer:

@@ -31,6 +31,7 @@ __all__ = [
     "refusing_kept_gradients",
     "state_of",
     "warn_of_extras_without_optimizer",
+    "weights_of",
     "with_gradients",
 ]
 
@@ -101,7 +102,7 @@ def check_optimizers(network: nn.Module, optimizers: Optimizers, saved: Mapping[
     They may also hold weights that are not the network's, such as those of a layer that only the loss uses. With a
     checkpoint, these must be in one of the `saved` extras (KDError).
     """
-    every = [value for each in optimizers.values() for group in each.param_groups for value in group["params"]]
+    every = weights_of(optimizers)
     held = {id(value) for value in every}
     if saved is not None:
         modules = [network, *(value for value in saved.values() if isinstance(value, nn.Module))]
@@ -131,6 +132,11 @@ def check_optimizers(network: nn.Module, optimizers: Optimizers, saved: Mapping[
     )
 
 
+def weights_of(optimizers: Optimizers) -> list[Tensor]:
+    """Return the weights that the optimizers hold."""
+    return [value for each in optimizers.values() for group in each.param_groups for value in group["params"]]
+
+
 def with_gradients(extras: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the weights of the extras that are modules, by name, if they have gradients."""
     modules = {name: each for name, each in extras.items() if isinstance(each, nn.Module)}
@@ -145,7 +151,7 @@ def warn_of_extras_without_optimizer(
 
     An average of weights has none; `before` are those that had some before the training.
     """
-    held = {id(value) for each in optimizers.values() for group in each.param_groups for value in group["params"]}
+    held = {id(value) for value in weights_of(optimizers)}
     found = with_gradients(extras).items()
     left = [name for name, value in found if name not in before and id(value) not in held]
     if left:

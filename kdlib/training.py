@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import islice
-from typing import Any, SupportsIndex
+from typing import SupportsIndex
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ from kdlib.progress import Progress
 from kdlib.replicas import Replicas, refusing_what_vmap_refuses
 from kdlib.seeds import derive_seed
 from kdlib.targets import SoftTargets
+from kdlib.trace import Objective
 from kdlib.trainable import (
     has_own_zero_grad,
     refusing_kept_gradients,
@@ -59,8 +60,6 @@ __all__ = [
     "predict_soft_targets",
     "train_step",
 ]
-
-Objective = Callable[[Any, Batch], Tensor]  # a model may return several tensors
 
 
 def hard_targets(outputs: Tensor, batch: Batch) -> Tensor:
