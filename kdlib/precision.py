@@ -24,10 +24,12 @@ def set_precision(precision: str) -> None:
     "float32" is IEEE arithmetic, "tf32" is TF32. With "bfloat16" a network casts to bfloat16 itself, by autocast; what
     it leaves in float32 is computed in IEEE arithmetic. Of several algorithms of one convolution, one that repeats to
     the last bit is taken. All this holds for the process. Nothing changes on a CPU. KDError for another precision.
+    Torch's older settings, `allow_tf32`, say the same: torch.export reads them, and fails where the two differ.
     """
     if precision not in PRECISIONS:
         raise KDError(f"precision: expected {', '.join(PRECISIONS)}, found {precision!r}; correct the configuration")
-    for backend in _backends().values():
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    for backend in _backends().values():  # afterwards: the older setting says "none" where it means "ieee"
         backend.fp32_precision = "tf32" if precision == "tf32" else "ieee"
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
@@ -68,15 +70,19 @@ def arithmetic() -> dict[str, str]:
 def older_setting() -> Iterator[None]:
     """Let torch read its older setting of the precision, as torch.export does.
 
-    Torch refuses to once the newer one has another value than its default, on a CPU too. Afterwards all is as before.
+    Torch refuses to where the newer one has another value, on a CPU too. Afterwards all is as before.
     """
     layers = [backend for name, backend in _backends().items() if name != "products"]
     before = [backend.fp32_precision for backend in layers]
-    for backend in layers:
-        backend.fp32_precision = "tf32"
+    try:
+        older = torch.backends.cudnn.allow_tf32
+    except RuntimeError:  # the newer setting was changed alone, from the default
+        older = True
+    torch.backends.cudnn.allow_tf32 = True  # this sets the newer one too
     try:
         yield
     finally:
+        torch.backends.cudnn.allow_tf32 = older
         for backend, precision in zip(layers, before, strict=True):
             backend.fp32_precision = precision
 

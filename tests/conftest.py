@@ -37,6 +37,20 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture
+def precision_put_back() -> Iterator[None]:
+    """For tests that call `set_precision`, which holds for the process: afterwards all is as before."""
+    backends: tuple[Any, ...] = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn
+    before = [backend.fp32_precision for backend in backends]
+    older = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    flags = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = older
+    for backend, value in zip(backends, before, strict=True):
+        backend.fp32_precision = value
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = flags
+
+
 def write_toy(root: Path, name: str = "toy") -> Path:
     """A repository's root with the toy experiment in it."""
     folder = root / "replications" / name

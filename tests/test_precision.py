@@ -7,16 +7,7 @@ from kdlib.cost import exported_program
 from kdlib.errors import KDError
 from kdlib.precision import arithmetic, set_precision
 
-
-@pytest.fixture(autouse=True)
-def as_before():
-    backends = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn
-    before = [backend.fp32_precision for backend in backends]
-    flags = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-    yield
-    for backend, value in zip(backends, before, strict=True):
-        backend.fp32_precision = value
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = flags
+pytestmark = pytest.mark.usefixtures("precision_put_back")
 
 
 @pytest.mark.parametrize(("precision", "expected"), [("float32", "ieee"), ("bfloat16", "ieee"), ("tf32", "tf32")])
@@ -33,6 +24,22 @@ def test_a_network_can_be_exported_after_a_precision_was_set():
     set_precision("float32")
     exported_program(torch.nn.Linear(3, 2), torch.randn(4, 3))
     assert arithmetic() == {"products": "ieee", "convolutions": "ieee", "recurrent layers": "ieee"}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "tf32"])
+def test_torch_itself_can_export_after_a_precision_was_set(precision):
+    """torch.export reads the older settings, and fails where the newer ones say something else."""
+    set_precision(precision)
+    torch.export.export(torch.nn.Linear(3, 2), (torch.randn(4, 3),))
+    assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == (precision == "tf32")
+
+
+@pytest.mark.parametrize("alone", ["conv", "rnn"])
+def test_a_network_can_be_exported_where_one_setting_was_changed_alone(alone):
+    getattr(torch.backends.cudnn, alone).fp32_precision = "ieee"
+    exported_program(torch.nn.Linear(3, 2), torch.randn(4, 3))
+    found = {name: getattr(torch.backends.cudnn, name).fp32_precision for name in ("conv", "rnn")}
+    assert found == {"conv": "tf32", "rnn": "tf32", alone: "ieee"}
 
 
 def test_another_precision_is_refused():

@@ -13,6 +13,7 @@ from kdlib.replicas import Replicas
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("precision_put_back")
 QUICK = ("versions", "precision", "captured", "resumed")
 
 
