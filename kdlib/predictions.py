@@ -29,14 +29,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """
     modes = [(module, module.training) for module in model.modules() if hasattr(module, "training")]
     try:
-        model.eval()
-    except NotImplementedError as error:  # torch.export
-        set_modes(model, modes)
-        raise KDError(
-            f"expected a network that can be set to evaluation mode, found that it cannot ({error}); take the network "
-            "that it was made from, or, if it was made in evaluation mode, call it as it is, within torch.no_grad"
-        ) from error
-    try:
+        try:
+            model.eval()
+        except NotImplementedError as error:  # torch.export
+            raise KDError(
+                f"expected a network that can be set to evaluation mode, found that it cannot ({error}); take the "
+                "network that it was made from, or, if it was made in evaluation mode, call it as it is, within "
+                "torch.no_grad"
+            ) from error
         with torch.no_grad():
             yield
     finally:

@@ -173,27 +173,33 @@ def _sources_below(place: Path) -> list[Path]:
 
 def _imported(path: Path, root: Path) -> list[Path]:
     """The packages and modules of replications/, which is `root`, that a file imports, or names in full in a text."""
-    content = read_file(path)
-    found = {name.decode() for name in re.findall(rb"\breplications\.(\w+)", content)}
-    try:
-        tree = ast.parse(content)
-    except (SyntaxError, ValueError):  # who imports it is told; it is one of the files all the same
-        tree = ast.Module([], [])
-    package = ["replications", *path.relative_to(root).parent.parts]
-    for node in ast.walk(tree):
-        modules: list[list[str]] = []
-        if isinstance(node, ast.Import):
-            modules = [alias.name.split(".") for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            start = [*package[: len(package) + 1 - node.level]] if node.level else []
-            start += node.module.split(".") if node.module else []
-            modules = [[*start, alias.name] for alias in node.names]
-        found |= {names[1] for names in modules if names[0] == "replications" and len(names) > 1}
+    found = {name.decode() for name in re.findall(rb"\breplications\.(\w+)", read_file(path))}
+    modules = [name.split(".") for name in imports_of(path, root)]
+    found |= {parts[1] for parts in modules if parts[0] == "replications" and len(parts) > 1}
     every = []
     for name in sorted(found):
         places = [place for place in (root / name, root / f"{name}.py") if place.is_dir() or place.is_file()]
         every += places or [each for each in [root / "__init__.py"] if each.is_file()]  # a name that is defined there
     return every
+
+
+def imports_of(path: Path, root: Path) -> set[str]:
+    """Return the full names of the modules that a file in replications/, `root`, imports, and of what it takes of them.
+
+    None of a file that is no Python: who imports it is told.
+    """
+    try:
+        nodes = [*ast.walk(ast.parse(read_file(path)))]
+    except (SyntaxError, ValueError):
+        return set()
+    found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    package = ["replications", *path.relative_to(root).parent.parts]
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom):
+            start = package[: len(package) + 1 - node.level] if node.level else []
+            base = ".".join([*start, *([node.module] if node.module else [])])
+            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return found
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib
 import sys
 from functools import cache
@@ -11,8 +10,8 @@ from pathlib import Path
 from types import ModuleType
 
 from kdlib.errors import KDError, error_in_user_code
-from kdlib.files import is_there, read_file
-from kdlib.run.environment import source_files
+from kdlib.files import is_there
+from kdlib.run.environment import imports_of, source_files
 
 __all__ = ["imported"]
 
@@ -59,7 +58,7 @@ def _refuse_code_elsewhere(name: str, folder: Path) -> None:
         )
     for path in (path for path in covered if str(path) in loaded or path in reached):  # no test or script next to them
         for module in sorted(
-            {each.partition(".")[0] for each in _imports_of(path, folder.parent)} - {"kdlib", "replications"}
+            {each.partition(".")[0] for each in imports_of(path, folder.parent)} - {"kdlib", "replications"}
         ):
             place = _place_of(module, root)
             if place is not None and root in place.parents and not known.intersection([place, *place.parents]):
@@ -76,28 +75,12 @@ def _reached(experiment: Path) -> dict[Path, None]:
     root, found = experiment.parents[1], {experiment: None}
     todo = [experiment]
     for path in todo:  # grows
-        for module in _imports_of(path, root):
+        for module in imports_of(path, root):
             parts = module.split(".")[1:] if module.startswith("replications.") else []
             names = [root.joinpath(*parts[:count]) for count in range(1, len(parts) + 1)]
             files = [each for name in names for each in (name.with_suffix(".py"), name / "__init__.py")]
             todo += [each for each in files if each not in found and each.is_file()]
             found |= dict.fromkeys(todo)
-    return found
-
-
-def _imports_of(path: Path, root: Path) -> set[str]:
-    """The full names of the modules that a file in replications/, `root`, imports, and of what it takes from them."""
-    try:
-        nodes = [*ast.walk(ast.parse(read_file(path)))]
-    except (SyntaxError, ValueError):  # who imports it is told
-        return set()
-    found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    package = ["replications", *path.relative_to(root).parent.parts]
-    for node in nodes:
-        if isinstance(node, ast.ImportFrom):
-            start = package[: len(package) + 1 - node.level] if node.level else []
-            base = ".".join([*start, *([node.module] if node.module else [])])
-            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
     return found
 
 

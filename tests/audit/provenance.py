@@ -23,7 +23,14 @@ from scipy import special
 from tests.audit.faults import Fault, Faults, compare, in_file, within
 from tests.audit.records import Record, identity, read
 
-RULE = ("source_digest", "source_files", "_sources", "_sources_below", "_imported")  # of a commit, as it has them
+RULE = (
+    "source_digest",
+    "source_files",
+    "_sources",
+    "_sources_below",
+    "_imported",
+    "imports_of",
+)  # of a commit, as it has them
 HALF = 1e-4  # nats; rounding logits to float16 changes a mean entropy by less
 
 
