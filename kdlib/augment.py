@@ -50,7 +50,7 @@ class Mix:
 
     def __getitem__(self, rows: Any) -> Mix:
         """Return the plan for some of its rows, row numbers (n,) in their order or a mask (N,)."""
-        rows = row_numbers(rows)
+        rows = row_numbers(rows, len(self.first))
         return Mix(self.first[rows], self.second[rows], self.weight[rows])
 
     def blend(self, values: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ __all__ = [
     "write_checkpoint",
 ]
 
-FORMAT = 7
+FORMAT = 8
 LONGEST_NAME = 240  # file systems allow 255, and a file that is being written has a longer name
 REMEDY = "give this training another checkpoint, or delete that file to start again"
 PARTS = ("model", "buffers", "kept", "optimizers", "extras", "rates", "begun_with")
@@ -91,6 +91,7 @@ class NotesShape(msgspec.Struct, forbid_unknown_fields=True):
     layers: Layers
     frozen: list[str]
     evaluated: list[str]
+    rules: Layers
     model: Packed
     buffers: Packed
     kept: Packed

@@ -153,10 +153,11 @@ def tensor_of(values: Any, what: str) -> Tensor:
         raise KDError(f"expected {what}, a tensor or numbers, found {type(values).__name__} ({error})") from error
 
 
-def row_numbers(rows: Any) -> Tensor:
+def row_numbers(rows: Any, count: int = 0) -> Tensor:
     """Return row numbers as int64, and a mask of bool as it is: torch would take numbers of uint8 for a mask.
 
-    KDError for fractions, and for a single number.
+    `count` is the number of rows, if it is known. KDError for fractions, for a single number, and for a mask of whole
+    numbers: as row numbers, they would be the first two rows again and again.
     """
     found = tensor_of(rows, "row numbers or a mask")
     if not found.ndim:
@@ -166,9 +167,11 @@ def row_numbers(rows: Any) -> Tensor:
     if found.is_floating_point() or found.is_complex():
         kind = f"{found.dtype} of shape {tuple(found.shape)}"
         raise KDError(f"expected whole row numbers (n,) or a mask, found {kind}; use rows.long()")
-    if found.dtype == torch.uint8 and len(found) > 2 and bool((found <= 1).all()):  # a mask of an older NumPy or torch
+    as_long_as_mask = found.dtype == torch.uint8 or len(found) == count  # uint8: of an older NumPy or torch
+    if found.dtype != torch.bool and as_long_as_mask and len(found) > 2 and bool(((found == 0) | (found == 1)).all()):
         raise KDError(
-            "expected a mask of bool or row numbers of int64, found uint8 of 0 and 1; use rows.bool() for a mask"
+            f"expected a mask of bool or row numbers of int64, found {found.dtype} of 0 and 1 alone; use rows.bool() "
+            "for a mask, torch.tensor(rows).bool() for a list"
         )
     return found if found.dtype == torch.bool else found.long()
 

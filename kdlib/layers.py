@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import ast
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from kdlib.errors import KDError
 from kdlib.files import tensor_digest
-from kdlib.modes import evaluated_within, own_trains, set_modes, warn_of_modes
+from kdlib.modes import evaluated_by_train, evaluated_within, is_norm, learns, set_modes, warn_of_modes
 from kdlib.packing import can_be_saved, tensors_of_state, unwrapped
-from kdlib.replicas import Replicas
+from kdlib.settings import Settings, changed_rules, layers_of, restore_rules, restore_settings, rules_of, settings_of
 from kdlib.trainable import Optimizers, weights_of
 
 __all__ = ["Layers"]
-
-Settings = dict[str, dict[str, str]]
 
 
 class Layers:
@@ -36,13 +32,23 @@ class Layers:
         self.weights = {name: _weight_names(each, self.parts) for name, each in optimizers.items()}
         self._told: set[str] = set()  # names of layers that a warning has named
         self.frozen: list[nn.Module] = []  # they remain in evaluation mode in all epochs
+        self._asleep, self._woken = set[int](), set[int]()  # frozen norms that do not learn, and that learn again
+        self._rules = rules_of(self.parts)  # at first
+        evaluated = [module for module in network.modules() if not module.training]
+        self._by_train = evaluated_by_train(network, evaluated)  # ids; it decides anew in each epoch
         self.shapes = {
             f"{start}{name}": v.shape for start, part in self.parts.items() for name, v in part.named_buffers()
         }
         self._others = {start: [*part.state_dict()] for start, part in self.parts.items() if start}
-        self._kinds = {name: type(module) for name, module in _layers(self.parts)}
+        self._kinds = {name: type(module) for name, module in layers_of(self.parts)}
         self._names: list[str] = []  # of the state_dict, as soon as the network has loaded one
-        self._loaded: dict[str, Any] = {"layers": {}, "frozen": [], "evaluated": []}  # the notes of the checkpoint
+        # The notes of the checkpoint.
+        self._loaded: dict[str, Any] = {
+            "layers": {},
+            "frozen": [],
+            "evaluated": [],
+            "rules": {},
+        }
 
     def freeze(self, anew: bool = False) -> None:
         """Let the modules that are in evaluation mode, if others are in training mode, remain so in all epochs.
@@ -52,16 +58,24 @@ class Layers:
         """
         if (found := evaluated_within(self.network, with_own=not anew)) is not None:
             self.frozen = [] if anew else self.frozen
-            self._freeze_also(found)
+            self._by_train |= evaluated_by_train(self.network, found) if anew else set()
+            self._freeze_also(module for module in found if id(module) not in self._by_train)
+        trained = [module for module in self.frozen if module.training and learns(module, self._trained)]
+        self._woken |= self._asleep & {id(module) for module in trained}
 
     def begin_steps(self) -> list[tuple[nn.Module, bool]]:
-        """Set and return the modes of an epoch's steps, after the network's `train`. Warns (`kdlib.modes`) of slips."""
+        """Set and return the modes of an epoch's steps, after the network's `train`. Warns (`kdlib.modes`) of slips.
+
+        What its own `train` has evaluated is left to it: in a later epoch it may decide otherwise.
+        """
+        self._by_train = {id(module) for module in self.network.modules() if not module.training}
+        self.frozen = [module for module in self.frozen if module.training]
+        self._asleep |= {id(m) for m in self.frozen if is_norm(m) and not learns(m, self._trained)}
         frozen, before = {id(module) for module in self.frozen}, [(m, m.training) for m in self.network.modules()]
         modes = [(module, training and id(module) not in frozen) for module, training in before]
         set_modes(self.network, modes)
         evaluated = [module for module, training in modes if not training]
-        by_its_train = {id(module) for module, training in before if not training}
-        warn_of_modes(self.network, evaluated, self._trained, self._told, self._place, by_its_train)
+        warn_of_modes(self.network, evaluated, self._trained, self._told, self._place, self._by_train, self._woken)
         return modes
 
     def state(self, remedy: str) -> dict[str, Any]:
@@ -96,11 +110,11 @@ class Layers:
 
     def settings(self) -> Settings:
         """Return the settings of all layers, by name."""
-        return _settings_of(self.parts)
+        return settings_of(self.parts)
 
-    def frozen_names(self, of_own_trains: bool = True) -> list[str]:
-        """Return the names of the frozen modules, or of those that no `train` of their own can have frozen."""
-        frozen = {id(module) for module in self.frozen} - (set() if of_own_trains else own_trains(self.network))
+    def frozen_names(self) -> list[str]:
+        """Return the names of the frozen modules."""
+        frozen = {id(module) for module in self.frozen}
         return [name for name, module in self.network.named_modules() if id(module) in frozen]
 
     def buffers(self) -> dict[str, Tensor]:
@@ -111,7 +125,7 @@ class Layers:
         """Return what a checkpoint says; KDError if the same script, run again, could not load the checkpoint."""
         for start, part in self.parts.items():
             _refuse_other_tensors(start, part, self._others.get(start, self._names), self.shapes, self._place)
-        kinds = {name: type(module) for name, module in _layers(self.parts)}
+        kinds = {name: type(module) for name, module in layers_of(self.parts)}
         if others := [name for name in {**self._kinds, **kinds} if kinds.get(name) is not self._kinds.get(name)]:
             raise KDError(
                 f"{self._place}: expected the layers as at the beginning of the training, found another {others[0]}; "
@@ -124,20 +138,23 @@ class Layers:
                 "all weights at first, and requires_grad_(False) to those that learn later"
             )
         evaluated = [name for name, module in self.network.named_modules() if not module.training]
-        return {"layers": self.settings(), "frozen": self.frozen_names(), "evaluated": evaluated}
+        notes = {"layers": self.settings(), "frozen": self.frozen_names(), "evaluated": evaluated}
+        return notes | {"rules": changed_rules(self._rules, self._loaded["rules"], rules_of(self.parts))}
 
     def take(self, notes: Mapping[str, Any], buffers: Mapping[str, Tensor]) -> None:
         """Take what `notes` and `buffers` returned at another time."""
         self._loaded = {name: notes[name] for name in self._loaded}
         _restore_buffers(self.parts, buffers)
-        _restore_settings(self.parts, notes["layers"])
+        restore_settings(self.parts, notes["layers"])
+        restore_rules(self.parts, notes["rules"])
 
     def go_on(self) -> None:
         """Set the settings of the checkpoint again: code after Progress may have changed them; and freeze its modules.
 
         Without a further epoch, each module remains in the mode in which the body of the loop had left it.
         """
-        _restore_settings(self.parts, self._loaded["layers"])
+        restore_settings(self.parts, self._loaded["layers"])
+        restore_rules(self.parts, self._loaded["rules"])
         modules = dict(self.network.named_modules())
         self._freeze_also(modules[name] for name in self._loaded["frozen"])
         for name, module in modules.items():
@@ -194,47 +211,6 @@ def _parts_of(network: nn.Module, extras: Mapping[str, Any]) -> dict[str, nn.Mod
     """Return the network and the extras that are modules, each under what its layers' names begin with."""
     modules = {name: unwrapped(value) for name, value in extras.items() if isinstance(value, nn.Module)}
     return {"": network, **{f"extras/{name}/": module for name, module in modules.items()}}
-
-
-def _settings_of(parts: Mapping[str, nn.Module]) -> Settings:
-    """Return what a checkpoint can say of modules besides their tensors, by the name of the layer.
-
-    That is: class and settings of torch's own layers (the rate of dropout, a stride), and which parameters learn.
-    """
-    found: Settings = {}
-    for place, module in _layers(parts):
-        learn = {name: str(p.requires_grad) for name, p in module._parameters.items() if p is not None}
-        settings = {f"{name}.requires_grad": value for name, value in learn.items()}
-        if type(module).__module__.startswith("torch.nn."):  # a class of the user's may be renamed
-            plain = {name: _plain(value) for name, value in vars(module).items()}
-            known = {name: repr(value) for name, value in plain.items() if _is_setting(name, value)}
-            settings |= {"class": type(module).__qualname__, **known}
-        if place.startswith("extras/"):  # the loop sets the mode of the network alone
-            settings["training"] = repr(module.training)
-        if settings:
-            found[place] = settings
-    return found
-
-
-def _restore_settings(parts: Mapping[str, nn.Module], settings: Settings) -> None:
-    """Set what `_settings_of` returned for these modules at another time: it may have been changed since.
-
-    KDError for a layer of another class.
-    """
-    now, modules = _settings_of(parts), dict(_layers(parts))
-    for place, layer in settings.items():
-        module = modules[place]
-        for name, text in layer.items():
-            if now.get(place, {}).get(name, text) == text:
-                continue
-            if name == "class":
-                raise KDError(f"{place}: expected a layer of class {text}, found {now[place][name]}; begin with it")
-            if name.endswith(".requires_grad"):
-                parameter = module._parameters[name.removesuffix(".requires_grad")]
-                assert parameter is not None
-                parameter.requires_grad_(text == "True")
-            else:
-                setattr(module, name, float(text) if text in ("inf", "-inf", "nan") else ast.literal_eval(text))
 
 
 def _unsaved_buffers(parts: Mapping[str, nn.Module]) -> dict[str, Tensor]:
@@ -296,25 +272,3 @@ def in_order(state: Mapping[Any, Any], names: Sequence[Sequence[str]], now: Sequ
 
 def _numbered(names: Sequence[Sequence[str]]) -> list[tuple[int, str]]:
     return [(group, name) for group, part in enumerate(names) for name in part]
-
-
-def _layers(parts: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
-    for start, network in parts.items():
-        for path, module in network.named_modules():
-            yield f"{start}{path}".rstrip("/") or "the network", module
-        if isinstance(network, Replicas):
-            for path, module in network.template.named_modules():
-                yield f"{start}members/{path}".rstrip("/"), module
-
-
-def _plain(value: Any) -> Any:
-    """A number of NumPy or torch as one of Python, as its text is read back."""
-    if isinstance(value, tuple):
-        return tuple(_plain(part) for part in value)
-    return value.item() if isinstance(value, np.generic | Tensor) and value.ndim == 0 else value
-
-
-def _is_setting(name: str, value: Any) -> bool:
-    parts = value if isinstance(value, tuple) else (value,)
-    known = all(isinstance(part, bool | int | float | str | None) for part in parts)
-    return known and name != "training" and not name.startswith("_")

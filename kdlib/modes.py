@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from kdlib.errors import some_of
 
 __all__ = [
     "FrozenWeightsAdapt",
     "TrainedInEvaluation",
+    "evaluated_by_train",
     "evaluated_within",
-    "own_trains",
+    "has_own_train",
+    "is_norm",
+    "learns",
     "set_modes",
     "warn_of_modes",
 ]
@@ -40,13 +45,34 @@ def evaluated_within(network: nn.Module, with_own: bool = False) -> list[nn.Modu
     return None
 
 
-def own_trains(network: nn.Module) -> set[int]:
-    """Return the ids of modules whose mode may come from a `train` of a class of their own, and of all within them.
+def evaluated_by_train(network: nn.Module, modules: Iterable[nn.Module]) -> set[int]:
+    """Return the ids of those of a network's modules that its own `train` evaluates: many freeze their batch norm so.
 
-    Many networks freeze their batch norm so.
+    A copy without numbers is asked, because layers of low rank would merge their weights. None if it cannot be copied.
     """
-    owners = [module for module in network.modules() if _has_own_train(module)]
-    return {id(module) for owner in owners for module in owner.modules()}
+    owners = [module for module in network.modules() if has_own_train(module)]
+    within = {id(module) for owner in owners for module in owner.modules()}
+    if within.isdisjoint(map(id, modules)):
+        return set()
+    try:
+        copied = copy.deepcopy(network, _without_numbers(network))
+        copied.train()
+        pairs = list(zip(network.modules(), copied.modules(), strict=True))
+    except Exception:  # of any kind: the network's own code raises it
+        return set()
+    return {id(module) for module, other in pairs if not other.training}
+
+
+def _without_numbers(network: nn.Module) -> dict[int, Any]:
+    """A memo for `copy.deepcopy` in which each tensor of a network is a tensor of the device "meta"."""
+    found: dict[int, Any] = {}
+    for module in network.modules():
+        for value in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
+            if isinstance(value, Tensor):
+                empty = value.detach().to("meta")
+                is_weight = isinstance(value, nn.Parameter)
+                found[id(value)] = nn.Parameter(empty, value.requires_grad) if is_weight else empty
+    return found
 
 
 def set_modes(network: nn.Module, modes: Sequence[tuple[nn.Module, bool]]) -> None:
@@ -66,13 +92,14 @@ def set_modes(network: nn.Module, modes: Sequence[tuple[nn.Module, bool]]) -> No
 def _call_own_trains(module: nn.Module, modes: Mapping[int, bool]) -> None:
     now = getattr(module, "training", None)
     training = modes.get(id(module), now)
-    if training != now and _has_own_train(module):
+    if training != now and has_own_train(module):
         module.train() if training else module.eval()
     for child in module.children():
         _call_own_trains(child, modes)
 
 
-def _has_own_train(module: nn.Module) -> bool:
+def has_own_train(module: nn.Module) -> bool:
+    """Return whether the class of a module has a `train` or `eval` that is not torch's."""
     return type(module).train is not nn.Module.train or type(module).eval is not nn.Module.eval
 
 
@@ -83,6 +110,7 @@ def warn_of_modes(
     told: set[str],
     place: str,
     by_its_train: Collection[int] = (),
+    woken: Collection[int] = (),
 ) -> None:
     """Warn (TrainedInEvaluation, FrozenWeightsAdapt) of modes that cannot have been meant for each of these modules.
 
@@ -90,13 +118,16 @@ def warn_of_modes(
     that were `told` are not told again, and modules that the network evaluates in its own `train` are meant so. Who
     freezes a batch norm evaluates that layer alone, or a part of the network whose other weights do not learn. A layer
     with weights that learn is evaluated with the module around it: by an `eval()` of a whole model before its head was
-    replaced, or of a student in the body of the loop.
+    replaced, or of a student in the body of the loop. `woken` are norms that the body has trained again, with weights
+    that learn from then on.
     """
     named = {name or "the network": module for name, module in network.named_modules()}
     still = {id(module) for module in frozen}
     slips = still - {*by_its_train}
     learning = [
-        name for name, each in named.items() if id(each) in slips and not _is_norm(each) and _learns(each, trained)
+        name
+        for name, each in named.items()
+        if id(each) in slips and (id(each) in woken or not is_norm(each)) and learns(each, trained)
     ]
     others = [module for module in frozen if _depends_on_mode(module)]
     if others and (new := [name for name in learning if name not in told]):
@@ -125,12 +156,14 @@ def _only_holds_others(module: nn.Module) -> bool:
     return bool(module._modules) and not (module._parameters or module._buffers)
 
 
-def _learns(module: nn.Module, trained: Collection[int]) -> bool:
+def learns(module: nn.Module, trained: Collection[int]) -> bool:
+    """Return whether a module has weights of its own that learn, of those whose ids are `trained`."""
     own = [value for value in module._parameters.values() if value is not None]
     return any(value.requires_grad and id(value) in trained for value in own)
 
 
-def _is_norm(module: nn.Module) -> bool:
+def is_norm(module: nn.Module) -> bool:
+    """Return whether a module is a norm, as far as its class tells."""
     return hasattr(module, "running_mean") or "norm" in type(module).__name__.lower()
 
 

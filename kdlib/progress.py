@@ -186,7 +186,7 @@ class Progress:
             refuse_second_start(self.epoch, len(self.losses), count, self.checkpoint is not None, place)
         check_optimizers(self.network, self.optimizers, None if self.checkpoint is None else self.extras)
         self.rates.loop_begins(rate, self.optimizers, self.checkpoint is not None, place)
-        loop = loop_of(batches, seeds, self.layers.frozen_names(of_own_trains=False), place)
+        loop = loop_of(batches, seeds, self.layers.frozen_names(), place)
         if self._loaded_state:
             self._go_on(loop, place)
         self._loop, self._is_begun = loop, True

@@ -256,7 +256,7 @@ def oversampling(labels: Tensor, rows: Tensor, subset: Subset) -> float:
     is empty, for a class of the subset without a label, and for row numbers that are none of the labels.
     """
     inside = _inside(labels, subset)
-    rows = row_numbers(rows).to(inside.device)
+    rows = row_numbers(rows, len(inside)).to(inside.device)
     fits = rows.shape == inside.shape if rows.dtype == torch.bool else bool(((rows >= 0) & (rows < len(inside))).all())
     if rows.ndim != 1 or not fits:
         raise KDError(

@@ -124,7 +124,7 @@ def selected_rows(rows: Any, count: int, digest: str) -> tuple[Tensor, str]:
 
     `rows` are row numbers or a mask (count,). KDError for a mask of another length and for rows outside.
     """
-    rows = row_numbers(rows)
+    rows = row_numbers(rows, count)
     if rows.dtype == torch.bool:
         if rows.shape != (count,):
             raise KDError(f"expected a mask of shape ({count},), one per row, found {tuple(rows.shape)}")

@@ -43,7 +43,7 @@ def test_a_backbone_that_learns_later_is_told_once_although_its_train_is_undone(
             if epoch == 2:
                 model.backbone.requires_grad_(True).train()
     (text,) = [str(each.message) for each in told]
-    assert "backbone.0 have weights to train" in text
+    assert "backbone.0, backbone.1 have weights to train" in text
     assert "so does a BatchNorm1d there" in text
     assert tracked(model) == 0
 

@@ -9,7 +9,7 @@ from kdlib.batches import Batches
 from kdlib.errors import KDError
 from kdlib.losses import hard_and_soft
 from kdlib.metrics import accuracy
-from kdlib.modes import own_trains
+from kdlib.modes import TrainedInEvaluation, evaluated_by_train
 from kdlib.progress import Progress
 from kdlib.targets import SoftTargets
 from kdlib.training import evaluating, hard_targets, predict_logits
@@ -53,8 +53,7 @@ def test_weights_that_learn_for_some_epochs_decide_about_the_norm_in_each_proces
     run("c", killed_at=4)
     whole = run("whole")
     assert same(run("c").state_dict(), whole.state_dict())
-    # What is evaluated at the end of an epoch's body remains so.
-    assert int(whole[1].num_batches_tracked) == (6 if at_first else 0)
+    assert int(whole[1].num_batches_tracked) == (6 if at_first else 9)  # in each epoch, the rule decides anew
 
 
 class Merging(nn.Linear):
@@ -171,7 +170,139 @@ def test_parts_in_other_modes_are_put_back():
     predict_logits(network, INPUTS)
     assert [(module, module.training, getattr(module, "merged", None)) for module in network.modules()] == before
     torch.testing.assert_close(state_of(network), weights)
-    assert own_trains(network) == {id(network[0][0]), id(network[1][0]), *map(id, network[2].modules())}
+    assert evaluated_by_train(network, network.modules()) == {id(network[2][1])}
+    torch.testing.assert_close(state_of(network), weights)
+
+
+class Unfreezes(nn.Sequential):
+    """A batch norm that is frozen for as long as a switch says."""
+
+    def __init__(self, *layers):
+        super().__init__(*layers)
+        self.frozen = True
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.frozen:
+            self[1].eval()
+        return self
+
+
+def unfreezes():
+    return Unfreezes(*student(nn.BatchNorm1d(8), nn.ReLU()))
+
+
+@pytest.mark.parametrize("also_train", [True, False])
+def test_a_norm_is_frozen_for_as_long_as_the_networks_own_train_says(also_train):
+    def body(network, epoch):
+        if epoch == 2:
+            network.frozen = False
+            if also_train:
+                network.train()
+
+    network, expected = unfreezes(), unfreezes()
+    train(Progress(network, adam(network)), 4, body=lambda epoch: body(network, epoch))
+    optimizer = adam(expected)
+    for epoch in range(1, 5):
+        expected.train()
+        for batch in BATCHES(epoch):
+            optimizer.zero_grad()
+            hard_targets(expected(batch.inputs), batch).backward()
+            optimizer.step()
+        body(expected, epoch)
+    assert same(network.state_dict(), expected.state_dict())
+    assert int(network[1].num_batches_tracked) == 6
+
+
+def test_a_second_training_asks_the_networks_own_train_again():
+    network = unfreezes()
+    train(Progress(network, adam(network)), 2)
+    network.frozen = False
+    network.train()  # else it remains as the first training has left it
+    train(Progress(network, adam(network)), 2)
+    assert int(network[1].num_batches_tracked) == 6
+
+
+def test_the_switches_of_a_networks_own_train_go_on(tmp_path):
+    def run(name, killed_at=0, number=1):
+        network = unfreezes()
+        network.number = number
+        network.train()
+
+        def body(epoch):
+            if epoch == 2:
+                network.frozen = False
+            if epoch == killed_at:
+                raise Killed
+
+        progress = Progress(network, adam(network), checkpoint=tmp_path / name)
+        if killed_at:
+            with pytest.raises(Killed):
+                train(progress, 5, body=body)
+        else:
+            train(progress, 5, body=body)
+        return network
+
+    whole = run("whole")
+    for killed_at in (2, 3, 4):
+        run("c", killed_at)
+    again = run("c", number=2)
+    assert same(again.state_dict(), whole.state_dict())
+    assert again.number == 2  # the training has not changed it, so the script decides
+    assert not again.frozen
+    assert int(again[1].num_batches_tracked) == 9
+
+
+class TrainsAsTorch(nn.Sequential):
+    """Its `train` does nothing of its own."""
+
+    def train(self, mode=True):
+        return super().train(mode)
+
+
+class CannotBeCopied(TrainsAsTorch):
+    """Its `train` cannot be asked on a copy."""
+
+    def __deepcopy__(self, memo):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("kind", [nn.Sequential, TrainsAsTorch])
+def test_a_checkpoint_of_other_frozen_layers_is_refused(tmp_path, kind):
+    def run(is_frozen, count):
+        network = kind(*student(nn.BatchNorm1d(8)))
+        if is_frozen:
+            network[1].eval()
+        train(Progress(network, adam(network), checkpoint=tmp_path / "c"), count)
+
+    run(True, 2)
+    for count in (2, 4):
+        with pytest.raises(KDError, match=r"frozen: the checkpoint has \['1'\], this training \[\]"):
+            run(False, count)
+    run(True, 4)
+
+
+def test_a_network_that_cannot_be_copied_is_trained(tmp_path):
+    network = CannotBeCopied(*student(nn.BatchNorm1d(8)))
+    network[1].eval()
+    train(Progress(network, adam(network), checkpoint=tmp_path / "c"))
+    assert int(network[1].num_batches_tracked) == 0
+
+
+@pytest.mark.parametrize("learns_again", [True, False])
+def test_a_frozen_norm_that_the_body_wakes_is_told(learns_again, recwarn):
+    network = student(nn.BatchNorm1d(8))
+    network[1].eval().requires_grad_(False)
+
+    def body(epoch):
+        if epoch == 2:
+            network[1].train().requires_grad_(learns_again)
+
+    train(Progress(network, adam(network)), 4, body=body)
+    told = [str(each.message) for each in recwarn if each.category is TrainedInEvaluation]
+    assert len(told) == learns_again
+    assert all("1 have weights to train and are in evaluation mode, so they remain in it" in text for text in told)
+    assert int(network[1].num_batches_tracked) == 0
 
 
 class WithTeacher(nn.Module):
