@@ -66,6 +66,7 @@ class Examples:
             )
         if inputs.layout != torch.strided or inputs.is_meta:
             raise KDError(f"inputs: expected a dense tensor with values, found {inputs.layout}; use inputs.to_dense()")
+        inputs = inputs.detach()  # features of an encoder may have a gradient, whose graph lives for one step
         digest = digest or array_digest(inputs, labels)
         for name, value in (("inputs", inputs), ("labels", labels), ("digest", digest), ("view", view)):
             object.__setattr__(self, name, value)  # the class is frozen

@@ -14,6 +14,7 @@ from kdlib.targets import SoftTargets
 __all__ = ["TeacherAtChance", "share_of_labels"]
 
 ROWS_AT_ONCE = 65536
+LIMIT, MANY_ROWS_LIMIT, MANY_ROWS = 2, 3, 1000  # standard deviations; of many rows, a weak teacher shows at 3 as well
 
 
 class TeacherAtChance(UserWarning):
@@ -31,11 +32,12 @@ def share_of_labels(soft: SoftTargets, labels: Tensor) -> float:
     _, every = torch.unique(torch.cat([labels, found]), return_inverse=True)
     most = int(every.max()) + 1
     classes, predicted = (torch.bincount(part, minlength=most).double() / count for part in every.split(count))
-    # With these shares of classes, answers that know nothing agree as often, up to about two standard deviations.
+    # With these shares of classes, answers that know nothing agree as often, up to two or three standard deviations.
     chance = float((classes * predicted).sum())
     deviation = math.sqrt(max(0, _variance_of_agreement(classes, predicted)) / max(1, count - 1))
-    at_chance = share < 1 and int((classes > 0).sum()) > 1 and share <= chance + 2 * deviation + 1e-9
-    if at_chance and not _knows_labels(logits, labels):
+    limit = MANY_ROWS_LIMIT if count >= MANY_ROWS else LIMIT
+    at_chance = share < 1 and int((classes > 0).sum()) > 1 and share <= chance + limit * deviation + 1e-9
+    if at_chance and not _knows_labels(logits, labels, limit):
         warnings.warn(
             f"the teacher is at chance: run {soft.teacher_run} agrees with the labels of {share:.1%} of {count} "
             f"examples, and chance with {chance:.1%}; check that its rows are in the order of the examples",
@@ -54,8 +56,8 @@ def _variance_of_agreement(classes: Tensor, predicted: Tensor) -> float:
     return float(chance + chance**2 - (classes * predicted * (classes + predicted)).sum())
 
 
-def _knows_labels(logits: Tensor, labels: Tensor) -> bool:
-    """Whether a label's probability is higher for its own rows than for all rows, by two standard deviations.
+def _knows_labels(logits: Tensor, labels: Tensor, limit: float) -> bool:
+    """Whether a label's probability is higher for its own rows than for all rows, by `limit` deviations.
 
     The most probable class alone says nothing of a class so rare that it is hardly ever the most probable one.
     """
@@ -69,4 +71,4 @@ def _knows_labels(logits: Tensor, labels: Tensor) -> bool:
         probabilities = both.softmax(1)
         gains.append(probabilities.gather(1, own[:, None]).squeeze(1) - probabilities @ shares)
     every = torch.cat(gains)
-    return float(every.mean()) > 2 * float(every.std(correction=0)) / math.sqrt(len(every))
+    return float(every.mean()) > limit * float(every.std(correction=0)) / math.sqrt(len(every))

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdlib.errors import KDError
 
@@ -26,6 +26,7 @@ __all__ = [
     "check_logits",
     "check_number",
     "check_values",
+    "computes_as",
     "in_float32",
     "may_be_infinite",
     "outside_zero_to_one",
@@ -151,6 +152,18 @@ def tensor_of(values: Any, what: str) -> Tensor:
         return torch.as_tensor(values, device="cpu")  # whatever torch's default device is
     except (TypeError, ValueError, RuntimeError, LookupError) as error:
         raise KDError(f"expected {what}, a tensor or numbers, found {type(values).__name__} ({error})") from error
+
+
+def computes_as(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Return whether a layer does what torch's class `kind` does with its weights, and nothing else.
+
+    Not so: a subclass with a forward of its own (weights of low rank, standardised weights), a forward that was
+    replaced, and hooks (torch's pruning, the older norms of weights).
+    """
+    own = [name for name in ("forward", "_conv_forward") if hasattr(kind, name)]
+    plain = all(name not in vars(layer) and getattr(type(layer), name) is getattr(kind, name) for name in own)
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return isinstance(layer, kind) and plain and not any(hooks)
 
 
 def row_numbers(rows: Any, count: int = 0) -> Tensor:

@@ -74,7 +74,9 @@ def prediction_cost(module: nn.Module, example: Tensor) -> Cost:
     example = example.clone()  # a view would count as the whole tensor that it is a view of
     program = exported_program(module, example)
     predict = program.module()
-    numbers = [*module.parameters(), *(buffer for buffer in module.buffers() if buffer.is_floating_point())]
+    kept = module.state_dict().keys()  # not buffers with persistent=False, such as tables of positions
+    buffers = [each for name, each in module.named_buffers() if name in kept and each.is_floating_point()]
+    numbers = [*module.parameters(), *buffers]
     count = sum(tensor.numel() for tensor in numbers)
     known = [*program.state_dict.values(), *_tensors(program.constants), example]
     with torch.no_grad(), _without_fused_layers():

@@ -38,11 +38,10 @@ def checked(batches: Iterable[Batch], epoch: int, done: int) -> Iterator[Batch]:
     count = 0
     for batch in batches:
         count += 1
-        wrong = batch if not isinstance(batch, Batch) else _no_tensor(batch)
-        if wrong is not None:
+        if wrong := [batch] if not isinstance(batch, Batch) else _no_tensors(batch):
             raise KDError(
                 "expected batches that are Batch(inputs, labels, row numbers, soft targets), all of them tensors, "
-                f"found {type(wrong).__name__} in epoch {epoch}; make them as kdlib/README.md does for a DataLoader"
+                f"found {type(wrong[0]).__name__} in epoch {epoch}; make them as kdlib/README.md does for a DataLoader"
             )
         yield batch
     if not count:
@@ -58,12 +57,11 @@ def checked(batches: Iterable[Batch], epoch: int, done: int) -> Iterator[Batch]:
         )
 
 
-def _no_tensor(batch: Batch) -> object:
-    """What is not a tensor among the parts of a batch, or None; inputs may be a dictionary, for example."""
-    parts: tuple[object, ...] = (batch.labels, batch.indices, *(() if batch.soft is None else (batch.soft,)))
-    if isinstance(batch.inputs, np.ndarray):
-        return batch.inputs
-    return next((part for part in parts if not isinstance(part, Tensor)), None)
+def _no_tensors(batch: Batch) -> list[object]:
+    """What is not a tensor among the parts of a batch that it has; inputs may be a dictionary, for example."""
+    parts: tuple[object, ...] = (batch.labels, batch.indices, batch.soft)
+    arrays: list[object] = [batch.inputs] if isinstance(batch.inputs, np.ndarray) else []
+    return arrays + [part for part in parts if part is not None and not isinstance(part, Tensor)]
 
 
 def marks_of(batch: Batch) -> dict[str, Tensor]:

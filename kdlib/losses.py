@@ -51,6 +51,7 @@ __all__ = [
 Number = float | Tensor
 
 NO_LABEL = -(2**62)
+EXCLUDED = -1e30  # a logit whose probability is 0 at each temperature
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -96,6 +97,11 @@ def soft_target_kl(student: Tensor, teacher: Tensor, temperature: Number) -> Ten
     student, teacher, excluded = _student_and_teacher(student, teacher)
     temperature = _check_temperature(temperature, student.dtype)
     same_shape(student, teacher)
+    if excluded and isinstance(temperature, Tensor) and temperature.requires_grad:
+        # The gradient of -inf / T would be infinite, times a probability of 0.
+        both = (student == -math.inf) & (teacher == -math.inf)
+        student = student.masked_fill(both, EXCLUDED)
+        teacher = teacher.masked_fill(teacher == -math.inf, EXCLUDED)
     teacher_log_probs = F.log_softmax(teacher.detach() / temperature, dim=-1)
     student_log_probs = F.log_softmax(student / temperature, dim=-1)
     return temperature**2 / len(student) * _summed_kl(teacher_log_probs, student_log_probs, excluded)

@@ -30,6 +30,7 @@ from kdlib.checks import (
     check_logits,
     check_number,
     check_values,
+    computes_as,
     row_numbers,
     tensor_of,
     whole_number,
@@ -233,8 +234,14 @@ def specialist_head(head: nn.Linear, subset: Subset) -> nn.Linear:
 
     The classes of the subset keep their weights. The dustbin class gets the mean weights and bias of the other K - S
     classes, and ln(K - S) more bias. Its logit is then that of their summed probabilities where these are equal, and
-    lower elsewhere. The paper states no rule for it. KDError for a subset that `check_subset` refuses.
+    lower elsewhere. The paper states no rule for it. KDError for a subset that `check_subset` refuses, and for a layer
+    with code of its own or with hooks: its weights alone do not say what it computes.
     """
+    if not computes_as(head, nn.Linear):
+        raise KDError(
+            f"head: expected an nn.Linear without hooks and without a forward of its own, found {type(head).__name__}; "
+            "make an nn.Linear with the weights that it computes with"
+        )
     check_subset(subset, head.out_features)
     rest = [k for k in range(head.out_features) if k not in subset]
     bias = head.weight.new_zeros(head.out_features) if head.bias is None else head.bias.detach()

@@ -29,8 +29,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from kdlib.batches import Batch
+from kdlib.errors import KDError
 from kdlib.files import canonical_json, sha256, tensor_digest
 from kdlib.packing import pack, tensors_of_state
 from kdlib.replicas import Replicas
@@ -110,6 +112,14 @@ class Tracer:
         self.seen, self.rates = {"rows": [], "labels": [], "targets": []}, []
         before: Any = None
         for step, batch in enumerate(batches):
+            if (
+                batch.labels is None or batch.indices is None
+            ):  # the types say so, but nothing needs them without a trace
+                raise KDError(
+                    "expected labels and row numbers in each batch of a traced training, as each run of a replication "
+                    "is, found a batch without them; without labels, give torch.empty(len(inputs), 0, "
+                    "dtype=torch.int64), and torch.arange(len(inputs)) without row numbers"
+                )
             now = _settings(self.progress.optimizer)
             if now != before:
                 self.rates.append((step, *self._rates()))
@@ -204,14 +214,11 @@ def _probe(objective: Objective, batch: Batch, students: int) -> list[float] | l
     labels = torch.arange(rows, device=batch.soft.device) % shape[-1]
     if batch.labels.is_floating_point():  # mixed rows have distributions
         labels = torch.nn.functional.one_hot(labels, shape[-1]).to(batch.labels)
-    part = Batch(
-        batch.inputs.narrow(axis, 0, rows),
-        labels.expand(*batch.labels.shape[:axis], *labels.shape),
-        batch.indices.narrow(axis, 0, rows),
-        soft,
-    )
     devices = [batch.soft.device] if batch.soft.is_cuda else []
     try:
+        inputs = tree_map(lambda part: part.narrow(axis, 0, rows), batch.inputs)  # it may be a dictionary of tensors
+        labels = labels.expand(*batch.labels.shape[:axis], *labels.shape)
+        part = Batch(inputs, labels, batch.indices.narrow(axis, 0, rows), soft)
         with torch.no_grad(), torch.random.fork_rng(devices):
             return objective(outputs, part).view(students).tolist()
     except Exception:  # an objective of features, for example, which needs more outputs than logits

@@ -26,6 +26,7 @@ __all__ = [
     "check_measurement",
     "check_optimizers",
     "check_training",
+    "check_weights",
     "has_own_zero_grad",
     "load_state",
     "refusing_kept_gradients",
@@ -175,6 +176,20 @@ def check_measurement(name: str, value: Any, label: str, epoch: int) -> None:
             f"{label}: expected a finite {name}, found {float(value)} at epoch {epoch}; lower the learning rate or "
             "check the inputs"
         )
+
+
+def check_weights(network: nn.Module, optimizers: Optimizers, label: str, epoch: int) -> None:
+    """Refuse (NonFiniteLoss) weights that a step has made NaN or infinite: the losses before it were finite."""
+    names = {id(value): name for name, value in network.named_parameters()}
+    trained = [value for value in weights_of(optimizers) if value.grad is not None and value.layout == torch.strided]
+    wrong = next((value for value in trained if not bool(value.detach().isfinite().all())), None)
+    if wrong is None:
+        return
+    raise NonFiniteLoss(
+        f"{label or 'training'}: expected finite weights after epoch {epoch}, found NaN or infinite ones in "
+        f"{names.get(id(wrong), 'a weight of the optimizer')}, although all losses were finite: the gradient of a step "
+        "was not. Clip the gradients, lower the learning rate or look for a division by zero in the objective"
+    )
 
 
 def has_own_zero_grad(optimizer: torch.optim.Optimizer) -> bool:

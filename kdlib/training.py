@@ -42,6 +42,7 @@ from kdlib.seeds import derive_seed
 from kdlib.targets import SoftTargets
 from kdlib.trace import Objective
 from kdlib.trainable import (
+    check_weights,
     has_own_zero_grad,
     refusing_kept_gradients,
     warn_of_extras_without_optimizer,
@@ -103,8 +104,9 @@ def epochs(
     end of its body, while others are in training mode, remains so: a frozen batch norm, or a teacher within the model.
 
     The mean loss of the epoch is recorded as `training_loss`, that of replica r as `training_loss/r`. Raises
-    NonFiniteLoss, with run, epoch and step, if a loss is NaN or infinite. KDError for `batches` that is no such
-    function, such as a DataLoader, for an epoch without batches, and for a loss that is not one number per student.
+    NonFiniteLoss, with run and epoch, if a loss or, after an epoch, a weight is NaN or infinite. KDError for `batches`
+    that is no such function, such as a DataLoader, for an epoch without batches, and for a loss that is not one number
+    per student.
     """
     if not callable(batches):
         raise KDError(
@@ -151,6 +153,7 @@ def epochs(
                     progress.steps_are_skipped(batch)
             set_modes(progress.network, modes)
             means = _mean_losses(progress.losses, epoch, progress.label, batches)
+            check_weights(progress.network, progress.optimizers, progress.label, epoch)
             tracer.epoch_ends(progress.losses[0])
             progress.epoch_ends(means)
             if epoch == first:

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from kdlib.checks import computes_as
 from kdlib.compiled import AVAILABLE, compiled
 
 __all__ = ["convolution"]
@@ -51,8 +52,11 @@ def convolution(x: Tensor, layer: nn.Conv2d) -> Tensor:
     """Return what `layer` does with x (B, C, H, W): outputs (B, D, H, W).
 
     A convolution of 3x3 with a bias, stride 1 and one zero around the pictures is computed by tiles in float32 on a
-    CPU, if there are 32 channels or more before and after; any other by `layer`.
+    CPU, if there are 32 channels or more before and after; any other, and one with code of its own or with hooks, by
+    `layer`.
     """
+    if not computes_as(layer, nn.Conv2d):
+        return cast(Tensor, layer(x))
     bias, usual = layer.bias, layer.padding == layer.stride == layer.dilation == (1, 1)
     if bias is None or layer.kernel_size != (3, 3) or not usual or layer.padding_mode != "zeros" or x.ndim != 4:
         return cast(Tensor, layer(x))

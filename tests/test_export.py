@@ -190,3 +190,46 @@ def test_a_latency_of_fewer_than_no_predictions_is_refused():
     for wrong in (-1, 1.5):
         with pytest.raises(KDError, match="warm_up"):
             latency(lambda: None, warm_up=wrong)
+
+
+@pytest.mark.parametrize("kind", ["float64", "recurrent"])
+def test_a_file_without_weights_in_8_bits_is_no_int8_file(tmp_path, kind):
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.LSTM(6, 16, batch_first=True)
+            self.head = nn.Linear(16, 4)
+
+        def forward(self, x):
+            return self.head(self.layer(x)[0][:, -1])
+
+    torch.manual_seed(0)
+    if kind == "recurrent":
+        model, inputs = Recurrent(), torch.randn(20, 5, 6)
+    else:
+        model, inputs = nn.Linear(6, 4).double(), torch.randn(20, 6, dtype=torch.float64)
+    source, path = tmp_path / "model.onnx", tmp_path / "int8.onnx"
+    export.onnx_file(model, inputs, source)
+    if kind == "recurrent":  # of 6 * 64 + 16 * 64 + 16 * 4 weights, the last ones
+        assert export.int8_file(source, inputs, path) == "static, 20 examples, 4% of the weights in 8 bits"
+    else:
+        with pytest.raises(KDError, match="expected layers that onnxruntime can quantise, found none"):
+            export.int8_file(source, inputs, path)
+        assert not path.exists()
+
+
+def test_a_network_that_draws_in_evaluation_mode_is_told(tmp_path):
+    class Draws(nn.Linear):
+        def forward(self, x):
+            return nn.functional.dropout(super().forward(x), 0.5)
+
+    torch.manual_seed(0)
+    with pytest.raises(KDError, match=r"the network draws random numbers; give its dropout `training=self.training`"):
+        export.onnx_file(Draws(4, 3), torch.randn(8, 4), tmp_path / "model.onnx")
+
+
+def test_examples_may_have_a_gradient(tmp_path):
+    inputs = torch.randn(8, 4, requires_grad=True)
+    export.onnx_file(nn.Linear(4, 3), inputs, tmp_path / "model.onnx")
+    assert export.int8_file(tmp_path / "model.onnx", inputs, tmp_path / "int8.onnx") == "static, 8 examples"
+    assert export.onnx_predictor(tmp_path / "int8.onnx")(inputs).shape == (8, 3)

@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import nn
 
+from kdlib.batches import Batches, Examples
 from kdlib.errors import KDError, NonFiniteLoss
 from kdlib.losses import soft_target_kl
 from kdlib.networks import keras_glorot_
 from kdlib.replicas import Replicas
 from kdlib.seeds import generator
-from kdlib.training import Progress, predict_logits
-from tests.small_trainings import BATCHES, INPUTS, adam, student, train
+from kdlib.training import Progress, hard_targets, predict_logits
+from tests.small_trainings import BATCHES, EXAMPLES, INPUTS, STEPS, adam, same, student, train
 
 # ---- losses
 
@@ -120,3 +121,45 @@ def test_batches_with_a_text_about_them_are_trained():
 
     model = student()
     assert train(Progress(model, adam(model), traced=True), batches=Own()).epoch == 2
+
+
+@pytest.mark.parametrize("epoch_of_it", [2, 3])
+def test_a_gradient_that_is_not_finite_replaces_no_checkpoint(tmp_path, epoch_of_it):
+    """The loss of that step is finite, and so may all others of the epoch be."""
+
+    def run(breaks):
+        network = student()
+        progress = Progress(network, adam(network), checkpoint=tmp_path / "c")
+        steps = [progress.epoch * STEPS]
+
+        def objective(outputs, batch):
+            steps[0] += 1
+            loss = hard_targets(outputs, batch)
+            if breaks and steps[0] == epoch_of_it * STEPS:
+                loss = loss + torch.sqrt(outputs[0, 0] * 0)  # its gradient is 0 / 0
+            return loss
+
+        train(progress, 3, objective)
+        return network
+
+    with pytest.raises(NonFiniteLoss, match=f"expected finite weights after epoch {epoch_of_it}, found NaN"):
+        run(True)
+    goes_on = run(False)
+    assert all(bool(value.isfinite().all()) for value in goes_on.parameters())
+    whole = student()
+    train(Progress(whole, adam(whole)), 3)
+    assert same(goes_on.state_dict(), whole.state_dict())
+
+
+def test_features_with_a_gradient_are_data():
+    """Of an encoder that was called without `no_grad`; its graph would be gone after the first step."""
+    torch.manual_seed(0)
+    features = nn.Linear(4, 4)(INPUTS)
+    assert features.requires_grad
+    for inputs in (features, INPUTS.clone().requires_grad_(), nn.Parameter(INPUTS.clone())):
+        network = student()
+        train(Progress(network, adam(network)), 2, batches=Batches(Examples(inputs, EXAMPLES.labels), 8, 0))
+        expected = student()
+        plain = Batches(Examples(inputs.detach().clone(), EXAMPLES.labels), 8, 0)
+        train(Progress(expected, adam(expected)), 2, batches=plain)
+        assert same(network.state_dict(), expected.state_dict())

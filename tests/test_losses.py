@@ -1,6 +1,7 @@
 """Every distillation loss against its equation and its known properties."""
 
 import doctest
+import math
 
 import numpy as np
 import pytest
@@ -391,3 +392,21 @@ def test_a_teacher_of_fewer_bits_than_its_student_is_as_exact(kind, temperature)
     limit = (student - teacher.double()).numpy()
     limit -= limit.mean(1, keepdims=True)
     assert expected == pytest.approx((limit**2).sum(1).mean() / 10, rel=1e-2)  # that of matched logits
+
+
+@pytest.mark.parametrize("also_student", [True, False])
+def test_a_learnt_temperature_has_a_gradient_where_classes_are_excluded(also_student):
+    teacher = torch.tensor([[2.0, -math.inf, 0.5, -1.0], [0.3, 1.0, -math.inf, 0.1]], dtype=torch.float64)
+    student = torch.tensor([[0.5, 0.3, -0.2, 0.9], [1.0, 0.2, -0.7, 0.4]], dtype=torch.float64)
+    if also_student:
+        student = student.masked_fill(teacher == -math.inf, -math.inf)
+
+    def equation(t):
+        p, q = softmax(teacher.numpy() / t, 1), softmax(student.numpy() / t, 1)
+        return t**2 / 2 * rel_entr(p, q).sum()
+
+    temperature = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    found = losses.soft_target_kl(student, teacher, temperature)
+    (gradient,) = torch.autograd.grad(found, temperature)
+    assert float(found.detach()) == pytest.approx(equation(3.0), rel=1e-9)
+    assert float(gradient) == pytest.approx((equation(3 + 1e-5) - equation(3 - 1e-5)) / 2e-5, rel=1e-6)

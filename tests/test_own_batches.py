@@ -7,9 +7,11 @@ import torch
 from torch import nn
 
 from kdlib import training
+from kdlib.errors import KDError
 from kdlib.losses import cross_entropy, soft_target_kl
 from kdlib.progress import Progress
 from tests.made_runs import Killed
+from tests.small_trainings import BATCHES, train
 from tests.test_within_epochs import EPOCHS, K, alone
 
 
@@ -68,3 +70,36 @@ def test_batches_of_other_parts_go_on_within_an_epoch(tmp_path, kind, stop):
     whole = interrupted(tmp_path / "whole", made, objective, None)
     found = interrupted(tmp_path / "c", made, objective, stop)  # warnings are errors here
     assert all(torch.equal(whole[name], found[name]) for name in whole)
+
+
+def test_a_traced_training_of_dictionaries_has_a_probe():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.dense = nn.Linear(4, 3)
+
+        def forward(self, inputs):
+            return self.dense(inputs["x"]) + inputs["y"]
+
+    def batches(epoch):
+        for batch in BATCHES(epoch):
+            inputs = {"x": batch.inputs, "y": batch.inputs[:, :1]}
+            yield replace(batch, inputs=inputs, soft=2 * batch.inputs[:, :3])
+
+    def objective(outputs, batch):
+        assert len(batch.inputs["x"]) == len(outputs)  # also of the probe
+        return soft_target_kl(outputs, batch.soft, 2.0)
+
+    model = Named()
+    progress = Progress(model, torch.optim.SGD(model.parameters(), lr=0.1), traced=True)
+    train(progress, objective=objective, batches=batches)
+    (trace,) = progress.traces
+    assert len(trace["probe"]) == 1 if isinstance(trace["probe"], list) else trace["probe"] > 0
+
+
+@pytest.mark.parametrize("part", ["labels", "indices"])
+def test_a_traced_training_needs_labels_and_row_numbers(part):
+    model = nn.Linear(4, 3)
+    progress = Progress(model, torch.optim.SGD(model.parameters(), lr=0.1), traced=True)
+    with pytest.raises(KDError, match=r"expected labels and row numbers in each batch of a traced training"):
+        train(progress, batches=lambda epoch: (replace(batch, **{part: None}) for batch in BATCHES(epoch)))

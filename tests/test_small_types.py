@@ -15,7 +15,7 @@ from kdlib.batches import Batches, Examples
 from kdlib.errors import KDError
 from kdlib.files import array_digest
 from kdlib.seeds import generator
-from kdlib.specialists import dustbin_logits
+from kdlib.specialists import dustbin_logits, oversampling
 from kdlib.targets import (
     SoftTargets,
     ensemble_targets,
@@ -276,10 +276,19 @@ def test_a_mask_of_small_numbers_is_not_taken_for_row_numbers():
     """Rows 0 and 1 would come again and again."""
     values = torch.randn(4, 2)
     four, soft = Examples(values, torch.arange(4)), SoftTargets(values, "run", "data")
-    for mask in (np.array([1, 0, 0, 1], dtype=np.uint8), torch.tensor([0, 1, 1, 0], dtype=torch.uint8)):
-        for each in (four, soft):
-            with pytest.raises(KDError, match=r"found uint8 of 0 and 1; use rows\.bool\(\) for a mask"):
-                each.select(mask)
+    plan = mixup(torch.arange(4), 1.0, generator(0, "mix"))
+    for kind in (np.uint8, np.int8, np.int32, np.int64):
+        mask = np.array([1, 0, 0, 1], dtype=kind)
+        for each in (mask, torch.from_numpy(mask), mask.tolist()):
+            for select in (four.select, soft.select, plan.__getitem__):
+                with pytest.raises(KDError, match=r"of 0 and 1 alone; use rows\.bool\(\) for a mask"):
+                    select(each)
+    with pytest.raises(KDError, match="of 0 and 1 alone"):
+        oversampling(torch.tensor([0, 1, 2, 3, 0, 1, 2, 3]), torch.tensor([0, 1, 1, 0, 0, 1, 1, 0]), (1, 2))
+    assert four.select([0, 1, 0]).labels.tolist() == [0, 1, 0]  # not as long as a mask
+    two = Examples(values[:2], torch.arange(2))
+    assert two.select([1, 0]).labels.tolist() == [1, 0]
+    assert two.select([1, 1, 0]).labels.tolist() == [1, 1, 0]
 
 
 def test_plans_of_masks_fractions_and_small_types_are_refused():

@@ -368,3 +368,18 @@ def test_a_subset_is_of_whole_numbers(subset):
 def test_a_number_of_clusters_is_whole(count, probs):
     with pytest.raises(KDError, match="count: expected a whole number"):
         kmeans_clusters(probs, count, generator(0, "k-means"))
+
+
+def test_a_head_that_computes_something_else_is_refused():
+    class Cosine(nn.Linear):
+        def forward(self, x):
+            return nn.functional.linear(nn.functional.normalize(x), nn.functional.normalize(self.weight), self.bias)
+
+    hooked = nn.Linear(5, K)
+    hooked.register_forward_hook(lambda layer, inputs, outputs: 2 * outputs)
+    for head in (Cosine(5, K), hooked, nn.Conv1d(5, K, 1)):
+        with pytest.raises(KDError, match=r"head: expected an nn\.Linear without hooks and without a forward"):
+            specialist_head(head, (6, 2))
+    normed = nn.utils.parametrizations.weight_norm(nn.Linear(5, K))
+    inputs = torch.randn(3, 5)
+    torch.testing.assert_close(specialist_head(normed, (6, 2))(inputs)[:, :2], normed(inputs)[:, [6, 2]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.utils.prune
 from torch import Tensor, nn
 
 from kdlib import winograd
@@ -120,3 +121,65 @@ def test_one_picture_without_a_batch_and_another_kernel_are_torchs():
     assert torch.equal(winograd.convolution(drawn(32, 9, 7), layer := layer_of()), layer(drawn(32, 9, 7)))
     layer = nn.Conv2d(32, 48, 5, padding=1)
     assert torch.equal(winograd.convolution(drawn(2, 32, 9, 7), layer), layer(drawn(2, 32, 9, 7)))
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, x):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return self._conv_forward(x, weight, self.bias)
+
+
+class StandardisedWithin(nn.Conv2d):
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, weight - weight.mean((1, 2, 3), keepdim=True), bias)
+
+
+def with_hook(layer):
+    layer.register_forward_hook(lambda layer, inputs, outputs: 2 * outputs)
+    return layer
+
+
+def with_old_norm(layer):
+    with pytest.warns(FutureWarning):
+        layer = nn.utils.weight_norm(layer)
+    with torch.no_grad():
+        layer.weight_g += 1  # the layer's weight is as before until the layer is called
+    return layer
+
+
+def pruned(layer):
+    nn.utils.prune.l1_unstructured(layer, "weight", 0.5)
+    with torch.no_grad():
+        layer.weight_orig += 1
+    return layer
+
+
+def with_own_forward(layer):
+    layer.forward = lambda x: 2 * nn.Conv2d.forward(layer, x)
+    return layer
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: Standardised(32, 32, 3, padding=1),
+        lambda: StandardisedWithin(32, 32, 3, padding=1),
+        lambda: with_hook(layer_of(32, 32)),
+        lambda: with_old_norm(layer_of(32, 32)),
+        lambda: pruned(layer_of(32, 32)),
+        lambda: with_own_forward(layer_of(32, 32)),
+    ],
+)
+def test_a_layer_that_does_something_else_with_its_weights_is_called(layer):
+    made, x = layer(), drawn(2, 32, 9, 7)
+    found = winograd.convolution(x, made)
+    assert torch.equal(found, made(x))
+
+
+def test_a_layer_with_torchs_parametrizations_is_computed_by_tiles():
+    layer, x = nn.utils.parametrizations.weight_norm(layer_of()), drawn(2, 32, 9, 7)
+    with torch.no_grad():
+        layer.parametrizations.weight.original0 += 1
+    found = winograd.convolution(x, layer)
+    assert not torch.equal(found, layer(x))
+    torch.testing.assert_close(found, layer(x), rtol=0, atol=1e-4)
