@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import SupportsIndex
 
+import numpy as np
 import torch
 
 from kdlib.checks import whole_number
@@ -24,3 +28,25 @@ def generator(seed: SupportsIndex, name: str, epoch: SupportsIndex = 0) -> torch
     It is a CPU generator, so that a run on a GPU gets the same order and the same draws.
     """
     return torch.Generator().manual_seed(derive_seed(seed, name, epoch))
+
+
+@contextmanager
+def seeded(seed: SupportsIndex) -> Iterator[None]:
+    """Seed the global generators of torch, NumPy and Python; put them back afterwards.
+
+    A layer that torch makes draws its first weights from there, so they must not depend on what ran before.
+    """
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    on_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    derived = derive_seed(seed, "global")
+    torch.manual_seed(derived)
+    np.random.seed(derived % 2**32)
+    random.seed(derived)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+        if on_cuda:
+            torch.cuda.set_rng_state_all(on_cuda)

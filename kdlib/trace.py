@@ -112,9 +112,7 @@ class Tracer:
         self.seen, self.rates = {"rows": [], "labels": [], "targets": []}, []
         before: Any = None
         for step, batch in enumerate(batches):
-            if (
-                batch.labels is None or batch.indices is None
-            ):  # the types say so, but nothing needs them without a trace
+            if batch.labels is None or batch.indices is None:  # nothing else needs them
                 raise KDError(
                     "expected labels and row numbers in each batch of a traced training, as each run of a replication "
                     "is, found a batch without them; without labels, give torch.empty(len(inputs), 0, "

@@ -123,9 +123,12 @@ class Run:
         """Return the run's random stream of that name and epoch."""
         return generator(self.seed, name, epoch)
 
-    def progress(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+    def progress(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, extras: Mapping[str, Any] | None = None
+    ) -> Progress:
         """Return a new training, or the interrupted one that the checkpoint holds.
 
+        `extras` are those of `kdlib.Progress`: a scheduler, an average of the weights, a layer that only the loss uses.
         KDError, in a session, after another one of this run has begun: a run has one checkpoint and one trace.
         """
         if self.in_session and any(training.traces for training in self.trainings):
@@ -137,6 +140,7 @@ class Run:
             model,
             optimizer,
             checkpoint=self.checkpoint,
+            extras=extras,
             on_epoch=self.on_epoch,
             on_step=self.on_step,
             graphs=self.compute.graphs,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from kdlib.run.limit import OutOfTime
 from kdlib.run.memory import keep_freed_memory
 from kdlib.run.plan import Job
 from kdlib.run.store import ID_LENGTH, Store, clear_work
+from kdlib.seeds import seeded
 from kdlib.terminal import shortened
 
 __all__ = ["Elsewhere", "Group", "Outcome", "Setting", "held", "notices", "train_group", "work_folder"]
@@ -193,7 +195,8 @@ def _train(
         data, device = experiment.load_data(job.config, setting.folders), torch.device(setting.compute.device)
         seed, label = job.description.seed, job.label
         hooks = checkpoint, on_epoch, on_step, setting.compute
-        runs.append(Run(job.config, seed, data, device, label, roles, *hooks, in_session=True))
+        config = copy.deepcopy(job.config)  # a list within it would be that of all runs
+        runs.append(Run(config, seed, data, device, label, roles, *hooks, in_session=True))
     arm = experiment.arm(group[0].arms[0])
     if device.index is not None:  # recorded steps have their streams on the current card
         torch.cuda.set_device(device)
@@ -203,8 +206,10 @@ def _train(
     keep_freed_memory()
     with warnings.catch_warnings():  # claims and bands judge teachers here; those of profile smoke may be at chance
         warnings.simplefilter("ignore", TeacherAtChance)
-        with _no_exit(group[0].label), experiment.data_unchanged(group[0].label):
+        # Of a group, the first run's seed is that of all: what students side by side draw alike is drawn once.
+        with _no_exit(group[0].label), experiment.data_unchanged(group[0].label), seeded(runs[0].seed):
             results = arm.results(runs)
+    _refuse_changed_configurations(group, runs)
     traces = _traces(runs)
     about = {**made_by, "seconds": round(clock.seconds / len(runs), 2), "threads": torch.get_num_threads()}
     for job, result, trace, digests in zip(group, results, traces, bound, strict=True):
@@ -218,6 +223,17 @@ def _train(
             store.save(job.description, result, about, trace, digests)
     if setting.checkpoints is None:  # otherwise the run has still to come to that store
         clear_work(work)
+
+
+def _refuse_changed_configurations(group: Group, runs: Sequence[Run]) -> None:
+    for job, run in zip(group, runs, strict=True):
+        before, now = asdict(job.config), asdict(run.config)
+        if changed := [name for name, value in before.items() if repr(now.get(name)) != repr(value)]:
+            raise KDError(
+                f"{job.label}: expected a training function that leaves its configuration as it is, found that it "
+                f"changed {', '.join(changed)}: the run would be recorded with another one. Copy it first: "
+                f"list(run.config.{changed[0]}), for example"
+            )
 
 
 @contextmanager
