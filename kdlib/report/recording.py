@@ -16,7 +16,7 @@ from kdlib.report.names import refuse_unknown_names
 from kdlib.report.pages import Page, label_of, reported_of, write_pages
 from kdlib.report.pairs import pair_faults
 from kdlib.report.sessions import Reporter, incomplete, refuse_synthetic, silent, trained
-from kdlib.run.environment import git_state, no_commit
+from kdlib.run.environment import is_clean, no_commit
 from kdlib.run.experiment import Experiment
 from kdlib.run.records import Record, grouped, measured, merged, read_records, write_records
 from kdlib.run.reuse import is_of_another_replication
@@ -127,10 +127,11 @@ def refuse_uncommitted(experiment: Experiment) -> None:
             f"{experiment.name}: expected git to name the commit of the code, so that a recorded run names it, found "
             f"that {why[:400]}; mend that, or use `kd run`, which records nothing"
         )
-    if git_state(experiment.folder)[1] is False:
+    if is_clean(experiment.folder) is False:
         raise KDError(
             f"{experiment.name}: expected code that is committed, so that a recorded run names it, found changes in "
-            "kdlib/ or replications/ (`git status` lists them); commit them, or use `kd run`, which records nothing"
+            "kdlib/ or replications/ (`git status --ignored` lists them); commit them, or use `kd run`, which records "
+            "nothing"
         )
 
 

@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -46,18 +47,23 @@ NOT_TRAINING = ("addresses.py", "connections.py", "fetch.py", "present.py", "sou
 
 def environment(experiment_folder: Path, device: str) -> dict[str, Any]:
     """Return commit, clean tree or not, digest of the source files, versions and device; without host names."""
-    commit, clean = git_state(experiment_folder)
-    if clean and git_state(LIBRARY) not in ((commit, True), ("unknown", None)):
-        clean = False  # kdlib is of another checkout: this commit does not hold the code that runs
     return {
         "replication": experiment_folder.name,
-        "commit": commit,
-        "clean": clean,
+        "commit": git_state(experiment_folder)[0],
+        "clean": is_clean(experiment_folder),
         "source": source_digest(experiment_folder),
         "versions": versions(),
         "platform": f"{platform.system()} {platform.machine()}",
         "device": device_name(device),
     }
+
+
+def is_clean(experiment_folder: Path) -> bool | None:
+    """Return whether the commit of an experiment holds the code that runs; None where git does not say."""
+    commit, clean = git_state(experiment_folder)
+    if clean and git_state(LIBRARY) not in ((commit, True), ("unknown", None)):
+        return False  # kdlib has changes, or is of another checkout
+    return clean
 
 
 def versions() -> dict[str, str]:
@@ -84,7 +90,9 @@ def _numba_version() -> str:
 def git_state(folder: Path) -> tuple[str, bool | None]:
     """Return (commit, clean) of the work tree that holds `folder`; ("unknown", None) where git does not say.
 
-    Texts, claims and bands (which `kd record` writes) move no result, so a change of them leaves the tree clean.
+    Texts, claims and bands (which `kd record` writes) move no result, so a change of them leaves the tree clean. Each
+    Python file of the folder, and of what its experiment imports, must be in the commit as it is: `git status` says
+    nothing of ignored files, and of others if it is told so.
     """
     return asked_git(folder)[:2]
 
@@ -99,15 +107,27 @@ def no_commit(folder: Path) -> str:
 def asked_git(folder: Path) -> tuple[str, bool | None, str]:
     """The commit, whether the tree is clean, and why git does not say."""
 
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=GIT_SECONDS
-        ).stdout.strip()
+    def git(*arguments: str, lines: Iterable[str] = ()) -> str:
+        found = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            input="".join(f"{line}\n" for line in lines).encode(errors="surrogateescape"),
+            capture_output=True,
+            check=True,
+            timeout=GIT_SECONDS,
+        )
+        return found.stdout.decode(errors="surrogateescape").strip()
 
     try:
-        return git("rev-parse", "HEAD"), not git("status", "--porcelain", "--", *CODE), ""
+        commit, top = git("rev-parse", "HEAD"), Path(git("rev-parse", "--show-toplevel"))
+        if git("status", "--porcelain", "--untracked-files=normal", "--", *CODE):
+            return commit, False, ""
+        files = [str(path.resolve()) for path in {**source_files(folder), **dict.fromkeys(_sources_below(folder))}]
+        now = git("hash-object", "--stdin-paths", lines=files).split()
+        tree = [line.partition("\t") for line in git("ls-tree", "-r", "-z", "--full-tree", "HEAD").split("\0")]
+        held = {str(top.resolve() / path): about.split()[-1] for about, _, path in tree if about}
+        return commit, all(held.get(path) == digest for path, digest in zip(files, now, strict=True)), ""
     except subprocess.CalledProcessError as error:
-        return "unknown", None, f"git says: {' '.join(str(error.stderr).split())}"
+        return "unknown", None, f"git says: {' '.join(error.stderr.decode(errors='backslashreplace').split())}"
     except subprocess.TimeoutExpired:
         return "unknown", None, f"git does not answer within {GIT_SECONDS} seconds"
     except OSError as error:

@@ -21,7 +21,7 @@ from kdlib.errors import KDError
 from kdlib.files import atomic_write
 from kdlib.run.copying import checkpoints, copy_begun, copy_finished, read_begun, read_contents
 from kdlib.run.devices import share_of_card
-from kdlib.run.environment import LIBRARY, git_state, source_digest
+from kdlib.run.environment import LIBRARY, git_state, is_clean, source_digest
 from kdlib.run.events import Event, Report
 from kdlib.run.executor import RESTARTS
 from kdlib.run.experiment import load_experiment
@@ -196,12 +196,11 @@ class OnRay:
         self._look()
         store, compute = self.setting.store, self.setting.compute
         folder, left = load_experiment(group[0].experiment).folder, self.setting.deadline - time.monotonic()
-        commit, clean = git_state(folder)
         order = Order(
             group,
             replace(compute, device=compute.device.partition(":")[0]),  # a task sees its own card only
             source_digest(folder),
-            {"commit": commit, "clean": clean},
+            {"commit": git_state(folder)[0], "clean": is_clean(folder)},
             tuple(self.setting.folders),
             self.data and self.data.absolute(),  # machines have other working folders
             left,

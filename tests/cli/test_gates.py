@@ -303,7 +303,7 @@ def test_runs_of_two_configurations_are_not_recorded_together(kd, root, toy, mon
 
 
 def test_code_that_is_not_committed_is_not_recorded(kd, root, monkeypatch):
-    monkeypatch.setattr("kdlib.report.recording.git_state", lambda folder: ("0" * 40, False))
+    monkeypatch.setattr("kdlib.report.recording.is_clean", lambda folder: False)
     status, _, (sentence,) = kd("record", "toy", "--seed", "0", "--arms", "baseline")
     assert status == 2
     assert "expected code that is committed, so that a recorded run names it, found changes in kdlib/ or" in sentence

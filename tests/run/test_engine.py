@@ -566,10 +566,52 @@ def test_git_state(tmp_path):
     (folder / "toy" / "not_added.py").touch()
     asked_git.cache_clear()  # a session looks once
     assert git_state(folder) == (commit.stdout.strip(), False)
+    (tmp_path / "r" / ".git" / "info").mkdir(exist_ok=True)
+    (tmp_path / "r" / ".git" / "info" / "exclude").write_text("not_added.py\n")
+    asked_git.cache_clear()
+    assert git_state(folder / "toy")[1] is False  # ignored, and in no commit
+    (tmp_path / "r" / ".git" / "info" / "exclude").write_text("")
+    git("config", "status.showUntrackedFiles", "no")
+    asked_git.cache_clear()
+    assert git_state(folder / "toy")[1] is False
     (folder / "toy" / "not_added.py").unlink()
+    asked_git.cache_clear()
+    assert git_state(folder / "toy")[1] is True
     (folder / "toy" / "experiment.py").write_text("# edited\n")
     asked_git.cache_clear()
     assert git_state(folder) == (commit.stdout.strip(), False)
+
+
+def test_a_suite_in_a_subfolder_of_a_repository_with_changes_is_not_clean(tmp_path):
+    if shutil.which("git") is None:
+        pytest.skip("needs git")
+
+    def git(*arguments):
+        who = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
+        subprocess.run(["git", "-C", str(tmp_path), *who, *arguments], check=True, capture_output=True)
+        asked_git.cache_clear()
+
+    folder = write_toy(tmp_path / "a suite \u00e4") / "replications" / "toy"
+    (folder / "link.py").symlink_to(folder / "helper.py")
+    (folder / "helper.py").write_text("RATE = 1\n")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    assert git_state(folder)[1] is True
+    (folder / "helper.py").write_text("RATE = 2\n")
+    asked_git.cache_clear()
+    assert git_state(folder)[1] is False
+    git("update-index", "--assume-unchanged", str(folder / "helper.py"))
+    assert git_state(folder)[1] is False
+    (folder / "helper.py").write_text("RATE = 1\n")
+    asked_git.cache_clear()
+    assert git_state(folder)[1] is True
+    (tmp_path / "outside.py").write_text("RATE = 3\n")
+    (folder / "link.py").unlink()
+    (folder / "link.py").symlink_to(tmp_path / "outside.py")
+    git("add", str(folder))
+    git("commit", "-m", "a link that leads to code of no commit")
+    assert git_state(folder)[1] is False
 
 
 def test_the_environment_can_be_written_as_json_and_names_no_host():
