@@ -12,6 +12,7 @@ from typing import NamedTuple
 from kdlib.errors import KDError
 from kdlib.files import canonical_json, locked, read_json
 from kdlib.judge.bands import bands_of, read_bands, write_bands
+from kdlib.report.alike import other_source_files, unlike_seeds
 from kdlib.report.names import refuse_unknown_names
 from kdlib.report.pages import Page, label_of, reported_of, write_pages
 from kdlib.report.pairs import pair_faults
@@ -63,7 +64,8 @@ def record(
     data, are replaced if the session has all their arms and seeds. KDError, before anything is trained, if it has not,
     for code that is not committed, for more seeds of the judged profile than it declares, for claims and figures about
     what the experiment does not have, and for results that cannot be written. KDError, before anything is written, for
-    compared arms that differ in what `claims.toml` does not name, or do not differ in what it names.
+    compared arms that differ in what `claims.toml` does not name, or do not differ in what it names, and for seeds of
+    an arm that were trained in different ways.
     """
     refuse_synthetic(session, "record")
     experiment, folder = session.experiment, results / session.experiment.name
@@ -100,6 +102,12 @@ def record(
                 raise  # another session has recorded them meanwhile
             return Recording(problems, [], [*notes, f"Nothing is recorded: {error}"], len(summary.left), new, recorded)
         records = merged(old, new)
+        if faults := unlike_seeds(records):
+            raise KDError(
+                f"nothing is recorded: the seeds of an arm are not of one experiment: {'; '.join(faults)}. Raise "
+                "`protocol` in experiment.py and record all seeds anew, or undo the edit between them"
+            )
+        notes += [note] if (note := other_source_files(new, old)) else []
         if faults := pair_faults(experiment, reported_of(experiment), records):
             raise KDError(f"nothing is recorded: compared arms are not as claims.toml says: {'; '.join(faults)}")
         # In the order of the file, so that tables do not depend on that of recording.

@@ -302,6 +302,30 @@ def test_runs_of_two_configurations_are_not_recorded_together(kd, root, toy, mon
     assert rates == [0.02] * 3
 
 
+def test_seeds_that_were_trained_in_different_ways_are_not_recorded_together(kd, root, monkeypatch):
+    """The code was edited between them, and `protocol` was not raised."""
+    assert kd("record", "toy", "--seeds", "2", "--arms", "baseline")[0] == 0
+    path, module = root / "results" / "toy" / "runs.jsonl", module_of("toy")
+    before, usual = path.read_bytes(), module.network
+
+    def other(stream):
+        model = usual(stream)
+        model[3].p = 0.4
+        return model
+
+    monkeypatch.setattr(module, "network", other)
+    status, _, (sentence,) = kd("record", "toy", "--seed", "2", "--arms", "baseline")
+    assert status == 2
+    assert "baseline of profile quick: seeds 0 and 2 differ in the network. Raise `protocol`" in sentence
+    assert path.read_bytes() == before
+    monkeypatch.setattr(module, "network", usual)
+    monkeypatch.setattr("kdlib.run.group.environment", lambda *which: {**environment(*which), "source": "0" * 16})
+    status, out, _ = kd("record", "toy", "--seed", "3", "--arms", "baseline")
+    assert status == 0
+    assert "2 recorded runs of this profile were trained with other source files" in " ".join(out.split())
+    assert len(path.read_text().splitlines()) == 3
+
+
 def test_code_that_is_not_committed_is_not_recorded(kd, root, monkeypatch):
     monkeypatch.setattr("kdlib.report.recording.is_clean", lambda folder: False)
     status, _, (sentence,) = kd("record", "toy", "--seed", "0", "--arms", "baseline")
