@@ -29,6 +29,7 @@ from torch.utils._pytree import tree_leaves
 from kdlib.batches import Batch, Examples
 from kdlib.captured import CapturedStep
 from kdlib.checks import check_kind, check_number, whole_number
+from kdlib.copies import Copies
 from kdlib.epoch import checked
 from kdlib.errors import KDError, NonFiniteLoss
 from kdlib.files import tensor_digest
@@ -132,6 +133,7 @@ def epochs(
     if not tracer.traces:
         tracer.begin(batches)
     make_step, first, stale = _step(progress, objective), progress.epoch + 1, with_gradients(progress.extras)
+    copies = Copies(progress.network, progress.extras, progress.optimizer)
     with _callers_random_numbers():
         for epoch in range(first, last + 1):
             if rate is not None:
@@ -159,6 +161,8 @@ def epochs(
             if epoch == first:
                 warn_of_extras_without_optimizer(progress.extras, stale, progress.optimizers)
             yield epoch
+            if progress.checkpoint is not None:
+                copies.look(progress.label or "training")
             progress.layers.freeze()
             progress.save()
             if progress.on_epoch is not None:

@@ -1,5 +1,6 @@
 """Losses, inputs and members of Replicas that are nearly right: told, or right."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -7,12 +8,13 @@ import torch
 from torch import nn
 
 from kdlib.batches import Batches, Examples
+from kdlib.copies import CopyNotSaved
 from kdlib.errors import KDError, NonFiniteLoss
 from kdlib.losses import soft_target_kl
 from kdlib.networks import keras_glorot_
 from kdlib.replicas import Replicas
 from kdlib.seeds import generator
-from kdlib.training import Progress, hard_targets, predict_logits
+from kdlib.training import Progress, epochs, hard_targets, predict_logits
 from tests.small_trainings import BATCHES, EXAMPLES, INPUTS, STEPS, adam, same, student, train
 
 # ---- losses
@@ -163,3 +165,42 @@ def test_features_with_a_gradient_are_data():
         plain = Batches(Examples(inputs.detach().clone(), EXAMPLES.labels), 8, 0)
         train(Progress(expected, adam(expected)), 2, batches=plain)
         assert same(network.state_dict(), expected.state_dict())
+
+
+class Averaged:
+    """An average of the weights as many write it, with a copy of the network."""
+
+    def __init__(self, network):
+        self.copy = copy.deepcopy(network).requires_grad_(False)
+
+    def update(self, network):
+        for own, other in zip(self.copy.parameters(), network.parameters(), strict=True):
+            own.lerp_(other, 0.1)
+
+    def state_dict(self):
+        return self.copy.state_dict()
+
+    def load_state_dict(self, state):
+        self.copy.load_state_dict(state)
+
+
+@pytest.mark.parametrize("average", [torch.optim.swa_utils.AveragedModel, Averaged])
+@pytest.mark.parametrize("is_saved", [True, False])
+@pytest.mark.parametrize("is_updated", [True, False])
+def test_an_average_that_no_checkpoint_holds_is_told(tmp_path, monkeypatch, recwarn, average, is_saved, is_updated):
+    monkeypatch.setattr("kdlib.copies.LEAST_SECONDS", 0)
+    network, other, teacher = student(), student(), student(name="teacher")
+    averaged = average(network)
+    extras = {"average": averaged} if is_saved else {}
+    progress = Progress(network, adam(network), checkpoint=tmp_path / "c", extras=extras)
+    peer = epochs(Progress(other, adam(other), checkpoint=tmp_path / "other"), BATCHES, hard_targets, count=4, seed=0)
+
+    def body(epoch):
+        next(peer)  # it has a checkpoint of its own
+        if is_updated:
+            averaged.update(network) if average is Averaged else averaged.update_parameters(network)
+
+    train(progress, 4, lambda o, b: soft_target_kl(o, predict_logits(teacher, b.inputs), 2.0), body)
+    told = [str(each.message) for each in recwarn if each.category is CopyNotSaved]
+    assert bool(told) == (is_updated and not is_saved)
+    assert all("a copy of the network changes in this training, and its checkpoint does not hold it" in t for t in told)

@@ -218,7 +218,7 @@ def _parser() -> _Parser:
     exported = command("export", export.export, "Write the network of a stored run as an ONNX file.", store)
     exported.add_argument("run", help="beginning of the run's id")
     exported.add_argument("file", type=values.file, help="the file to write, for example model.onnx")
-    exported.add_argument("--snapshot", default="final", help="which weights of the run (default: final)")
+    exported.add_argument("--snapshot", help="which weights of the run (default: those of the arm in `kd runs list`)")
     exported.add_argument("--data", type=values.folder, metavar="DIR", help="folder that holds the data sets' folders")
 
     priced = command("cost", export.cost, "Measure the size and speed of a replication's networks.", common, store)

@@ -39,9 +39,11 @@ def export(options: argparse.Namespace) -> int:
     store = store_of(options.store)
     run = store.resolve(options.run)
     label = label_of(run, _with_parents(run, store))
+    snapshot = options.snapshot or label.snapshot
+    label = label.of(snapshot)
     origin = origin_of(run, loadable(ROOT), label.arms)
     data = _data_of(run, origin, options.data)
-    network = trained_network(run, options.snapshot, origin, data)
+    network = trained_network(run, snapshot, origin, data)
     _, test = origin.experiment.examples(origin.arm, data, run.description.seed)
     inputs = test.inputs[:CHECKED]
     onnx_file(network, inputs, options.file)
@@ -49,7 +51,7 @@ def export(options: argparse.Namespace) -> int:
     arm = label.arm or origin.arm.name
     say(
         f"{options.file}: {origin.experiment.name}, {arm}, seed {run.description.seed}, run {run.id}/"
-        f"{options.snapshot}; ONNX opset {OPSET}, inputs {str(inputs.dtype).removeprefix('torch.')} (N, {shape}), "
+        f"{snapshot}; ONNX opset {OPSET}, inputs {str(inputs.dtype).removeprefix('torch.')} (N, {shape}), "
         f"{options.file.stat().st_size / 1e3:.1f} kB"
     )
     say(f"onnxruntime gives torch's logits for {len(inputs)} test examples of {data.name}.")

@@ -65,7 +65,7 @@ def _list(store: Store, ids: list[str]) -> int:
 def _about(run: FinishedRun, runs: Mapping[str, FinishedRun]) -> str:
     label, made = label_of(run, runs), ""
     what = f"{label.replication} {label.arm}" if label.arm else run.description.recipe
-    accuracy = run.metrics.get("final", {}).get("accuracy")
+    accuracy = run.metrics.get(label.snapshot, {}).get("accuracy")
     number = f"{accuracy:.4f}" if isinstance(accuracy, int | float) else ""
     with suppress(OSError, ValueError, OverflowError):  # it was just moved, or its clock was absurd
         made = date.fromtimestamp((run.folder / "run.json").stat().st_mtime).isoformat()

@@ -106,7 +106,8 @@ def scale(reported: Reported, metric: str) -> Scale:
     """Return the scale of a metric, from all numbers that the source reports of it."""
     values = [value for value in reported.values.values() if value.metric == metric]
     claims = [c for c in reported.claims.values() if c.metric == metric and isinstance(c, Effect | Value)]
-    percent = any(re.search(r"%|\b(percent|percentage|points?)\b", value.unit) for value in values)
+    in_percent = any(re.search(r"%|\b(percent|percentage|points?)\b", value.unit) for value in values)
+    percent = in_percent and all(abs(value.value) <= 1 for value in values)  # a share: not "146 errors (1.46%)"
     printed = [*(value.decimals for value in values), *(claim.decimals for claim in claims)]
     return Scale(percent, min(_MOST_DECIMALS, max(0, max(printed) + 1)) if printed else 3)
 

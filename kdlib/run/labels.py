@@ -18,17 +18,31 @@ __all__ = ["Label", "label_of"]
 
 
 class Label(NamedTuple):
-    """The names of a run's arms, and of the profiles that have its configuration; none if nobody knows."""
+    """The names of a run's arms, and of the profiles that have its configuration; none if nobody knows.
+
+    `snapshots` are those of the arms, in their order: a run may serve several arms by different weights.
+    """
 
     replication: str
     arms: tuple[str, ...]
     profiles: tuple[str, ...]
+    snapshots: tuple[str, ...] = ()
 
     @property
     def arm(self) -> str:
         """The shortest name among its arms, and how many others there are; nothing without an arm."""
         more = f" +{len(self.arms) - 1}" if len(self.arms) > 1 else ""
         return f"{min(self.arms, key=len)}{more}" if self.arms else ""
+
+    @property
+    def snapshot(self) -> str:
+        """The snapshot of the arm that `arm` names; "final" without an arm."""
+        return self.snapshots[self.arms.index(min(self.arms, key=len))] if self.snapshots else "final"
+
+    def of(self, snapshot: str) -> Label:
+        """Return the label with those arms alone that a snapshot serves."""
+        pairs = [pair for pair in zip(self.arms, self.snapshots, strict=True) if pair[1] == snapshot]
+        return self._replace(arms=tuple(arm for arm, _ in pairs), snapshots=tuple(name for _, name in pairs))
 
 
 def label_of(run: FinishedRun, runs: Mapping[str, FinishedRun]) -> Label:
@@ -41,7 +55,8 @@ def label_of(run: FinishedRun, runs: Mapping[str, FinishedRun]) -> Label:
     if experiment is None:
         return Label(name, (), ())
     arms = _arms(run, runs, experiment)
-    return Label(name, tuple(arm.name for arm in arms), tuple(_profiles(run, experiment, arms)))
+    profiles, snapshots = _profiles(run, experiment, arms), tuple(arm.snapshot for arm in arms)
+    return Label(name, tuple(arm.name for arm in arms), tuple(profiles), snapshots)
 
 
 def _arms(run: FinishedRun, runs: Mapping[str, FinishedRun], experiment: Experiment) -> list[Arm]:

@@ -6,6 +6,7 @@ import csv
 import os
 import shlex
 import shutil
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,10 @@ from types import SimpleNamespace
 import pytest
 
 from kdlib.cli import main, runs
+from kdlib.run.labels import _configs, label_of
+from kdlib.run.store import Store
 from tests.cli.test_gates import kd, root  # noqa: F401 - fixtures
+from tests.conftest import module_of
 
 TWO = ("--arms", "baseline,distilled")
 
@@ -194,6 +198,29 @@ def test_a_session_works_with_any_umask_and_keeps_private_what_is_to_be_private(
 
 
 # ---- lists
+
+
+def test_a_listed_arm_has_the_accuracy_of_its_own_weights(kd, root, toy, capsys, monkeypatch):  # noqa: F811
+    """A run serves the arm of a snapshot too, which may have the shorter name."""
+    early = replace(toy.arm("early_teacher"), name="early")
+    left = [arm for arm in toy.arms if arm.name != "distilled_early"]
+    arms = tuple(early if arm.name == "early_teacher" else arm for arm in left)
+    monkeypatch.setattr(module_of("toy"), "EXPERIMENT", replace(toy, arms=arms))
+    _configs.cache_clear()
+    try:
+        assert kd("run", "toy", "--arms", "teacher,early")[0] == 0
+        assert main(["runs", "list"]) == 0
+        _, line = capsys.readouterr().out.splitlines()
+        (run,) = [Store(root / ".kd").resolve(each) for each in Store(root / ".kd").ids()]
+        label = label_of(run, {run.id: run})
+    finally:
+        _configs.cache_clear()
+    assert "toy early +1" in line
+    assert run.metrics["early"]["accuracy"] != run.metrics["final"]["accuracy"]
+    assert line.split()[-1] == f"{run.metrics['early']['accuracy']:.4f}"
+    assert (label.arm, label.snapshot) == ("early +1", "early")
+    assert (label.of("final").arm, label.of("final").snapshot) == ("teacher", "final")
+    assert (label.of("other").arm, label.of("other").snapshot) == ("", "final")
 
 
 def test_a_store_is_listed_with_arm_seed_profile_and_date(kd, root, capsys, monkeypatch):  # noqa: F811

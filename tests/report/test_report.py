@@ -415,6 +415,14 @@ def test_reduced_runs_have_no_range(reported):
     assert not frames.is_reduced(Profile(config, 5, reduced="bfloat16", judged=True), synthetic=False)
 
 
+def test_numbers_that_are_no_shares_are_never_multiplied_for_a_word_in_their_unit(reported):
+    known = next(value for value in reported.values.values() if value.metric == "accuracy")
+    for value, unit, shown in ((146.0, "errors of 10,000 (1.46%)", "146"), (91.2, "points", "91"), (0.912, "%", "91")):
+        one = replace(known, value=value, unit=unit, metric="errors", decimals=0, std=None)
+        scale = markdown.scale(replace(reported, values={"one": one}, claims={}), "errors")
+        assert scale.show(value, decimals=0) == shown
+
+
 def test_percent_only_where_the_source_writes_percent(reported):
     frame = frames.arms_table(ARMS, reported, five())
     student = markdown.arms_shown(frame, reported, frames.metrics_of(reported)).set_index("arm").loc["student"]
