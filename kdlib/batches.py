@@ -150,7 +150,8 @@ class Batches:
     teacher's logits for the examples.
 
     `mix(epoch)` plans an epoch of mixed rows. Inputs, labels and soft targets are mixed with the same weights, and the
-    labels become distributions over `classes` classes.
+    labels become distributions over `classes` classes. The teacher's distributions are mixed at temperature 1. At a
+    higher temperature, the mixture of two of them is softer than the mixture of its distributions at that temperature.
 
     `augment(epoch)` returns a function from inputs (B, ...) to inputs (B, ...). It is called on one batch after the
     other, in their order, so it may draw from a generator. `view` names what it does ("flip+shift").
