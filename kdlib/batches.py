@@ -100,6 +100,7 @@ class Examples:
         `view` is the view in which the student gets the inputs, if they are augmented later; by default it is the
         examples' own.
         """
+        check_kind("soft", soft, SoftTargets, "predict_soft_targets returns them, SoftTargets(logits, ...) makes them")
         expected = (self.digest, view or self.view, len(self.inputs))
         found = (soft.data_digest, soft.view, len(soft.logits))
         if found != expected:

@@ -141,6 +141,11 @@ def latency(
     leaves out the time in which the thread waits for a core; it is right only if `predict` has no other threads.
     KDError unless there is at least one repeat.
     """
+    if not callable(predict):
+        raise KDError(
+            f"predict: expected a function without arguments, found {type(predict).__name__}; write "
+            "latency(lambda: network(inputs))"
+        )
     repeats, warm_up = whole_number("repeats", repeats, least=1), whole_number("warm_up", warm_up, least=0)
     for _ in range(warm_up):
         predict()

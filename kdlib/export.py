@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from kdlib.checks import check_kind, path_of, tensor_of
 from kdlib.cost import checked_inputs, exported_program
 from kdlib.errors import KDError
-from kdlib.files import atomic_write
+from kdlib.files import atomic_write, read_file
 from kdlib.packing import unwrapped
 from kdlib.precision import older_setting
 from kdlib.training import evaluating, predict_logits
@@ -112,6 +112,7 @@ def int8_file(source: Path | str, examples: Tensor, path: Path | str) -> str:
     if not len(examples) or not bool(examples[:CALIBRATION].isfinite().all()):
         kind = "NaN or infinite ones" if len(examples) else "none"
         raise KDError(f"expected finite examples to take the ranges of activations from, found {kind}; correct them")
+    onnx_predictor(source)(examples[:1])  # says what is wrong with the file, or with the examples
     batches = [{"inputs": part.detach().numpy()} for part in torch.split(examples[:CALIBRATION], 16)]
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]
@@ -157,8 +158,11 @@ def _share_in_int8(content: bytes) -> float:
 
 
 def onnx_predictor(path: Path | str, threads: int = 1) -> Callable[[Tensor], Tensor]:
-    """Return a function from inputs (N, ...) to onnxruntime's logits (N, K), computed on so many threads of the CPU."""
-    return _predictor(path_of("path", path).read_bytes(), threads)
+    """Return a function from inputs (N, ...) to onnxruntime's logits (N, K), computed on so many threads of the CPU.
+
+    KDError for a file that cannot be read or is no ONNX file, and for inputs that it does not take.
+    """
+    return _predictor(read_file(path_of("path", path)), threads)
 
 
 def _predicted(content: bytes, inputs: Tensor) -> Tensor:
@@ -172,13 +176,28 @@ def _predictor(content: bytes, threads: int) -> Callable[[Tensor], Tensor]:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors
-    session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    try:
+        session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # of classes of its own
+        raise KDError(f"expected an ONNX file, found one that onnxruntime does not take ({_first(error)})") from error
 
     def predict(inputs: Tensor) -> Tensor:
-        (logits,) = session.run(None, {"inputs": np.ascontiguousarray(inputs.detach().numpy())})
+        found = tensor_of(inputs, "inputs").detach()
+        try:
+            (logits,) = session.run(None, {"inputs": np.ascontiguousarray(found.numpy())})
+        except Exception as error:
+            raise KDError(
+                f"expected inputs that the ONNX file takes, found {found.dtype} of shape {tuple(found.shape)} "
+                f"({_first(error)})"
+            ) from error
         return torch.from_numpy(logits)
 
     return predict
+
+
+def _first(error: Exception) -> str:
+    """The first line of an error's text, without the codes of onnxruntime before it."""
+    return str(error).strip().partition("\n")[0].rpartition(" : ")[2][:200]
 
 
 def _packages() -> tuple[Any, Any]:

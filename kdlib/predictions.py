@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdlib.checks import check_number, tensor_of, whole_number
+from kdlib.checks import check_kind, check_number, tensor_of, whole_number
 from kdlib.errors import KDError
 from kdlib.modes import set_modes
 from kdlib.probabilities import warn_of_probabilities
@@ -27,6 +27,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
     A network that was frozen by `torch.jit.freeze` has no other mode. KDError for one that cannot change its mode.
     """
+    check_kind("model", model, nn.Module, "give the network itself, and the inputs after it")
     modes = [(module, module.training) for module in model.modules() if hasattr(module, "training")]
     try:
         try:
@@ -80,7 +81,7 @@ def _parts(model: nn.Module, inputs: Any, size: int) -> Iterable[Inputs]:
             f"expected inputs (N, ...), a tensor or an array, found {type(inputs).__name__}; use its to_numpy()"
         )
     part = None
-    for part in () if isinstance(inputs, list | tuple | Mapping) else inputs:
+    for part in () if isinstance(inputs, list | tuple | Mapping) or not isinstance(inputs, Iterable) else inputs:
         if not isinstance(part, Tensor) and not _is_dictionary(part):
             raise KDError(
                 f"expected an iterator of inputs, tensors (B, ...) or dictionaries of them, found one of "
@@ -90,7 +91,8 @@ def _parts(model: nn.Module, inputs: Any, size: int) -> Iterable[Inputs]:
     if part is None:
         raise KDError(
             f"expected inputs (N, ...), a tensor, an array, a dictionary of tensors or an iterator of such parts, "
-            f"found {type(inputs).__name__} without such parts; use torch.stack for a list of examples"
+            f"found {type(inputs).__name__} without such parts; use torch.stack for a list of examples, and the inputs "
+            "of Examples or of each Batch"
         )
 
 

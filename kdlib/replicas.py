@@ -32,6 +32,7 @@ from torch.utils._pytree import tree_leaves
 
 from kdlib.architecture import refuse_differences, refuse_what_cannot_be_stacked, refuse_what_is_shared
 from kdlib.batches import STEPS_PER_GATHER, Batch, Batches
+from kdlib.checks import check_number, whole_number
 from kdlib.errors import KDError
 from kdlib.modes import evaluated_within, warn_of_modes
 from kdlib.products import ConvolutionsAsProducts
@@ -163,7 +164,9 @@ class Replicas(nn.Module):
         return outputs
 
     def member(self, number: int) -> nn.Module:
-        """Return a copy of one member as a separate network."""
+        """Return a copy of one member as a separate network; KDError for a number that no member has."""
+        number = whole_number("number of a member", number, least=0)
+        check_number("number of a member", number, 0, len(self) - 1, "they are counted from 0")
         try:
             found = _copied(self.template)
         except KDError:  # a forward has kept a tensor of all members in an attribute
@@ -191,6 +194,11 @@ def side_by_side(members: Sequence[Callable[[int], Iterable[Batch]]]) -> Callabl
 
     KDError if the members' batches differ in size, or if only some have soft targets.
     """
+    if not isinstance(members, list | tuple) or not all(callable(member) for member in members):
+        raise KDError(
+            f"members: expected a list of Batches, one for each member, found {type(members).__name__}; write "
+            "side_by_side([Batches(...) for seed in seeds])"
+        )
     plain = _plain_batches_of_one_data_set(members)
 
     def batches(epoch: int) -> Iterator[Batch]:
@@ -200,11 +208,15 @@ def side_by_side(members: Sequence[Callable[[int], Iterable[Batch]]]) -> Callabl
     return batches
 
 
+def _shape_of(soft: Tensor | None) -> torch.Size | None:
+    return None if soft is None else soft.shape
+
+
 def _stacked(members: Sequence[Callable[[int], Iterable[Batch]]], epoch: int) -> Iterator[Batch]:
     for parts in zip_longest(*(member(epoch) for member in members)):
-        if None in parts or len({(part.inputs.shape, part.soft is None) for part in parts}) > 1:
+        if None in parts or len({(part.inputs.shape, _shape_of(part.soft)) for part in parts}) > 1:
             raise KDError(
-                "expected batches of one size, all with soft targets or all without, found a mixture; "
+                "expected batches of one size, all with soft targets of as many classes or all without, found others; "
                 "train the replicas that differ in this in separate groups"
             )
         inputs, labels, indices = ([getattr(part, name) for part in parts] for name in ("inputs", "labels", "indices"))
@@ -220,8 +232,8 @@ def _plain_batches_of_one_data_set(members: Sequence[Any]) -> list[Batches] | No
         (*_place(member.examples.inputs), *_place(member.examples.labels), member.size, member.drop_last)
         for member in members
     }
-    with_targets = {member.soft is None for member in members}
-    return [*members] if len(kinds) == len(with_targets) == 1 else None
+    targets = {_shape_of(member.soft) for member in members}
+    return [*members] if len(kinds) == len(targets) == 1 else None
 
 
 def _place(values: Tensor) -> tuple[Any, ...]:

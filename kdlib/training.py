@@ -304,6 +304,7 @@ def predict_soft_targets(
     `run` names the teacher; without it, the name is made from the SHA-256 of the weights. Warns (TeacherAtChance) as
     `Examples.check` does. `output` picks one of several outputs, as in `predict_logits`.
     """
+    check_kind("examples", examples, Examples, "write predict_soft_targets(teacher, Examples(inputs, labels))")
     logits = predict_logits(teacher, examples.inputs, size, output)
     name = run or f"weights {tensor_digest(tensors_of_state(unwrapped(teacher).state_dict()))[:16]}"
     soft = SoftTargets(logits, name, examples.digest, examples.view)

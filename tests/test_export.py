@@ -233,3 +233,21 @@ def test_examples_may_have_a_gradient(tmp_path):
     export.onnx_file(nn.Linear(4, 3), inputs, tmp_path / "model.onnx")
     assert export.int8_file(tmp_path / "model.onnx", inputs, tmp_path / "int8.onnx") == "static, 8 examples"
     assert export.onnx_predictor(tmp_path / "int8.onnx")(inputs).shape == (8, 3)
+
+
+def test_files_and_inputs_that_onnxruntime_does_not_take_are_told(file, inputs, tmp_path):
+    junk = tmp_path / "junk.onnx"
+    junk.write_bytes(b"no ONNX file")
+    for call in (lambda path: export.onnx_predictor(path), lambda path: export.int8_file(path, inputs, tmp_path / "8")):
+        with pytest.raises(KDError, match="expected an ONNX file, found one that onnxruntime does not take"):
+            call(junk)
+        with pytest.raises(KDError, match=r"none\.onnx"):
+            call(tmp_path / "none.onnx")
+    predict = export.onnx_predictor(file)
+    for wrong in (inputs.double(), inputs[:, :, 1:]):
+        with pytest.raises(KDError, match="expected inputs that the ONNX file takes, found torch"):
+            predict(wrong)
+        with pytest.raises(KDError, match="expected inputs that the ONNX file takes, found torch"):
+            export.int8_file(file, wrong, tmp_path / "8")
+    assert torch.equal(predict(inputs.numpy()), predict(inputs))
+    assert not (tmp_path / "8").exists()

@@ -10,11 +10,15 @@ from torch import nn
 
 from kdlib import losses, metrics
 from kdlib.augment import Mix, balanced_draw, flip_and_shift, mixup
+from kdlib.batches import Batches, Examples
+from kdlib.cost import latency
 from kdlib.errors import KDError
 from kdlib.networks import keras_glorot_
+from kdlib.replicas import Replicas, side_by_side
 from kdlib.seeds import derive_seed, generator
 from kdlib.specialists import corrected_dustbin, correlation_clusters, dustbin_logits
 from kdlib.targets import SoftTargets, mean_of_distributions, mix_logits, smoothed_labels, virtual_teacher
+from kdlib.training import predict_logits, predict_soft_targets
 
 B, K = 6, 4
 INF, NAN = math.inf, math.nan
@@ -461,3 +465,35 @@ def test_logits_without_fractions_are_no_binary_logits():
     for student, teacher in ((whole[0], torch.randn(2)), (torch.randn(2), whole[0])):
         with pytest.raises(KDError, match=r"of floating point, found torch\.uint8"):
             losses.binary_distillation(student, teacher, torch.tensor([0, 1]), 0.5)
+
+
+def no_models():
+    inputs, network = torch.randn(6, 4), nn.Linear(4, 3)
+    examples = Examples(inputs, torch.arange(6) % 3)
+    batches = Batches(examples, 2, 0)
+    soft = SoftTargets(torch.randn(6, 4), "t", examples.digest)
+    other = SoftTargets(torch.randn(6, 3), "t", examples.digest)
+    members = [Batches(examples, 2, 0, each) for each in (soft, other)]
+    replicas = Replicas([nn.Linear(4, 3)])
+    return [
+        (lambda: predict_logits(network, examples), "found Examples without such parts"),
+        (lambda: predict_logits(network, batches), "found Batches without such parts"),
+        (lambda: predict_logits(network, None), "found NoneType without such parts"),
+        (lambda: predict_logits(inputs, network), "model: expected Module, found Tensor"),
+        (lambda: predict_logits(nn.Linear, inputs), "model: expected Module, found type"),
+        (lambda: predict_soft_targets(network, inputs), "examples: expected Examples, found Tensor"),
+        (lambda: predict_soft_targets(examples, network), "examples: expected Examples, found Linear"),
+        (lambda: examples.check(soft.logits), "soft: expected SoftTargets, found Tensor"),
+        (lambda: side_by_side(batches), "members: expected a list of Batches, one for each member, found Batches"),
+        (lambda: next(side_by_side(members)(1)), "soft targets of as many classes or all without, found others"),
+        (lambda: replicas.member(5), "number of a member: expected"),
+        (lambda: replicas.member("0"), "number of a member: expected"),
+        (lambda: latency(network(inputs)), "predict: expected a function without arguments, found Tensor"),
+    ]
+
+
+@pytest.mark.parametrize("number", range(len(no_models())))
+def test_what_was_given_in_the_place_of_another_thing_is_named(number):
+    call, said = no_models()[number]
+    with pytest.raises(KDError, match=said):
+        call()
