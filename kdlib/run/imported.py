@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from functools import cache
+from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from kdlib.errors import KDError, error_in_user_code
 from kdlib.files import is_there
@@ -19,7 +23,7 @@ __all__ = ["imported"]
 def imported(name: str) -> ModuleType:
     """Import `replications.<name>.experiment`; KDError if it is missing or cannot be imported.
 
-    KDError also if its files import code of this folder that is neither in kdlib/ nor imported from `replications`: the
+    KDError also if its files import code that is not installed, not in kdlib/ and not imported from `replications`: the
     source of a run would not cover it.
     """
     try:
@@ -61,12 +65,15 @@ def _refuse_code_elsewhere(name: str, folder: Path) -> None:
             {each.partition(".")[0] for each in imports_of(path, folder.parent)} - {"kdlib", "replications"}
         ):
             place = _place_of(module, root)
-            if place is not None and root in place.parents and not known.intersection([place, *place.parents]):
+            if place is None or known.intersection([place, *place.parents]):
+                continue
+            if root in place.parents or not _is_installed(place):
+                shown = place.relative_to(root) if root in place.parents else place
                 raise KDError(
                     f"replications/{name}: expected imports of kdlib, of installed packages and of replications, found "
-                    f"that {path.name} imports {module} from {place.relative_to(root)}: its runs would not change with "
-                    f"that code. Move it into a package below replications/, as course_report is one, and import it "
-                    "as replications.<package>"
+                    f"that {path.name} imports {module} from {shown}: its runs would not change with that code. Move "
+                    "it into a package below replications/, as course_report is one, and import it as "
+                    "replications.<package>, or install it with pip"
                 )
 
 
@@ -82,6 +89,20 @@ def _reached(experiment: Path) -> dict[Path, None]:
             todo += [each for each in files if each not in found and each.is_file()]
             found |= dict.fromkeys(todo)
     return found
+
+
+@cache
+def _is_installed(place: Path) -> bool:
+    """Whether code outside of the folder is of Python or of a distribution, which may be one that is edited."""
+    folders = [Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve()]
+    for each in distributions():
+        folders.append(Path(str(each.locate_file(""))).resolve())
+        try:
+            url = str(json.loads(each.read_text("direct_url.json") or "{}").get("url", ""))
+        except (OSError, ValueError, AttributeError):
+            continue
+        folders += [Path(url2pathname(urlsplit(url).path)).resolve()] if url.startswith("file:") else []
+    return "dist-packages" in place.parts or any(folder in place.parents for folder in folders)
 
 
 def _place_of(module: str, root: Path) -> Path | None:

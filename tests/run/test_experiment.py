@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from kdlib.errors import KDError
 from kdlib.run import prepare
 from kdlib.run.engine import execute
 from kdlib.run.experiment import Arm, Compute, Experiment, Profile, load_experiment
-from kdlib.run.imported import _refuse_code_elsewhere, imported
+from kdlib.run.imported import _is_installed, _refuse_code_elsewhere, imported
 from kdlib.run.plan import plan
 from kdlib.run.store import Store
 from tests.conftest import changed, module_of, write_toy
@@ -153,6 +154,24 @@ def test_code_that_a_file_of_the_replication_imports_later_is_refused(line, toy_
     adds(toy_folder / "nets.py", "import helpers_of_mine")
     with pytest.raises(KDError, match=r"that nets\.py imports helpers_of_mine from helpers_of_mine\.py: its runs"):
         imported("toy")
+
+
+def test_code_on_the_path_that_is_not_installed_is_refused(toy_folder, tmp_path_factory, monkeypatch):
+    """Of another project, on PYTHONPATH. If pip has installed it to be edited, it has a name and a version."""
+    project = tmp_path_factory.mktemp("project")
+    (project / "src").mkdir()
+    (project / "src" / "other_project.py").write_text("RATE = 1\n")
+    monkeypatch.syspath_prepend(str(project / "src"))
+    adds(toy_folder / "experiment.py", "from other_project import RATE")
+    with pytest.raises(KDError, match=r"experiment\.py imports other_project from .*other_project\.py: .* with pip"):
+        imported("toy")
+    about = project / "packages" / "other_project-1.0.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: other_project\nVersion: 1.0\n")
+    (about / "direct_url.json").write_text(json.dumps({"url": project.as_uri(), "dir_info": {"editable": True}}))
+    monkeypatch.syspath_prepend(str(project / "packages"))
+    _is_installed.cache_clear()
+    imported("toy")
 
 
 def test_a_file_of_the_replication_may_be_imported_by_its_short_name(toy_folder, monkeypatch):
