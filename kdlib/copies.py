@@ -7,6 +7,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -37,16 +38,16 @@ class Copies:
         self.before: list[tuple[weakref.ref[nn.Module], Tensor]] | None = None
 
     def look(self, place: str) -> None:
-        """Warn (CopyNotSaved), at the end of an epoch's body, of a copy that has changed since the last epoch's end."""
+        """Warn (CopyNotSaved), at the end of an epoch, of a copy that has changed since the end of the last one."""
         seconds, self.at = time.monotonic() - self.at, time.monotonic()
         if seconds < LEAST_SECONDS or not self.name:
             return
         if self.before is None:
-            self.before = [(weakref.ref(copy), self._weight(copy).clone()) for copy in self._found()]
+            found = [(copy, self._weight(copy)) for copy in self._found()]
+            self.before = [(weakref.ref(copy), weight.clone()) for copy, weight in found if weight is not None]
             return
         for number, (reference, value) in enumerate(self.before):
-            copy = reference()
-            if copy is not None and not torch.equal(self._weight(copy), value):
+            if (now := self._weight(reference())) is not None and not torch.equal(now, value):
                 del self.before[number]
                 warnings.warn(
                     f"{place}: a copy of the network changes in this training, and its checkpoint does not hold it: "
@@ -57,15 +58,25 @@ class Copies:
                 )
                 return
 
-    def _weight(self, copy: nn.Module) -> Tensor:
-        return copy.get_parameter(self.name).detach()
+    def _weight(self, copy: nn.Module | None) -> Tensor | None:
+        """The weight of a copy; None if it is none any more, in whatever way: it is somebody else's object."""
+        try:
+            own = self.network.get_parameter(self.name)
+            weight = copy.get_parameter(self.name).detach() if copy is not None else None
+            if weight is None or weight.is_meta or (weight.shape, weight.dtype) != (own.shape, own.dtype):
+                return None
+            return weight if bool(weight.isfinite().all()) else None
+        except Exception:
+            return None
 
     def _found(self) -> Iterator[nn.Module]:
         """Networks of the same class, with weights of the same names and shapes, that are no part of the training."""
         shapes = _shapes(self.network)
         for value in gc.get_objects():
-            if type(value) is type(self.network) and value not in _known and _shapes(value) == shapes:
-                yield value
+            if type(value) is type(self.network):
+                with suppress(Exception):  # one that is half made, for example
+                    if value not in _known and _shapes(value) == shapes:
+                        yield value
 
 
 def _held_by(extra: Any) -> list[Any]:

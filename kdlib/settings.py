@@ -62,7 +62,7 @@ def restore_settings(parts: Mapping[str, nn.Module], settings: Settings) -> None
 def rules_of(parts: Mapping[str, nn.Module]) -> Settings:
     """Return the numbers and switches of modules whose class has a `train` of its own: it may go by them."""
     found = {
-        place: {name: repr(value) for name, value in vars(module).items() if _is_rule(name, value)}
+        place: {name: repr(_plain(value)) for name, value in vars(module).items() if _is_setting(name, _plain(value))}
         for place, module in layers_of(parts)
         if has_own_train(module)
     }
@@ -112,10 +112,6 @@ def _plain(value: Any) -> Any:
 
 def _number(text: str) -> Any:
     return float(text) if text in ("inf", "-inf", "nan") else ast.literal_eval(text)
-
-
-def _is_rule(name: str, value: Any) -> bool:
-    return type(value) in (bool, int, float) and name != "training" and not name.startswith("_")
 
 
 def _is_setting(name: str, value: Any) -> bool:

@@ -33,6 +33,7 @@ __all__ = [
     "state_of",
     "warn_of_extras_without_optimizer",
     "weights_of",
+    "weights_that_are_not_finite",
     "with_gradients",
 ]
 
@@ -178,13 +179,21 @@ def check_measurement(name: str, value: Any, label: str, epoch: int) -> None:
         )
 
 
-def check_weights(network: nn.Module, optimizers: Optimizers, label: str, epoch: int) -> None:
-    """Refuse (NonFiniteLoss) weights that a step has made NaN or infinite: the losses before it were finite."""
+def weights_that_are_not_finite(optimizers: Optimizers) -> set[int]:
+    """Return the ids of weights that hold NaN or infinite numbers: -inf may exclude something."""
+    every = [value for value in weights_of(optimizers) if value.layout == torch.strided and not value.is_meta]
+    return {id(value) for value in every if not bool(value.detach().isfinite().all())}
+
+
+def check_weights(network: nn.Module, optimizers: Optimizers, before: set[int], label: str, epoch: int) -> None:
+    """Refuse (NonFiniteLoss) weights that a step has made NaN or infinite: the losses before it were finite.
+
+    `before` are the ids of weights that were so when the loop began.
+    """
     names = {id(value): name for name, value in network.named_parameters()}
-    trained = [value for value in weights_of(optimizers) if value.grad is not None and value.layout == torch.strided]
-    wrong = next((value for value in trained if not bool(value.detach().isfinite().all())), None)
-    if wrong is None:
+    if not (found := weights_that_are_not_finite(optimizers) - before):
         return
+    wrong = next(value for value in weights_of(optimizers) if id(value) in found)
     raise NonFiniteLoss(
         f"{label or 'training'}: expected finite weights after epoch {epoch}, found NaN or infinite ones in "
         f"{names.get(id(wrong), 'a weight of the optimizer')}, although all losses were finite: the gradient of a step "

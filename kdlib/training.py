@@ -47,6 +47,7 @@ from kdlib.trainable import (
     has_own_zero_grad,
     refusing_kept_gradients,
     warn_of_extras_without_optimizer,
+    weights_that_are_not_finite,
     with_gradients,
 )
 
@@ -134,6 +135,7 @@ def epochs(
         tracer.begin(batches)
     make_step, first, stale = _step(progress, objective), progress.epoch + 1, with_gradients(progress.extras)
     copies = Copies(progress.network, progress.extras, progress.optimizer)
+    infinite = weights_that_are_not_finite(progress.optimizers)
     with _callers_random_numbers():
         for epoch in range(first, last + 1):
             if rate is not None:
@@ -155,16 +157,16 @@ def epochs(
                     progress.steps_are_skipped(batch)
             set_modes(progress.network, modes)
             means = _mean_losses(progress.losses, epoch, progress.label, batches)
-            check_weights(progress.network, progress.optimizers, progress.label, epoch)
+            check_weights(progress.network, progress.optimizers, infinite, progress.label, epoch)
             tracer.epoch_ends(progress.losses[0])
             progress.epoch_ends(means)
             if epoch == first:
                 warn_of_extras_without_optimizer(progress.extras, stale, progress.optimizers)
             yield epoch
-            if progress.checkpoint is not None:
-                copies.look(progress.label or "training")
             progress.layers.freeze()
             progress.save()
+            if progress.checkpoint is not None:
+                copies.look(progress.label or "training")
             if progress.on_epoch is not None:
                 progress.on_epoch(progress)
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from torch import nn
 
 from kdlib.batches import Batches, Examples
@@ -204,3 +205,52 @@ def test_an_average_that_no_checkpoint_holds_is_told(tmp_path, monkeypatch, recw
     told = [str(each.message) for each in recwarn if each.category is CopyNotSaved]
     assert bool(told) == (is_updated and not is_saved)
     assert all("a copy of the network changes in this training, and its checkpoint does not hold it" in t for t in told)
+
+
+def test_a_weight_that_excludes_something_by_minus_infinity_is_trained():
+    class Mixes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = student(), student(name="other")
+            self.mix = nn.Parameter(torch.tensor([0.0, -torch.inf, 0.3]))
+
+        def forward(self, inputs):
+            shares = self.mix.softmax(0)
+            return shares[0] * self.first(inputs) + shares[2] * self.second(inputs)
+
+    network = Mixes()
+    train(Progress(network, torch.optim.SGD(network.parameters(), lr=0.1)), 2)
+    assert network.mix.isfinite().tolist() == [True, False, True]
+
+
+def pruned(copy):
+    nn.utils.prune.l1_unstructured(copy[0], "weight", 0.5)
+
+
+def emptied(copy):
+    copy[0] = nn.Identity()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda copy: copy.half(),
+        lambda copy: copy[0].weight.data.fill_(torch.nan),
+        lambda copy: copy.to_empty(device="meta"),
+        pruned,
+        emptied,
+    ],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_copies_that_are_something_else_end_no_training(tmp_path, monkeypatch, change, first):
+    monkeypatch.setattr("kdlib.copies.LEAST_SECONDS", 0)
+    network, other = student(), student()
+    half_made = nn.Sequential.__new__(nn.Sequential)
+    if first:
+        change(other)
+    train(
+        Progress(network, adam(network), checkpoint=tmp_path / "c"),
+        4,
+        body=lambda epoch: None if first or epoch != 3 else change(other),
+    )
+    assert half_made is not None

@@ -1,5 +1,6 @@
 """Networks whose own `train` and `eval` do more than set a mode: they freeze by a rule, or merge weights."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -223,7 +224,8 @@ def test_a_second_training_asks_the_networks_own_train_again():
     assert int(network[1].num_batches_tracked) == 6
 
 
-def test_the_switches_of_a_networks_own_train_go_on(tmp_path):
+@pytest.mark.parametrize("kind", [bool, np.bool_, torch.tensor, lambda value: None if not value else "yes"])
+def test_the_switches_of_a_networks_own_train_go_on(tmp_path, kind):
     def run(name, killed_at=0, number=1):
         network = unfreezes()
         network.number = number
@@ -231,7 +233,7 @@ def test_the_switches_of_a_networks_own_train_go_on(tmp_path):
 
         def body(epoch):
             if epoch == 2:
-                network.frozen = False
+                network.frozen = kind(False)
             if epoch == killed_at:
                 raise Killed
 

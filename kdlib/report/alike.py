@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 from kdlib.files import canonical_json
@@ -17,21 +18,40 @@ def unlike_seeds(records: Sequence[Record]) -> list[str]:
     """Return a sentence for each arm whose traces show that its seeds were trained in different ways.
 
     `records` are of one replication. Network, optimizer, the first learning rates, and size and view of the batches are
-    compared, in runs of the same profile, data and configuration. Runs without a trace are left out.
+    compared, in runs of the same profile, data and configuration, but of other source files: seeds of the same ones are
+    of one experiment, and what differs among these is drawn by the seed. Runs without a trace are left out, and
+    optimizers of another version of torch, which may have other settings.
     """
-    ways: dict[tuple[str, str, str, str], dict[int, dict[str, str]]] = {}
-    for record in records:
+    ways: dict[tuple[str, str, str, str], list[tuple[Record, dict[str, str]]]] = {}
+    for record in sorted(records, key=lambda record: record.seed):
         for arm in record.arms if record.trace else ():
             config = canonical_json(record.description["config"])
-            ways.setdefault((record.profile, record.data, config, arm), {})[record.seed] = _way(record.trace)
+            ways.setdefault((record.profile, record.data, config, arm), []).append((record, _way(record.trace)))
     found = []
-    for (profile, _, _, arm), seeds in ways.items():
-        first, *others = sorted(seeds)
-        for seed in others:
-            if differ := [name for name, what in seeds[seed].items() if what != seeds[first].get(name)]:
-                found.append(f"{arm} of profile {profile}: seeds {first} and {seed} differ in {', '.join(differ)}")
+    for (profile, _, _, arm), runs in ways.items():
+        pairs = list(combinations(runs, 2))
+        drawn = {
+            name
+            for (one, first), (two, second) in pairs
+            for name in first
+            if _source(one) == _source(two) and first[name] != second[name]
+        }
+        for (one, first), (two, second) in pairs:
+            left_out = drawn if _torch(one) == _torch(two) else drawn | {"the optimizer"}
+            differ = [name for name in first if name not in left_out and first[name] != second[name]]
+            if differ and _source(one) != _source(two):
+                seeds = f"seeds {one.seed} and {two.seed}"
+                found.append(f"{arm} of profile {profile}: {seeds} differ in {', '.join(differ)}")
                 break
     return found
+
+
+def _source(record: Record) -> object:
+    return record.environment.get("source")
+
+
+def _torch(record: Record) -> object:
+    return record.environment.get("versions", {}).get("torch")
 
 
 def _way(trace: Mapping[str, Any]) -> dict[str, str]:

@@ -61,6 +61,8 @@ def environment(experiment_folder: Path, device: str) -> dict[str, Any]:
 def is_clean(experiment_folder: Path) -> bool | None:
     """Return whether the commit of an experiment holds the code that runs; None where git does not say."""
     commit, clean = git_state(experiment_folder)
+    if "site-packages" in LIBRARY.parts:  # installed: it has a version, and no commit
+        return clean
     if clean and git_state(LIBRARY) not in ((commit, True), ("unknown", None)):
         return False  # kdlib has changes, or is of another checkout
     return clean
@@ -122,10 +124,13 @@ def asked_git(folder: Path) -> tuple[str, bool | None, str]:
         if git("status", "--porcelain", "--untracked-files=normal", "--", *CODE):
             return commit, False, ""
         files = [str(path.resolve()) for path in {**source_files(folder), **dict.fromkeys(_sources_below(folder))}]
-        now = git("hash-object", "--stdin-paths", lines=files).split()
-        tree = [line.partition("\t") for line in git("ls-tree", "-r", "-z", "--full-tree", "HEAD").split("\0")]
+        # With filters for the ends of lines, and without: a file that was committed with CRLF remains so.
+        now = [git("hash-object", "--stdin-paths", *how, lines=files).split() for how in ((), ("--no-filters",))]
+        places = {os.path.relpath(Path(path).parent, top.resolve()).replace(os.sep, "/") for path in files}
+        within = sorted(place for place in places if not place.startswith(".."))
+        tree = [line.partition("\t") for line in git("ls-tree", "-r", "-z", "--full-tree", "HEAD", *within).split("\0")]
         held = {str(top.resolve() / path): about.split()[-1] for about, _, path in tree if about}
-        return commit, all(held.get(path) == digest for path, digest in zip(files, now, strict=True)), ""
+        return commit, all(held.get(path) in digests for path, *digests in zip(files, *now, strict=True)), ""
     except subprocess.CalledProcessError as error:
         return "unknown", None, f"git says: {' '.join(error.stderr.decode(errors='backslashreplace').split())}"
     except subprocess.TimeoutExpired:

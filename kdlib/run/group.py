@@ -193,6 +193,12 @@ def _train(
     runs = []
     for job, roles in zip(group, parents, strict=True):
         data, device = experiment.load_data(job.config, setting.folders), torch.device(setting.compute.device)
+        if data.digest != job.description.data:
+            raise KDError(
+                f"expected the data of digest {job.description.data}, with which the session has begun, found "
+                f"{data.digest}: they are others each time that they are loaded, or were changed meanwhile. Seed what "
+                "load_data draws, or run the same command again"
+            )
         seed, label = job.description.seed, job.label
         hooks = checkpoint, on_epoch, on_step, setting.compute
         config = copy.deepcopy(job.config)  # a list within it would be that of all runs

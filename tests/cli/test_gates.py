@@ -314,6 +314,7 @@ def test_seeds_that_were_trained_in_different_ways_are_not_recorded_together(kd,
         return model
 
     monkeypatch.setattr(module, "network", other)
+    monkeypatch.setattr("kdlib.run.group.environment", lambda *which: {**environment(*which), "source": "1" * 16})
     status, _, (sentence,) = kd("record", "toy", "--seed", "2", "--arms", "baseline")
     assert status == 2
     assert "baseline of profile quick: seeds 0 and 2 differ in the network. Raise `protocol`" in sentence

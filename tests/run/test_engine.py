@@ -582,6 +582,28 @@ def test_git_state(tmp_path):
     assert git_state(folder) == (commit.stdout.strip(), False)
 
 
+def test_ends_of_lines_that_git_leaves_alone_are_no_change(tmp_path):
+    if shutil.which("git") is None:
+        pytest.skip("needs git")
+
+    def git(*arguments):
+        who = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
+        subprocess.run(["git", "-C", str(tmp_path), *who, *arguments], check=True, capture_output=True)
+        asked_git.cache_clear()
+
+    folder = write_toy(tmp_path) / "replications" / "toy"
+    (folder / "helper.py").write_bytes(b"RATE = 1\r\n")
+    git("init")
+    git("-c", "core.autocrlf=false", "add", ".")
+    git("commit", "-m", "first")
+    for value in ("true", "input", "false"):
+        git("config", "core.autocrlf", value)
+        assert git_state(folder)[1] is True
+    (folder / "helper.py").write_bytes(b"RATE = 2\r\n")
+    asked_git.cache_clear()
+    assert git_state(folder)[1] is False
+
+
 def test_a_suite_in_a_subfolder_of_a_repository_with_changes_is_not_clean(tmp_path):
     if shutil.which("git") is None:
         pytest.skip("needs git")

@@ -159,7 +159,7 @@ def test_a_training_that_changes_the_data_is_refused_and_the_next_one_gets_them_
     jobs = plan(module.EXPERIMENT, toy.profile("quick"), ["baseline"], [0, 1], Compute(), {})
     summary = execute(jobs, store, compute=Compute(), folders={})
     assert re.search(
-        r"leaves the data as they are, found that it changed train\.inputs; write x = x -",
+        r"leaves the data as they are, found that it changed train\.inputs in place",
         *summary.failed.values(),
     )
     assert [*summary.finished] == [jobs[1].id]
