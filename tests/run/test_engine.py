@@ -582,15 +582,21 @@ def test_git_state(tmp_path):
     assert git_state(folder) == (commit.stdout.strip(), False)
 
 
-def test_ends_of_lines_that_git_leaves_alone_are_no_change(tmp_path):
+def git_in(folder):
+    """Return a function that runs git in a folder; git is then asked anew."""
     if shutil.which("git") is None:
         pytest.skip("needs git")
 
     def git(*arguments):
         who = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
-        subprocess.run(["git", "-C", str(tmp_path), *who, *arguments], check=True, capture_output=True)
+        subprocess.run(["git", "-C", str(folder), *who, *arguments], check=True, capture_output=True)
         asked_git.cache_clear()
 
+    return git
+
+
+def test_ends_of_lines_that_git_leaves_alone_are_no_change(tmp_path):
+    git = git_in(tmp_path)
     folder = write_toy(tmp_path) / "replications" / "toy"
     (folder / "helper.py").write_bytes(b"RATE = 1\r\n")
     git("init")
@@ -605,14 +611,7 @@ def test_ends_of_lines_that_git_leaves_alone_are_no_change(tmp_path):
 
 
 def test_a_suite_in_a_subfolder_of_a_repository_with_changes_is_not_clean(tmp_path):
-    if shutil.which("git") is None:
-        pytest.skip("needs git")
-
-    def git(*arguments):
-        who = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
-        subprocess.run(["git", "-C", str(tmp_path), *who, *arguments], check=True, capture_output=True)
-        asked_git.cache_clear()
-
+    git = git_in(tmp_path)
     folder = write_toy(tmp_path / "a suite \u00e4") / "replications" / "toy"
     (folder / "link.py").symlink_to(folder / "helper.py")
     (folder / "helper.py").write_text("RATE = 1\n")
