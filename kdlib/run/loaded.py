@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
-import pickle
 import random
 import sys
 from collections import deque
@@ -195,8 +194,11 @@ def _digest(value: Any) -> str | None:
             content: Any = plain.view(torch.uint8).numpy()
         elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
             content = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+        elif isinstance(value, np.ndarray):
+            content = repr(value.tolist()).encode(errors="backslashreplace")
         else:
-            content = pickle.dumps(value)
+            names = repr([[*getattr(value, part, ())] for part in ("columns", "index")])
+            content = f"{names} {_digest(value.to_numpy())}".encode(errors="backslashreplace")
         return hashlib.blake2b(content, digest_size=16).hexdigest()
     except Exception:  # of a kind without plain numbers, or too large for the memory
         return None
