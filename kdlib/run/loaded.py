@@ -108,6 +108,8 @@ class _Contents:
 
     def _look(self, place: str, value: Any) -> list[tuple[str, Any]]:
         """Note a part; return the parts within it."""
+        if isinstance(value, _Watched):  # nobody can change it, and to look at it is to read it
+            return []
         if isinstance(value, Tensor | np.ndarray) or hasattr(value, "to_numpy"):  # the last of pandas
             if (digest := _digest(value)) is not None:
                 self.digests.append((place, value, digest))

@@ -156,6 +156,8 @@ def test_data_are_told_that_ask_for_another_field_after_they_were_loaded():
     load = LoadedOnce(lambda config, folders: Lazy(config))
     made = load(SimpleNamespace(rows=3, examples=500), {})
     assert made.later("rows") == 3
+    with load.unchanged("run"):
+        made.later("rows")
     with pytest.raises(KDError, match=r"they asked for 'examples' afterwards: .* Read config\.examples in load_data"):
         made.later("examples")
     assert load(SimpleNamespace(rows=3, examples=9), {}) is made
