@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from kdlib.trainable import weights_of
+
 __all__ = ["Copies", "CopyNotSaved"]
 
 LEAST_SECONDS = 2.0  # of an epoch: a search takes a tenth of a second, and of a shorter training a stop costs little
@@ -32,7 +34,7 @@ class Copies:
         for part in (network, *(part for each in extras.values() for part in (each, *_held_by(each)))):
             if isinstance(part, nn.Module):
                 _known.update(part.modules())
-        trained = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+        trained = {id(weight) for weight in weights_of({"": optimizer})}
         # One weight is enough: an average of all changes with it.
         self.name = next((name for name, weight in network.named_parameters() if id(weight) in trained), "")
         self.before: list[tuple[weakref.ref[nn.Module], Tensor]] | None = None

@@ -48,7 +48,8 @@ def evaluated_within(network: nn.Module, with_own: bool = False) -> list[nn.Modu
 def evaluated_by_train(network: nn.Module, modules: Iterable[nn.Module]) -> set[int]:
     """Return the ids of those of a network's modules that its own `train` evaluates: many freeze their batch norm so.
 
-    A copy without numbers is asked, because layers of low rank would merge their weights. None if it cannot be copied.
+    A copy without numbers is asked, because layers of low rank would merge their weights. There are none if the network
+    cannot be copied.
     """
     owners = [module for module in network.modules() if has_own_train(module)]
     within = {id(module) for owner in owners for module in owner.modules()}

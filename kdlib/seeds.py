@@ -31,22 +31,34 @@ def generator(seed: SupportsIndex, name: str, epoch: SupportsIndex = 0) -> torch
 
 
 @contextmanager
+def torch_generators_put_back() -> Iterator[None]:
+    """Put torch's global generators back afterwards.
+
+    A training that is done seeds nothing, so whatever the caller draws next must not depend on whether it was trained.
+    """
+    state = torch.get_rng_state()
+    on_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+        if on_cuda:
+            torch.cuda.set_rng_state_all(on_cuda)
+
+
+@contextmanager
 def seeded(seed: SupportsIndex) -> Iterator[None]:
     """Seed the global generators of torch, NumPy and Python; put them back afterwards.
 
     A layer that torch makes draws its first weights from there, so they must not depend on what ran before.
     """
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    on_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    derived = derive_seed(seed, "global")
-    torch.manual_seed(derived)
-    np.random.seed(derived % 2**32)
-    random.seed(derived)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])
-        random.setstate(states[2])
-        if on_cuda:
-            torch.cuda.set_rng_state_all(on_cuda)
+    of_numpy, of_python, derived = np.random.get_state(), random.getstate(), derive_seed(seed, "global")
+    with torch_generators_put_back():
+        torch.manual_seed(derived)
+        np.random.seed(derived % 2**32)
+        random.seed(derived)
+        try:
+            yield
+        finally:
+            np.random.set_state(of_numpy)
+            random.setstate(of_python)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from itertools import islice
 from typing import SupportsIndex
 
@@ -39,7 +39,7 @@ from kdlib.packing import device_of, tensors_of_state, unwrapped
 from kdlib.predictions import evaluating, predict_logits
 from kdlib.progress import Progress
 from kdlib.replicas import Replicas, refusing_what_vmap_refuses
-from kdlib.seeds import derive_seed
+from kdlib.seeds import derive_seed, torch_generators_put_back
 from kdlib.targets import SoftTargets
 from kdlib.trace import Objective
 from kdlib.trainable import (
@@ -136,7 +136,7 @@ def epochs(
     make_step, first, stale = _step(progress, objective), progress.epoch + 1, with_gradients(progress.extras)
     copies = Copies(progress.network, progress.extras, progress.optimizer)
     infinite = weights_that_are_not_finite(progress.optimizers)
-    with _callers_random_numbers():
+    with torch_generators_put_back():
         for epoch in range(first, last + 1):
             if rate is not None:
                 progress.rates.set_all(progress.optimizer, rate(epoch))
@@ -169,22 +169,6 @@ def epochs(
                 copies.look(progress.label or "training")
             if progress.on_epoch is not None:
                 progress.on_epoch(progress)
-
-
-@contextmanager
-def _callers_random_numbers() -> Iterator[None]:
-    """Put torch's global generators back afterwards.
-
-    A training that is done seeds nothing, so whatever the caller draws next must not depend on whether it was trained.
-    """
-    state = torch.get_rng_state()
-    on_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
-        if on_cuda:
-            torch.cuda.set_rng_state_all(on_cuda)
 
 
 def _step(progress: Progress, objective: Objective) -> Callable[[Batch], Tensor]:

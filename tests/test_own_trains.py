@@ -18,6 +18,15 @@ from tests.made_runs import Killed
 from tests.small_trainings import BATCHES, EXAMPLES, INPUTS, adam, same, state_of, student, train
 
 
+def train_until(progress, killed_at, body):
+    """Train five epochs; if the body is to be killed in one of them, it must be."""
+    if killed_at:
+        with pytest.raises(Killed):
+            train(progress, 5, body=body)
+    else:
+        train(progress, 5, body=body)
+
+
 class FrozenByRule(nn.Sequential):
     """A batch norm whose weights do not learn is evaluated."""
 
@@ -44,11 +53,7 @@ def test_weights_that_learn_for_some_epochs_decide_about_the_norm_in_each_proces
                 raise Killed
 
         progress = Progress(network, adam(network), checkpoint=tmp_path / name)
-        if killed_at:
-            with pytest.raises(Killed):
-                train(progress, 5, body=body)
-        else:
-            train(progress, 5, body=body)  # without a warning of averages that change, which would fail
+        train_until(progress, killed_at, body)  # without a warning of averages that change, which would fail
         return network
 
     run("c", killed_at=4)
@@ -150,11 +155,7 @@ def test_a_merging_network_goes_on_with_measurements_before_and_within_the_train
             if epoch == killed_at:
                 raise Killed
 
-        if killed_at:
-            with pytest.raises(Killed):
-                train(progress, 5, body=body)
-        else:
-            train(progress, 5, body=body)
+        train_until(progress, killed_at, body)
         return network
 
     run("c", killed_at=4)
@@ -238,11 +239,7 @@ def test_the_switches_of_a_networks_own_train_go_on(tmp_path, kind):
                 raise Killed
 
         progress = Progress(network, adam(network), checkpoint=tmp_path / name)
-        if killed_at:
-            with pytest.raises(Killed):
-                train(progress, 5, body=body)
-        else:
-            train(progress, 5, body=body)
+        train_until(progress, killed_at, body)
         return network
 
     whole = run("whole")

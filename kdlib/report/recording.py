@@ -12,8 +12,8 @@ from typing import NamedTuple
 from kdlib.errors import KDError
 from kdlib.files import canonical_json, locked, read_json
 from kdlib.judge.bands import bands_of, read_bands, write_bands
-from kdlib.report.alike import other_source_files, unlike_seeds
 from kdlib.report.names import refuse_unknown_names
+from kdlib.report.one_experiment import other_source_files, unlike_seeds
 from kdlib.report.pages import Page, label_of, reported_of, write_pages
 from kdlib.report.pairs import pair_faults
 from kdlib.report.sessions import Reporter, incomplete, refuse_synthetic, silent, trained

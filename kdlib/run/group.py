@@ -212,7 +212,7 @@ def _train(
     keep_freed_memory()
     with warnings.catch_warnings():  # claims and bands judge teachers here; those of profile smoke may be at chance
         warnings.simplefilter("ignore", TeacherAtChance)
-        # Of a group, the first run's seed is that of all: what students side by side draw alike is drawn once.
+        # One call trains all students of a group, so the seed of the first run is used for all.
         with _no_exit(group[0].label), experiment.data_unchanged(group[0].label), seeded(runs[0].seed):
             results = arm.results(runs)
     _refuse_changed_configurations(group, runs)

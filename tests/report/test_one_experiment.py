@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from kdlib.report.alike import unlike_seeds
+from kdlib.report.one_experiment import unlike_seeds
 from kdlib.run.records import Record
 
 TRACE = {
