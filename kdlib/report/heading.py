@@ -71,7 +71,8 @@ def _device(record: Record) -> str:
 def _versions(environment: Mapping[str, Any]) -> str:
     versions = environment.get("versions", {})
     names = ("python", "torch", "numpy", "numba", "kdlib")
-    return ", ".join(f"{name} {versions[name]}" for name in names if name in versions)
+    order = [*(name for name in names if name in versions), *sorted({*versions} - {*names})]
+    return ", ".join(f"{name} {versions[name]}" for name in order)
 
 
 def _commit(environment: Mapping[str, Any]) -> str:

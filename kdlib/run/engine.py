@@ -180,7 +180,7 @@ class _Session:
             return
         summary.finished[run.id] = run
         self.limit.learn(job, run)
-        for text in (reuse.other_source(run, job), reuse.other_machine(run, self.compute.device)):
+        for text in (reuse.other_source(run, job), reuse.other_machine(run, job, self.compute.device)):
             if text and text not in summary.told:  # one line, however many runs it is about
                 summary.told.add(text)
                 self.report(Event("notice", job, text))

@@ -8,9 +8,10 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Mapping
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def environment(experiment_folder: Path, device: str) -> dict[str, Any]:
         "commit": git_state(experiment_folder)[0],
         "clean": is_clean(experiment_folder),
         "source": source_digest(experiment_folder),
-        "versions": versions(),
+        "versions": {**versions(experiment_folder)},
         "platform": f"{platform.system()} {platform.machine()}",
         "device": device_name(device),
     }
@@ -68,25 +69,30 @@ def is_clean(experiment_folder: Path) -> bool | None:
     return clean
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the libraries that compute."""
+@cache
+def versions(experiment_folder: Path) -> Mapping[str, str]:
+    """Return the versions of Python and of the libraries that compute, also of those that the experiment imports."""
     from kdlib import __version__
 
-    return {
+    own = {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
-        "numba": _numba_version(),
+        "numba": _version("numba") or "none",
         "kdlib": __version__,
     }
+    root = experiment_folder.parent
+    modules = [name for path in reached(experiment_folder / "experiment.py") for name in imports_of(path, root)]
+    further = {name.partition(".")[0] for name in modules} - {*own, "replications", *sys.stdlib_module_names}
+    return own | {name: found for name in sorted(further) if (found := _version(name))}
 
 
-@cache
-def _numba_version() -> str:
+def _version(module: str) -> str:
+    """The version of the distribution that a module is of: `sklearn` is of scikit-learn. Nothing if it has none."""
     try:
-        return version("numba")
-    except PackageNotFoundError:
-        return "none"
+        return version(module)
+    except (PackageNotFoundError, ValueError):
+        return next(map(version, packages_distributions().get(module, [])), "")
 
 
 def git_state(folder: Path) -> tuple[str, bool | None]:
@@ -224,6 +230,20 @@ def imports_of(path: Path, root: Path) -> set[str]:
             start = package[: len(package) + 1 - node.level] if node.level else []
             base = ".".join([*start, *([node.module] if node.module else [])])
             found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def reached(experiment: Path) -> dict[Path, None]:
+    """Return the files in replications/ that experiment.py imports, and that these import, also within functions."""
+    root, found = experiment.parents[1], {experiment: None}
+    todo = [experiment]
+    for path in todo:  # grows
+        for module in imports_of(path, root):
+            parts = module.split(".")[1:] if module.startswith("replications.") else []
+            names = [root.joinpath(*parts[:count]) for count in range(1, len(parts) + 1)]
+            files = [each for name in names for each in (name.with_suffix(".py"), name / "__init__.py")]
+            todo += [each for each in files if each not in found and each.is_file()]
+            found |= dict.fromkeys(todo)
     return found
 
 

@@ -15,7 +15,7 @@ from urllib.request import url2pathname
 
 from kdlib.errors import KDError, error_in_user_code
 from kdlib.files import is_there
-from kdlib.run.environment import imports_of, source_files
+from kdlib.run.environment import imports_of, reached, source_files
 
 __all__ = ["imported"]
 
@@ -54,13 +54,13 @@ def _refuse_code_elsewhere(name: str, folder: Path) -> None:
     loaded = {
         str(getattr(each, "__file__", None)) for key, each in [*sys.modules.items()] if key[:13] == "replications."
     }
-    reached, known = _reached(folder / "experiment.py"), {path.resolve() for path in covered}
-    if folder / "figures.py" in reached:
+    used, known = reached(folder / "experiment.py"), {path.resolve() for path in covered}
+    if folder / "figures.py" in used:
         raise KDError(
             f"replications/{name}: expected that no run depends on figures.py, found that it is imported: runs would "
             "not change with it. Move what training needs into another file"
         )
-    for path in (path for path in covered if str(path) in loaded or path in reached):  # no test or script next to them
+    for path in (path for path in covered if str(path) in loaded or path in used):  # no test or script next to them
         for module in sorted(
             {each.partition(".")[0] for each in imports_of(path, folder.parent)} - {"kdlib", "replications"}
         ):
@@ -75,20 +75,6 @@ def _refuse_code_elsewhere(name: str, folder: Path) -> None:
                     "it into a package below replications/, as course_report is one, and import it as "
                     "replications.<package>, or install it with pip"
                 )
-
-
-def _reached(experiment: Path) -> dict[Path, None]:
-    """The files in replications/ that experiment.py imports, and that these import, also within their functions."""
-    root, found = experiment.parents[1], {experiment: None}
-    todo = [experiment]
-    for path in todo:  # grows
-        for module in imports_of(path, root):
-            parts = module.split(".")[1:] if module.startswith("replications.") else []
-            names = [root.joinpath(*parts[:count]) for count in range(1, len(parts) + 1)]
-            files = [each for name in names for each in (name.with_suffix(".py"), name / "__init__.py")]
-            todo += [each for each in files if each not in found and each.is_file()]
-            found |= dict.fromkeys(todo)
-    return found
 
 
 @cache

@@ -102,7 +102,7 @@ def _share(one: Experiment, other: Experiment, function: str) -> bool:
     return bool(first & second)
 
 
-def other_machine(run: FinishedRun, device: str) -> str:
+def other_machine(run: FinishedRun, job: Job, device: str) -> str:
     """Return a notice if a run was made on another processor or with other versions; else "".
 
     A session without the device itself leaves training to other machines.
@@ -110,7 +110,7 @@ def other_machine(run: FinishedRun, device: str) -> str:
     if device != "cpu" and not torch.cuda.is_available():
         return ""
     made_by = {**run.environment, **run.environment.get("versions", {})}
-    here = {"device": device_name(device), **versions()}
+    here = {"device": device_name(device), **versions(load_experiment(job.experiment).folder)}
     texts = [f"{name} {made_by[name]}, here {now}" for name, now in here.items() if made_by.get(name, now) != now]
     if not texts:
         return ""

@@ -15,7 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import PIL
 import pytest
+import scipy
 import torch
 
 from kdlib.errors import KDError
@@ -635,8 +637,22 @@ def test_a_suite_in_a_subfolder_of_a_repository_with_changes_is_not_clean(tmp_pa
     assert git_state(folder)[1] is False
 
 
-def test_the_environment_can_be_written_as_json_and_names_no_host():
-    text = json.dumps(environment(TOY.parent, "cpu"))
+def test_the_versions_of_a_run_are_also_those_of_what_its_experiment_imports(tmp_path):
+    folder = write_toy(tmp_path) / "replications" / "toy"
+    (folder / "experiment.py").write_text("import torch, scipy.special\nfrom replications.toy.pictures import read\n")
+    (folder / "pictures.py").write_text(
+        "import os, nowhere\n\ndef read(path):\n    from PIL import Image\n    return Image.open(path)\n"
+    )
+    (folder / "figures.py").write_text("import matplotlib\n")  # moves no result
+    own = {"python", "torch", "numpy", "numba", "kdlib"}
+    found = environment(folder, "cpu")["versions"]
+    assert {*found} == own | {"scipy", "PIL"}
+    assert (found["scipy"], found["PIL"]) == (scipy.__version__, PIL.__version__)
+
+
+def test_the_environment_can_be_written_as_json_and_names_no_host(tmp_path):
+    folder = write_toy(tmp_path) / "replications" / "toy"
+    text = json.dumps(environment(folder, "cpu"))
     assert os.uname().nodename not in text
-    assert str(TOY.parent) not in text
+    assert str(tmp_path) not in text
     assert f'"python": "{sys.version.split()[0]}"' in text
