@@ -1,6 +1,7 @@
 """Losses, inputs and members of Replicas that are nearly right: told, or right."""
 
 import copy
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -205,6 +206,86 @@ def test_an_average_that_no_checkpoint_holds_is_told(tmp_path, monkeypatch, recw
     told = [str(each.message) for each in recwarn if each.category is CopyNotSaved]
     assert bool(told) == (is_updated and not is_saved)
     assert all("a copy of the network changes in this training, and its checkpoint does not hold it" in t for t in told)
+
+
+class Shadow:
+    """An average of the weights in a map or a list of tensors, as it is found in many programs."""
+
+    def __init__(self, network, keys="names", in_place=True):
+        self.network, self.in_place = network, in_place
+        pairs = [*network.named_parameters()]
+        if keys == "buffers":
+            pairs = [*network.state_dict().items(), ("steps", torch.tensor(0))]
+        values = [value.detach().clone() for _, value in pairs]
+        self.shadow = dict(zip([name for name, _ in pairs], values, strict=True))
+        if keys in ("numbers", "list"):
+            self.shadow = values if keys == "list" else dict(enumerate(values))
+
+    def update(self):
+        for (name, value), number in zip(self.network.named_parameters(), itertools.count(), strict=False):
+            key = name if name in self.shadow else number
+            average = 0.9 * self.shadow[key] + 0.1 * value.detach()
+            if self.in_place:
+                self.shadow[key].copy_(average)
+            else:
+                self.shadow[key] = average
+
+    def state_dict(self):
+        return {"shadow": [*(self.shadow if isinstance(self.shadow, list) else self.shadow.values())]}
+
+    def load_state_dict(self, state):
+        for own, stored in zip(self.shadow, state["shadow"], strict=True):
+            self.shadow[own] = stored
+
+
+def told_of_copies(recwarn):
+    return sum(each.category is CopyNotSaved for each in recwarn)
+
+
+@pytest.mark.parametrize(
+    ("keys", "in_place"), [("names", False), ("numbers", True), ("list", True), ("list", False), ("buffers", False)]
+)
+def test_an_average_in_a_map_or_a_list_of_tensors_is_told(tmp_path, monkeypatch, recwarn, keys, in_place):
+    monkeypatch.setattr("kdlib.copies.LEAST_SECONDS", 0)
+    network = student()
+    average = Shadow(network, keys, in_place)
+    train(Progress(network, adam(network), checkpoint=tmp_path / "c"), 4, body=lambda epoch: average.update())
+    assert told_of_copies(recwarn) == 1
+
+
+def test_an_average_in_a_map_that_an_extra_saves_is_not_told(tmp_path, monkeypatch, recwarn):
+    monkeypatch.setattr("kdlib.copies.LEAST_SECONDS", 0)
+    network = student()
+    average = Shadow(network)
+    progress = Progress(network, adam(network), checkpoint=tmp_path / "c", extras={"average": average})
+    train(progress, 4, body=lambda epoch: average.update())
+    assert told_of_copies(recwarn) == 0
+
+
+def test_other_maps_and_lists_of_a_training_are_not_told(tmp_path, monkeypatch, recwarn):
+    """Gradients, views of the weights, the best weights, and those of the last epoch, each in a new map."""
+    monkeypatch.setattr("kdlib.copies.LEAST_SECONDS", 0)
+    network, first = student(), student()
+    progress = Progress(network, adam(network), checkpoint=tmp_path / "c")
+    gradients = [torch.zeros_like(value) for value in network.parameters()]
+    by_name = {name: torch.zeros_like(value) for name, value in network.named_parameters()}
+    views, weights = dict(network.named_parameters()), [value.detach() for value in network.parameters()]
+    unchanged = {name: value.clone() for name, value in first.state_dict().items()}
+    kept = {}
+
+    def body(epoch):
+        kept["before"] = {name: value.clone() for name, value in network.state_dict().items()}
+        kept["best"] = copy.deepcopy(network.state_dict())
+        progress.keep("best")
+        for own, value in zip(gradients, network.parameters(), strict=True):
+            own.copy_(value.grad)
+        for name, value in network.named_parameters():
+            by_name[name] = value.grad.clone()
+
+    train(progress, 4, body=body)
+    assert told_of_copies(recwarn) == 0
+    assert (len(views), len(weights)) == (len([*network.parameters()]),) * 2
+    assert same(unchanged, first.state_dict())
 
 
 def test_a_weight_that_excludes_something_by_minus_infinity_is_trained():
