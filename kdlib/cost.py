@@ -27,7 +27,7 @@ from kdlib.checks import whole_number
 from kdlib.errors import KDError
 from kdlib.packing import unwrapped
 from kdlib.precision import older_setting
-from kdlib.predictions import evaluating, inputs_of
+from kdlib.predictions import evaluating, inputs_of, own_copy
 
 __all__ = ["Cost", "Latency", "checked_inputs", "exported_program", "latency", "one_thread", "prediction_cost"]
 
@@ -118,7 +118,7 @@ def checked_inputs(module: nn.Module, inputs: Any) -> Tensor:
         raise KDError(f"expected inputs (N, ...) of at least one example, found shape {tuple(found.shape)}")
     with evaluating(module), torch.random.fork_rng():
         try:
-            module(found[:1])
+            module(own_copy(found[:1]))
         except (RuntimeError, TypeError, IndexError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise KDError(

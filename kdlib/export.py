@@ -22,6 +22,7 @@ from kdlib.errors import KDError
 from kdlib.files import atomic_write, read_file
 from kdlib.packing import unwrapped
 from kdlib.precision import older_setting
+from kdlib.predictions import own_copy
 from kdlib.training import evaluating, predict_logits
 
 __all__ = ["OPSET", "TOLERANCE", "int8_file", "onnx_file", "onnx_predictor", "same_logits"]
@@ -69,7 +70,7 @@ def onnx_file(module: nn.Module, examples: Tensor, path: Path | str) -> None:
 def _logits(module: nn.Module, examples: Tensor) -> Tensor:
     """The network's own logits; KDError for those that a file could not have."""
     with evaluating(module):
-        outputs = module(examples[:1])
+        outputs = module(own_copy(examples[:1]))
     remedy = "export a module around it that returns the logits alone"
     check_kind(f"outputs of {type(module).__name__}", outputs, Tensor, remedy)
     logits = predict_logits(module, examples, 64)

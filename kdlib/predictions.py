@@ -16,7 +16,7 @@ from kdlib.errors import KDError
 from kdlib.modes import set_modes
 from kdlib.probabilities import warn_of_probabilities
 
-__all__ = ["evaluating", "inputs_of", "predict_logits"]
+__all__ = ["evaluating", "inputs_of", "own_copy", "predict_logits"]
 
 Inputs = Tensor | Mapping[str, Tensor]
 
@@ -55,9 +55,19 @@ def predict_logits(
     input. Warns (ProbabilitiesAsLogits) if all rows of the first part are distributions.
     """
     with evaluating(model):
-        found = [_one_output(model(part), output, _rows(part)) for part in _parts(model, inputs, size)]
+        found = [_one_output(model(own_copy(part)), output, _rows(part)) for part in _parts(model, inputs, size)]
     warn_of_probabilities(found[0], "the model")
     return torch.cat(found)
+
+
+def own_copy(part: Any) -> Any:
+    """Return a copy of inputs for a network that may change them in place, such as one that begins with x.div_(255).
+
+    A DataLoader, too, gives copies. Mappings of other classes, which an iterator made, are returned as they are.
+    """
+    if isinstance(part, Tensor):
+        return part.clone()
+    return {name: each.clone() for name, each in part.items()} if type(part) is dict else part
 
 
 def inputs_of(model: nn.Module, inputs: Any) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from kdlib.batches import Batch, Batches, Examples, TeacherAtChance
+from kdlib.cost import prediction_cost
 from kdlib.losses import hard_and_soft
 from kdlib.seeds import derive_seed, generator
 from kdlib.targets import SoftTargets
@@ -296,6 +297,36 @@ def test_logits_are_those_of_the_layers_written_out(examples):
     hidden = (examples.inputs @ first.weight.T + first.bias - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
     by_hand = torch.relu(hidden * norm.weight + norm.bias) @ last.weight.T + last.bias
     assert torch.allclose(predict_logits(model, examples.inputs), by_hand, atol=1e-5)
+
+
+class Normalizes(nn.Module):
+    """A network that changes its inputs in place, which harms nobody with a DataLoader: it gives copies."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = network()
+
+    def forward(self, inputs):
+        inputs = inputs["pixels"] if isinstance(inputs, dict) else inputs
+        return self.layer(inputs.div_(2).sub_(0.5))
+
+
+@pytest.mark.parametrize("make", [lambda x: x, lambda x: x.numpy(), lambda x: {"pixels": x}, lambda x: iter([x])])
+def test_a_network_that_changes_its_inputs_in_place_changes_no_data(make, examples):
+    model, own = Normalizes(), examples.inputs.clone()
+    with torch.no_grad():
+        expected = model.eval().layer(own / 2 - 0.5)
+    for _ in range(2):
+        torch.testing.assert_close(predict_logits(model, make(own)), expected)
+    assert torch.equal(own, examples.inputs)
+
+
+def test_soft_targets_of_a_network_that_changes_its_inputs_leave_the_examples(examples):
+    own = Examples(examples.inputs.clone(), examples.labels)
+    predict_soft_targets(Normalizes(), own)
+    assert torch.equal(own.inputs, examples.inputs)
+    prediction_cost(Normalizes(), own.inputs[:1])
+    assert torch.equal(own.inputs, examples.inputs)
 
 
 def test_soft_targets_of_a_teacher_carry_the_identity_of_data_and_teacher(examples):
