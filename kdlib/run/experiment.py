@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +20,7 @@ from kdlib.progress import Progress
 from kdlib.run.contradictions import check_config, check_experiment
 from kdlib.run.environment import source_digest
 from kdlib.run.imported import imported
-from kdlib.run.loaded import LoadedOnce
+from kdlib.run.loaded import LoadedOnce, modules_put_back
 from kdlib.run.store import Description, FinishedRun, Result
 from kdlib.seeds import generator
 from kdlib.targets import SoftTargets
@@ -241,9 +241,11 @@ class Experiment:
         """Return the profile's configuration with the arm's changes."""
         return replace(profile.config, **arm.change)
 
-    def data_unchanged(self, label: str) -> AbstractContextManager[None]:
-        """Refuse a training that changes the data, as `LoadedOnce.unchanged` does."""
-        return cast(LoadedOnce, self.load_data).unchanged(label)
+    @contextmanager
+    def unchanged(self, label: str) -> Iterator[None]:
+        """Keep data and modules as they are, as `LoadedOnce.unchanged` and `modules_put_back` do."""
+        with modules_put_back(self.folder), cast(LoadedOnce, self.load_data).unchanged(label):
+            yield
 
     def describe(
         self, arm: Arm, config: Any, seed: int, data: str, compute: Compute, parents: Mapping[str, str]

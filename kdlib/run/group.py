@@ -213,7 +213,7 @@ def _train(
     with warnings.catch_warnings():  # claims and bands judge teachers here; those of profile smoke may be at chance
         warnings.simplefilter("ignore", TeacherAtChance)
         # One call trains all students of a group, so the seed of the first run is used for all.
-        with _no_exit(group[0].label), experiment.data_unchanged(group[0].label), seeded(runs[0].seed):
+        with _no_exit(group[0].label), experiment.unchanged(group[0].label), seeded(runs[0].seed):
             results = arm.results(runs)
     _refuse_changed_configurations(group, runs)
     traces = _traces(runs)

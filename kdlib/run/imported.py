@@ -16,6 +16,7 @@ from urllib.request import url2pathname
 from kdlib.errors import KDError, error_in_user_code
 from kdlib.files import is_there
 from kdlib.run.environment import imports_of, reached, source_files
+from kdlib.seeds import seeded
 
 __all__ = ["imported"]
 
@@ -27,7 +28,8 @@ def imported(name: str) -> ModuleType:
     source of a run would not cover it.
     """
     try:
-        module = importlib.import_module(f"replications.{name}.experiment")
+        with seeded(0):  # a network at the top of a module has the same first weights in each process
+            module = importlib.import_module(f"replications.{name}.experiment")
     except KDError as error:
         raise KDError(f"replications/{name}/experiment.py: {error}") from error
     except (Exception, SystemExit) as error:

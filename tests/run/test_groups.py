@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections import Counter
+from collections import Counter, UserList
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from types import SimpleNamespace
@@ -328,14 +328,19 @@ def experiment(root, monkeypatch):
 
     monkeypatch.setattr(replications, "__path__", [*replications.__path__, str(root / "replications")])
     found = load_experiment("groups")
-    module_of("groups").calls.clear()
     return found
 
 
+class Seen(UserList):
+    """A list of the tests, which is not put back after a run, as one of the experiment would be."""
+
+
 @pytest.fixture
-def calls(experiment):
+def calls(experiment, monkeypatch):
     """The labels of the runs that this process has trained, one list for each call of a training function."""
-    return module_of("groups").calls
+    seen = Seen()
+    monkeypatch.setattr(module_of("groups"), "calls", seen)
+    return seen
 
 
 @pytest.fixture

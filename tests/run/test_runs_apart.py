@@ -4,8 +4,13 @@ import copy
 import pickle
 import random
 import re
+import subprocess
+import sys
+from array import array
+from collections import UserDict
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
+from functools import partial
+from types import MappingProxyType, SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +27,7 @@ from kdlib.run.loaded import LoadedOnce
 from kdlib.run.plan import plan
 from kdlib.run.store import Result, Store
 from kdlib.training import epochs, hard_targets
-from tests.conftest import contents, module_of
+from tests.conftest import contents, module_of, write_toy
 
 
 @dataclass
@@ -33,6 +38,18 @@ class Slotted:
 
 class Named(NamedTuple):
     x: torch.Tensor
+
+
+class Extended(dict):
+    """A dictionary with an attribute of its own."""
+
+    def __init__(self):
+        super().__init__(x=1)
+        self.extra = torch.arange(3.0)
+
+
+def returning(kept):
+    return lambda: kept
 
 
 def data():
@@ -53,6 +70,16 @@ def data():
         names={"a", "b"},
         table=pd.DataFrame({"x": [1, 2]}),
         objects=np.array(["a", None], dtype=object),
+        ragged=np.array([np.arange(3.0), np.arange(5000.0)], dtype=object),
+        tensors=np.array([torch.arange(2.0), None], dtype=object),
+        column=pd.DataFrame({"n": [1, 2], "x": [np.arange(3.0), np.arange(2000.0)]}),
+        read_only=MappingProxyType({"x": torch.arange(3.0)}),
+        user=UserDict(x=torch.arange(3.0), names=["a"]),
+        bound=partial(torch.add, torch.arange(3.0), names=["a"]),
+        closure=returning(torch.arange(3.0)),
+        extended=Extended(),
+        sparse=torch.eye(3).to_sparse(),
+        codes=array("i", [1, 2, 3]),
         draws=[torch.Generator().manual_seed(1), np.random.default_rng(1), random.Random(1)],
     )
 
@@ -68,7 +95,17 @@ IN_PLACE = {
     "named[0]": lambda d: d.named.x.neg_(),
     "layer._parameters['bias']": lambda d: d.layer.bias.data.add_(1),
     "table": lambda d: d.table.insert(1, "y", 1),
-    "objects": lambda d: d.objects.__setitem__(0, "b"),
+    "ragged[1]": lambda d: d.ragged[1].__setitem__(slice(1000, 2000), 0),
+    "tensors[0]": lambda d: d.tensors[0].neg_(),
+    "column[1]": lambda d: d.column["x"][1].__imul__(2),
+    " train.inputs": lambda d: d.train.inputs.unsqueeze_(1),
+    " array": lambda d: setattr(d.array, "dtype", np.int64),
+    "read_only['x']": lambda d: d.read_only["x"].neg_(),
+    "user.data['x']": lambda d: d.user["x"].neg_(),
+    "bound.args[0]": lambda d: d.bound.args[0].neg_(),
+    "closure's kept": lambda d: d.closure().neg_(),
+    "extended.extra": lambda d: d.extended.extra.neg_(),
+    "sparse": lambda d: d.sparse._values().neg_(),
 }
 
 
@@ -90,6 +127,12 @@ def replaces(d):
     d.parts["new"] = d.within.new = "of this run"
     d.nothing = 3
     d.names.add("c")
+    d.objects[0] = "b"
+    d.codes[0], d.user["new"], d.bound.keywords["new"] = 5, 1, 1
+    d.user["names"].append("b")
+    d.extended["y"] = 2
+    d.train.inputs.requires_grad_()
+    d.train.inputs.square().sum().backward()
     d.layer.eval()
     for draw in (lambda: torch.rand(1, generator=d.draws[0]), d.draws[1].random, d.draws[2].random):
         draw()
@@ -112,6 +155,8 @@ def test_what_a_training_replaces_or_adds_is_put_back():
         assert load(object(), {}) is first
         assert repr(first) == before
         assert first.layer.training
+        assert (first.train.inputs.grad, first.train.inputs.requires_grad) == (None, False)
+        assert (first.objects[0], [*first.codes], first.user["names"]) == ("a", [1, 2, 3], ["a"])
         assert first.slotted.x.tolist() == [0, 1, 2]
         assert list(vars(first.within)) == []
         assert (
@@ -120,6 +165,23 @@ def test_what_a_training_replaces_or_adds_is_put_back():
     with pytest.raises(RuntimeError, match="stopped"), load.unchanged("run"):
         fails(first)
     assert repr(first) == before
+
+
+@pytest.mark.parametrize("make", [lambda: iter([1, 2]), lambda: (each for each in [1]), lambda: map(len, ["a"])])
+def test_data_that_the_first_run_would_use_up_are_refused(make):
+    load = LoadedOnce(lambda config, folders: SimpleNamespace(digest="d", parts=[make()]))
+    load(object(), {})
+    with (
+        pytest.raises(KDError, match=r"found a \w+ at parts\[0\]: who reads it first uses it up"),
+        load.unchanged("run"),
+    ):
+        pass
+
+
+def test_equal_values_of_other_types_have_data_of_their_own():
+    load = LoadedOnce(lambda config, folders: torch.tensor(config.scale))
+    kinds = [load(SimpleNamespace(scale=scale), {}).dtype for scale in (1, 1.0, True, (1,), (1.0,))]
+    assert kinds == [torch.int64, torch.float32, torch.bool, torch.int64, torch.float32]
 
 
 def test_arrays_that_cannot_be_written_to_are_not_read_again(tmp_path):
@@ -204,6 +266,68 @@ def test_a_training_that_changes_its_configuration_is_refused(trained):
     assert seen == [[1, 2], [1, 2]]
     assert config.milestones == [1, 2]
     assert store.ids() == []
+
+
+@pytest.fixture
+def top(monkeypatch):
+    """Put things at the top of the experiment's module, as they are when it is imported."""
+    module = module_of("toy")
+
+    def put(**things):
+        for name, value in things.items():
+            monkeypatch.setattr(module, name, value, raising=False)
+        return module
+
+    return put
+
+
+def test_what_is_at_the_top_of_a_module_is_the_same_for_each_run(trained, top):
+    network, table = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), np.arange(3.0)
+    module = top(NETWORK=network, SEEN=[], COUNT=0, KNOWN={"a": torch.zeros(2)}, TABLE=table, within=returning([]))
+    first = copy.deepcopy(network.state_dict())
+    found = []
+
+    def train(run):
+        assert module.within() == module.SEEN == []
+        assert (module.COUNT, [*module.KNOWN], module.KNOWN["a"].tolist()) == (0, ["a"], [0, 0])
+        assert module.TABLE.tolist() == [0, 1, 2]
+        assert not hasattr(module, "LATER")
+        found.append({name: value.clone() for name, value in module.NETWORK.state_dict().items()})
+        module.SEEN.append(1)
+        module.within().append(1)
+        module.COUNT += 1
+        module.KNOWN["a"] += 1
+        module.KNOWN["b"] = module.LATER = 1
+        module.TABLE[0] = 5
+        model = module.NETWORK
+        progress = run.progress(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        for _ in epochs(progress, Batches(run.data.train, 16, run.seed), hard_targets, count=1, seed=run.seed):
+            pass
+        progress.keep("final")
+        return Result({"final": {"accuracy": 0.5}}, progress.history, progress.kept)
+
+    store, failed = trained(train, "store", (0, 1))
+    assert not failed
+    assert len(made_by(store)) == 2
+    assert all(torch.equal(each[name], value) for each in found for name, value in first.items())
+    assert all(torch.equal(value, first[name]) for name, value in network.state_dict().items())
+    assert network.training
+    assert (module.SEEN, module.COUNT, [*module.KNOWN], table.tolist()) == ([], 0, ["a"], [0, 1, 2])
+
+
+def test_a_network_at_the_top_of_a_module_has_the_same_weights_in_each_process(tmp_path):
+    write_toy(tmp_path)
+    path = tmp_path / "replications" / "toy" / "experiment.py"
+    path.write_text(f"{path.read_text()}\nNETWORK = nn.Linear(3, 2)\n")
+    code = (
+        "from kdlib.run.experiment import load_experiment; import sys; load_experiment('toy');"
+        "print(sys.modules['replications.toy.experiment'].NETWORK.weight.tolist())"
+    )
+    made = [
+        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    ]
+    assert made[0] == made[1] != ""
 
 
 def torchs_own(run, **settings):

@@ -1,0 +1,270 @@
+"""What objects consist of: containers and attributes that can be put back, and numbers that can be compared."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+import random
+import sys
+from array import array
+from collections import ChainMap, UserDict, UserList, deque
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from types import FunctionType, MappingProxyType, MethodType, ModuleType, NoneType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kdlib.errors import KDError
+
+__all__ = ["Parts"]
+
+LOOKED_INTO = (SimpleNamespace, UserDict, UserList, ChainMap)  # of Python's own classes with attributes
+LIBRARIES = (
+    "kdlib",
+    "torch",
+    "torchvision",
+    "numpy",
+    "pandas",
+    "scipy",
+    "sklearn",
+    "numba",
+)  # functions keep their own caches
+
+
+class Parts:
+    """The parts of objects, as they are now.
+
+    `numbers`: "told" digests tensors, arrays and tables, so that `put_back` names those that have changed. "kept" keeps
+    copies, and puts them back. "left" leaves them. `of_all`: also of objects of other libraries' classes.
+
+    Of Python's own classes but the usual containers (open files, locks, loggers), nothing is looked at, and arrays that
+    cannot be written to have no digest. KDError for iterators, which cannot be put back.
+    """
+
+    def __init__(self, roots: Sequence[tuple[str, Any]], numbers: str = "told", of_all: bool = True) -> None:
+        self.numbers, self.of_all = numbers, of_all
+        self.digests: list[tuple[str, Any, str]] = []
+        self.restores: list[Callable[[], object]] = []
+        todo, seen = [*roots], dict[int, Any]()  # kept: else another object could get the same id
+        for place, value in todo:  # grows
+            if id(value) not in seen:
+                seen[id(value)] = value
+                todo += self._look(place, value)
+
+    def put_back(self) -> list[str]:
+        """Put the parts back; return the places of numbers that have changed."""
+        for restore in self.restores:
+            restore()
+        return [place for place, value, digest in self.digests if _digest(value) != digest]
+
+    def _look(self, place: str, value: Any) -> list[tuple[str, Any]]:
+        """Note a part; return the parts within it."""
+        if isinstance(value, type | ModuleType | str | bytes | int | float | complex | NoneType):
+            return []
+        if isinstance(value, Tensor | np.ndarray) or hasattr(value, "to_numpy"):  # the last of pandas
+            return self._numbers(place, value)
+        if (restore := _generator(value)) is not None:
+            self.restores.append(restore)
+            return []
+        if isinstance(value, Iterator) and type(value).__module__ in ("builtins", "itertools"):
+            raise KDError(
+                f"expected parts that can be read again, found a {type(value).__name__} at {place or 'the data'}: who "
+                "reads it first uses it up. Make a list of it"
+            )
+        if isinstance(value, partial):
+            return [(f"{place}.{name}", getattr(value, name)) for name in ("func", "args", "keywords")]
+        if isinstance(value, MethodType):
+            return [(f"{place}.__self__", value.__self__)]
+        if isinstance(value, FunctionType):
+            return self._function(place, value)
+        return self._entries(place, value) + self._attributes(place, value)
+
+    def _numbers(self, place: str, value: Any) -> list[tuple[str, Any]]:
+        if self.numbers == "left":
+            return []
+        if isinstance(value, Tensor) and value.is_leaf:
+            self.restores.append(partial(_put_gradient_back, value, value.requires_grad, value.grad))
+        if isinstance(value, np.ndarray) and value.dtype.hasobject and value.dtype.names is None:
+            known = value.copy()
+            if value.flags.writeable:
+                self.restores.append(partial(_fill, value, known))
+            return [(f"{place}[{number}]", part) for number, part in enumerate(known.reshape(-1).tolist())]
+        if self.numbers == "kept" and isinstance(value, Tensor | np.ndarray):
+            if isinstance(value, Tensor):
+                self.restores.append(partial(_copy_back, value, value.detach().clone()))
+            elif value.flags.writeable:
+                self.restores.append(partial(_fill, value, value.copy()))
+            return []
+        if (digest := _digest(value)) is not None:
+            self.digests.append((place or "the data", value, digest))
+        columns = value.select_dtypes("object") if hasattr(value, "select_dtypes") else value
+        if hasattr(columns, "to_numpy") and columns.to_numpy().dtype.hasobject:
+            return [(f"{place}[{number}]", part) for number, part in enumerate(columns.to_numpy().reshape(-1).tolist())]
+        return []
+
+    def _entries(self, place: str, value: Any) -> list[tuple[str, Any]]:
+        if isinstance(value, list | deque | bytearray | array):
+            known = list(value)
+            self.restores.append(partial(_refill, value, known))
+            numbers = isinstance(value, bytearray | array)
+            return [] if numbers else [(f"{place}[{n}]", part) for n, part in enumerate(known)]
+        if isinstance(value, tuple):
+            return [(f"{place}[{number}]", part) for number, part in enumerate(value)]
+        if isinstance(value, dict):
+            return [(f"{place}[{key!r}]", part) for key, part in self._keep(value).items()]
+        if isinstance(value, MappingProxyType):
+            if self.numbers == "told":
+                self.digests.append((place or "the data", value, str(_digest(value))))
+            return [(f"{place}[{key!r}]", part) for key, part in value.items()]
+        if isinstance(value, set):
+            self.restores.append(partial(_refill, value, set(value)))
+        return []
+
+    def _attributes(self, place: str, value: Any) -> list[tuple[str, Any]]:
+        kind, start = type(value), f"{place}." if place else ""
+        owner = kind.__module__.partition(".")[0]
+        if owner in sys.stdlib_module_names and kind not in LOOKED_INTO:
+            return []
+        # What holds the data themselves, or a configuration that nobody can change: to look at it is to read it.
+        if inspect.isroutine(value) or kind.__module__.startswith("kdlib.run."):
+            return []
+        own_class = owner in ("replications", "kdlib", "collections", "types") or isinstance(value, nn.Module)
+        if not self.of_all and not own_class:
+            return []
+        found: dict[str, Any] = {}
+        if isinstance(own := getattr(value, "__dict__", None), dict):
+            found |= self._keep(own)
+        for base in kind.__mro__:
+            names = base.__dict__.get("__slots__", ())
+            for name in (names,) if isinstance(names, str) else names:
+                if name not in ("__dict__", "__weakref__") and hasattr(value, name):
+                    found[name] = getattr(value, name)
+                    self.restores.append(partial(object.__setattr__, value, name, found[name]))
+        return [(f"{start}{name}", part) for name, part in found.items()]
+
+    def _function(self, place: str, value: FunctionType) -> list[tuple[str, Any]]:
+        """What a function holds: variables of the function around it, defaults, attributes."""
+        owner = str(value.__module__).partition(".")[0]
+        if owner in LIBRARIES or owner in sys.stdlib_module_names:
+            return []
+        found: list[tuple[str, Any]] = [(f"{place}'s defaults", [value.__defaults__, value.__kwdefaults__])]
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
+            try:
+                known = cell.cell_contents
+            except ValueError:  # not set yet
+                continue
+            self.restores.append(partial(setattr, cell, "cell_contents", known))
+            found.append((f"{place}'s {name}", known))
+        return [*found, *self._keep(value.__dict__).items()]
+
+    def _keep(self, entries: dict[Any, Any]) -> dict[Any, Any]:
+        known = dict(entries)
+
+        def restore() -> None:
+            if list(entries) != list(known) or any(entries[key] is not part for key, part in known.items()):
+                entries.clear()
+                entries.update(known)
+
+        self.restores.append(restore)
+        return known
+
+
+def _refill(value: Any, known: Any) -> None:
+    if isinstance(value, set):
+        value.clear()
+        value.update(known)
+    elif len(value) != len(known) or any(own is not part for own, part in zip(value, known, strict=True)):
+        value.clear() if not isinstance(value, array) else value.__delitem__(slice(None))
+        value.extend(known)
+
+
+def _fill(value: np.ndarray[Any, Any], known: np.ndarray[Any, Any]) -> None:
+    if value.shape == known.shape:
+        value[...] = known
+
+
+def _copy_back(value: Tensor, known: Tensor) -> None:
+    if value.shape != known.shape or value.dtype != known.dtype:
+        value.data = known.clone()
+    elif not torch.equal(value.detach(), known):
+        value.detach().copy_(known)
+
+
+def _put_gradient_back(value: Tensor, needs_gradient: bool, gradient: Tensor | None) -> None:
+    if value.is_leaf and value.requires_grad != needs_gradient:
+        value.requires_grad_(needs_gradient)
+    if value.is_leaf and value.grad is not gradient:
+        value.grad = gradient
+
+
+def _generator(value: Any) -> Callable[[], object] | None:
+    """What puts the state of a generator back; None for anything else."""
+    if isinstance(value, torch.Generator):
+        state = value.get_state()
+        return lambda: value.set_state(state)
+    if isinstance(value, np.random.Generator):
+        of_bits = copy.deepcopy(value.bit_generator.state)
+        return lambda: setattr(value.bit_generator, "state", of_bits)
+    if isinstance(value, random.Random | np.random.RandomState):
+        get, put = ("getstate", "setstate") if isinstance(value, random.Random) else ("get_state", "set_state")
+        known = getattr(value, get)()
+        return lambda: getattr(value, put)(known)
+    return None
+
+
+def _views(value: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:
+    """An array, and those that it is a view of."""
+    part: Any = value
+    while isinstance(part, np.ndarray):
+        yield part
+        part = part.base
+
+
+def _digest(value: Any) -> str | None:
+    """The digest of numbers; None of those that cannot be written to, and of a kind that has none."""
+    try:
+        if isinstance(value, np.ndarray) and not any(part.flags.writeable for part in _views(value)):
+            return None
+        if isinstance(value, Tensor):
+            kind, contents = f"{value.dtype} {tuple(value.shape)} {_digest_of_gradient(value)}", _bytes_of(value)
+        elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
+            kind = f"{value.dtype} {value.shape}"
+            contents = [np.ascontiguousarray(value).reshape(-1).view(np.uint8)]
+        elif isinstance(value, np.ndarray):
+            kind, contents = f"{value.dtype} {value.shape}", [_text(value.reshape(-1).tolist())]
+        elif isinstance(value, MappingProxyType):
+            kind, contents = "", [_text([part for item in value.items() for part in item])]
+        else:
+            names = repr([[*getattr(value, part, ())] for part in ("columns", "index")])
+            kind, contents = names, [str(_digest(value.to_numpy())).encode()]
+        found = hashlib.blake2b(kind.encode(errors="backslashreplace"), digest_size=16)
+        for content in contents:
+            found.update(content)
+        return found.hexdigest()
+    except Exception:  # of a kind without plain numbers, or too large for the memory
+        return None
+
+
+def _text(objects: list[Any]) -> bytes:
+    """Objects as text; what has no short one, such as an array within, is a part of its own."""
+    plain = (str, bytes, int, float, complex, bool, type(None))
+    every = [repr(each) if isinstance(each, plain) else id(each) for each in objects]
+    return repr(every).encode(errors="backslashreplace")
+
+
+def _bytes_of(value: Tensor) -> list[Any]:
+    if value.layout == torch.sparse_coo:
+        return [*_bytes_of(value._indices()), *_bytes_of(value._values())]
+    if value.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return [
+            each for part in (value.crow_indices(), value.col_indices(), value.values()) for each in _bytes_of(part)
+        ]
+    return [value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()]
+
+
+def _digest_of_gradient(value: Tensor) -> str | None:
+    return _digest(value.grad) if value.is_leaf and value.grad is not None else None
