@@ -23,23 +23,13 @@ from kdlib.errors import KDError
 __all__ = ["Parts"]
 
 LOOKED_INTO = (SimpleNamespace, UserDict, UserList, ChainMap)  # of Python's own classes with attributes
-LIBRARIES = (
-    "kdlib",
-    "torch",
-    "torchvision",
-    "numpy",
-    "pandas",
-    "scipy",
-    "sklearn",
-    "numba",
-)  # functions keep their own caches
 
 
 class Parts:
     """The parts of objects, as they are now.
 
     `numbers`: "told" digests tensors, arrays and tables, so that `put_back` names those that have changed. "kept" keeps
-    copies, and puts them back. "left" leaves them. `of_all`: also of objects of other libraries' classes.
+    copies, and puts them back. "left" leaves them. `of_all`: also objects of libraries' classes, which may have caches.
 
     Of Python's own classes but the usual containers (open files, locks, loggers), nothing is looked at, and arrays that
     cannot be written to have no digest. KDError for iterators, which cannot be put back.
@@ -132,8 +122,7 @@ class Parts:
         # What holds the data themselves, or a configuration that nobody can change: to look at it is to read it.
         if inspect.isroutine(value) or kind.__module__.startswith("kdlib.run."):
             return []
-        own_class = owner in ("replications", "kdlib", "collections", "types") or isinstance(value, nn.Module)
-        if not self.of_all and not own_class:
+        if not self.of_all and _is_of_library(owner) and kind not in LOOKED_INTO and not isinstance(value, nn.Module):
             return []
         found: dict[str, Any] = {}
         if isinstance(own := getattr(value, "__dict__", None), dict):
@@ -149,7 +138,7 @@ class Parts:
     def _function(self, place: str, value: FunctionType) -> list[tuple[str, Any]]:
         """What a function holds: variables of the function around it, defaults, attributes."""
         owner = str(value.__module__).partition(".")[0]
-        if owner in LIBRARIES or owner in sys.stdlib_module_names:
+        if owner == "kdlib" or _is_of_library(owner):  # their functions keep caches
             return []
         found: list[tuple[str, Any]] = [(f"{place}'s defaults", [value.__defaults__, value.__kwdefaults__])]
         for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
@@ -171,6 +160,14 @@ class Parts:
 
         self.restores.append(restore)
         return known
+
+
+def _is_of_library(name: str) -> bool:
+    """Whether a package is Python's or an installed one, but kdlib, which may be installed too."""
+    if name in sys.stdlib_module_names:
+        return name != "__main__"
+    place = str(getattr(sys.modules.get(name), "__file__", ""))
+    return name != "kdlib" and ("site-packages" in place or "dist-packages" in place)
 
 
 def _refill(value: Any, known: Any) -> None:

@@ -51,6 +51,11 @@ class TraceShape(msgspec.Struct):
     steps: Count
     epochs: dict[str, list[str]]
     changed: list[Count]
+    # Of later runs.
+    settings: str = ""
+    outputs: Number | None = None
+    probes: list[tuple[Count, Number]] = []
+    loose: list[str] = []
 
 
 class OptimizerShape(msgspec.Struct, rename={"kind": "class"}):

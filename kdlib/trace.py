@@ -8,9 +8,14 @@ did. A resumed run has the same trace as one without interruption; a member of a
     optimizer     its class, and the hyper-parameters of its groups without learning rates
     data          digest and view of the examples, batch size, and where the soft targets came from
     first_loss    the loss of the first batch, before any step
-    probe         the loss that the objective gives to one fixed set of outputs, labels and soft targets. Two
-                  objectives can be compared by it, whatever else differs. null without soft targets, or if the
-                  objective needs more than these
+    probe         the loss that the objective gives to one fixed set of outputs, labels and soft targets, after the
+                  first step. Two objectives can be compared by it, whatever else differs. null without soft targets,
+                  or if the objective needs more than these, or changes a tensor (`kdlib.probe`)
+    probes        [epoch, value] where the probe at an epoch's end is another one than before: a loss that changes
+    settings      digest of what layers and optimizer say of themselves (strides, momentum), and of their hooks
+    outputs       the mean square of the network's outputs for the first batch, before any step
+    ends          digests of weights and buffers at the end of each epoch. A record has `loose` instead: the snapshots
+                  whose weights are of no epoch's end
     steps         number of optimizer steps
     mixed         whether labels were mixed
     epochs        digests after each epoch, each over all epochs so far: `rows` (row numbers in order), `labels`,
@@ -22,6 +27,7 @@ did. A resumed run has the same trace as one without interruption; a member of a
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,23 +35,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves
 
 from kdlib.batches import Batch
 from kdlib.errors import KDError
 from kdlib.files import canonical_json, sha256, tensor_digest
 from kdlib.packing import pack, tensors_of_state
+from kdlib.probe import probed
 from kdlib.replicas import Replicas
-from kdlib.seeds import generator
 
 if TYPE_CHECKING:
     from kdlib.progress import Progress
 
-__all__ = ["Objective", "Tracer", "description"]
+__all__ = ["Objective", "Tracer", "description", "with_loose"]
 
 ROLLING = ("rows", "labels", "sizes", "rates", "targets", "layers")
 DIGITS = 16  # of the digests after each epoch
-PROBED = 4  # rows
+PROBE = 1e-5  # relative: a probe that differs by more is another one
 # Of an optimizer's groups: names of weights are others in a network that torch.compile has wrapped.
 NOT_DESCRIBED = "params", "param_names", "lr", "initial_lr"
 
@@ -64,6 +70,7 @@ class Tracer:
         self.seeds: Sequence[int] = []
         self.seen: dict[str, list[Tensor]] = {}
         self.rates: list[tuple[Any, ...]] = []
+        self.last: Batch | None = None  # of an epoch
 
     @property
     def progress(self) -> Progress:
@@ -76,7 +83,7 @@ class Tracer:
         """Note what there is before the first step."""
         if not self.progress.traced:
             return
-        self.state, states = self.digest(), self._states()
+        self.state, states, optimizer = self.digest(), self._states(), self.progress.optimizer
         members = getattr(batches, "members", [batches])
         for state, member in zip(states, members if len(members) == len(states) else [None] * len(states), strict=True):
             about = getattr(member, "about", None)
@@ -86,11 +93,15 @@ class Tracer:
                 {
                     "network": sha256(repr([shapes, layers]).encode())[:DIGITS],
                     "start": tensor_digest(state),
-                    "optimizer": description(self.progress.optimizer),
+                    "optimizer": description(optimizer),
                     "data": about() if callable(about) else {},
                     "mixed": False,
                     "first_loss": None,
                     "probe": None,
+                    "probes": [],
+                    "settings": sha256(repr([*map(_settings_of, self._layers()), _hooks(optimizer)]).encode())[:DIGITS],
+                    "outputs": None,
+                    "ends": [],
                     "steps": 0,
                     "epochs": {name: [] for name in ROLLING},
                     "changed": [],
@@ -126,25 +137,52 @@ class Tracer:
             self.seen["labels"].append(batch.labels)
             if batch.soft is not None:
                 self.seen["targets"].append(batch.soft)
+            self.last = batch
             yield batch
+
+    def noting_outputs(self, objective: Objective) -> Objective:
+        """Return the objective, which notes the outputs that it is given at the very first step."""
+        if not self.progress.traced or self.traces[0]["steps"] or self.progress.resumed.losses:
+            return objective
+        is_noted = False
+
+        def noted(outputs: Any, batch: Batch) -> Tensor:
+            nonlocal is_noted
+            if not is_noted:
+                is_noted = True
+                for trace, value in zip(self.traces, _mean_squares(outputs, len(self.traces)), strict=True):
+                    trace["outputs"] = value
+            return objective(outputs, batch)
+
+        return noted
 
     def step_ends(self, batch: Batch, objective: Objective) -> None:
         """After the very first step, note the objective of fixed outputs."""
-        first = self.progress.traced and len(self.seen["rows"]) == 1 and not self.traces[0]["steps"]
-        if first and batch.soft is not None and batch.soft.ndim > 1:
-            for trace, value in zip(self.traces, _probe(objective, batch, len(self.traces)), strict=True):
+        if self.progress.traced and len(self.seen["rows"]) == 1 and not self.traces[0]["steps"]:
+            for trace, value in zip(self.traces, self._probed(objective), strict=True):
                 trace["probe"] = value
+
+    def _probed(self, objective: Objective) -> list[Any]:
+        batch, progress = self.last, self.progress
+        if batch is None or batch.soft is None or batch.soft.ndim < 2:
+            return [None] * len(self.traces)
+        return probed(objective, batch, len(self.traces), [progress.model, progress.optimizer, progress.extras])
 
     def note_state(self) -> None:
         """Note weights, buffers and optimizer state as they are now, so that a later change is seen."""
         if self.progress.traced:
             self.state = self.digest()
 
-    def epoch_ends(self, first_loss: Tensor) -> None:
+    def epoch_ends(self, first_loss: Tensor, objective: Objective, epoch: int) -> None:
         """Write down what an epoch did; after the first one, also the loss of its first batch."""
         if not self.progress.traced:
             return
         self.note_state()
+        for trace, state, value in zip(self.traces, self._states(), self._probed(objective), strict=True):
+            trace["ends"].append(tensor_digest(state)[:DIGITS])
+            before = trace["probes"][-1][1] if trace["probes"] else trace["probe"]
+            if None not in (value, before) and not math.isclose(value, before, rel_tol=PROBE):
+                trace["probes"].append([epoch, value])
         sizes = [part.shape[-1] for part in self.seen["rows"]]
         seen = {name: self._by_student(parts) for name, parts in self.seen.items()}
         losses = first_loss.view(-1).tolist()
@@ -191,6 +229,16 @@ class Tracer:
         return sha256(f"{tensor_digest(tensors)} {canonical_json(notes)}".encode())
 
 
+def with_loose(trace: Mapping[str, Any], weights: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return a trace as a record has it: instead of `ends`, the snapshots whose weights are of no epoch's end."""
+    if not trace:
+        return trace
+    ends = {*trace["ends"], trace["start"][:DIGITS]}
+    digests = {name: tensor_digest(tensors_of_state(state))[:DIGITS] for name, state in weights.items()}
+    loose = sorted(name for name, digest in digests.items() if digest not in ends)
+    return {name: value for name, value in trace.items() if name != "ends"} | {"loose": loose}
+
+
 def _roll(trace: dict[str, Any], name: str, content: bytes) -> None:
     digests: list[str] = trace["epochs"][name]
     before = digests[-1] if digests else ""
@@ -202,25 +250,33 @@ def _bytes(values: Tensor) -> bytes:
     return values.view(torch.uint8).numpy().tobytes()  # as bytes: NumPy has no bfloat16
 
 
-def _probe(objective: Objective, batch: Batch, students: int) -> list[float] | list[None]:
-    """The objective of fixed outputs, labels and soft targets, for each student; the random state stays as it was."""
-    assert batch.soft is not None
-    draws, rows, axis = generator(0, "probe"), min(PROBED, batch.soft.shape[-2]), batch.indices.ndim - 1
-    shape = (*batch.soft.shape[:-2], rows, batch.soft.shape[-1])
-    drawn = (torch.randn(shape[-2:], generator=draws, device="cpu") for _ in range(2))
-    outputs, soft = (each.to(batch.soft).expand(shape) for each in drawn)
-    labels = torch.arange(rows, device=batch.soft.device) % shape[-1]
-    if batch.labels.is_floating_point():  # mixed rows have distributions
-        labels = torch.nn.functional.one_hot(labels, shape[-1]).to(batch.labels)
-    devices = [batch.soft.device] if batch.soft.is_cuda else []
+def _mean_squares(outputs: Any, students: int) -> list[Any]:
+    """The mean square of all numbers in a model's outputs, for each student; None if there are none."""
+    leaves = [each.detach() for each in tree_leaves(outputs) if isinstance(each, Tensor)]
     try:
-        inputs = tree_map(lambda part: part.narrow(axis, 0, rows), batch.inputs)  # it may be a dictionary of tensors
-        labels = labels.expand(*batch.labels.shape[:axis], *labels.shape)
-        part = Batch(inputs, labels, batch.indices.narrow(axis, 0, rows), soft)
-        with torch.no_grad(), torch.random.fork_rng(devices):
-            return objective(outputs, part).view(students).tolist()
-    except Exception:  # an objective of features, for example, which needs more outputs than logits
+        means = [each.float().view(students, -1).square().mean(1) for each in leaves if each.is_floating_point()]
+        return torch.stack(means).sum(0).tolist() if means else [None] * students
+    except RuntimeError:  # outputs without the students' axis
         return [None] * students
+
+
+def _settings_of(layer: tuple[str, nn.Module]) -> tuple[str, str, list[str]]:
+    """A layer's name, what it says of itself, and the hooks of the layer and its weights."""
+    name, module = layer
+    own = [*_hooks(module), *(each for value in module.parameters(recurse=False) for each in _hooks(value))]
+    try:
+        return name, re.sub(" at 0x[0-9a-fA-F]+", "", module.extra_repr()), own
+    except Exception:  # it is the user's own
+        return name, "", own
+
+
+def _hooks(value: Any) -> list[str]:
+    """The names of hooks of a layer, a weight or an optimizer."""
+    of_tensors = ("_backward_hooks", "_post_accumulate_grad_hooks")  # torch keeps these elsewhere
+    names = of_tensors if isinstance(value, Tensor) else sorted(name for name in vars(value) if "hook" in name)
+    maps = {name: each for name in names if isinstance(each := getattr(value, name, None), Mapping)}
+    hooks = [(name, hook) for name, each in maps.items() for hook in each.values()]
+    return [f"{name} {getattr(hook, '__qualname__', type(hook).__name__)}" for name, hook in hooks]
 
 
 def _is_mixed(labels: Tensor) -> bool:

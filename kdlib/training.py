@@ -133,7 +133,8 @@ def epochs(
     tracer = progress.tracer
     if not tracer.traces:
         tracer.begin(batches)
-    make_step, first, stale = _step(progress, objective), progress.epoch + 1, with_gradients(progress.extras)
+    noted = tracer.noting_outputs(objective)
+    make_step, first, stale = _step(progress, noted), progress.epoch + 1, with_gradients(progress.extras)
     copies = Copies(progress.network, progress.extras, progress.optimizer)
     infinite = weights_that_are_not_finite(progress.optimizers)
     with torch_generators_put_back():
@@ -158,7 +159,7 @@ def epochs(
             set_modes(progress.network, modes)
             means = _mean_losses(progress.losses, epoch, progress.label, batches)
             check_weights(progress.network, progress.optimizers, infinite, progress.label, epoch)
-            tracer.epoch_ends(progress.losses[0])
+            tracer.epoch_ends(progress.losses[0], objective, epoch)
             progress.epoch_ends(means)
             if epoch == first:
                 warn_of_extras_without_optimizer(progress.extras, stale, progress.optimizers)

@@ -128,7 +128,13 @@ def trace(**other: Any) -> dict[str, Any]:
         "steps": 6,
         "epochs": {name: ["1", "2"] for name in ("rows", "labels", "sizes", "rates", "targets", "layers")},
         "changed": [],
+        "settings": "l",
+        "outputs": 1.0,
+        "probes": [],
+        "loose": [],
     }
+    if other.pop("is_old", False):
+        made = {key: value for key, value in made.items() if key not in ("settings", "outputs", "probes", "loose")}
     for key, value in other.items():
         place = next((part for part in (made, made["data"], made["epochs"]) if key in part), {})
         place[key] = value
@@ -156,6 +162,10 @@ OTHERS: Mapping[str, Any] = {
     "probe": 0.5,
     "steps": 12,
     "changed": [2],
+    "settings": "m",
+    "outputs": 2.0,
+    "probes": [[2, 0.7]],
+    "loose": ["final"],
     **{name: ["1", "3"] for name in ("rows", "labels", "sizes", "rates", "targets", "layers")},
     "precision": "bfloat16",
 }
@@ -165,7 +175,8 @@ def test_both_checks_find_the_same_differences():
     rng, found = np.random.default_rng(0), set[str]()
     for _ in range(3000):
         some = {key: OTHERS[key] for key in OTHERS if rng.random() < rng.choice([0.05, 0.3])}
-        one, other = record("a"), record("b", **some)
+        first = {"is_old": True} if rng.random() < 0.1 else {"probe": 0.5} if rng.random() < 0.5 else {}
+        one, other = record("a", **first), record("b", **some)
         words = arms_differ(one, "a", other, "b")
         sides = audited.done(vars(one), "a"), audited.done(vars(other), "b")
         assert audited.differences(*sides) == audited.differences(*sides[::-1]) == {*words}, some

@@ -1,7 +1,10 @@
 """The trace of a training against digests of what a hand-written loop does, and what it must not depend on."""
 
+import copy
 import hashlib
+import itertools
 import json
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +21,7 @@ from kdlib.run.experiment import Run
 from kdlib.run.store import Description, Result, Store
 from kdlib.seeds import generator
 from kdlib.targets import SoftTargets, mix_logits
+from kdlib.trace import with_loose
 from kdlib.training import Progress, epochs, hard_targets, predict_logits
 from tests.made_runs import Killed
 
@@ -72,7 +76,8 @@ def trained(
 
 def trace_of(*arguments, **rest):
     (trace,) = trained(*arguments, **rest).traces
-    return trace
+    assert len(trace["ends"]) == len(trace["epochs"]["rows"])
+    return {name: value for name, value in trace.items() if name != "ends"}  # which a record has not either
 
 
 # ---- the same by hand
@@ -128,6 +133,12 @@ def test_a_trace_is_that_of_the_loop_written_by_hand():
         ("output.weight", "torch.float32", (3, 16)),
         ("output.bias", "torch.float32", (3,)),
     ]
+    settings = [
+        ("", "", []),
+        ("hidden", "in_features=5, out_features=16, bias=True", []),
+        ("norm", nn.BatchNorm1d(16).extra_repr(), []),  # which is not the same in all versions of torch
+        ("output", "in_features=16, out_features=3, bias=True", []),
+    ]
     layers = [
         ("", "Network", None),
         ("hidden", "Linear", None),
@@ -136,6 +147,11 @@ def test_a_trace_is_that_of_the_loop_written_by_hand():
     ]
     assert trace.pop("optimizer")["class"] == "Adam"
     assert trace.pop("first_loss") > 0
+    alone, first = Network(), EXAMPLES.inputs[torch.from_numpy(ORDERS[0])][:SIZE]
+    alone.load_state_dict(state)
+    torch.manual_seed(seed_of(SEED, "layers", 1))
+    with torch.no_grad():
+        assert trace.pop("outputs") == pytest.approx(float((alone.train()(first) ** 2).mean()))
     draws = generator(0, "probe")
     outputs, soft = torch.randn(4, 3, generator=draws), torch.randn(4, 3, generator=draws)
     probed = soft_targets(outputs, Batch(EXAMPLES.inputs[:4], torch.arange(4) % 3, torch.arange(4), soft))
@@ -160,7 +176,121 @@ def test_a_trace_is_that_of_the_loop_written_by_hand():
             "layers": chain(str(seed_of(SEED, "layers", epoch)).encode() for epoch in range(1, EPOCHS + 1)),
         },
         "changed": [],
+        "settings": sha256(repr([*settings, []]).encode())[:16],
+        "probes": [],
     }
+
+
+def test_the_weights_of_each_end_are_in_the_trace():
+    ends = []
+    progress = trained(Batches(EXAMPLES, SIZE, SEED), body=lambda p: ends.append(digest_by_hand(p.model.state_dict())))
+    (trace,) = progress.traces
+    assert trace["ends"] == [digest[:16] for digest in ends]
+    state = progress.model.state_dict()
+    weights = {
+        "last": state,
+        "first": Network().state_dict(),
+        "half": {name: value / 2 for name, value in state.items()},
+    }
+    assert with_loose(trace, weights)["loose"] == ["half"]
+    assert "ends" not in with_loose(trace, weights)
+
+
+class Counts:
+    """An objective with a state of each kind."""
+
+    def __init__(self):
+        self.calls, self.seen, self.centre, self.model = 0, [], torch.zeros(K), None
+        self.draws = torch.Generator().manual_seed(1)
+
+    def __call__(self, outputs, batch):
+        self.calls += 1
+        self.seen.append(len(outputs))
+        self.centre = 0.9 * self.centre + 0.1 * outputs.detach().mean(0)
+        noise = np.random.rand() + random.random() + float(torch.rand(1, generator=self.draws))
+        return soft_targets(outputs - self.centre, batch) * (1 + 0.01 * self.calls + 0.01 * noise)
+
+
+def averages_in_place(model, own):
+    with torch.no_grad():
+        for average, value in zip(own.parameters(), model.parameters(), strict=True):
+            average.lerp_(value, 0.1)
+
+
+def two_views(model):
+    return lambda outputs, batch: soft_targets(outputs, batch) + model(batch.inputs + 1).square().mean()
+
+
+def mean_teacher(model):
+    own = copy.deepcopy(model).requires_grad_(False)
+
+    def objective(outputs, batch):
+        averages_in_place(model, own)
+        return soft_targets(outputs, batch) + (outputs - predict_logits(own, batch.inputs)).square().mean()
+
+    return objective
+
+
+CALLS = {"n": 0}
+
+
+def counted(model):
+    def objective(outputs, batch):
+        CALLS["n"] += 1
+        return soft_targets(outputs, batch) * (1 + 0.1 * CALLS["n"])
+
+    CALLS["n"] = 0
+    return objective
+
+
+def annealed(model):
+    step = 0
+
+    def objective(outputs, batch):
+        nonlocal step
+        step += 1
+        return soft_targets(outputs, batch) / step
+
+    return objective
+
+
+def next_of_a_list(model):
+    weights = itertools.cycle([1.0, 2.0, 3.0])
+    return lambda outputs, batch: soft_targets(outputs, batch) * next(weights)
+
+
+STATEFUL = [lambda model: Counts(), two_views, mean_teacher, counted, annealed, next_of_a_list]
+
+
+@pytest.mark.parametrize("make", STATEFUL)
+def test_an_objective_with_a_state_is_trained_as_without_a_trace(make):
+    def ends(is_traced):
+        model = Network()
+        progress = Progress(model, adam(model))
+        if not is_traced:
+            progress.tracer = NoTracer(progress)
+        np.random.seed(0)
+        random.seed(0)
+        list(epochs(progress, Batches(EXAMPLES, SIZE, SEED, SOFT), make(model), count=2, seed=SEED))
+        return model.state_dict() | {"draws": torch.tensor([np.random.rand(), random.random()])}
+
+    traced, plain = ends(True), ends(False)
+    assert all(torch.equal(value, plain[name]) for name, value in traced.items())
+
+
+@pytest.mark.parametrize("make", [lambda model: Counts(), annealed, counted])
+def test_what_can_be_put_back_is_probed(make):
+    trace = trace_of(Batches(EXAMPLES, SIZE, SEED, SOFT), make(None))
+    assert trace["probe"] is not None
+    assert [epoch for epoch, _ in trace["probes"]] == [1, 2, 3, 4]
+
+
+def test_an_objective_may_change_the_outputs_in_place():
+    def objective(outputs, batch):
+        return soft_targets(outputs.mul_(1.0), batch)
+
+    batches = Batches(EXAMPLES, SIZE, SEED, SOFT)
+    assert trace_of(batches, objective)["probe"] == pytest.approx(trace_of(batches, soft_targets)["probe"])
 
 
 def test_the_probe_leaves_the_training_as_it_is():
@@ -464,8 +594,9 @@ def test_members_of_a_stack_have_the_trace_of_students_trained_alone(seeds):
     together = trained(side_by_side(members), each_soft_targets, stacked(seeds), seed=seeds)
     for seed, batches, trace in zip(seeds, members, together.traces, strict=True):
         alone = trace_of(batches, soft_targets, Network(seed), seed=seed)
-        assert trace["first_loss"] == pytest.approx(alone["first_loss"], rel=1e-5)
-        assert trace == alone | {"first_loss": trace["first_loss"]}
+        rounded = {name: trace[name] for name in ("first_loss", "outputs")}
+        assert rounded == pytest.approx({name: alone[name] for name in rounded}, rel=1e-5)
+        assert {name: value for name, value in trace.items() if name != "ends"} == alone | rounded
     assert len({json.dumps(trace) for trace in together.traces}) == len(seeds)
     assert [trace["mixed"] for trace in together.traces] == [True, False, True][: len(seeds)]
 
@@ -489,6 +620,9 @@ class NoTracer:
 
     def begin(self, *_):
         pass
+
+    def noting_outputs(self, objective):
+        return objective
 
     epoch_begins = step_ends = epoch_ends = begin
 
@@ -599,4 +733,9 @@ def test_what_only_looks_is_no_change():
 
 def test_a_training_of_no_epochs_has_a_start_only():
     trace, longer = (trace_of(Batches(EXAMPLES, SIZE, SEED), count=count) for count in (0, 1))
-    assert trace == longer | {"steps": 0, "first_loss": None, "epochs": {name: [] for name in longer["epochs"]}}
+    assert trace == longer | {
+        "steps": 0,
+        "first_loss": None,
+        "outputs": None,
+        "epochs": {name: [] for name in longer["epochs"]},
+    }

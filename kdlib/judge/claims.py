@@ -61,6 +61,7 @@ DIFFERENCES = (
     "dropout",
     "soft targets",
     "precision",
+    "outputs",
     "loss",
 )
 

@@ -31,6 +31,7 @@ from kdlib.run.plan import Job
 from kdlib.run.store import ID_LENGTH, Store, clear_work
 from kdlib.seeds import seeded
 from kdlib.terminal import shortened
+from kdlib.trace import with_loose
 
 __all__ = ["Elsewhere", "Group", "Outcome", "Setting", "held", "notices", "train_group", "work_folder"]
 
@@ -226,7 +227,7 @@ def _train(
                 "function keep that snapshot, or correct the configuration so that it is reached"
             )
         if job in missing:
-            store.save(job.description, result, about, trace, digests)
+            store.save(job.description, result, about, with_loose(trace, result.weights), digests)
     if setting.checkpoints is None:  # otherwise the run has still to come to that store
         clear_work(work)
 

@@ -14,7 +14,7 @@ from kdlib.run.records import Record
 __all__ = ["VOCABULARY", "arms_differ", "differences"]
 
 VOCABULARY: Mapping[str, str] = {
-    "network": "layers, rates of dropout, or names, types or shapes of weights and buffers",
+    "network": "layers, what they are set to, their hooks, or names, types or shapes of weights and buffers",
     "initial weights": "the weights and buffers before the first step",
     "data": "the examples",
     "view": "the augmentation of the inputs",
@@ -24,25 +24,16 @@ VOCABULARY: Mapping[str, str] = {
     "steps": "the number of steps until the snapshot that is compared",
     "learning rate": "the learning rate of a step",
     "optimizer": "the class or a hyper-parameter of the optimizer",
-    "optimizer state": "a change of weights or optimizer state between two epochs",
+    "optimizer state": "a change of weights or optimizer state between two epochs, or after the last one",
     "dropout": "the seeds of dropout",
     "soft targets": "the teacher's logits, or that there are any",
     "precision": "the precision of training steps, as configured",
+    "outputs": "the network's outputs for the first batch, before any step, where nothing above can have changed them",
     "loss": "the loss of the same outputs and targets; if an arm has no teacher, the loss of the first batch",
 }
 SAME_LOSS = 1e-4  # relative: processors round differently
-_MOVES_LOSS = (
-    "network",
-    "initial weights",
-    "data",
-    "view",
-    "rows",
-    "mixing",
-    "batch size",
-    "dropout",
-    "soft targets",
-    "precision",
-)
+_MOVES_OUTPUTS = ("network", "initial weights", "data", "view", "rows", "mixing", "batch size", "dropout", "precision")
+_MOVES_LOSS = (*_MOVES_OUTPUTS, "outputs", "soft targets")
 
 
 def arms_differ(one: Record, arm: str, other: Record, rival: str) -> list[str] | None:
@@ -52,7 +43,12 @@ def arms_differ(one: Record, arm: str, other: Record, rival: str) -> list[str] |
     pairs = ((one, arm), (other, rival))
     epochs = [int(record.metrics[record.arms[name]].get("epochs", len(record.history))) for record, name in pairs]
     precisions = [record.description["config"].get("precision") for record, _ in pairs]
-    return differences(one.trace, other.trace, (epochs[0], epochs[1]), precisions[0] != precisions[1])
+    versions = [record.environment.get("versions", {}).get("torch") for record, _ in pairs]
+    # Another version of torch may say more of a layer.
+    traces = [record.trace if versions[0] == versions[1] else {**record.trace, "settings": None} for record, _ in pairs]
+    found = differences(traces[0], traces[1], (epochs[0], epochs[1]), precisions[0] != precisions[1])
+    loose = [record.arms[name] in record.trace.get("loose", []) for record, name in pairs]
+    return [word for word in VOCABULARY if word in found or (word == "optimizer state" and loose[0] != loose[1])]
 
 
 def differences(
@@ -65,7 +61,7 @@ def differences(
     """
     both = min(epochs)
     found = {
-        "network": one["network"] != other["network"],
+        "network": one["network"] != other["network"] or _settings_differ(one, other),
         "initial weights": one["start"] != other["start"],
         "data": one["data"].get("digest") != other["data"].get("digest"),
         "view": one["data"].get("view") != other["data"].get("view"),
@@ -93,9 +89,11 @@ def differences(
         found["soft targets"] = one["data"].get("soft") != other["data"].get("soft")
     if found["data"] and one["data"].get("size") == other["data"].get("size"):
         found["batch size"] = False
+    same = _close(one.get("outputs"), other.get("outputs"))
+    found["outputs"] = not same and not any(found[word] for word in _MOVES_OUTPUTS)
     if any(found[word] for word in _MOVES_LOSS):
         found["loss"] = False
-    if one["probe"] is not None and other["probe"] is not None and not _same_loss(one["probe"], other["probe"]):
+    if _probes_differ(one, other, both):
         found["loss"] = True
     return [word for word in VOCABULARY if found[word]]
 
@@ -104,6 +102,27 @@ def _differ(one: Mapping[str, Any], other: Mapping[str, Any], name: str, epochs:
     # Each digest is over all epochs up to its own, so the last common one tells.
     first, second = one["epochs"][name][:epochs], other["epochs"][name][:epochs]
     return bool(first != second)
+
+
+def _settings_differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    both = one.get("settings"), other.get("settings")  # older traces have none
+    return None not in both and both[0] != both[1]
+
+
+def _close(one: float | None, other: float | None) -> bool:
+    """Whether two numbers are the same but for rounding; also if one is not known, as in older traces."""
+    return one is None or other is None or math.isclose(one, other, rel_tol=SAME_LOSS)
+
+
+def _probes_differ(one: Mapping[str, Any], other: Mapping[str, Any], epochs: int) -> bool:
+    if one["probe"] is None or other["probe"] is None or not _close(one["probe"], other["probe"]):
+        return not _close(one["probe"], other["probe"])
+    if "probes" not in one or "probes" not in other:
+        return False
+    first, second = ([each for each in trace["probes"] if each[0] <= epochs] for trace in (one, other))
+    if [epoch for epoch, _ in first] != [epoch for epoch, _ in second]:
+        return True
+    return not all(_close(value, now) for (_, value), (_, now) in zip(first, second, strict=True))
 
 
 def _same_loss(one: float | None, other: float | None) -> bool:

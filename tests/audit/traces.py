@@ -39,10 +39,17 @@ def _shape(place: str, trace: Record, epochs: int) -> Faults:
     shape = {
         **{"start": "0" * 64, "network": "0" * 16},
         **dict.fromkeys(("mixed", "first_loss", "probe", "steps", "changed"), ""),
+        **(
+            {}
+            if "settings" not in trace
+            else {**dict.fromkeys(("outputs", "probes", "loose"), ""), "settings": "0" * 16}
+        ),
         **{"data": ["digest", "size", "soft", "view"], "optimizer": ["class", "groups"]},
         "epochs": {key: ["0" * 16] * epochs for key in EPOCHS},
     }
-    found: dict[str, Any] = {key: re.sub("[0-9a-f]", "0", str(trace[key])) for key in ("start", "network")}
+    found: dict[str, Any] = {
+        key: re.sub("[0-9a-f]", "0", str(trace[key])) for key in ("start", "network", "settings") if key in trace
+    }
     found |= {key: sorted(trace[key]) for key in ("data", "optimizer")}
     found["epochs"] = {key: [re.sub("[0-9a-f]", "0", d) for d in digests] for key, digests in trace["epochs"].items()}
     yield from compare(place, shape, {key: found.get(key, "") for key in trace})
@@ -109,6 +116,8 @@ class Done:
     trace: Record
     epochs: int
     precision: Any
+    snapshot: str
+    torch: Any
 
 
 def done(record: Record, arm: str) -> Done | None:
@@ -117,7 +126,17 @@ def done(record: Record, arm: str) -> Done | None:
         return None
     metrics = record["metrics"][record["arms"][arm]]
     epochs = metrics.get("epochs", len(record["history"]))
-    return Done(record["trace"], epochs, record["description"]["config"].get("precision"))
+    return Done(
+        record["trace"],
+        epochs,
+        record["description"]["config"].get("precision"),
+        record["arms"][arm],
+        record["environment"].get("versions", {}).get("torch"),
+    )
+
+
+def _is_loose(arm: Done) -> bool:
+    return arm.snapshot in arm.trace.get("loose", ())
 
 
 def differences(one: Done, other: Done) -> set[str]:
@@ -126,14 +145,18 @@ def differences(one: Done, other: Done) -> set[str]:
     Epochs that only one of them has are not compared, but for changes of state: an honest training has none.
     """
     common = min(one.epochs, other.epochs)
-    found = {word for word, value in _facts(one).items() if value != _facts(other)[word]}
+    facts = _facts(one), _facts(other)
+    found = {word for word, value in facts[0].items() if value != facts[1][word]}
+    if "settings" in found:  # the traces of earlier runs have none, and another torch may say more
+        is_known = None not in [each["settings"] for each in facts] and one.torch == other.torch
+        found = found - {"settings"} | ({"network"} if is_known else set())
     rolled = {
         word
         for word, name in _ROLLED.items()
         if [t["epochs"][name][:common] for t in (one.trace, other.trace)].count(one.trace["epochs"][name][:common]) < 2
     }
     changed = [[epoch for epoch in each.trace["changed"] if epoch <= each.epochs] for each in (one, other)]
-    rolled |= {"optimizer state"} if changed[0] != changed[1] else set()
+    rolled |= {"optimizer state"} if changed[0] != changed[1] or _is_loose(one) != _is_loose(other) else set()
     # Other data have other rows, and so on along this chain.
     if "data" in found:
         rolled -= {"rows", "mixing", "batch size", "soft targets"}
@@ -144,17 +167,37 @@ def differences(one: Done, other: Done) -> set[str]:
     found |= rolled
     if "network" in found:
         found -= {"initial weights"}
-    first, probe = ([each.trace[key] for each in (one, other)] for key in ("first_loss", "probe"))
-    for losses in [probe] if found & _MOVE_LOSS else [first, probe]:
-        if None not in losses and not math.isclose(*losses, rel_tol=1e-4):
-            found |= {"loss"}
+    first, probe, outputs = (
+        [each.trace.get(key) for each in (one, other)] for key in ("first_loss", "probe", "outputs")
+    )
+    if not found & (_MOVE_LOSS - {"soft targets"}) and _are_apart(outputs):
+        found |= {"outputs"}
+    if _are_apart(probe) or (not found & (_MOVE_LOSS | {"outputs"}) and _are_apart(first)):
+        found |= {"loss"}
+    if None not in probe and _later(one, other, common):
+        found |= {"loss"}
     return found
+
+
+def _are_apart(numbers: Sequence[Any]) -> bool:
+    return None not in numbers and not math.isclose(*numbers, rel_tol=1e-4)
+
+
+def _later(one: Done, other: Done, common: int) -> bool:
+    """Whether the objectives change in other epochs, or to another value."""
+    if not all("probes" in each.trace for each in (one, other)):
+        return False
+    first, second = (
+        {epoch: value for epoch, value in each.trace["probes"] if epoch <= common} for each in (one, other)
+    )
+    return {*first} != {*second} or any(_are_apart([value, second[epoch]]) for epoch, value in first.items())
 
 
 def _facts(arm: Done) -> dict[str, Any]:
     trace, data, groups = arm.trace, arm.trace["data"], arm.trace["optimizer"]["groups"]
     return {
         "network": trace["network"],
+        "settings": trace.get("settings"),
         "initial weights": trace["start"],
         "data": data.get("digest"),
         "view": data.get("view"),

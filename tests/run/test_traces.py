@@ -112,6 +112,40 @@ def slower(progress):
     progress.optimizer.param_groups[0]["lr"] = 0.005
 
 
+def clipped(model):
+    for weight in model.parameters():
+        weight.register_hook(lambda gradient: gradient.clamp(-0.01, 0.01))
+    return adam(model)
+
+
+def hooked(model):
+    optimizer = adam(model)
+    optimizer.register_step_pre_hook(lambda *_: None)
+    return optimizer
+
+
+class Applied(nn.Module):
+    """A layer whose function it does not tell."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, inputs):
+        return self.function(inputs)
+
+
+def weakening():
+    calls = 0
+
+    def objective(outputs, batch):
+        nonlocal calls
+        calls += 1
+        return hard_and_soft(outputs, batch.soft, batch.labels, 0.5, 0.5 if calls <= 3 else 0.1, 4.0)
+
+    return objective
+
+
 OTHER_DATA = replace(EXAMPLES, inputs=INPUTS + 1, digest="other data")
 FEWER = Examples(INPUTS[:37], EXAMPLES.labels[:37], "data, first 37")
 
@@ -170,6 +204,22 @@ PAIRS = {
         TAUGHT | {"soft": soft("other", factor=2), "objective": distillation(2.0)},
         ["soft targets", "loss"],
     ),
+    "a loss that changes": (TAUGHT, TAUGHT | {"objective": weakening()}, ["loss"]),
+    "other inputs of the same digest": ({}, {"examples": replace(EXAMPLES, inputs=INPUTS.flip(1))}, ["outputs"]),
+    "the same": ({}, TAUGHT | {"examples": replace(EXAMPLES, inputs=INPUTS.flip(1))}, ["soft targets", "outputs"]),
+    "another computation": ({}, {"model": {"activation": lambda: Applied(torch.tanh)}}, ["network"]),
+    "another one under the same name": (
+        {"model": {"activation": lambda: Applied(torch.relu)}},
+        TAUGHT | {"model": {"activation": lambda: Applied(torch.tanh)}},
+        ["soft targets", "outputs"],
+    ),
+    "another slope": (
+        {"model": {"activation": lambda: nn.LeakyReLU(0.1)}},
+        TAUGHT | {"model": {"activation": lambda: nn.LeakyReLU(0.9)}},
+        ["network", "soft targets"],
+    ),
+    "a limit of gradients": ({}, {"make": clipped}, ["network"]),
+    "a hook of the optimizer": ({}, {"make": hooked}, ["network"]),
     "everything": (
         TAUGHT,
         {
