@@ -27,11 +27,14 @@ __all__ = ["probed"]
 ROWS = 4
 
 
-def probed(objective: Callable[[Any, Batch], Tensor], batch: Batch, students: int, used: Sequence[Any]) -> list[Any]:
+def probed(
+    objective: Callable[[Any, Batch], Tensor], batch: Batch, students: int, used: Sequence[Any], later: bool = False
+) -> list[Any]:
     """Return the objective of fixed outputs, labels and soft targets, for each student; None if it has no such value.
 
-    It has none if it needs more than these, or if the call would change a tensor. What else it changes, in itself and
-    in the objects that are `used`, is put back, and so are the global generators.
+    It has none if it needs more than these, or if the call would change a tensor; `later`, in a training, also if it
+    depends on what is trained, such as a penalty of the weights. What else it changes, in itself and in the objects
+    that are `used`, is put back, and so are the global generators.
     """
     assert batch.soft is not None
     draws, rows, axis = generator(0, "probe"), min(ROWS, batch.soft.shape[-2]), batch.indices.ndim - 1
@@ -47,12 +50,13 @@ def probed(objective: Callable[[Any, Batch], Tensor], batch: Batch, students: in
         labels = labels.expand(*batch.labels.shape[:axis], *labels.shape)
         part = Batch(inputs, labels, batch.indices.narrow(axis, 0, rows), soft)
         with (
-            torch.no_grad(),
+            torch.enable_grad(),
             torch.random.fork_rng(devices),
             _put_back(objective, used),
             _NoChange([outputs, soft, labels]),
         ):
-            return objective(outputs, part).view(students).tolist()
+            loss = objective(outputs, part)
+            return [None] * students if later and loss.requires_grad else loss.view(students).tolist()
     except Exception:  # an objective of features, for example, which needs more outputs than logits
         return [None] * students
 

@@ -11,7 +11,8 @@ did. A resumed run has the same trace as one without interruption; a member of a
     probe         the loss that the objective gives to one fixed set of outputs, labels and soft targets, after the
                   first step. Two objectives can be compared by it, whatever else differs. null without soft targets,
                   or if the objective needs more than these, or changes a tensor (`kdlib.probe`)
-    probes        [epoch, value] where the probe at an epoch's end is another one than before: a loss that changes
+    probes        [epoch, value] where the probe at an epoch's end is another one than before: a loss that changes. None
+                  of an objective that uses what is trained, such as a penalty of the weights
     settings      digest of what layers and optimizer say of themselves (strides, momentum), and of their hooks
     outputs       the mean square of the network's outputs for the first batch, before any step
     ends          digests of weights and buffers at the end of each epoch. A record has `loose` instead: the snapshots
@@ -70,7 +71,7 @@ class Tracer:
         self.seeds: Sequence[int] = []
         self.seen: dict[str, list[Tensor]] = {}
         self.rates: list[tuple[Any, ...]] = []
-        self.last: Batch | None = None  # of an epoch
+        self.first: Batch | None = None  # of an epoch
 
     @property
     def progress(self) -> Progress:
@@ -137,7 +138,7 @@ class Tracer:
             self.seen["labels"].append(batch.labels)
             if batch.soft is not None:
                 self.seen["targets"].append(batch.soft)
-            self.last = batch
+            self.first = batch if step == 0 else self.first
             yield batch
 
     def noting_outputs(self, objective: Objective) -> Objective:
@@ -162,11 +163,11 @@ class Tracer:
             for trace, value in zip(self.traces, self._probed(objective), strict=True):
                 trace["probe"] = value
 
-    def _probed(self, objective: Objective) -> list[Any]:
-        batch, progress = self.last, self.progress
+    def _probed(self, objective: Objective, later: bool = False) -> list[Any]:
+        batch, progress = self.first, self.progress
         if batch is None or batch.soft is None or batch.soft.ndim < 2:
             return [None] * len(self.traces)
-        return probed(objective, batch, len(self.traces), [progress.model, progress.optimizer, progress.extras])
+        return probed(objective, batch, len(self.traces), [progress.model, progress.optimizer, progress.extras], later)
 
     def note_state(self) -> None:
         """Note weights, buffers and optimizer state as they are now, so that a later change is seen."""
@@ -178,7 +179,7 @@ class Tracer:
         if not self.progress.traced:
             return
         self.note_state()
-        for trace, state, value in zip(self.traces, self._states(), self._probed(objective), strict=True):
+        for trace, state, value in zip(self.traces, self._states(), self._probed(objective, later=True), strict=True):
             trace["ends"].append(tensor_digest(state)[:DIGITS])
             before = trace["probes"][-1][1] if trace["probes"] else trace["probe"]
             if None not in (value, before) and not math.isclose(value, before, rel_tol=PROBE):

@@ -47,7 +47,8 @@ def arms_differ(one: Record, arm: str, other: Record, rival: str) -> list[str] |
     # Another version of torch may say more of a layer.
     traces = [record.trace if versions[0] == versions[1] else {**record.trace, "settings": None} for record, _ in pairs]
     found = differences(traces[0], traces[1], (epochs[0], epochs[1]), precisions[0] != precisions[1])
-    loose = [record.arms[name] in record.trace.get("loose", []) for record, name in pairs]
+    # Two snapshots of one run have other weights: this is why they are two.
+    loose = [one.run != other.run and record.arms[name] in record.trace.get("loose", []) for record, name in pairs]
     return [word for word in VOCABULARY if word in found or (word == "optimizer state" and loose[0] != loose[1])]
 
 

@@ -118,6 +118,7 @@ class Done:
     precision: Any
     snapshot: str
     torch: Any
+    run: str
 
 
 def done(record: Record, arm: str) -> Done | None:
@@ -132,11 +133,8 @@ def done(record: Record, arm: str) -> Done | None:
         record["description"]["config"].get("precision"),
         record["arms"][arm],
         record["environment"].get("versions", {}).get("torch"),
+        record["run"],
     )
-
-
-def _is_loose(arm: Done) -> bool:
-    return arm.snapshot in arm.trace.get("loose", ())
 
 
 def differences(one: Done, other: Done) -> set[str]:
@@ -156,7 +154,8 @@ def differences(one: Done, other: Done) -> set[str]:
         if [t["epochs"][name][:common] for t in (one.trace, other.trace)].count(one.trace["epochs"][name][:common]) < 2
     }
     changed = [[epoch for epoch in each.trace["changed"] if epoch <= each.epochs] for each in (one, other)]
-    rolled |= {"optimizer state"} if changed[0] != changed[1] or _is_loose(one) != _is_loose(other) else set()
+    is_loose = [one.run != other.run and each.snapshot in each.trace.get("loose", ()) for each in (one, other)]
+    rolled |= {"optimizer state"} if changed[0] != changed[1] or is_loose[0] != is_loose[1] else set()
     # Other data have other rows, and so on along this chain.
     if "data" in found:
         rolled -= {"rows", "mixing", "batch size", "soft targets"}
