@@ -31,15 +31,13 @@ __all__ = [
     "load_state",
     "refusing_kept_gradients",
     "state_of",
-    "warn_of_extras_without_optimizer",
     "weights_of",
     "weights_that_are_not_finite",
-    "with_gradients",
 ]
 
 
 class WeightsNotTrained(UserWarning):
-    """Weights of the model or of an extra are to learn, but no optimizer holds them."""
+    """Weights of the model, of an extra or of the loss are to learn, but no optimizer holds them."""
 
 
 class MembersMayMix(UserWarning):
@@ -137,33 +135,6 @@ def check_optimizers(network: nn.Module, optimizers: Optimizers, saved: Mapping[
 def weights_of(optimizers: Optimizers) -> list[Tensor]:
     """Return the weights that the optimizers hold."""
     return [value for each in optimizers.values() for group in each.param_groups for value in group["params"]]
-
-
-def with_gradients(extras: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the weights of the extras that are modules, by name, if they have gradients."""
-    modules = {name: each for name, each in extras.items() if isinstance(each, nn.Module)}
-    named = {f"{start}.{name}": value for start, each in modules.items() for name, value in each.named_parameters()}
-    return {name: value for name, value in named.items() if value.grad is not None}
-
-
-def warn_of_extras_without_optimizer(
-    extras: Mapping[str, Any], before: Mapping[str, Tensor], optimizers: Optimizers
-) -> None:
-    """Warn (WeightsNotTrained), after a step, of extras whose weights have gradients although no optimizer holds them.
-
-    An average of weights has none; `before` are those that had some before the training.
-    """
-    held = {id(value) for value in weights_of(optimizers)}
-    found = with_gradients(extras).items()
-    left = [name for name, value in found if name not in before and id(value) not in held]
-    if left:
-        warnings.warn(
-            f"the loss depends on {some_of(left)} of the extras, and no optimizer of this training holds them, so they "
-            "remain as they are. Make the optimizer of the model's and the extra's weights, as in Adam([*model."
-            "parameters(), *layer.parameters()]); of a teacher, call requires_grad_(False)",
-            WeightsNotTrained,
-            stacklevel=3,
-        )
 
 
 def check_measurement(name: str, value: Any, label: str, epoch: int) -> None:

@@ -46,10 +46,9 @@ from kdlib.trainable import (
     check_weights,
     has_own_zero_grad,
     refusing_kept_gradients,
-    warn_of_extras_without_optimizer,
     weights_that_are_not_finite,
-    with_gradients,
 )
+from kdlib.untrained import WatchedObjective
 
 __all__ = [
     "NonFiniteLoss",
@@ -133,8 +132,8 @@ def epochs(
     tracer = progress.tracer
     if not tracer.traces:
         tracer.begin(batches)
-    noted = tracer.noting_outputs(objective)
-    make_step, first, stale = _step(progress, noted), progress.epoch + 1, with_gradients(progress.extras)
+    watched = WatchedObjective(objective, progress.network, progress.extras)
+    make_step, first = _step(progress, tracer.noting_outputs(watched)), progress.epoch + 1
     copies = Copies(progress.network, progress.extras, progress.optimizer)
     infinite = weights_that_are_not_finite(progress.optimizers)
     with torch_generators_put_back():
@@ -162,7 +161,7 @@ def epochs(
             tracer.epoch_ends(progress.losses[0], objective, epoch)
             progress.epoch_ends(means)
             if epoch == first:
-                warn_of_extras_without_optimizer(progress.extras, stale, progress.optimizers)
+                watched.warn(progress.optimizers)
             yield epoch
             progress.layers.freeze()
             progress.save()

@@ -8,12 +8,15 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from kdlib.batches import Batch, Batches, Examples, TeacherAtChance
 from kdlib.chance import _variance_of_agreement
 from kdlib.errors import KDError
+from kdlib.losses import cross_entropy
 from kdlib.probabilities import ProbabilitiesAsLogits
 from kdlib.progress import Progress
+from kdlib.replicas import Replicas, side_by_side
 from kdlib.seeds import generator
 from kdlib.targets import SoftTargets
 from kdlib.trainable import WeightsNotTrained
@@ -158,3 +161,148 @@ def test_gradients_of_before_the_training_are_no_sign_of_a_weight_that_should_le
     model, teacher = student(), student(name="teacher")
     teacher(INPUTS).sum().backward()
     train(Progress(model, adam(model), extras={"teacher": teacher}))  # a warning would fail
+
+
+# ---- weights that only the loss has
+
+
+class Centres(nn.Module):
+    """An objective with weights, as ArcFace is one."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(3))
+
+    def forward(self, outputs, batch):
+        return hard_targets(outputs @ self.weight, batch)
+
+
+def with_hint():
+    hint = nn.Linear(3, 3)
+    return hint, lambda outputs, batch: hard_targets(hint(outputs), batch)
+
+
+def with_checkpointed_hint():
+    hint = nn.Linear(3, 3)
+    return hint, lambda outputs, batch: hard_targets(checkpoint(hint, outputs, use_reentrant=False), batch)
+
+
+def with_teacher():
+    teacher = student(name="teacher")
+    return teacher, lambda outputs, batch: (outputs - teacher(batch.inputs)).square().mean()
+
+
+def with_centres():
+    centres = Centres()
+    return centres, centres
+
+
+MADE = [with_hint, with_checkpointed_hint, with_teacher, with_centres]
+
+
+def told_in(model, optimizer, objective, **settings):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        train(Progress(model, optimizer, **settings), 3, objective)
+    return [each.category for each in told], " ".join(str(each.message) for each in told)
+
+
+@pytest.mark.parametrize("made", MADE)
+def test_weights_of_the_loss_that_nobody_trains_are_told_once(made, tmp_path):
+    model, (layer, objective) = student(), made()
+    number = len([*layer.parameters()])
+    for settings in ({}, {"checkpoint": tmp_path / "c"}):
+        categories, text = told_in(model, torch.optim.SGD(model.parameters(), lr=0.1), objective, **settings)
+        assert categories == [WeightsNotTrained]
+        assert "weights that are neither the model's nor in extras, and no optimizer of this training holds" in text
+        assert f"as they are: {number} in all, one of shape (" in text
+    categories, text = told_in(model, torch.optim.SGD(model.parameters(), lr=0.1), objective, extras={"layer": layer})
+    assert categories == [WeightsNotTrained]  # not a second time
+    assert "of the extras" in text
+
+
+@pytest.mark.parametrize("made", MADE)
+def test_weights_of_the_loss_that_an_optimizer_holds_or_that_are_frozen_are_not(made):
+    model, (layer, objective) = student(), made()
+    own = torch.optim.SGD(model.parameters(), lr=0.1)
+    others = {"layer": layer, "optimizer": torch.optim.SGD(layer.parameters(), lr=0.1)}
+    assert told_in(model, torch.optim.SGD([*model.parameters(), *layer.parameters()], lr=0.1), objective)[0] == []
+    assert told_in(model, own, objective, extras=others)[0] == []
+    layer.requires_grad_(False)
+    assert told_in(model, own, objective)[0] == []
+
+
+class Critic:
+    """An objective that trains a network of its own at each step."""
+
+    def __init__(self):
+        self.network = nn.Linear(3, 1)
+        self.optimizer = torch.optim.Adam(self.network.parameters())
+
+    def __call__(self, outputs, batch):
+        self.optimizer.zero_grad()
+        self.network(outputs.detach()).mean().backward()
+        self.optimizer.step()
+        return hard_targets(outputs, batch) - self.network(outputs).mean()
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant):
+        super().__init__()
+        self.first, self.last, self.reentrant = nn.Linear(4, 8), nn.Linear(8, 3), reentrant
+
+    def forward(self, inputs):
+        return checkpoint(self.last, self.first(inputs), use_reentrant=self.reentrant)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: (student(), Critic()),
+        lambda: (Checkpointed(True), hard_targets),
+        lambda: (Checkpointed(False), hard_targets),
+        lambda: (torch.compile(student(), backend="aot_eager"), hard_targets),
+    ],
+)
+def test_weights_that_something_else_trains_and_the_models_own_are_not(made):
+    model, objective = made()
+    assert told_in(model, torch.optim.SGD(model.parameters(), lr=0.1), objective) == ([], "")
+
+
+def test_weights_of_the_model_that_no_optimizer_holds_are_told_as_such_alone():
+    model = student()
+    categories, text = told_in(model, torch.optim.SGD(model[2].parameters(), lr=0.1), hard_targets)
+    assert categories == [WeightsNotTrained]
+    assert "the optimizer does not hold 0.weight, 0.bias" in text
+
+
+@pytest.mark.parametrize("hinted", [False, True])
+def test_the_weights_of_replicas_are_their_own(hinted):
+    model, hint = Replicas([student(), student(name="other")]), nn.Linear(3, 3)
+
+    def objective(outputs, batch):
+        return torch.vmap(cross_entropy)(torch.vmap(hint)(outputs) if hinted else outputs, batch.labels)
+
+    batches = side_by_side([Batches(EXAMPLES, 8, seed) for seed in (0, 1)])
+    progress = Progress(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert [*epochs(progress, batches, objective, count=1, seed=[0, 1])] == [1]
+    assert [each.category for each in told] == [WeightsNotTrained] * hinted
+
+
+def test_a_loss_of_very_many_operations_is_looked_at_in_part():
+    """Torch crashes when it frees a long chain that Python has seen."""
+    model, (_, objective) = student(), with_hint()
+
+    def long(outputs, batch):
+        loss = objective(outputs * 1.0, batch)
+        for _ in range(60_000):
+            loss = loss + 0.0
+        return loss
+
+    progress = Progress(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        train(progress, 1, long, batches=Batches(EXAMPLES, 24, 0))
+    assert told == []
