@@ -13,34 +13,30 @@ __all__ = ["other_source_files", "unlike_seeds"]
 
 SHOWN = 3
 
+_Traced = tuple[Record, dict[str, str]]  # a run, and how it was trained
+
 
 def unlike_seeds(records: Sequence[Record]) -> list[str]:
     """Return a sentence for each arm whose traces show that its seeds were trained in different ways.
 
     `records` are of one replication. Network, optimizer, the first learning rates, and size and view of the batches are
-    compared, in runs of the same profile, data and configuration, but of other source files: seeds of the same ones are
-    of one experiment, and what differs among these is drawn by the seed. Runs without a trace are left out, and
-    optimizers of another version of torch, which may have other settings.
+    compared, in runs of the same profile and data, but of other source files: seeds of the same ones are of one
+    experiment, and what differs among these is drawn by the seed. Configurations need not be the same, as an edit may
+    give them other fields. Runs without a trace are left out, and optimizers of another version of torch or on another
+    kind of device, which may have other settings.
     """
-    ways: dict[tuple[str, str, str, str], list[tuple[Record, dict[str, str]]]] = {}
+    ways: dict[tuple[str, str, str], list[_Traced]] = {}
     for record in sorted(records, key=lambda record: record.seed):
         for arm in record.arms if record.trace else ():
-            config = canonical_json(record.description["config"])
-            ways.setdefault((record.profile, record.data, config, arm), []).append((record, _way(record.trace)))
+            ways.setdefault((record.profile, record.data, arm), []).append((record, _way(record.trace)))
     found = []
-    for (profile, _, _, arm), runs in ways.items():
+    for (profile, _, arm), runs in ways.items():
         pairs = list(combinations(runs, 2))
-        drawn = {
-            name
-            for (one, first), (two, second) in pairs
-            for name in first
-            if _source(one) == _source(two) and first[name] != second[name]
-        }
-        for (one, first), (two, second) in pairs:
-            left_out = drawn if _torch(one) == _torch(two) else drawn | {"the optimizer"}
-            differ = [name for name in first if name not in left_out and first[name] != second[name]]
-            if differ and _source(one) != _source(two):
-                seeds = f"seeds {one.seed} and {two.seed}"
+        drawn = {name for one, two in pairs if _source(one[0]) == _source(two[0]) for name in _differ(one, two)}
+        for one, two in pairs:
+            differ = [name for name in _differ(one, two) if name not in drawn]
+            if differ and _source(one[0]) != _source(two[0]):
+                seeds = f"seeds {one[0].seed} and {two[0].seed}"
                 found.append(f"{arm} of profile {profile}: {seeds} differ in {', '.join(differ)}")
                 break
     return found
@@ -50,8 +46,16 @@ def _source(record: Record) -> object:
     return record.environment.get("source")
 
 
-def _torch(record: Record) -> object:
-    return record.environment.get("versions", {}).get("torch")
+def _differ(one: _Traced, two: _Traced) -> list[str]:
+    """In what two runs were trained in different ways."""
+    (first, way), (second, other) = one, two
+    unlike = [name for name in way if way[name] != other[name]]
+    return unlike if _defaults(first) == _defaults(second) else [name for name in unlike if name != "the optimizer"]
+
+
+def _defaults(record: Record) -> object:
+    """What decides on settings of an optimizer that no source file names."""
+    return record.environment.get("versions", {}).get("torch"), record.description["config"].get("device")
 
 
 def _way(trace: Mapping[str, Any]) -> dict[str, str]:
@@ -65,13 +69,13 @@ def _way(trace: Mapping[str, Any]) -> dict[str, str]:
     return {name: canonical_json(part) for name, part in parts.items()}
 
 
-def other_source_files(new: Sequence[Record], old: Sequence[Record]) -> str:
-    """Return a sentence if `old` runs of the profiles of `new` ones were trained with other source files; else ""."""
+def other_source_files(new: Sequence[Record], recorded: Sequence[Record]) -> str:
+    """Return a sentence if `recorded` runs of the profiles of `new` ones are of other source files; else ""."""
     profiles, runs = {record.profile for record in new}, {record.run for record in new}
     own = {record.environment.get("source") for record in new}
     others = [
         record
-        for record in old
+        for record in recorded
         if record.profile in profiles and record.run not in runs and record.environment.get("source") not in own
     ]
     if not others:

@@ -19,6 +19,7 @@ from kdlib.report.pairs import pair_faults
 from kdlib.report.sessions import Reporter, incomplete, refuse_synthetic, silent, trained
 from kdlib.run.environment import is_clean, no_commit
 from kdlib.run.experiment import Experiment
+from kdlib.run.networks import OF_COMPUTE
 from kdlib.run.records import Record, grouped, measured, merged, read_records, write_records
 from kdlib.run.reuse import is_of_another_replication
 from kdlib.run.session import Session, complete, failures, is_stored, records_of
@@ -213,11 +214,14 @@ def _unlike(session: Session, old: Record) -> list[tuple[str, object, object]]:
     found: list[tuple[str, object, object]] = []
     if protocol != experiment.protocol:
         found.append(("protocol", experiment.protocol, protocol))
-    config = experiment.config(experiment.arm(next(iter(old.arms))), session.profile)
-    own, stored = read_json(canonical_json(asdict(config))), old.description["config"]
-    for field_name in sorted(own.keys() & stored.keys() - {*experiment.data_fields}):
-        if own[field_name] != stored[field_name]:
-            found.append((field_name, own[field_name], stored[field_name]))
+    usual = experiment.config(experiment.arm(next(iter(old.arms))), session.profile)
+    own, stored = read_json(canonical_json(asdict(usual))), old.description["config"]
+    for name in sorted((own.keys() | stored.keys()) - {*experiment.data_fields} - OF_COMPUTE):
+        # Of a new or a former field, the traces tell whether it stands for other numbers (`unlike_seeds`).
+        if (name in own and name in stored) or not old.trace:
+            now, then = (config.get(name, "(missing)") for config in (own, stored))
+            if now != then:
+                found.append((name, now, then))
     data = {_data_of(session, arm) for arm in old.arms}
     if old.data not in data:
         found.append(("data", ", ".join(sorted(data)), old.data))

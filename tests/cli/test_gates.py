@@ -5,13 +5,14 @@ import json
 import math
 import shutil
 import subprocess
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from filelock import FileLock, Timeout
 from scipy import stats
+from torch import nn
 
 from kdlib.cli import commands, main
 from kdlib.errors import KDError
@@ -20,8 +21,9 @@ from kdlib.judge.claims import SHAM
 from kdlib.report.sessions import departures
 from kdlib.run import prepare
 from kdlib.run.environment import LIBRARY, asked_git, environment
-from kdlib.run.records import read_records
+from kdlib.run.records import read_records, write_records
 from tests.conftest import TOY, changed, module_of, write_toy
+from tests.toy import Config
 
 ROOT = TOY.parents[1]
 CLAIMS = """
@@ -293,11 +295,13 @@ def test_runs_of_two_configurations_are_not_recorded_together(kd, root, toy, mon
     before = path.read_bytes()
     profiles = {name: replace(each, config=replace(each.config, rate=0.02)) for name, each in toy.profiles.items()}
     changed(monkeypatch, "toy", profiles=profiles)
+    monkeypatch.setattr("kdlib.run.group.environment", lambda *which: {**environment(*which), "source": "1" * 16})
     status, out, (sentence,) = kd("record", "toy", "--seeds", "2", "--arms", "baseline")
     assert status == 2
     assert "recorded runs of rate 0.02 next to the new ones, found baseline, seed 2, of rate 0.01; record" in sentence
     assert (out, path.read_bytes()) == ("", before)
-    assert kd("record", "toy", "--seeds", "3", "--arms", "baseline")[0] == 0  # all of them anew
+    status, out, _ = kd("record", "toy", "--seeds", "3", "--arms", "baseline")  # all of them anew
+    assert status == 0
     rates = [json.loads(line)["description"]["config"]["rate"] for line in path.read_text().splitlines()]
     assert rates == [0.02] * 3
 
@@ -325,6 +329,32 @@ def test_seeds_that_were_trained_in_different_ways_are_not_recorded_together(kd,
     assert status == 0
     assert "2 recorded runs of this profile were trained with other source files" in " ".join(out.split())
     assert len(path.read_text().splitlines()) == 3
+
+
+@dataclass(frozen=True)
+class Wider(Config):
+    decay: float = 0.1
+
+
+def test_runs_of_configurations_with_other_fields_are_compared_by_their_traces(kd, root, toy, monkeypatch):
+    assert kd("record", "toy", "--seeds", "2", "--arms", "baseline")[0] == 0
+    path, module = root / "results" / "toy" / "runs.jsonl", module_of("toy")
+    before, usual = path.read_bytes(), module.network
+    wider = {name: replace(each, config=Wider(**asdict(each.config))) for name, each in toy.profiles.items()}
+    changed(monkeypatch, "toy", profiles=wider)
+    monkeypatch.setattr(module, "network", lambda stream: usual(stream).append(nn.Identity()))
+    monkeypatch.setattr("kdlib.run.group.environment", lambda *which: {**environment(*which), "source": "1" * 16})
+    status, _, (sentence,) = kd("record", "toy", "--seed", "2", "--arms", "baseline")
+    assert (status, path.read_bytes()) == (2, before)
+    assert "baseline of profile quick: seeds 0 and 2 differ in the network. Raise `protocol`" in sentence
+    monkeypatch.setattr(module, "network", usual)
+    assert kd("record", "toy", "--seed", "3", "--arms", "baseline")[0] == 0  # a field that changes nothing
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert ["decay" in line["description"]["config"] for line in lines] == [False, False, True]
+    write_records(path, [replace(record, trace={}) for record in read_records(path)])
+    status, out, (sentence,) = kd("record", "toy", "--seed", "3", "--arms", "baseline")
+    assert (status, out) == (2, "")
+    assert "recorded runs of decay 0.1 next to the new ones, found baseline, seed 0, of decay (missing); re" in sentence
 
 
 def test_code_that_is_not_committed_is_not_recorded(kd, root, monkeypatch):

@@ -15,9 +15,9 @@ TRACE = {
 }
 
 
-def record(seed, source="s", torch="2.13", **changes):
+def record(seed, source="s", torch="2.13", config=None, **changes):
     environment = {"source": source, "versions": {"torch": torch}}
-    description = {"data": "d", "config": {"rate": 0.1}}
+    description = {"data": "d", "config": {"rate": 0.1, "device": "cpu", **(config or {})}}
     return Record(
         "full", seed, f"r{seed}", {"student": "final"}, "d", description, {}, [], environment, "", TRACE | changes
     )
@@ -38,6 +38,9 @@ def test_seeds_of_other_source_files_that_were_trained_otherwise_are_told(change
     assert unlike_seeds([record(0), record(1), record(2, source="t")]) == []
     assert unlike_seeds([replace(one, profile=f"p{one.seed}") for one in others]) == []
     assert unlike_seeds([*others[:2], replace(others[2], trace={})]) == []
+    fields = [record(0), record(1), record(2, source="t", config={"decay": 0.1}, **changes)]
+    assert unlike_seeds(fields) == [f"student of profile full: seeds 0 and 2 differ in {said}"]
+    assert unlike_seeds([*fields[:2], record(2, source="t", config={"decay": 0.1})]) == []
 
 
 def test_what_a_seed_draws_and_settings_of_another_torch_are_not():
@@ -46,3 +49,6 @@ def test_what_a_seed_draws_and_settings_of_another_torch_are_not():
     other = {"optimizer": {"class": "Adam", "groups": [{"eps": 1e-8, "decoupled_weight_decay": False}]}}
     assert unlike_seeds([record(0), record(1, source="t", torch="2.14", **other)]) == []
     assert len(unlike_seeds([record(0), record(1, source="t", **other)])) == 1
+    on_cuda = record(1, config={"device": "cuda"}, **other)
+    assert unlike_seeds([record(0), replace(on_cuda, environment=record(1, source="t").environment)]) == []
+    assert len(unlike_seeds([record(0), on_cuda, record(2, source="t", **other)])) == 1
