@@ -108,7 +108,7 @@ def record(
                 f"nothing is recorded: the seeds of an arm are not of one experiment: {'; '.join(faults)}. Raise "
                 "`protocol` in experiment.py and record all seeds anew, or undo the edit between them"
             )
-        notes += [note] if (note := other_source_files(new, old)) else []
+        notes += [note] if (note := other_source_files(new, records)) else []
         if faults := pair_faults(experiment, reported_of(experiment), records):
             raise KDError(f"nothing is recorded: compared arms are not as claims.toml says: {'; '.join(faults)}")
         # In the order of the file, so that tables do not depend on that of recording.

@@ -302,6 +302,7 @@ def test_runs_of_two_configurations_are_not_recorded_together(kd, root, toy, mon
     assert (out, path.read_bytes()) == ("", before)
     status, out, _ = kd("record", "toy", "--seeds", "3", "--arms", "baseline")  # all of them anew
     assert status == 0
+    assert "recorded runs of this profile" not in " ".join(out.split())
     rates = [json.loads(line)["description"]["config"]["rate"] for line in path.read_text().splitlines()]
     assert rates == [0.02] * 3
 
