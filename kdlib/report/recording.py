@@ -58,8 +58,8 @@ def record(
 ) -> Recording:
     """Run a session, then write its records, bands and tables below `results`.
 
-    If the time is up before the end, only seeds with all arms of the session are recorded; the others stay in the
-    store. If another session writes there, `on_wait(lock)` is called, and this one waits.
+    If runs fail, or the time is up before the end, only seeds with all arms of the session are recorded; the others
+    stay in the store. If another session writes there, `on_wait(lock)` is called, and this one waits.
 
     Recorded runs of other seeds and arms are kept. Those of another protocol, of another configuration, or of other
     data, are replaced if the session has all their arms and seeds. KDError, before anything is trained, if it has not,
@@ -81,8 +81,8 @@ def record(
     refuse_others_runs(session)
     jobs, summary = trained(session, reporter, recorded)
     problems, notes = failures(jobs, summary), []
-    if summary.left:
-        begun, jobs = incomplete(jobs, summary), complete(jobs, summary)
+    if begun := incomplete(jobs, summary):
+        jobs = complete(jobs, summary)
         some = f"seed{'s' * (len(begun) > 1)} {', '.join(map(str, begun))}"
         notes.append(f"Not recorded, because not all of their runs are finished: {some}.")
     new = records_of(session, jobs, summary)
@@ -91,7 +91,7 @@ def record(
             f"{len(unclean)} runs of the store were trained with code that no commit is known to hold, {unclean[0]} "
             "for example. The audit refuses them; commit the code, and record with another --store to train them anew."
         )
-    if summary.left and not new:
+    if begun and not new:
         return Recording(problems, [], ["Nothing is recorded: no seed is complete."], len(summary.left), [], recorded)
     # Two sessions may record seeds of one replication at the same time.
     with held(folder, on_wait):

@@ -109,9 +109,9 @@ class Replication:
 def replicate(session: Session, reporter: Reporter = silent, past: Sequence[Record] = ()) -> Replication:
     """Train what the store lacks and compare every metric with its band, and every verdict with the recorded one.
 
-    If the time is up before the end, verdicts on seeds that are not complete are not compared. The recorded runs in
-    `past` say how long an epoch takes. KDError, before anything is trained, for claims, bands and figures about what
-    the experiment does not have.
+    If runs fail, or the time is up before the end, verdicts on seeds that are not complete are not compared. The
+    recorded runs in `past` say how long an epoch takes. KDError, before anything is trained, for claims, bands and
+    figures about what the experiment does not have.
     """
     refuse_unknown_names(session.experiment)
     jobs, summary = trained(session, reporter, past)
@@ -142,8 +142,8 @@ def trained(session: Session, reporter: Reporter, past: Sequence[Record] = ()) -
 
 
 def incomplete(jobs: Sequence[Job], summary: Summary) -> list[int]:
-    """Return the seeds of which a run is left, because the time is up."""
-    return sorted({job.description.seed for job in jobs if job.description.id in summary.left})
+    """Return the seeds of which a run is not finished: it failed, was not started, or the time is up."""
+    return sorted({job.description.seed for job in jobs if job.description.id not in summary.finished})
 
 
 def departures(session: Session, records: Sequence[Record]) -> tuple[list[str], list[str]]:

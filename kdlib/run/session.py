@@ -283,8 +283,8 @@ def records_of(session: Session, jobs: Sequence[Job], summary: Summary) -> list[
 
 
 def complete(jobs: Sequence[Job], summary: Summary) -> list[Job]:
-    """Return the jobs of the seeds of which nothing is left, and the jobs that they need."""
-    begun = {job.description.seed for job in jobs if job.description.id in summary.left}
+    """Return the jobs of the seeds of which all runs are finished, and the jobs that they need."""
+    begun = {job.description.seed for job in jobs if job.description.id not in summary.finished}
     wanted: set[str] = set()
     for job in reversed(jobs):  # children before parents
         if job.description.seed not in begun or job.description.id in wanted:

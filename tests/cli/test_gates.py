@@ -358,6 +358,29 @@ def test_runs_of_configurations_with_other_fields_are_compared_by_their_traces(k
     assert "recorded runs of decay 0.1 next to the new ones, found baseline, seed 0, of decay (missing); re" in sentence
 
 
+def test_seeds_with_a_failed_run_are_not_recorded(kd, root, monkeypatch):
+    """The others are; so no arm has seeds that another one lacks."""
+    module, command = module_of("toy"), ("record", "toy", "--seeds", "3", "--arms", "baseline,distilled")
+    path, usual = root / "results" / "toy" / "runs.jsonl", module.train
+
+    def full_disk(run, objective, keep_targets=False):
+        if keep_targets and run.seed > broken:
+            raise KDError("the disk is full")
+        return usual(run, objective, keep_targets)
+
+    broken = -1
+    monkeypatch.setattr(module, "train", full_disk)
+    status, out, failed = kd(*command)
+    assert (status, len(failed), path.exists()) == (1, 6, False)  # each teacher, and its student
+    assert "Nothing is recorded: no seed is complete." in out
+    broken = 0
+    status, out, failed = kd(*command)
+    assert (status, len(failed)) == (1, 4)
+    assert "Not recorded, because not all of their runs are finished: seeds 1, 2." in out
+    places = {(record.seed, arm) for record in read_records(path) for arm in record.arms}
+    assert places == {(0, arm) for arm in ("baseline", "teacher", "distilled")}
+
+
 def test_code_that_is_not_committed_is_not_recorded(kd, root, monkeypatch):
     monkeypatch.setattr("kdlib.report.recording.is_clean", lambda folder: False)
     status, _, (sentence,) = kd("record", "toy", "--seed", "0", "--arms", "baseline")

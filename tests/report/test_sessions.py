@@ -204,6 +204,24 @@ def test_record_then_check_and_replicate_against_the_bands(root, store, toy, mon
     assert capfd.readouterr() == ("", "")
 
 
+def test_verdicts_on_seeds_with_a_failed_run_are_not_compared(root, store, monkeypatch, tmp_path):
+    record(prepare("toy", store=store, workers=1), tmp_path / "results")
+    path, module = root / "replications" / "toy" / "bands.toml", module_of("toy")
+    ((key, known),) = read_bands(path).items()
+    write_bands(path, {key: replace(known, inside={name: not inside for name, inside in known.inside.items()})})
+    usual = module.train
+
+    def full_disk(run, objective, keep_targets=False):
+        if run.seed == 4 and objective is module.soft:
+            raise KDError("the disk is full")
+        return usual(run, objective, keep_targets)
+
+    monkeypatch.setattr(module, "train", full_disk)
+    found = replicate(prepare("toy", store=tmp_path / "store", workers=1))
+    assert found.problems == ["distilled, seed 4: failed: the disk is full"]
+    assert "Verdicts and ranges are not compared with the recorded ones" in found.notes[-1]
+
+
 def test_only_runs_of_the_judged_profile_are_recorded_with_verdicts(root, store, toy, monkeypatch, tmp_path):
     profiles = load_experiment("toy").profiles
     changed(monkeypatch, "toy", profiles={**profiles, "quick": replace(profiles["quick"], judged=False)})

@@ -121,9 +121,8 @@ def test_complete_seeds_with_all_that_they_need(toy):
     of = {f"{job.arms[0]} {job.description.seed}": job.description.id for job in jobs}
 
     def kept(*left):
-        return arms_of(
-            jobs, {job.description.id for job in complete(jobs, SimpleNamespace(left={of[n] for n in left}))}
-        )
+        summary = SimpleNamespace(finished={*of.values()} - {of[name] for name in left})
+        return arms_of(jobs, {job.description.id for job in complete(jobs, summary)})
 
     assert kept() == of.keys()
     assert kept("baseline 1") == {"teacher 0", "distilled 0", "baseline 0"}
@@ -137,7 +136,8 @@ def test_the_parent_of_a_complete_seed_is_kept_although_its_own_seed_is_not_comp
         for name, seed in (("teacher", 0), ("distilled", 1), ("baseline", 0))
     )
     child = SimpleNamespace(description=student.description, parents=teacher_of(teacher))
-    assert complete([teacher, other, child], SimpleNamespace(left={other.description.id})) == [teacher, child]
+    finished = {teacher.description.id, child.description.id}
+    assert complete([teacher, other, child], SimpleNamespace(finished=finished)) == [teacher, child]
 
 
 def teacher_of(job):
