@@ -31,7 +31,7 @@ __all__ = [
     "write_checkpoint",
 ]
 
-FORMAT = 8
+FORMAT = 9
 LONGEST_NAME = 240  # file systems allow 255, and a file that is being written has a longer name
 REMEDY = "give this training another checkpoint, or delete that file to start again"
 PARTS = ("model", "buffers", "kept", "optimizers", "extras", "rates", "begun_with")
@@ -188,7 +188,7 @@ def unpacked(notes: Mapping[str, Any], tensors: Mapping[str, Tensor], device: to
 
 
 def tensors_of_epoch(losses: Sequence[Tensor], states: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Return the losses of an epoch's steps, and the states of dropout's generators, as tensors under a name each."""
+    """Return the losses of an epoch's steps, and the states of its generators, as tensors under a name each."""
     return {LOSSES: torch.stack(list(losses)), **{f"epoch/{number}": state for number, state in enumerate(states)}}
 
 

@@ -80,8 +80,8 @@ def marks_of(batch: Batch) -> dict[str, Tensor]:
 class Unfinished:
     """The steps of an epoch that a checkpoint within it holds; without any, the checkpoint is one between epochs.
 
-    That is: the losses, the states of dropout's generators and of the extras after the last step, and the SHA-256 of
-    what tells its batch from others.
+    That is: the losses, the states of the extras and of the generators that a step draws from, after the last step, and
+    the SHA-256 of what tells its batch from others.
     """
 
     losses: Sequence[Tensor] = ()
@@ -90,7 +90,7 @@ class Unfinished:
     batch: str = ""
 
     def restore(self, batch: Batch, network: nn.Module, extras: Mapping[str, Any], place: str) -> None:
-        """Set extras and dropout's generators as they were after the last step; `batch` is the one of that step now.
+        """Set extras and generators as they were after the last step; `batch` is the one of that step now.
 
         KDError for another number of generators. Warns (OtherBatches) if the batch had other labels or row numbers.
         """

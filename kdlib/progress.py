@@ -1,8 +1,8 @@
 """The state of a training, and its checkpoint: a training that is killed at any instruction goes on from there.
 
 Between epochs, a checkpoint holds the state of network and optimizer, the history, the weights that were kept, and the
-trace. Within an epoch, it also holds the losses of the steps done and the state of the generators of dropout, so that
-the training ends in the same bytes as one that was not interrupted. It also says whose it is; another's is refused.
+trace. Within an epoch, it also holds the losses of the steps done and the states of the generators that a step draws
+from, so that the training ends in the same bytes as one without interruption. A checkpoint of another is refused.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ class Progress:
         return len(self.losses)
 
     def steps_are_skipped(self, batch: Batch) -> None:
-        """Set dropout's generators, learning rates and extras as they were after the checkpoint's last step."""
+        """Set the generators, learning rates and extras as they were after the checkpoint's last step."""
         self.resumed.restore(batch, self.network, self.extras, self._place())
         self.rates.restore(self.optimizers, self._loaded)
 

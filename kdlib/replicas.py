@@ -36,6 +36,7 @@ from kdlib.checks import check_number, whole_number
 from kdlib.errors import KDError
 from kdlib.modes import evaluated_within, warn_of_modes
 from kdlib.products import ConvolutionsAsProducts
+from kdlib.seeds import OTHERS
 
 __all__ = [
     "CONVOLUTIONS",
@@ -276,12 +277,15 @@ def refusing_what_vmap_refuses() -> Iterator[None]:
         ) from error
 
 
-def layer_generators(model: nn.Module) -> list[torch.Generator]:
-    """Return the generators that dropout draws from: those of the members, or torch's global ones."""
-    if isinstance(model, Replicas):
-        return model.generators
+def layer_generators(model: nn.Module) -> list[Any]:
+    """Return the generators that a step draws from: those of the members' dropout, and the global ones.
+
+    The global ones are torch's, NumPy's and Python's: layers, objective and batches may draw from each.
+    """
+    members = model.generators if isinstance(model, Replicas) else []
     cuda = sorted({value.device.index for value in model.parameters() if value.is_cuda})
-    return [torch.default_generator, *(torch.cuda.default_generators[index] for index in cuda)]
+    on_cuda = [torch.cuda.default_generators[index] for index in cuda]
+    return [*members, torch.default_generator, *on_cuda, *OTHERS]
 
 
 def _copied(network: nn.Module) -> nn.Module:

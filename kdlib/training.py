@@ -39,7 +39,7 @@ from kdlib.packing import device_of, tensors_of_state, unwrapped
 from kdlib.predictions import evaluating, predict_logits
 from kdlib.progress import Progress
 from kdlib.replicas import Replicas, refusing_what_vmap_refuses
-from kdlib.seeds import derive_seed, torch_generators_put_back
+from kdlib.seeds import derive_seed, global_generators_put_back, seed_globally
 from kdlib.targets import SoftTargets
 from kdlib.trace import Objective
 from kdlib.trainable import (
@@ -96,10 +96,12 @@ def epochs(
     """Train until `count` epochs are done; yield each epoch's number (from 1) after its last step.
 
     `batches(epoch)` returns the epoch's batches and must depend only on the epoch. `rate(epoch)` is the learning rate;
-    without it the optimizer keeps its own. Within an epoch, only `batches` may change the learning rate. torch's global
-    generators, from which dropout draws, get a new seed each epoch, so a resumed run is equal to one without
-    interruption; after the loop they are as before. Replicas need one seed for each member. A run that was interrupted
-    within an epoch goes through the batches of the steps done again, without a step.
+    without it the optimizer keeps its own. Within an epoch, only `batches` may change the learning rate. A run that was
+    interrupted within an epoch goes through the batches of the steps done again, without a step.
+
+    The global generators of torch (from which dropout draws), NumPy and Python get a new seed each epoch, so a resumed
+    run is equal to one without interruption; after the loop they are as before. Replicas need one seed for each member.
+    Their dropout has these seeds; what their objective or batches draw from global generators is of the first one.
 
     The model is in training mode during the steps. A module that is in evaluation mode when the loop starts, or at the
     end of its body, while others are in training mode, remains so: a frozen batch norm, or a teacher within the model.
@@ -136,11 +138,12 @@ def epochs(
     make_step, first = _step(progress, tracer.noting_outputs(watched)), progress.epoch + 1
     copies = Copies(progress.network, progress.extras, progress.optimizer)
     infinite = weights_that_are_not_finite(progress.optimizers)
-    with torch_generators_put_back():
+    with global_generators_put_back():
         for epoch in range(first, last + 1):
+            of_layers = _seed_generators(progress.model, seeds, epoch)
             if rate is not None:
                 progress.rates.set_all(progress.optimizer, rate(epoch))
-            tracer.epoch_begins(epoch, _seed_layers(progress.model, seeds, epoch))
+            tracer.epoch_begins(epoch, of_layers)
             progress.model.train()
             modes = progress.layers.begin_steps()
             done = progress.epoch_begins()
@@ -231,13 +234,12 @@ def _seeds(seed: SupportsIndex | Sequence[SupportsIndex], model: nn.Module) -> l
     return seeds
 
 
-def _seed_layers(model: nn.Module, seeds: Sequence[int], epoch: int) -> list[int]:
-    """Seed dropout for an epoch and return the seeds, one for each student."""
+def _seed_generators(model: nn.Module, seeds: Sequence[int], epoch: int) -> list[int]:
+    """Seed dropout and the global generators for an epoch, and return the seeds of dropout, one for each student."""
     derived = [derive_seed(seed, "layers", epoch) for seed in seeds]
     if isinstance(model, Replicas):
         model.seed_layers(derived)
-    else:
-        torch.manual_seed(*derived)
+    seed_globally(derived[0])  # of the first student: what an objective draws for a stack is for all of it
     return derived
 
 

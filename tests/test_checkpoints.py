@@ -643,7 +643,7 @@ def test_a_checkpoint_of_another_shape_is_told_by_its_key(tmp_path, change, name
 
 
 def test_within_an_epoch_another_number_of_generators_is_told(tmp_path):
-    """A CPU has one, a CUDA device two."""
+    """On a CPU there are those of torch, NumPy and Python, and each CUDA device has one more."""
     path = tmp_path / "checkpoint"
 
     def stop(progress):
@@ -653,8 +653,8 @@ def test_within_an_epoch_another_number_of_generators_is_told(tmp_path):
     with pytest.raises(Killed):
         train(path, on_step=stop)
     tensors, notes = load_tensors(path)
-    save_tensors(path, tensors | {"epoch/1": tensors["epoch/0"]}, notes)
-    with pytest.raises(KDError, match=r"expected the states of 1 generators .* found 2; go on with the kind of device"):
+    save_tensors(path, tensors | {"epoch/3": tensors["epoch/0"]}, notes)
+    with pytest.raises(KDError, match=r"expected the states of 3 generators .* found 4; go on with the kind of device"):
         train(path)
     save_tensors(path, tensors, notes)
     assert train(path).epoch == 2

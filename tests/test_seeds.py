@@ -1,10 +1,13 @@
 """Random streams: functions of (seed, name, epoch), and no two are the same."""
 
 import hashlib
+import random
 
+import numpy as np
+import pytest
 import torch
 
-from kdlib.seeds import derive_seed, generator
+from kdlib.seeds import OTHERS, derive_seed, generator, seeded
 
 
 def test_is_the_first_63_bits_of_the_sha256_of_the_triple():
@@ -33,3 +36,19 @@ def test_a_stream_leaves_the_global_generator_alone():
     torch.manual_seed(5)
     torch.rand(3, generator=generator(1, "weights"))
     assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("before", range(3))
+def test_states_of_numpy_and_python_as_numbers_are_whole(before):
+    """Each keeps the second of two normal numbers, which is none after an even number of draws."""
+
+    def draws(count):
+        return [(np.random.randn(), np.random.rand(), random.gauss(0, 1), random.random()) for _ in range(count)]
+
+    with seeded(before):
+        draws(before)
+        states = [each.get_state() for each in OTHERS]
+        expected = draws(700)
+        for each, state in zip(OTHERS, states, strict=True):
+            each.set_state(state)
+        assert draws(700) == expected

@@ -3,9 +3,11 @@
 import copy
 import math
 import os
+import random
 import re
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -126,15 +128,35 @@ def test_student_trains_again_after_a_validation(examples):
     assert model[1].num_batches_tracked == 3 * steps
 
 
-def test_what_the_body_draws_does_not_move_the_next_epoch(examples):
+@pytest.mark.parametrize("draw", [torch.rand, np.random.randn, lambda count: random.gauss()])
+def test_what_the_body_draws_does_not_move_the_next_epoch(examples, draw):
     found = []
     for disturb in (False, True):
         model = network()
-        for _ in epochs(Progress(model, adam(model)), Batches(examples, SIZE, SEED), hard_targets, count=2, seed=SEED):
+
+        def objective(outputs, batch):
+            return (1 + float(np.random.rand()) + random.random()) * hard_targets(outputs, batch)
+
+        def rate(epoch):
+            return 0.01 * float(torch.rand(()) + np.random.rand() + random.random())
+
+        progress = Progress(model, adam(model))
+        for _ in epochs(progress, Batches(examples, SIZE, SEED), objective, count=2, seed=SEED, rate=rate):
             if disturb:
-                torch.rand(17)
+                draw(17)
         found.append(bits(model))
     assert same(*found)
+
+
+def test_global_generators_are_as_before_after_the_loop(examples):
+    def states():
+        return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
+
+    model, before = network(), states()
+    for _ in epochs(Progress(model, adam(model)), Batches(examples, SIZE, SEED), hard_targets, count=1, seed=SEED):
+        assert all(now != then for now, then in zip(states(), before, strict=True))
+        np.random.rand(), random.random()
+    assert states() == before
 
 
 def test_dropout_differs_between_epochs(examples):

@@ -1,7 +1,9 @@
 """Checkpoints within an epoch: a training killed after any step ends in the bytes of one that was not interrupted."""
 
+import random
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -100,7 +102,29 @@ def replicas():
     return model, adam(model), batches, lambda outputs, batch: each(outputs, batch.labels), seeds
 
 
-KINDS = [alone, rates_by_step, augmented, replicas]
+def drawn():
+    """A number that depends on all global generators; an odd number of normal ones, as the second is kept."""
+    return float(torch.rand(())) + np.random.randn() + random.random() + random.gauss(0, 1)
+
+
+def draws_globally():
+    """Objective and batches draw from the global generators, and so does the order of the rows."""
+    model, optimizer, *_ = alone()
+
+    def batches(epoch):
+        for rows in np.array_split(np.random.permutation(N), STEPS):
+            rows = torch.from_numpy(rows)
+            yield Batch(INPUTS[rows] + drawn(), EXAMPLES.labels[rows], rows)
+
+    return model, optimizer, batches, lambda outputs, batch: drawn() ** 2 * cross_entropy(outputs, batch.labels), SEED
+
+
+def replicas_draw_globally():
+    model, optimizer, batches, objective, seeds = replicas()
+    return model, optimizer, batches, lambda outputs, batch: drawn() ** 2 * objective(outputs, batch), seeds
+
+
+KINDS = [alone, rates_by_step, augmented, replicas, draws_globally, replicas_draw_globally]
 
 
 def trained(kind, path):
@@ -108,7 +132,7 @@ def trained(kind, path):
     model, optimizer, batches, objective, seed = kind()
     progress = Progress(model, optimizer, checkpoint=path)
     for epoch in training.epochs(progress, batches, objective, count=EPOCHS, seed=seed):
-        torch.rand(5)
+        drawn()
         progress.keep(f"epoch {epoch}")
         if epoch == 1:
             with torch.no_grad():
