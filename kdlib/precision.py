@@ -5,10 +5,13 @@ TF32 keeps 10 of the 23 bits of a float32's fraction. A run that says "float32" 
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 
 from kdlib.errors import KDError
@@ -37,28 +40,58 @@ def set_precision(precision: str) -> None:
 
 @contextmanager
 def usual_settings(device: torch.device) -> Iterator[None]:
-    """Give what is within torch's own settings, whatever those of the process are, and put these back afterwards.
+    """Give what is within torch's and NumPy's own settings, whatever those of the process are.
 
-    That is: float32 as the type of new tensors, products and convolutions of a CPU in float32, gradients, no autocast.
-    A notebook may have set others, or the run before in this process, and a result must not depend on them.
+    That is: float32 as the type of new tensors, products and convolutions of a CPU in float32 and by oneDNN, gradients,
+    no autocast, no deterministic algorithms, no search for anomalies, and NumPy's errors as warnings. Afterwards these
+    are put back, and the number of threads, the default device, the treatment of denormal numbers and the current
+    folder too. A notebook may have set others, or the run before in this process: no result must depend on them.
     """
     kinds = [getattr(torch.backends.mkldnn, name, None) for name in ("matmul", "conv", "rnn")]
     layers: list[Any] = [kind for kind in kinds if hasattr(kind, "fp32_precision")]  # older versions of torch have none
-    dtype, precisions = torch.get_default_dtype(), [layer.fp32_precision for layer in layers]
     with ExitStack() as settings:
         for kind in {"cpu", device.type}:
             settings.enter_context(torch.autocast(kind, enabled=False))
         settings.enter_context(torch.inference_mode(False))
         settings.enter_context(torch.enable_grad())
-        try:
-            torch.set_default_dtype(torch.float32)
-            for layer in layers:
-                layer.fp32_precision = "ieee"
-            yield
-        finally:
-            torch.set_default_dtype(dtype)
-            for layer, precision in zip(layers, precisions, strict=True):
-                layer.fp32_precision = precision
+        settings.enter_context(torch.autograd.set_detect_anomaly(False))
+        settings.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))
+        settings.enter_context(_folder_put_back())
+        settings.callback(torch.set_num_threads, torch.get_num_threads())
+        settings.callback(_set_default_device, torch.get_default_device())
+        settings.callback(torch.set_flush_denormal, sys.float_info.min / 2 == 0)  # torch does not say how it is set
+        settings.callback(torch.set_default_dtype, torch.get_default_dtype())
+        settings.callback(setattr, torch.backends.mkldnn, "enabled", torch.backends.mkldnn.enabled)
+        warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        settings.callback(torch.use_deterministic_algorithms, deterministic, warn_only=warn_only)
+        for layer in layers:
+            settings.callback(setattr, layer, "fp32_precision", layer.fp32_precision)
+            layer.fp32_precision = "ieee"
+        torch.set_default_dtype(torch.float32)
+        torch.backends.mkldnn.enabled = True  # type: ignore[assignment]  # torch's hints say what it is made by
+        torch.use_deterministic_algorithms(False)
+        yield
+
+
+@contextmanager
+def _folder_put_back() -> Iterator[None]:
+    """Return to the current folder afterwards, if it was left: a relative name means another file elsewhere."""
+    try:
+        folder, before = os.getcwd(), os.stat(".")
+    except OSError:  # it is deleted, so nothing can return to it
+        yield
+        return
+    try:
+        yield
+    finally:
+        if not os.path.samestat(os.stat("."), before):  # by its name, a folder that was renamed would be another one
+            os.chdir(folder)
+
+
+def _set_default_device(device: torch.device) -> None:
+    if torch.get_default_device() != device:  # a default that is set costs time at each call, that of torch none
+        torch.set_default_device(None if device == torch.device("cpu") else device)
 
 
 def arithmetic() -> dict[str, str]:

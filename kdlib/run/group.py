@@ -103,6 +103,7 @@ def train_group(group: Group, setting: Setting, report: Report) -> Outcome:
                 for job in missing:
                     report(Event("started", job))
                 with usual_settings(torch.device(setting.compute.device)):
+                    torch.set_num_threads(setting.compute.threads)
                     _train(experiment, made_by, group, missing, setting, report)
         return Outcome()
     except Elsewhere:
@@ -158,7 +159,9 @@ def _train(
     setting: Setting,
     report: Report,
 ) -> None:
-    store, work = setting.store, work_folder(group, setting.checkpoints or setting.store)
+    # By absolute names: a training function may change the current folder, which is put back at the end.
+    store = Store(setting.store.folder.absolute())
+    work = work_folder(group, setting.checkpoints or setting.store).absolute()
     parents = [{role: (store.resolve(run), snapshot) for role, (run, snapshot) in job.parents.items()} for job in group]
     bound = [{role: parent.digests() for role, (parent, _) in roles.items()} for roles in parents]
     # Named by source files and parents: a run that was begun with others starts again, so that no run is of both.

@@ -14,6 +14,7 @@ from typing import Any
 
 from kdlib.errors import KDError, error_in_user_code
 from kdlib.parts import Parts
+from kdlib.precision import usual_settings
 from kdlib.run.environment import source_files
 from kdlib.seeds import seeded
 
@@ -40,7 +41,10 @@ class LoadedOnce:
         self.known: list[_Loaded] = []
 
     def __call__(self, config: Any, folders: Mapping[str, Path]) -> Any:
-        """Return the data of a configuration. What they draw from global generators is the same in each process."""
+        """Return the data of a configuration. What they draw from global generators is the same in each process.
+
+        What `load_data` sets for the whole process is put back: it is called for the first of several runs alone.
+        """
         for each in self.known:
             # As text: 1 and True are equal, and not the same.
             same = all(repr(getattr(config, name)) == repr(value) for name, value in each.read.items())
@@ -48,7 +52,7 @@ class LoadedOnce:
                 return each.data
         watched = _Watched(config)
         try:
-            with seeded(0):
+            with usual_settings(torch.device("cpu")), seeded(0):
                 data = self.load(watched, folders)
         except KDError:
             raise

@@ -38,7 +38,6 @@ class Here:
     def __init__(self, setting: Setting, report: Report) -> None:
         self.setting, self.report, self.free, self.busy = setting, report, 1, False
         self.done: list[tuple[Group, Outcome]] = []
-        torch.set_num_threads(setting.compute.threads)
 
     def begin(self, group: Group) -> None:
         """Train a group to its end."""

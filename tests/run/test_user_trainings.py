@@ -1,12 +1,20 @@
 """Training functions as users write them: torch's settings, two stages, odd results, and long errors."""
 
+import functools
+import os
+import sys
+import tempfile
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from kdlib.run.engine import execute
 from kdlib.run.experiment import Arm, Compute
+from kdlib.run.loaded import LoadedOnce
 from kdlib.run.plan import plan
 from kdlib.run.store import Store
 from tests.conftest import contents, module_of
@@ -46,33 +54,98 @@ def without_gradients():
     torch.set_grad_enabled(False)
 
 
+def by_threads():
+    torch.set_num_threads(3)
+
+
+def by_deterministic_algorithms():
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def without_onednn():
+    torch.backends.mkldnn.enabled = False
+
+
+def by_errors_of_numpy():
+    np.seterr(all="raise")
+
+
+def by_anomalies():
+    torch.autograd.set_detect_anomaly(True)
+
+
+def by_denormal_numbers():
+    torch.set_flush_denormal(True)
+
+
+def by_default_device():
+    torch.set_default_device("meta")
+
+
+def by_folder():
+    os.chdir(tempfile.gettempdir())
+
+
+FOR_ALL = [by_default_type, by_precision, without_gradients, by_threads, by_deterministic_algorithms, without_onednn]
+FOR_ALL += [by_errors_of_numpy, by_anomalies, by_folder]
+REMAIN = [*FOR_ALL, by_denormal_numbers, by_default_device]  # settings that no run may leave to the next one
+
+
+def settings():
+    return {
+        "type": torch.get_default_dtype(),
+        "precision": torch.get_float32_matmul_precision(),
+        "gradients": torch.is_grad_enabled(),
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "warns only": torch.is_deterministic_algorithms_warn_only_enabled(),
+        "oneDNN": torch.backends.mkldnn.enabled,
+        "errors": np.geterr(),
+        "anomalies": torch.is_anomaly_enabled(),
+        "denormal": sys.float_info.min / 2 > 0,
+        "device": torch.get_default_device(),
+        "folder": os.getcwd(),
+    }
+
+
 @pytest.fixture
 def settings_put_back():
-    before = torch.get_default_dtype(), torch.get_float32_matmul_precision(), torch.is_grad_enabled()
+    before = settings()
     yield before
-    torch.set_default_dtype(before[0])
-    torch.set_float32_matmul_precision(before[1])
-    torch.set_grad_enabled(before[2])
+    torch.set_default_dtype(before["type"])
+    torch.set_float32_matmul_precision(before["precision"])
+    torch.set_grad_enabled(before["gradients"])
+    torch.set_num_threads(before["threads"])
+    torch.use_deterministic_algorithms(before["deterministic"], warn_only=before["warns only"])
+    torch.backends.mkldnn.enabled = before["oneDNN"]
+    np.seterr(**before["errors"])
+    torch.autograd.set_detect_anomaly(before["anomalies"])
+    torch.set_flush_denormal(not before["denormal"])
+    torch.set_default_device(None)
+    os.chdir(before["folder"])
 
 
-@pytest.mark.parametrize("change", [by_default_type, by_precision, without_gradients])
+@pytest.mark.parametrize("change", FOR_ALL)
 def test_a_result_does_not_depend_on_the_settings_of_the_process(trained, settings_put_back, change):
     plain, failed = trained(lambda run, usual: usual(run))
     assert not failed
     change()
-    changed = torch.get_default_dtype(), torch.get_float32_matmul_precision(), torch.is_grad_enabled()
+    changed = settings()
     assert changed != settings_put_back
     with torch.autocast("cpu", torch.bfloat16):
         other, failed = trained(lambda run, usual: usual(run), "other")
     assert not failed
     assert weights_of(other) == weights_of(plain)
     assert len(weights_of(plain)) == 1
-    assert (torch.get_default_dtype(), torch.get_float32_matmul_precision(), torch.is_grad_enabled()) == changed
+    assert settings() == changed
 
 
-@pytest.mark.parametrize("change", [by_default_type, by_precision, without_gradients])
+@pytest.mark.parametrize("change", REMAIN)
 def test_a_run_does_not_depend_on_the_one_before_it(trained, settings_put_back, change):
+    found = []
+
     def leaves_it_changed(run, usual):
+        found.append(settings() | {"precision": ""})  # torch's name of it stays, but no product is computed in it
         result = usual(run)
         change()
         return result
@@ -80,8 +153,54 @@ def test_a_run_does_not_depend_on_the_one_before_it(trained, settings_put_back, 
     plain, failed = trained(lambda run, usual: usual(run), seeds=(0, 1))
     other, failed_too = trained(leaves_it_changed, "other", seeds=(0, 1))
     assert not failed + failed_too
+    assert found[0] == found[1]
     assert weights_of(other) == weights_of(plain)
     assert len(weights_of(plain)) == 2
+
+
+@pytest.mark.parametrize("change", REMAIN)
+def test_what_load_data_sets_is_not_left_to_the_first_run(toy, settings_put_back, change):
+    def load_data(config, folders):
+        change()
+        return SimpleNamespace(digest="d")
+
+    LoadedOnce(load_data)(object(), {})
+    assert settings() | {"precision": ""} == settings_put_back | {"precision": ""}
+
+
+def test_runs_and_checkpoints_are_in_their_store_whatever_folder_a_training_goes_to(
+    toy, tmp_path, monkeypatch, settings_put_back
+):
+    elsewhere, module = tmp_path / "elsewhere", module_of("toy")
+    elsewhere.mkdir()
+    fails = [True]
+
+    def goes_away(train):
+        @functools.wraps(train)
+        def function(run):
+            os.chdir(elsewhere)
+            result = train(run)
+            if run.parents and fails:
+                raise RuntimeError("stopped")
+            return result
+
+        return function
+
+    arms = [replace(toy.arm(name), train=goes_away(toy.arm(name).train)) for name in ("teacher", "distilled")]
+    made = replace(toy, arms=tuple(arms), check=("teacher", "distilled"))
+    monkeypatch.setattr(module, "EXPERIMENT", made)
+    monkeypatch.chdir(tmp_path)
+    store = Store(Path("store"))
+    jobs = plan(made, toy.profile("quick"), ["distilled"], [0], Compute(), {})
+    (why,) = execute(jobs, store, compute=Compute(), folders={}).failed.values()
+    assert "RuntimeError: stopped (traceback in store/work/" in why
+    (work,) = (tmp_path / "store/work").iterdir()
+    assert {path.name.partition("-")[0] for path in work.iterdir()} >= {"checkpoint", "seconds", "error.txt"}
+    fails.clear()
+    assert not execute(jobs, store, compute=Compute(), folders={}).failed
+    assert len(store.ids()) == 2
+    assert Path.cwd() == tmp_path
+    assert [*elsewhere.iterdir()] == []
 
 
 def test_a_second_training_of_a_run_is_refused_before_it_begins(trained):
