@@ -43,7 +43,7 @@ class _OfNumPy:
         """Return the state; float64 holds its words of 32 bits as they are."""
         whole = np.random.get_state(legacy=False)
         words, position = whole["state"]["key"].tolist(), whole["state"]["pos"]
-        return torch.tensor([*words, position, whole["has_gauss"], whole["gauss"]], dtype=torch.float64)
+        return torch.tensor([*words, position, whole["has_gauss"], whole["gauss"]], dtype=torch.float64, device="cpu")
 
     def set_state(self, state: Tensor) -> None:
         """Set the state that `get_state` returned."""
@@ -61,7 +61,7 @@ class _OfPython:
     def get_state(self) -> Tensor:
         """Return the state; NaN stands for no kept number, and float64 holds words of 32 bits as they are."""
         _, words, kept = random.getstate()
-        return torch.tensor([*words, math.nan if kept is None else kept], dtype=torch.float64)
+        return torch.tensor([*words, math.nan if kept is None else kept], dtype=torch.float64, device="cpu")
 
     def set_state(self, state: Tensor) -> None:
         """Set the state that `get_state` returned."""
