@@ -20,10 +20,10 @@ from torch import Tensor, fx, nn
 
 from kdlib.files import tensor_digest
 
-__all__ = ["attributes_of", "class_of", "reached", "same"]
+__all__ = ["GENERATORS", "attributes_of", "class_of", "content", "reached", "same"]
 
 _PLAIN = bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size
-_GENERATORS = torch.Generator, np.random.Generator, np.random.BitGenerator, np.random.RandomState, random.Random
+GENERATORS = torch.Generator, np.random.Generator, np.random.BitGenerator, np.random.RandomState, random.Random
 _HEAP_TYPE = 1 << 9  # of a class's flags: not set if C code defines the class, once
 _OF_C = types.MemberDescriptorType, types.GetSetDescriptorType, types.MethodDescriptorType, types.WrapperDescriptorType
 _OF_EVERY_CLASS = {"__dict__", "__weakref__", "__doc__", "__module__", "__slotnames__", "_abc_impl"}
@@ -78,7 +78,7 @@ class _Descriptions:
         if id(value) in self._met:
             return ["met", self._met[id(value)][0]]
         self._met[id(value)] = len(self._met), value
-        if isinstance(value, _GENERATORS):
+        if isinstance(value, GENERATORS):
             return type(value)
         if isinstance(value, weakref.ref):
             return ["weakref", self.of(value())]
@@ -112,7 +112,7 @@ class _Descriptions:
 
     def _function(self, value: Any) -> Any:
         if isinstance(value, types.FunctionType):
-            cells = [self.of(_content(cell)) for cell in value.__closure__ or ()]
+            cells = [self.of(content(cell)) for cell in value.__closure__ or ()]
             settings = self.of([value.__defaults__, value.__kwdefaults__, vars(value)])
             return [value.__qualname__, value.__code__, id(value.__globals__), cells, settings]
         if isinstance(value, types.MethodType):
@@ -150,8 +150,9 @@ class _Descriptions:
         return reduced if isinstance(reduced, str) else [self.of(part) for part in reduced]
 
 
-def _content(cell: types.CellType) -> Any:
+def content(cell: types.CellType) -> Any:
+    """Return what a function has taken with it, or a text if the variable has no value yet."""
     try:
         return cell.cell_contents
-    except ValueError:  # the variable has no value yet
+    except ValueError:
         return "no value"

@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_leaves
 from kdlib.batches import Batch, Examples
 from kdlib.captured import CapturedStep
 from kdlib.checks import check_kind, check_number, whole_number
-from kdlib.copies import Copies
+from kdlib.copies import Copies, OwnGenerators
 from kdlib.epoch import checked
 from kdlib.errors import KDError, NonFiniteLoss
 from kdlib.files import tensor_digest
@@ -134,6 +134,7 @@ def epochs(
     tracer = progress.tracer
     if not tracer.traces:
         tracer.begin(batches)
+    held = OwnGenerators([] if progress.checkpoint is None else [objective, batches, rate], progress.extras)
     watched = WatchedObjective(objective, progress.network, progress.extras)
     make_step, first = _step(progress, tracer.noting_outputs(watched)), progress.epoch + 1
     copies = Copies(progress.network, progress.extras, progress.optimizer)
@@ -165,6 +166,7 @@ def epochs(
             progress.epoch_ends(means)
             if epoch == first:
                 watched.warn(progress.optimizers)
+                held.look(progress.label or "training")
             yield epoch
             progress.layers.freeze()
             progress.save()

@@ -1,21 +1,26 @@
 """Losses, inputs and members of Replicas that are nearly right: told, or right."""
 
 import copy
+import functools
 import itertools
+import random
 from dataclasses import replace
+from random import random as draw_of_python
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.utils.prune
+from numpy.random import rand
 from torch import nn
 
 from kdlib.batches import Batches, Examples
-from kdlib.copies import CopyNotSaved
+from kdlib.copies import CopyNotSaved, GeneratorNotSaved
 from kdlib.errors import KDError, NonFiniteLoss
 from kdlib.losses import soft_target_kl
 from kdlib.networks import keras_glorot_
 from kdlib.replicas import Replicas
-from kdlib.seeds import generator
+from kdlib.seeds import derive_seed, generator
 from kdlib.training import Progress, epochs, hard_targets, predict_logits
 from tests.small_trainings import BATCHES, EXAMPLES, INPUTS, STEPS, adam, same, student, train
 
@@ -335,3 +340,81 @@ def test_copies_that_are_something_else_end_no_training(tmp_path, monkeypatch, c
         body=lambda epoch: None if first or epoch != 3 else change(other),
     )
     assert half_made is not None
+
+
+GENERATORS = {
+    "torch": (lambda: torch.Generator().manual_seed(5), lambda draws: float(torch.rand((), generator=draws))),
+    "NumPy": (lambda: np.random.default_rng(5), lambda draws: draws.random()),
+    "older NumPy": (lambda: np.random.RandomState(5), lambda draws: draws.rand()),
+    "Python": (lambda: random.Random(5), lambda draws: draws.random()),
+}
+OF_MODULE = random.Random(5)
+
+
+class Noisy:
+    def __init__(self, draws, draw):
+        self.draws, self.draw = draws, draw
+
+    def __call__(self, outputs, batch):
+        return hard_targets(outputs, batch) * (1 + self.draw(self.draws))
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+def in_closure(draws, draw):
+    return lambda outputs, batch: hard_targets(outputs, batch) * (1 + draw(draws))
+
+
+def in_function_of_closure(draws, draw):
+    objective = in_closure(draws, draw)
+    return lambda outputs, batch: objective(outputs, batch)
+
+
+def in_partial(draws, draw):
+    return functools.partial(lambda draws, outputs, batch: hard_targets(outputs, batch) * (1 + draw(draws)), draws)
+
+
+def told_of_generators(recwarn):
+    return sum(each.category is GeneratorNotSaved for each in recwarn)
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+@pytest.mark.parametrize("holder", [in_closure, in_function_of_closure, in_partial, Noisy])
+def test_a_generator_of_the_objective_that_no_checkpoint_holds_is_told_once(tmp_path, recwarn, kind, holder):
+    make, draw = GENERATORS[kind]
+    network = student()
+    train(Progress(network, adam(network), checkpoint=tmp_path / "c"), 3, holder(make(), draw))
+    assert told_of_generators(recwarn) == 1
+
+
+def test_a_generator_of_a_module_and_one_of_the_batches_are_told(tmp_path, recwarn):
+    network, draws = student(), np.random.default_rng(5)
+    batches = Batches(EXAMPLES, 8, 0, augment=lambda epoch: lambda inputs: inputs + draws.random(), view="noise")
+    train(Progress(network, adam(network), checkpoint=tmp_path / "c"), batches=batches)
+    assert told_of_generators(recwarn) == 1
+    network = student()
+    by_module = Progress(network, adam(network), checkpoint=tmp_path / "other")
+    train(by_module, 2, lambda outputs, batch: hard_targets(outputs, batch) * (1 + OF_MODULE.random()))
+    assert told_of_generators(recwarn) == 2
+
+
+def test_generators_that_a_stop_does_not_change_are_not_told(tmp_path, recwarn):
+    made = np.random.default_rng(5), torch.Generator().manual_seed(5)
+    noisy = Noisy(random.Random(5), lambda draws: draws.random())
+
+    def objective(outputs, batch):  # of an extra, of the checkpoint itself, and one that only waits
+        return noisy(outputs, batch) * (1 + rand() + draw_of_python()) + 0 * len(str(made[0]))
+
+    def batches(epoch):
+        made[1].manual_seed(derive_seed(0, "order", epoch))
+        for batch in BATCHES(epoch):
+            yield replace(batch, inputs=batch.inputs + torch.rand((), generator=made[1]))
+
+    for place, extras in ((None, {}), (tmp_path / "c", {"noise": noisy})):
+        network = student()
+        train(Progress(network, adam(network), checkpoint=place, extras=extras), 2, objective, batches=batches)
+    assert told_of_generators(recwarn) == 0
