@@ -12,6 +12,8 @@ from pathlib import Path
 from types import MethodType, ModuleType
 from typing import Any
 
+import torch
+
 from kdlib.errors import KDError, error_in_user_code
 from kdlib.parts import Parts
 from kdlib.precision import usual_settings
