@@ -20,7 +20,7 @@ from kdlib.progress import Progress
 from kdlib.run.contradictions import check_config, check_experiment
 from kdlib.run.environment import source_digest
 from kdlib.run.imported import imported
-from kdlib.run.loaded import LoadedOnce, modules_put_back
+from kdlib.run.loaded import LoadedOnce, Members, modules_put_back
 from kdlib.run.store import Description, FinishedRun, Result
 from kdlib.seeds import generator
 from kdlib.targets import SoftTargets
@@ -58,7 +58,7 @@ class Arm:
         if self.mapped is None:
             found = [cast(Callable[[Run], Result], self.train)(run) for run in runs]
         else:
-            found = cast(Callable[[Sequence[Run]], list[Result]], self.train)(runs)
+            found = cast(Callable[[Sequence[Run]], list[Result]], self.train)(Members(runs))
         kinds = [type(each).__name__ for each in found] if isinstance(found, list | tuple) else [type(found).__name__]
         if kinds != ["Result"] * len(runs):
             raise KDError(

@@ -1,4 +1,4 @@
-"""Data that are read once for all runs that need the same; what a run changes in them is put back, or refused."""
+"""What keeps the runs of a process apart: data that are read once, modules, and the seeds of students side by side."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from kdlib.errors import KDError, error_in_user_code
 from kdlib.parts import Parts
 from kdlib.precision import usual_settings
 from kdlib.run.environment import source_files
-from kdlib.seeds import seeded
+from kdlib.seeds import derive_seed, seed_globally, seeded
 
-__all__ = ["LoadedOnce", "modules_put_back"]
+__all__ = ["LoadedOnce", "Members", "modules_put_back"]
 
 SHOWN = 3  # changed parts that an error names
 
@@ -110,6 +110,22 @@ def modules_put_back(folder: Path) -> Iterator[None]:
             for name, value in names.items():
                 setattr(module, name, value)
         parts.put_back()
+
+
+class Members(list[Any]):
+    """The runs of a mapped arm: until a training begins, who takes one finds the global generators seeded by it.
+
+    So the first weights that torch gives a student do not depend on which others are trained beside it.
+    """
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self.__getitem__, range(len(self)))
+
+    def __getitem__(self, key: Any) -> Any:
+        found = super().__getitem__(key)
+        if not isinstance(key, slice) and not any(run.trainings for run in super().__iter__()):
+            seed_globally(derive_seed(found.seed, "global"))
+        return found
 
 
 class _Watched:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections import Counter, UserList
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from types import SimpleNamespace
@@ -331,15 +331,12 @@ def experiment(root, monkeypatch):
     return found
 
 
-class Seen(UserList):
-    """A list of the tests, which is not put back after a run, as one of the experiment would be."""
-
-
 @pytest.fixture
 def calls(experiment, monkeypatch):
     """The labels of the runs that this process has trained, one list for each call of a training function."""
-    seen = Seen()
-    monkeypatch.setattr(module_of("groups"), "calls", seen)
+    seen = []
+    # A class is left as it is after a run; a list would be put back.
+    monkeypatch.setattr(module_of("groups"), "calls", type("Calls", (), {"append": seen.append}))
     return seen
 
 

@@ -1,6 +1,7 @@
 """A run depends on its own configuration, data and seed, and not on what ran before it in the same process."""
 
 import copy
+import os
 import pickle
 import random
 import re
@@ -10,6 +11,7 @@ from array import array
 from collections import UserDict
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import NamedTuple
 
@@ -26,6 +28,7 @@ from kdlib.run.experiment import Arm, Compute
 from kdlib.run.loaded import LoadedOnce
 from kdlib.run.plan import plan
 from kdlib.run.store import Result, Store
+from kdlib.seeds import seeded
 from kdlib.training import epochs, hard_targets
 from tests.conftest import contents, module_of, write_toy
 
@@ -319,12 +322,15 @@ def test_a_network_at_the_top_of_a_module_has_the_same_weights_in_each_process(t
     write_toy(tmp_path)
     path = tmp_path / "replications" / "toy" / "experiment.py"
     path.write_text(f"{path.read_text()}\nNETWORK = nn.Linear(3, 2)\n")
+    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     code = (
         "from kdlib.run.experiment import load_experiment; import sys; load_experiment('toy');"
         "print(sys.modules['replications.toy.experiment'].NETWORK.weight.tolist())"
     )
     made = [
-        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, env=here, capture_output=True, text=True, check=True
+        ).stdout
         for _ in range(2)
     ]
     assert made[0] == made[1] != ""
@@ -339,6 +345,39 @@ def torchs_own(run, **settings):
         progress.record(noise=noise)
     progress.keep("final")
     return Result({"final": {"accuracy": noise / 3}}, progress.history, progress.kept)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda runs: [nn.Linear(3, 2) for _ in runs],
+        lambda runs: [nn.Linear(3, 2) for _, run in enumerate(runs) if run.config is not None],
+        lambda runs: [nn.Linear(3, 2) for number in range(len(runs)) if runs[number]],
+    ],
+)
+def test_first_weights_of_students_side_by_side_depend_on_their_own_seeds(make):
+    """Other runs of the group are others in another session, and each run has the same id in both."""
+
+    def weights_of(*seeds):
+        runs = [SimpleNamespace(seed=seed, config="c", trainings=[]) for seed in seeds]
+        found = []
+
+        def train(runs):
+            found.extend([*layer.weight.tolist(), layer.bias.tolist()] for layer in make(runs))
+            runs[0].trainings.append("begun")
+            state = torch.get_rng_state()
+            assert [run.seed for run in runs] == [*seeds]
+            assert torch.equal(torch.get_rng_state(), state)  # what a loop draws goes on
+            return [Result({"final": {}}, [], {}) for _ in runs]
+
+        with seeded(seeds[0]):
+            Arm("a", (), train, mapped=()).results(runs)
+        return dict(zip(seeds, found, strict=True))
+
+    together, others, alone = weights_of(0, 1, 2), weights_of(2, 1), weights_of(1)
+    assert together[1] == others[1] == alone[1]
+    assert together[2] == others[2]
+    assert len({str(each) for each in together.values()}) == 3
 
 
 def made_by(store):
