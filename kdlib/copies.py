@@ -118,22 +118,19 @@ class Copies:
         named = {name: weight for name, weight in network.named_parameters() if id(weight) in trained}
         self.shapes = {name: weight.shape for name, weight in named.items()}
         self.name = next(iter(named), "")  # one weight is enough: an average of all changes with it
-        self.before: list[tuple[Callable[[], Any], Tensor]] | None = None
+        self.before: list[tuple[Callable[[], Any], Tensor]] = []
+        self.looks = 0
 
     def look(self, place: str) -> None:
         """Warn (CopyNotSaved), at the end of an epoch, of a copy that has changed since the end of the last one."""
         seconds, self.at = time.monotonic() - self.at, time.monotonic()
         if seconds < LEAST_SECONDS or not self.name:
             return
-        if self.before is None:
-            found: list[Callable[[], Any]] = [weakref.ref(each) for each in self._networks()]
-            found += [_Held(each) for each in self._tensors()]
-            self.before = [(copy, weight.clone()) for copy in found if (weight := self._weight(copy())) is not None]
-            return
-        for number, (copy, value) in enumerate(self.before):
+        for copy, value in self.before:
             now = self._weight(copy())
-            if now is not None and not torch.equal(now, value) and not self._is_saved(now):
-                del self.before[number]
+            is_other = now is not None and now.dtype == value.dtype and not torch.equal(now, value)
+            if now is not None and is_other and not self._is_saved(now):
+                self.name = ""  # once is enough
                 warnings.warn(
                     f"{place}: a copy of the network changes in this training, and its checkpoint does not hold it: "
                     "after a stop, it would begin anew. Name it in Progress(..., extras=...), such as "
@@ -141,15 +138,21 @@ class Copies:
                     CopyNotSaved,
                     stacklevel=3,
                 )
-                break
+                return
+        self.looks += 1
         self.before = [each for each in self.before if not isinstance(each[0], _Held)]
+        if self.looks.bit_count() == 1:  # 1, 2, 4, 8: an average may begin late, and a search takes time
+            known = {id(copy()) for copy, _ in self.before}
+            found: list[Callable[[], Any]] = [weakref.ref(each) for each in self._networks() if id(each) not in known]
+            found += [_Held(each) for each in self._tensors()]
+            self.before += [(copy, weight.clone()) for copy in found if (weight := self._weight(copy())) is not None]
 
     def _weight(self, copy: Any) -> Tensor | None:
         """The weight of a copy; None if it is none any more, in whatever way: it is somebody else's object."""
         try:
             own = self.network.get_parameter(self.name)
             weight = (copy.get_parameter(self.name) if isinstance(copy, nn.Module) else self._first(copy)).detach()
-            if weight.is_meta or (weight.shape, weight.dtype) != (own.shape, own.dtype):
+            if weight.is_meta or weight.shape != own.shape:
                 return None
             return weight if bool(weight.isfinite().all()) else None
         except Exception:

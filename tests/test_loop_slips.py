@@ -258,6 +258,21 @@ def test_an_average_in_a_map_or_a_list_of_tensors_is_told(tmp_path, monkeypatch,
     assert told_of_copies(recwarn) == 1
 
 
+def test_an_average_that_begins_late_or_has_another_type_is_told(tmp_path, monkeypatch, recwarn):
+    monkeypatch.setattr("kdlib.copies.LEAST_SECONDS", 0)
+    network, late, made = student().to(torch.bfloat16), Examples(INPUTS.bfloat16(), EXAMPLES.labels), []
+
+    def body(epoch):
+        if epoch >= 3:
+            made.append(made[-1] if made else copy.deepcopy(network).float())
+            for own, value in zip(made[0].parameters(), network.parameters(), strict=True):
+                own.data.lerp_(value.data.float(), 0.1)
+
+    progress = Progress(network, adam(network), checkpoint=tmp_path / "c")
+    train(progress, 6, batches=Batches(late, 8, 0), body=body)
+    assert told_of_copies(recwarn) == 1
+
+
 def test_an_average_in_a_map_that_an_extra_saves_is_not_told(tmp_path, monkeypatch, recwarn):
     monkeypatch.setattr("kdlib.copies.LEAST_SECONDS", 0)
     network = student()
