@@ -175,7 +175,8 @@ def _refill(value: Any, known: Any) -> None:
         value.clear()
         value.update(known)
     elif len(value) != len(known) or any(own is not part for own, part in zip(value, known, strict=True)):
-        value.clear() if not isinstance(value, array) else value.__delitem__(slice(None))
+        while value:  # an array has no other way to become empty that a deque has too
+            value.pop()
         value.extend(known)
 
 

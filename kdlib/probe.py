@@ -6,13 +6,11 @@ only observes must not move it.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,7 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from kdlib.batches import Batch
 from kdlib.parts import Parts
-from kdlib.seeds import generator
+from kdlib.seeds import generator, global_generators_put_back
 
 __all__ = ["probed"]
 
@@ -44,14 +42,13 @@ def probed(
     labels = torch.arange(rows, device=batch.soft.device) % shape[-1]
     if batch.labels.is_floating_point():  # mixed rows have distributions
         labels = torch.nn.functional.one_hot(labels, shape[-1]).to(batch.labels)
-    devices = [batch.soft.device] if batch.soft.is_cuda else []
     try:
         inputs = tree_map(lambda part: part.narrow(axis, 0, rows), batch.inputs)  # it may be a dictionary of tensors
         labels = labels.expand(*batch.labels.shape[:axis], *labels.shape)
         part = Batch(inputs, labels, batch.indices.narrow(axis, 0, rows), soft)
         with (
             torch.enable_grad(),
-            torch.random.fork_rng(devices),
+            global_generators_put_back(),
             _put_back(objective, used),
             _NoChange([outputs, soft, labels]),
         ):
@@ -99,15 +96,12 @@ def _put_back(objective: Any, used: Sequence[Any]) -> Iterator[None]:
     function = getattr(objective, "__func__", objective)
     names = _globals_of(function) if isinstance(function, FunctionType) else {}
     parts = Parts([*roots, *names.items()], numbers="left", of_all=False)
-    of_numpy, of_python = np.random.get_state(), random.getstate()
     try:
         yield
     finally:
         parts.put_back()
         for name, value in names.items():
             function.__globals__[name] = value
-        np.random.set_state(of_numpy)
-        random.setstate(of_python)
 
 
 def _globals_of(function: FunctionType) -> dict[str, Any]:
