@@ -22,6 +22,7 @@ from kdlib.errors import KDError
 
 __all__ = ["Parts"]
 
+PLAIN = (type, ModuleType, str, bytes, int, float, complex, NoneType)
 LOOKED_INTO = (SimpleNamespace, UserDict, UserList, ChainMap)  # of Python's own classes with attributes
 
 
@@ -53,7 +54,7 @@ class Parts:
 
     def _look(self, place: str, value: Any) -> list[tuple[str, Any]]:
         """Note a part; return the parts within it."""
-        if isinstance(value, type | ModuleType | str | bytes | int | float | complex | NoneType):
+        if isinstance(value, PLAIN):
             return []
         if isinstance(value, Tensor | np.ndarray) or hasattr(value, "to_numpy"):  # the last of pandas
             return self._numbers(place, value)
@@ -82,7 +83,7 @@ class Parts:
             known = value.copy()
             if value.flags.writeable:
                 self.restores.append(partial(_fill, value, known))
-            return [(f"{place}[{number}]", part) for number, part in enumerate(known.reshape(-1).tolist())]
+            return _numbered(place, known.reshape(-1).tolist())
         if self.numbers == "kept" and isinstance(value, Tensor | np.ndarray):
             if isinstance(value, Tensor):
                 self.restores.append(partial(_copy_back, value, value.detach().clone()))
@@ -93,7 +94,7 @@ class Parts:
             self.digests.append((place or "the data", value, digest))
         columns = value.select_dtypes("object") if hasattr(value, "select_dtypes") else value
         if hasattr(columns, "to_numpy") and columns.to_numpy().dtype.hasobject:
-            return [(f"{place}[{number}]", part) for number, part in enumerate(columns.to_numpy().reshape(-1).tolist())]
+            return _numbered(place, columns.to_numpy().reshape(-1).tolist())
         return []
 
     def _entries(self, place: str, value: Any) -> list[tuple[str, Any]]:
@@ -101,9 +102,9 @@ class Parts:
             known = list(value)
             self.restores.append(partial(_refill, value, known))
             numbers = isinstance(value, bytearray | array)
-            return [] if numbers else [(f"{place}[{n}]", part) for n, part in enumerate(known)]
+            return [] if numbers else _numbered(place, known)
         if isinstance(value, tuple):
-            return [(f"{place}[{number}]", part) for number, part in enumerate(value)]
+            return _numbered(place, value)
         if isinstance(value, dict):
             return [(f"{place}[{key!r}]", part) for key, part in self._keep(value).items()]
         if isinstance(value, MappingProxyType):
@@ -160,6 +161,11 @@ class Parts:
 
         self.restores.append(restore)
         return known
+
+
+def _numbered(place: str, parts: Sequence[Any]) -> list[tuple[str, Any]]:
+    """The parts of a list that need a look: of many names, none does."""
+    return [(f"{place}[{number}]", part) for number, part in enumerate(parts) if not isinstance(part, PLAIN)]
 
 
 def _is_of_library(name: str) -> bool:
