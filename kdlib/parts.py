@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import inspect
 import random
 import sys
 from array import array
 from collections import ChainMap, UserDict, UserList, deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
-from types import FunctionType, MappingProxyType, MethodType, ModuleType, NoneType, SimpleNamespace
+from types import CodeType, FunctionType, MappingProxyType, MethodType, ModuleType, NoneType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kdlib.contents import digest_of_numbers
 from kdlib.errors import KDError
 
 __all__ = ["Parts"]
 
-PLAIN = (type, ModuleType, str, bytes, int, float, complex, NoneType)
+PLAIN = (ModuleType, str, bytes, int, float, complex, NoneType)
+MOST_BYTES = 2**24  # of an array that is copied for a call
 LOOKED_INTO = (SimpleNamespace, UserDict, UserList, ChainMap)  # of Python's own classes with attributes
 
 
@@ -30,14 +32,16 @@ class Parts:
     """The parts of objects, as they are now.
 
     `numbers`: "told" digests tensors, arrays and tables, so that `put_back` names those that have changed. "kept" keeps
-    copies, and puts them back. "left" leaves them. `of_all`: also objects of libraries' classes, which may have caches.
+    copies of tensors and arrays, and puts them back; of tables it has digests. "code" is for functions that are called
+    once more: copies of arrays alone, and what the functions and the classes of objects name in their modules.
 
     Of Python's own classes but the usual containers (open files, locks, loggers), nothing is looked at, and arrays that
-    cannot be written to have no digest. KDError for iterators, which cannot be put back.
+    cannot be written to have no digest. Objects of libraries' classes, which may have caches, are looked at if they are
+    told. KDError for iterators, which cannot be put back, unless they are to be kept.
     """
 
-    def __init__(self, roots: Sequence[tuple[str, Any]], numbers: str = "told", of_all: bool = True) -> None:
-        self.numbers, self.of_all = numbers, of_all
+    def __init__(self, roots: Sequence[tuple[str, Any]], numbers: str = "told") -> None:
+        self.numbers = numbers
         self.digests: list[tuple[str, Any, str]] = []
         self.restores: list[Callable[[], object]] = []
         todo, seen = [*roots], dict[int, Any]()  # kept: else another object could get the same id
@@ -50,10 +54,12 @@ class Parts:
         """Put the parts back; return the places of numbers that have changed."""
         for restore in self.restores:
             restore()
-        return [place for place, value, digest in self.digests if _digest(value) != digest]
+        return [place for place, value, digest in self.digests if digest_of_numbers(value) != digest]
 
     def _look(self, place: str, value: Any) -> list[tuple[str, Any]]:
         """Note a part; return the parts within it."""
+        if isinstance(value, type):
+            return self._class(place, value)
         if isinstance(value, PLAIN):
             return []
         if isinstance(value, Tensor | np.ndarray) or hasattr(value, "to_numpy"):  # the last of pandas
@@ -62,6 +68,8 @@ class Parts:
             self.restores.append(restore)
             return []
         if isinstance(value, Iterator) and type(value).__module__ in ("builtins", "itertools"):
+            if self.numbers == "kept":
+                return []
             raise KDError(
                 f"expected parts that can be read again, found a {type(value).__name__} at {place or 'the data'}: who "
                 "reads it first uses it up. Make a list of it"
@@ -75,7 +83,9 @@ class Parts:
         return self._entries(place, value) + self._attributes(place, value)
 
     def _numbers(self, place: str, value: Any) -> list[tuple[str, Any]]:
-        if self.numbers == "left":
+        if self.numbers == "code":
+            if isinstance(value, np.ndarray) and value.flags.writeable and value.nbytes <= MOST_BYTES:
+                self.restores.append(partial(_fill, value, value.copy()))
             return []
         if isinstance(value, Tensor) and value.is_leaf:
             self.restores.append(partial(_put_gradient_back, value, value.requires_grad, value.grad))
@@ -85,12 +95,13 @@ class Parts:
                 self.restores.append(partial(_fill, value, known))
             return _numbered(place, known.reshape(-1).tolist())
         if self.numbers == "kept" and isinstance(value, Tensor | np.ndarray):
-            if isinstance(value, Tensor):
-                self.restores.append(partial(_copy_back, value, value.detach().clone()))
-            elif value.flags.writeable:
-                self.restores.append(partial(_fill, value, value.copy()))
+            with suppress(Exception):  # of weights that are not made yet, for example
+                if isinstance(value, Tensor):
+                    self.restores.append(partial(_copy_back, value, value.detach().clone(), digest_of_numbers(value)))
+                elif value.flags.writeable:
+                    self.restores.append(partial(_fill, value, value.copy()))
             return []
-        if (digest := _digest(value)) is not None:
+        if (digest := digest_of_numbers(value)) is not None:
             self.digests.append((place or "the data", value, digest))
         columns = value.select_dtypes("object") if hasattr(value, "select_dtypes") else value
         if hasattr(columns, "to_numpy") and columns.to_numpy().dtype.hasobject:
@@ -109,7 +120,7 @@ class Parts:
             return [(f"{place}[{key!r}]", part) for key, part in self._keep(value).items()]
         if isinstance(value, MappingProxyType):
             if self.numbers == "told":
-                self.digests.append((place or "the data", value, str(_digest(value))))
+                self.digests.append((place or "the data", value, str(digest_of_numbers(value))))
             return [(f"{place}[{key!r}]", part) for key, part in value.items()]
         if isinstance(value, set):
             self.restores.append(partial(_refill, value, set(value)))
@@ -123,9 +134,10 @@ class Parts:
         # What holds the data themselves, or a configuration that nobody can change: to look at it is to read it.
         if inspect.isroutine(value) or kind.__module__.startswith("kdlib.run."):
             return []
-        if not self.of_all and _is_of_library(owner) and kind not in LOOKED_INTO and not isinstance(value, nn.Module):
+        is_users = not _is_of_library(owner) or owner == "torch" or isinstance(value, nn.Module)
+        if self.numbers != "told" and not is_users and kind not in LOOKED_INTO:
             return []
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {"its class": kind} if self.numbers == "code" else {}
         if isinstance(own := getattr(value, "__dict__", None), dict):
             found |= self._keep(own)
         for base in kind.__mro__:
@@ -135,6 +147,16 @@ class Parts:
                     found[name] = getattr(value, name)
                     self.restores.append(partial(object.__setattr__, value, name, found[name]))
         return [(f"{start}{name}", part) for name, part in found.items()]
+
+    def _class(self, place: str, value: type) -> list[tuple[str, Any]]:
+        """What a user's class holds for all its objects; with "code", its methods too."""
+        if self.numbers == "told" or value.__module__.partition(".")[0] == "kdlib" or _is_of_library_class(value):
+            return []
+        known = {name: part for name, part in vars(value).items() if name[:2] != "__" and name != "_abc_impl"}
+        self.restores.append(partial(_set_back, value, known))
+        methods = [part for part in vars(value).values() if isinstance(part, FunctionType) and self.numbers == "code"]
+        held = [(f"{place}.{name}", part) for name, part in known.items() if not isinstance(part, FunctionType)]
+        return [*held, *((f"{place}.{part.__name__}", part) for part in methods)]
 
     def _function(self, place: str, value: FunctionType) -> list[tuple[str, Any]]:
         """What a function holds: variables of the function around it, defaults, attributes."""
@@ -149,6 +171,11 @@ class Parts:
                 continue
             self.restores.append(partial(setattr, cell, "cell_contents", known))
             found.append((f"{place}'s {name}", known))
+        if self.numbers == "code":
+            names = _names_of(value.__code__)
+            named = {name: part for name, part in value.__globals__.items() if name in names}
+            self.restores.append(partial(value.__globals__.update, named))
+            found += named.items()
         return [*found, *self._keep(value.__dict__).items()]
 
     def _keep(self, entries: dict[Any, Any]) -> dict[Any, Any]:
@@ -161,6 +188,25 @@ class Parts:
 
         self.restores.append(restore)
         return known
+
+
+def _is_of_library_class(kind: type) -> bool:
+    return _is_of_library(kind.__module__.partition(".")[0])
+
+
+def _names_of(code: CodeType) -> set[str]:
+    """The names that a function, and the functions within it, use."""
+    within = [each for each in code.co_consts if isinstance(each, CodeType)]
+    return {*code.co_names}.union(*map(_names_of, within))
+
+
+def _set_back(kind: type, known: dict[str, Any]) -> None:
+    now = {name for name in vars(kind) if name[:2] != "__" and name != "_abc_impl"}
+    for name in now - known.keys():
+        delattr(kind, name)
+    for name, part in known.items():
+        if vars(kind).get(name) is not part:
+            setattr(kind, name, part)
 
 
 def _numbered(place: str, parts: Sequence[Any]) -> list[tuple[str, Any]]:
@@ -191,11 +237,13 @@ def _fill(value: np.ndarray[Any, Any], known: np.ndarray[Any, Any]) -> None:
         value[...] = known
 
 
-def _copy_back(value: Tensor, known: Tensor) -> None:
-    if value.shape != known.shape or value.dtype != known.dtype:
-        value.data = known.clone()
-    elif not torch.equal(value.detach(), known):
-        value.detach().copy_(known)
+def _copy_back(value: Tensor, known: Tensor, digest: str | None) -> None:
+    with suppress(Exception):  # what has no digest, such as a tensor of the device "meta", has no numbers either
+        if digest is not None and digest_of_numbers(value) != digest:
+            if value.shape != known.shape or value.dtype != known.dtype:
+                value.data = known.clone()
+            else:
+                value.detach().copy_(known)
 
 
 def _put_gradient_back(value: Tensor, needs_gradient: bool, gradient: Tensor | None) -> None:
@@ -218,57 +266,3 @@ def _generator(value: Any) -> Callable[[], object] | None:
         known = getattr(value, get)()
         return lambda: getattr(value, put)(known)
     return None
-
-
-def _views(value: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:
-    """An array, and those that it is a view of."""
-    part: Any = value
-    while isinstance(part, np.ndarray):
-        yield part
-        part = part.base
-
-
-def _digest(value: Any) -> str | None:
-    """The digest of numbers; None of those that cannot be written to, and of a kind that has none."""
-    try:
-        if isinstance(value, np.ndarray) and not any(part.flags.writeable for part in _views(value)):
-            return None
-        if isinstance(value, Tensor):
-            kind, contents = f"{value.dtype} {tuple(value.shape)} {_digest_of_gradient(value)}", _bytes_of(value)
-        elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
-            kind = f"{value.dtype} {value.shape}"
-            contents = [np.ascontiguousarray(value).reshape(-1).view(np.uint8)]
-        elif isinstance(value, np.ndarray):
-            kind, contents = f"{value.dtype} {value.shape}", [_text(value.reshape(-1).tolist())]
-        elif isinstance(value, MappingProxyType):
-            kind, contents = "", [_text([part for item in value.items() for part in item])]
-        else:
-            names = repr([[*getattr(value, part, ())] for part in ("columns", "index")])
-            kind, contents = names, [str(_digest(value.to_numpy())).encode()]
-        found = hashlib.blake2b(kind.encode(errors="backslashreplace"), digest_size=16)
-        for content in contents:
-            found.update(content)
-        return found.hexdigest()
-    except Exception:  # of a kind without plain numbers, or too large for the memory
-        return None
-
-
-def _text(objects: list[Any]) -> bytes:
-    """Objects as text; what has no short one, such as an array within, is a part of its own."""
-    plain = (str, bytes, int, float, complex, bool, type(None))
-    every = [repr(each) if isinstance(each, plain) else id(each) for each in objects]
-    return repr(every).encode(errors="backslashreplace")
-
-
-def _bytes_of(value: Tensor) -> list[Any]:
-    if value.layout == torch.sparse_coo:
-        return [*_bytes_of(value._indices()), *_bytes_of(value._values())]
-    if value.layout in (torch.sparse_csr, torch.sparse_bsr):
-        return [
-            each for part in (value.crow_indices(), value.col_indices(), value.values()) for each in _bytes_of(part)
-        ]
-    return [value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()]
-
-
-def _digest_of_gradient(value: Tensor) -> str | None:
-    return _digest(value.grad) if value.is_leaf and value.grad is not None else None

@@ -64,13 +64,13 @@ def usual_settings(device: torch.device) -> Iterator[None]:
         settings.callback(setattr, torch.backends.mkldnn, "enabled", torch.backends.mkldnn.enabled)
         warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
         deterministic = torch.are_deterministic_algorithms_enabled()
-        settings.callback(torch.use_deterministic_algorithms, deterministic, warn_only=warn_only)
+        settings.callback(_set_deterministic, deterministic, warn_only)
         for layer in layers:
             settings.callback(setattr, layer, "fp32_precision", layer.fp32_precision)
             layer.fp32_precision = "ieee"
         torch.set_default_dtype(torch.float32)
         torch.backends.mkldnn.enabled = True  # type: ignore[assignment]  # torch's hints say what it is made by
-        torch.use_deterministic_algorithms(False)
+        _set_deterministic(False, warn_only)
         yield
 
 
@@ -87,6 +87,12 @@ def _folder_put_back() -> Iterator[None]:
     finally:
         if not os.path.samestat(os.stat("."), before):  # by its name, a folder that was renamed would be another one
             os.chdir(folder)
+
+
+def _set_deterministic(mode: bool, warn_only: bool) -> None:
+    now = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    if now != (mode, warn_only):  # to set it, torch imports its compiler, which takes seconds
+        torch.use_deterministic_algorithms(mode, warn_only=warn_only)
 
 
 def _set_default_device(device: torch.device) -> None:

@@ -6,9 +6,9 @@ only observes must not move it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -53,7 +53,8 @@ def probed(
             _NoChange([outputs, soft, labels]),
         ):
             loss = objective(outputs, part)
-            return [None] * students if later and loss.requires_grad else loss.view(students).tolist()
+            values = [None] * students if later and loss.requires_grad else loss.view(students).tolist()
+            return [value if value is not None and math.isfinite(value) else None for value in values]
     except Exception:  # an objective of features, for example, which needs more outputs than logits
         return [None] * students
 
@@ -92,23 +93,10 @@ def _tensors(values: Any) -> list[Tensor]:
 
 @contextmanager
 def _put_back(objective: Any, used: Sequence[Any]) -> Iterator[None]:
-    roots = [("the objective", objective), *((f"part {number}", each) for number, each in enumerate(used))]
-    function = getattr(objective, "__func__", objective)
-    names = _globals_of(function) if isinstance(function, FunctionType) else {}
-    parts = Parts([*roots, *names.items()], numbers="left", of_all=False)
+    parts = Parts(
+        [("the objective", objective), *((f"part {number}", each) for number, each in enumerate(used))], "code"
+    )
     try:
         yield
     finally:
         parts.put_back()
-        for name, value in names.items():
-            function.__globals__[name] = value
-
-
-def _globals_of(function: FunctionType) -> dict[str, Any]:
-    """The names at the top of its module that a function, and the functions within it, use."""
-    names, codes = set[str](), [function.__code__]
-    for code in codes:  # grows
-        names |= {*code.co_names}
-        codes += [each for each in code.co_consts if isinstance(each, CodeType)]
-    found = {name: value for name, value in function.__globals__.items() if name in names}
-    return {name: value for name, value in found.items() if not isinstance(value, ModuleType | type | FunctionType)}

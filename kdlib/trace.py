@@ -52,6 +52,7 @@ __all__ = ["Objective", "Tracer", "description", "with_loose"]
 
 ROLLING = ("rows", "labels", "sizes", "rates", "targets", "layers")
 DIGITS = 16  # of the digests after each epoch
+MASKED = 1e4
 PROBE = 1e-5  # relative: a probe that differs by more is another one
 # Of an optimizer's groups: names of weights are others in a network that torch.compile has wrapped.
 NOT_DESCRIBED = "params", "param_names", "lr", "initial_lr"
@@ -252,13 +253,21 @@ def _bytes(values: Tensor) -> bytes:
 
 
 def _mean_squares(outputs: Any, students: int) -> list[Any]:
-    """The mean square of all numbers in a model's outputs, for each student; None if there are none."""
+    """The mean square of the numbers in a model's outputs, for each student; None if there are none.
+
+    Numbers of MASKED and more stand for what is left out, as in masks that are added to logits.
+    """
     leaves = [each.detach() for each in tree_leaves(outputs) if isinstance(each, Tensor)]
+    total, count = torch.zeros(students, dtype=torch.float64), torch.zeros(students, dtype=torch.float64)
     try:
-        means = [each.float().view(students, -1).square().mean(1) for each in leaves if each.is_floating_point()]
-        return torch.stack(means).sum(0).tolist() if means else [None] * students
+        for leaf in (each for each in leaves if each.is_floating_point()):
+            values = leaf.cpu().double().reshape(students, -1)
+            usual = values.abs() < MASKED  # NaN is not
+            total += torch.where(usual, values, 0.0).square().sum(1)
+            count += usual.sum(1)
     except RuntimeError:  # outputs without the students' axis
         return [None] * students
+    return [float(one / other) if other else None for one, other in zip(total, count, strict=True)]
 
 
 def _settings_of(layer: tuple[str, nn.Module]) -> tuple[str, str, list[str]]:

@@ -176,6 +176,7 @@ def test_both_checks_find_the_same_differences():
     for _ in range(3000):
         some = {key: OTHERS[key] for key in OTHERS if rng.random() < rng.choice([0.05, 0.3])}
         first = {"is_old": True} if rng.random() < 0.1 else {"probe": 0.5} if rng.random() < 0.5 else {}
+        first |= {"probes": [[1, 0.6]]} if rng.random() < 0.2 else {}
         one, other = record("a", **first), record("b", **some)
         words = arms_differ(one, "a", other, "b")
         sides = audited.done(vars(one), "a"), audited.done(vars(other), "b")

@@ -1,5 +1,10 @@
 """What float32 means on a CUDA device is set from the configuration."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -45,3 +50,15 @@ def test_a_network_can_be_exported_where_one_setting_was_changed_alone(alone):
 def test_another_precision_is_refused():
     with pytest.raises(KDError, match="precision: expected float32, tf32, bfloat16, found 'float16'; correct the"):
         set_precision("float16")
+
+
+def test_the_usual_settings_import_no_compiler():
+    """Torch imports it to set deterministic algorithms: seconds in each process, and a signal may fall into them."""
+    code = (
+        "import sys, torch; from kdlib.precision import usual_settings\n"
+        "with usual_settings(torch.device('cpu')): pass\n"
+        "print([name for name in ('sympy', 'torch._inductor', 'torch._dynamo') if name in sys.modules])"
+    )
+    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    found = subprocess.run([sys.executable, "-c", code], env=here, capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"

@@ -1,6 +1,7 @@
 """The trace of a training against digests of what a hand-written loop does, and what it must not depend on."""
 
 import copy
+import functools
 import hashlib
 import itertools
 import json
@@ -259,7 +260,41 @@ def next_of_a_list(model):
     return lambda outputs, batch: soft_targets(outputs, batch) * next(weights)
 
 
-STATEFUL = [lambda model: Counts(), two_views, mean_teacher, counted, annealed, next_of_a_list]
+COUNTED, DRAWS = np.zeros(K), np.random.default_rng(0)
+
+
+class Shared:
+    """An objective that counts for all objects of its class, and in an array of its module."""
+
+    calls = 0
+
+    def __call__(self, outputs, batch):
+        type(self).calls += 1
+        np.add.at(COUNTED, batch.labels.numpy(), 1)
+        return soft_targets(outputs, batch) * (1 + 0.1 * self.calls + 0.01 * float(COUNTED[0]))
+
+
+def drawn():
+    return float(DRAWS.random())
+
+
+def weighted(model, outputs, batch):
+    COUNTED[1] += 1
+    return soft_targets(outputs, batch) * (drawn() + float(COUNTED[1]))
+
+
+def shared(model):
+    Shared.calls, COUNTED[:] = 0, 0
+    return Shared()
+
+
+def with_helpers(model):
+    COUNTED[:] = 0
+    DRAWS.bit_generator.state = np.random.default_rng(0).bit_generator.state
+    return functools.partial(weighted, model)
+
+
+STATEFUL = [shared, with_helpers, lambda model: Counts(), two_views, mean_teacher, counted, annealed, next_of_a_list]
 
 
 @pytest.mark.parametrize("make", STATEFUL)
@@ -283,6 +318,33 @@ def test_what_can_be_put_back_is_probed(make):
     trace = trace_of(Batches(EXAMPLES, SIZE, SEED, SOFT), make(None))
     assert trace["probe"] is not None
     assert [epoch for epoch, _ in trace["probes"]] == [1, 2, 3, 4]
+
+
+class Masked(nn.Module):
+    """Logits, a mask that is added to them, and numbers beyond those of float32's square."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = Network()
+
+    def forward(self, inputs):
+        logits = self.layers(inputs)
+        hidden = torch.full_like(logits, torch.finfo(torch.float32).min)
+        return logits, hidden, torch.full_like(logits, -torch.inf), torch.full_like(logits, torch.nan), inputs.long()
+
+
+def test_outputs_that_are_masks_are_left_out():
+    trace = trace_of(Batches(EXAMPLES, SIZE, SEED), lambda outputs, batch: hard_targets(outputs[0], batch), Masked())
+    assert json.loads(json.dumps(trace, allow_nan=False)) == trace
+    assert trace["outputs"] == pytest.approx(trace_of(Batches(EXAMPLES, SIZE, SEED))["outputs"])
+
+
+def test_a_probe_that_is_not_finite_is_none():
+    def objective(outputs, batch):
+        return soft_targets(outputs, batch) * (torch.inf if len(outputs) == 4 else 1.0)  # the probe has four rows
+
+    trace = trace_of(Batches(EXAMPLES, SIZE, SEED, SOFT), objective)
+    assert (trace["probe"], trace["probes"]) == (None, [])
 
 
 def test_an_objective_may_change_the_outputs_in_place():

@@ -99,7 +99,7 @@ def modules_put_back(folder: Path) -> Iterator[None]:
         if name.startswith("replications.") and str(getattr(module, "__file__", None)) in files
     ]
     known = [(module, {name: value for name, value in vars(module).items() if name[:2] != "__"}) for module in modules]
-    parts = Parts([item for _, names in known for item in names.items()], numbers="kept", of_all=False)
+    parts = Parts([item for _, names in known for item in names.items()], numbers="kept")
     try:
         yield
     finally:
@@ -109,7 +109,16 @@ def modules_put_back(folder: Path) -> Iterator[None]:
                     delattr(module, name)
             for name, value in names.items():
                 setattr(module, name, value)
-        parts.put_back()
+        changed = parts.put_back()
+        for _, names in known:
+            for value in names.values():
+                if hasattr(value, "cache_clear") and str(getattr(value, "__module__", "")).startswith("replications."):
+                    value.cache_clear()  # it may hold a network that the run has trained
+    if changed:
+        raise KDError(
+            f"expected a training function that leaves what is at the top of its modules, found that it changed "
+            f"{', '.join(changed[:SHOWN])} in place, which cannot be put back; change a copy of it"
+        )
 
 
 class Members(list[Any]):

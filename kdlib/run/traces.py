@@ -48,7 +48,8 @@ def arms_differ(one: Record, arm: str, other: Record, rival: str) -> list[str] |
     traces = [record.trace if versions[0] == versions[1] else {**record.trace, "settings": None} for record, _ in pairs]
     found = differences(traces[0], traces[1], (epochs[0], epochs[1]), precisions[0] != precisions[1])
     # Two snapshots of one run have other weights: this is why they are two.
-    loose = [one.run != other.run and record.arms[name] in record.trace.get("loose", []) for record, name in pairs]
+    known = one.run != other.run and all("loose" in record.trace for record, _ in pairs)  # older traces have none
+    loose = [known and record.arms[name] in record.trace["loose"] for record, name in pairs]
     return [word for word in VOCABULARY if word in found or (word == "optimizer state" and loose[0] != loose[1])]
 
 
@@ -120,10 +121,9 @@ def _probes_differ(one: Mapping[str, Any], other: Mapping[str, Any], epochs: int
         return not _close(one["probe"], other["probe"])
     if "probes" not in one or "probes" not in other:
         return False
-    first, second = ([each for each in trace["probes"] if each[0] <= epochs] for trace in (one, other))
-    if [epoch for epoch, _ in first] != [epoch for epoch, _ in second]:
-        return True
-    return not all(_close(value, now) for (_, value), (_, now) in zip(first, second, strict=True))
+    # If both change, it may be by what was learnt, such as an average of the weights, and not by another rule.
+    changes = [any(epoch <= epochs for epoch, _ in trace["probes"]) for trace in (one, other)]
+    return changes[0] != changes[1]
 
 
 def _same_loss(one: float | None, other: float | None) -> bool:

@@ -154,7 +154,8 @@ def differences(one: Done, other: Done) -> set[str]:
         if [t["epochs"][name][:common] for t in (one.trace, other.trace)].count(one.trace["epochs"][name][:common]) < 2
     }
     changed = [[epoch for epoch in each.trace["changed"] if epoch <= each.epochs] for each in (one, other)]
-    is_loose = [one.run != other.run and each.snapshot in each.trace.get("loose", ()) for each in (one, other)]
+    say = one.run != other.run and all("loose" in each.trace for each in (one, other))
+    is_loose = [say and each.snapshot in each.trace["loose"] for each in (one, other)]
     rolled |= {"optimizer state"} if changed[0] != changed[1] or is_loose[0] != is_loose[1] else set()
     # Other data have other rows, and so on along this chain.
     if "data" in found:
@@ -183,13 +184,11 @@ def _are_apart(numbers: Sequence[Any]) -> bool:
 
 
 def _later(one: Done, other: Done, common: int) -> bool:
-    """Whether the objectives change in other epochs, or to another value."""
+    """Whether one objective changes in a later epoch, and the other remains as it is."""
     if not all("probes" in each.trace for each in (one, other)):
         return False
-    first, second = (
-        {epoch: value for epoch, value in each.trace["probes"] if epoch <= common} for each in (one, other)
-    )
-    return {*first} != {*second} or any(_are_apart([value, second[epoch]]) for epoch, value in first.items())
+    first = [min([epoch for epoch, _ in each.trace["probes"]], default=common + 1) for each in (one, other)]
+    return (first[0] <= common) is not (first[1] <= common)
 
 
 def _facts(arm: Done) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """A run depends on its own configuration, data and seed, and not on what ran before it in the same process."""
 
 import copy
+import functools
+import itertools
 import os
 import pickle
 import random
@@ -13,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -316,6 +318,80 @@ def test_what_is_at_the_top_of_a_module_is_the_same_for_each_run(trained, top):
     assert all(torch.equal(value, first[name]) for name, value in network.state_dict().items())
     assert network.training
     assert (module.SEEN, module.COUNT, [*module.KNOWN], table.tolist()) == ([], 0, ["a"], [0, 1, 2])
+
+
+class Shared:
+    """A class of the experiment."""
+
+    steps = 0
+    seen: ClassVar[list] = []
+
+
+@functools.cache
+def pretrained():
+    return nn.Linear(4, 3)
+
+
+def test_classes_caches_and_optimizers_at_the_top_are_the_same_for_each_run(trained, top, monkeypatch):
+    for each in (Shared, pretrained):
+        monkeypatch.setattr(each, "__module__", "replications.toy.experiment")
+    layer = nn.Linear(4, 3)
+    made = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
+    rows = torch.utils.data.TensorDataset(torch.zeros(2))
+    module = top(Shared=Shared, pretrained=pretrained, LAYER=layer, MADE=made, PAIRS=rows)
+    seen = []
+
+    def train(run):
+        seen.append(
+            (Shared.steps, [*Shared.seen], pretrained().bias.tolist(), made.param_groups[0]["lr"], len(made.state))
+        )
+        assert rows.tensors[0].tolist() == [0, 0]
+        Shared.steps += 1
+        Shared.seen.append(1)
+        Shared.new = 1
+        pretrained().bias.data.fill_(len(seen))
+        made.param_groups[0]["lr"] = 5.0
+        layer(torch.ones(1, 4)).sum().backward()
+        made.step()
+        rows.tensors[0].fill_(1)
+        return torchs_own(run)
+
+    _, failed = trained(train, "store", (0, 0 + 1))
+    assert not failed
+    assert [each[:2] + each[3:] for each in seen] == [(0, [], 0.1, 0)] * 2
+    assert 1.0 not in seen[1][2]
+    assert not hasattr(module.Shared, "new")
+
+
+def test_a_table_at_the_top_that_a_run_changes_is_told(trained, top):
+    top(TABLE=pd.DataFrame({"weight": [1.0, 2.0]}))
+
+    def train(run):
+        module_of("toy").TABLE["weight"] *= 2
+        return torchs_own(run)
+
+    _, (told,) = trained(train, "store", (0,))
+    assert "found that it changed TABLE in place, which cannot be put back; change a copy of it" in told
+
+
+def test_what_cannot_be_copied_at_the_top_is_left(trained, top):
+    with torch.device("meta"):
+        counted = nn.Linear(2, 2)
+    nested = torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)], layout=torch.jagged)
+    many = {
+        "A": torch.eye(3).to_sparse(),
+        "C": torch.full((1,), torch.nan).expand(7),
+    }
+    module = top(COUNTED=counted, LAZY=nn.LazyLinear(3), NESTED=nested, IDS=itertools.count(), **many)
+
+    def train(run):
+        next(module.IDS)
+        module.A._values().fill_(5)
+        return torchs_own(run)
+
+    _, failed = trained(train, "store", (0, 1))
+    assert not failed
+    assert module.A.to_dense().tolist() == torch.eye(3).tolist()
 
 
 def test_a_network_at_the_top_of_a_module_has_the_same_weights_in_each_process(tmp_path):

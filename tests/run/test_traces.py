@@ -135,6 +135,19 @@ class Applied(nn.Module):
         return self.function(inputs)
 
 
+class Following:
+    """An objective whose weight is the last epoch's loss."""
+
+    def __init__(self):
+        self.weight = 1.0
+
+    def follow(self, progress):
+        self.weight = progress.history[-1]["training_loss"]
+
+    def __call__(self, outputs, batch):
+        return hard_and_soft(outputs, batch.soft, batch.labels, 0.5, 0.5 * self.weight, 4.0)
+
+
 def weakening():
     calls = 0
 
@@ -203,6 +216,11 @@ PAIRS = {
         TAUGHT,
         TAUGHT | {"soft": soft("other", factor=2), "objective": distillation(2.0)},
         ["soft targets", "loss"],
+    ),
+    "a loss that follows what was learnt": (
+        TAUGHT | {"objective": (first := Following()), "body": first.follow},
+        TAUGHT | {"soft": soft("other", factor=2), "objective": (second := Following()), "body": second.follow},
+        ["soft targets"],
     ),
     "a loss that changes": (TAUGHT, TAUGHT | {"objective": weakening()}, ["loss"]),
     "other inputs of the same digest": ({}, {"examples": replace(EXAMPLES, inputs=INPUTS.flip(1))}, ["outputs"]),
