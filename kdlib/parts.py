@@ -243,7 +243,8 @@ def _copy_back(value: Tensor, known: Tensor, digest: str | None) -> None:
             if value.shape != known.shape or value.dtype != known.dtype:
                 value.data = known.clone()
             else:
-                value.detach().copy_(known)
+                with torch.no_grad():
+                    value.copy_(known)
 
 
 def _put_gradient_back(value: Tensor, needs_gradient: bool, gradient: Tensor | None) -> None:

@@ -165,9 +165,10 @@ def epochs(
             tracer.epoch_ends(progress.losses[0], objective, epoch)
             progress.epoch_ends(means)
             if epoch == first:
-                watched.warn(progress.optimizers)
                 held.look(progress.label or "training")
             yield epoch
+            if epoch == first:
+                watched.warn(progress.optimizers)
             progress.layers.freeze()
             progress.save()
             if progress.checkpoint is not None:

@@ -33,24 +33,24 @@ class WatchedObjective:
             f"{start}.{name}": value for start, each in modules.items() for name, value in each.named_parameters()
         }
         self.stale = {name for name, value in self.extras.items() if value.grad is not None}
-        self.seen: list[tuple[nn.Parameter, int]] | None = None  # with the number of their changes
+        self.seen: list[tuple[nn.Parameter, float]] | None = None  # with the sum of their numbers
 
     def __call__(self, outputs: Any, batch: Any) -> Tensor:
         """Return the loss."""
         loss = self.objective(outputs, batch)
         if self.seen is None:
             own = {id(value) for value in self.network.parameters()}
-            self.seen = [(value, value._version) for value in _weights_below(loss) if id(value) not in own]
+            self.seen = [(value, _sum(value)) for value in _weights_below(loss) if id(value) not in own]
         return loss
 
     def warn(self, optimizers: Optimizers) -> None:
-        """Warn (WeightsNotTrained), after steps, of weights that are not the network's and that no optimizer holds.
+        """Warn (WeightsNotTrained) of weights that are not the network's and that no optimizer holds.
 
-        They are those of the first loss, unless something has changed them since, and those of extras that have got
+        It is called after the first epoch and its body. They are those of the first loss, unless something has changed them since, and those of extras that have got
         gradients: an average of weights has none.
         """
         held = {id(value) for value in weights_of(optimizers)}
-        seen = [value for value, changes in self.seen or () if id(value) not in held and value._version == changes]
+        seen = [value for value, before in self.seen or () if id(value) not in held and _sum(value) == before]
         self.seen = []  # a layer that is replaced later can be freed
         below = {id(value) for value in seen}
         left = [
@@ -77,6 +77,10 @@ class WatchedObjective:
                 WeightsNotTrained,
                 stacklevel=3,
             )
+
+
+def _sum(value: Tensor) -> float:
+    return float(value.detach().double().sum())
 
 
 def _weights_below(loss: object) -> list[nn.Parameter]:

@@ -276,6 +276,17 @@ def test_weights_of_the_model_that_no_optimizer_holds_are_told_as_such_alone():
     assert "the optimizer does not hold 0.weight, 0.bias" in text
 
 
+@pytest.mark.parametrize("by_data", [False, True])
+def test_a_weight_of_the_loss_that_the_body_trains_is_not_told(by_data):
+    model, scale = student(), nn.Parameter(torch.tensor(2.0))
+
+    def body(epoch):
+        with torch.no_grad():
+            (scale.data if by_data else scale).sub_(0.1 * scale.grad)
+
+    train(Progress(model, adam(model)), 2, lambda o, b: hard_targets(o / scale, b), body)  # a warning is an error
+
+
 @pytest.mark.parametrize("hinted", [False, True])
 def test_the_weights_of_replicas_are_their_own(hinted):
     model, hint = Replicas([student(), student(name="other")]), nn.Linear(3, 3)
