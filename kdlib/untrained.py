@@ -46,8 +46,8 @@ class WatchedObjective:
     def warn(self, optimizers: Optimizers) -> None:
         """Warn (WeightsNotTrained) of weights that are not the network's and that no optimizer holds.
 
-        It is called after the first epoch and its body. They are those of the first loss, unless something has changed them since, and those of extras that have got
-        gradients: an average of weights has none.
+        It is called after the first epoch and its body. They are those of the first loss, unless something has changed
+        them since, and those of extras that have got gradients: an average of weights has none.
         """
         held = {id(value) for value in weights_of(optimizers)}
         seen = [value for value, before in self.seen or () if id(value) not in held and _sum(value) == before]
