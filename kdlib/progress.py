@@ -73,7 +73,7 @@ class Progress:
     before it is kept as `previous-<name>`. `on_epoch` is called after each epoch's checkpoint, `on_step` after each
     step: it then decides about checkpoints within an epoch. `graphs`: on a CUDA device, the loop replays recorded steps
     (`kdlib.captured`). `traced`: `traces` says what the loop did; for this, the labels and soft targets of an epoch are
-    held, and the objective is called once more, on random logits.
+    held, and the objective is called on random logits, without a change of anything (`kdlib.probe`).
     """
 
     def __init__(
