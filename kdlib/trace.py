@@ -258,7 +258,7 @@ def _mean_squares(outputs: Any, students: int) -> list[Any]:
     Numbers of MASKED and more stand for what is left out, as in masks that are added to logits.
     """
     leaves = [each.detach() for each in tree_leaves(outputs) if isinstance(each, Tensor)]
-    total, count = torch.zeros(students, dtype=torch.float64), torch.zeros(students, dtype=torch.float64)
+    total, count = (torch.zeros(students, dtype=torch.float64, device="cpu") for _ in range(2))
     try:
         for leaf in (each for each in leaves if each.is_floating_point()):
             values = leaf.cpu().double().reshape(students, -1)
