@@ -199,6 +199,17 @@ def test_a_stray_and_a_missing_file_and_a_stray_folder_are_found(made, root):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("levels", "count"), [(0, 0), (2, 0), (-2, 0), (3, 1), (-200, 1)])
+def test_a_pixel_that_differs_by_more_than_rounding_is_found(tmp_path, levels, count):
+    pixels = np.full((4, 5, 4), 230, dtype=np.uint8)
+    for name, change in (("made", 0), ("committed", levels)):
+        pixels[2, 3, 1] = 230 + change
+        image.imsave(tmp_path / f"{name}.png", pixels)
+    assert len([*again._differences(tmp_path / "made.png", tmp_path / "committed.png")]) == count
+    image.imsave(tmp_path / "committed.png", pixels[:3])
+    assert len([*again._differences(tmp_path / "made.png", tmp_path / "committed.png")]) == 1
+
+
 def test_what_cannot_be_made_again_is_found(root, tmp_path):
     (root / "replications/mnist/claims.toml").write_text("[source")
     (fault,) = again.make_again(root, tmp_path / "made", ["mnist"])
