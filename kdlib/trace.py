@@ -52,7 +52,7 @@ __all__ = ["Objective", "Tracer", "description", "with_loose"]
 
 ROLLING = ("rows", "labels", "sizes", "rates", "targets", "layers")
 DIGITS = 16  # of the digests after each epoch
-MASKED = 1e4
+MASKED = 1e4  # such numbers are of masks that are added to logits, and no outputs
 PROBE = 1e-5  # relative: a probe that differs by more is another one
 # Of an optimizer's groups: names of weights are others in a network that torch.compile has wrapped.
 NOT_DESCRIBED = "params", "param_names", "lr", "initial_lr"
@@ -253,10 +253,7 @@ def _bytes(values: Tensor) -> bytes:
 
 
 def _mean_squares(outputs: Any, students: int) -> list[Any]:
-    """The mean square of the numbers in a model's outputs, for each student; None if there are none.
-
-    Numbers of MASKED and more stand for what is left out, as in masks that are added to logits.
-    """
+    """The mean square of the numbers in a model's outputs, for each student; None if there are none."""
     leaves = [each.detach() for each in tree_leaves(outputs) if isinstance(each, Tensor)]
     total, count = (torch.zeros(students, dtype=torch.float64, device="cpu") for _ in range(2))
     try:
