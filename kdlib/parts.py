@@ -134,7 +134,7 @@ class Parts:
         # What holds the data themselves, or a configuration that nobody can change: to look at it is to read it.
         if inspect.isroutine(value) or kind.__module__.startswith("kdlib.run."):
             return []
-        is_users = not _is_of_library(owner) or owner == "torch" or isinstance(value, nn.Module)
+        is_users = not _is_of_library(kind.__module__) or owner == "torch" or isinstance(value, nn.Module)
         if self.numbers != "told" and not is_users and kind not in LOOKED_INTO:
             return []
         found: dict[str, Any] = {"its class": kind} if self.numbers == "code" else {}
@@ -150,7 +150,7 @@ class Parts:
 
     def _class(self, place: str, value: type) -> list[tuple[str, Any]]:
         """What a user's class holds for all its objects; with "code", its methods too."""
-        if self.numbers == "told" or value.__module__.partition(".")[0] == "kdlib" or _is_of_library_class(value):
+        if self.numbers == "told" or value.__module__.partition(".")[0] == "kdlib" or _is_of_library(value.__module__):
             return []
         known = {name: part for name, part in vars(value).items() if name[:2] != "__" and name != "_abc_impl"}
         self.restores.append(partial(_set_back, value, known))
@@ -160,8 +160,8 @@ class Parts:
 
     def _function(self, place: str, value: FunctionType) -> list[tuple[str, Any]]:
         """What a function holds: variables of the function around it, defaults, attributes."""
-        owner = str(value.__module__).partition(".")[0]
-        if owner == "kdlib" or _is_of_library(owner):  # their functions keep caches
+        owner = str(value.__module__)
+        if owner.partition(".")[0] == "kdlib" or _is_of_library(owner):  # their functions keep caches
             return []
         found: list[tuple[str, Any]] = [(f"{place}'s defaults", [value.__defaults__, value.__kwdefaults__])]
         for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
@@ -190,10 +190,6 @@ class Parts:
         return known
 
 
-def _is_of_library_class(kind: type) -> bool:
-    return _is_of_library(kind.__module__.partition(".")[0])
-
-
 def _names_of(code: CodeType) -> set[str]:
     """The names that a function, and the functions within it, use."""
     within = [each for each in code.co_consts if isinstance(each, CodeType)]
@@ -214,8 +210,9 @@ def _numbered(place: str, parts: Sequence[Any]) -> list[tuple[str, Any]]:
     return [(f"{place}[{number}]", part) for number, part in enumerate(parts) if not isinstance(part, PLAIN)]
 
 
-def _is_of_library(name: str) -> bool:
-    """Whether a package is Python's or an installed one, but kdlib, which may be installed too."""
+def _is_of_library(module: str) -> bool:
+    """Whether a module is Python's or an installed one, but kdlib, which may be installed too."""
+    name = module.partition(".")[0]
     if name in sys.stdlib_module_names:
         return name != "__main__"
     place = str(getattr(sys.modules.get(name), "__file__", ""))

@@ -122,9 +122,9 @@ def modules_put_back(folder: Path) -> Iterator[None]:
 
 
 class Members(list[Any]):
-    """The runs of a mapped arm: until a training begins, who takes one finds the global generators seeded by it.
+    """The runs of a mapped arm. Until a training begins, taking a run seeds the global generators with its seed.
 
-    So the first weights that torch gives a student do not depend on which others are trained beside it.
+    A student then gets the same first weights from torch in every group of runs.
     """
 
     def __iter__(self) -> Iterator[Any]:
