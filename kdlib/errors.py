@@ -35,10 +35,10 @@ class NonFiniteLoss(KDError):
     """The training loss, or a recorded measurement, became NaN or infinite."""
 
 
-def some_of(names: Sequence[str]) -> str:
-    """Return the first names for a message, and how many there are more."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+def some_of(names: Sequence[str], between: str = ", ") -> str:
+    """Return the first names, or sentences with commas of their own, for a message, and how many there are more."""
+    more = f"{between.rstrip(', ')} and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return between.join(names[:SHOWN]) + more
 
 
 def needs(extra: str, *modules: str) -> None:

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten_with_path
 
 from kdlib.checkpoint import REMEDY, read_checkpoint
 from kdlib.checks import check_kind
-from kdlib.errors import CheckpointReplaced, KDError
+from kdlib.errors import CheckpointReplaced, KDError, some_of
 from kdlib.files import canonical_json, identity, read_json
 from kdlib.packing import layout_of
 
@@ -33,7 +33,7 @@ __all__ = [
     "warn_of_other_start",
 ]
 
-SHOWN = 4  # differences that an error names
+SHOWN = 4  # names of weights that an error tells of a group
 
 
 class OtherStart(UserWarning):
@@ -79,7 +79,7 @@ def warn_of_other_start(stored: Mapping[str, Any], own: Mapping[str, Any], epoch
     """
     if differ := _differences(stored["extras"], own["extras"]):
         warnings.warn(
-            f"{place}: these extras are not as when the training of the checkpoint began: {'; '.join(differ[:SHOWN])}. "
+            f"{place}: these extras are not as when the training of the checkpoint began: {some_of(differ, '; ')}. "
             f"It goes on with the checkpoint's, after epoch {epoch}. If this is another training, give it another "
             "checkpoint",
             OtherStart,
@@ -266,10 +266,9 @@ def _by_name(optimizer: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str
 
 def _refuse(differ: Sequence[str], place: str, hint: str = "") -> None:
     if differ:
-        more = f"; and {len(differ) - SHOWN} more" if len(differ) > SHOWN else ""
         raise KDError(
             f"{place}: expected the checkpoint of this training, found another's "
-            f"({'; '.join(differ[:SHOWN])}{more}); {hint}{REMEDY}"
+            f"({some_of(differ, '; ')}); {hint}{REMEDY}"
         )
 
 

@@ -23,7 +23,7 @@ from kdlib.data.present import file_problem, is_folder, is_there
 from kdlib.data.repair import put_back, take_back
 from kdlib.data.sources import SOURCES, File, Packed, Source
 from kdlib.data.unpack import gunzip, unpack
-from kdlib.errors import KDError, needs
+from kdlib.errors import KDError, needs, some_of
 from kdlib.files import locked, replace
 
 Progress = Callable[[str, int, int], None]  # file, bytes of the whole set received so far, bytes expected
@@ -86,7 +86,7 @@ def find(
         count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
         raise DataError(
             f"{place.path} ({place.origin}): expected all files of {name}, found {count}: "
-            f"{'; '.join(found[:3])}{'; ...' if len(found) > 3 else ''}.{packed_in(place.path)} "
+            f"{some_of(found, '; ')}.{packed_in(place.path)} "
             f"{_remedy(name, place.origin)}"
         )
     return place.path

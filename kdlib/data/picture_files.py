@@ -26,7 +26,7 @@ from kdlib.data import DataError
 from kdlib.data.cache import computed_once
 from kdlib.data.pictures import Bytes
 from kdlib.data.reading import reading
-from kdlib.errors import KDError
+from kdlib.errors import KDError, some_of
 from kdlib.files import DamagedFile, canonical_json, not_read, sha256
 
 ENDINGS = (".jpg", ".jpeg")
@@ -103,7 +103,7 @@ def refuse_damaged(folder: Path, skipped: Sequence[Skipped]) -> None:
     if damaged:
         raise DataError(
             f"{folder}: expected only whole pictures, skipped {len(damaged)} of the files: "
-            f"{'; '.join(damaged[:3])}{'; ...' if len(damaged) > 3 else ''}. Replace them by fresh copies."
+            f"{some_of(damaged, '; ')}. Replace them by fresh copies."
         )
 
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
+from kdlib.errors import some_of
 from kdlib.files import canonical_json
 from kdlib.run.records import Record
 
 __all__ = ["other_source_files", "unlike_seeds"]
 
-SHOWN = 3
 
 _Traced = tuple[Record, dict[str, str]]  # a run, and how it was trained
 
@@ -81,9 +81,8 @@ def other_source_files(new: Sequence[Record], recorded: Sequence[Record]) -> str
     if not others:
         return ""
     commits = list(dict.fromkeys(str(record.environment.get("commit", "unknown"))[:10] for record in others))
-    more = f" and {len(commits) - SHOWN} more" if len(commits) > SHOWN else ""
     return (
         f"{len(others)} recorded runs of this profile were trained with other source files (commit "
-        f"{', '.join(commits[:SHOWN])}{more}). If an edit since then can move a result, raise `protocol` in "
+        f"{some_of(commits)}). If an edit since then can move a result, raise `protocol` in "
         "experiment.py, and record all seeds anew."
     )

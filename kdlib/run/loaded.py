@@ -14,15 +14,13 @@ from typing import Any
 
 import torch
 
-from kdlib.errors import KDError, error_in_user_code
+from kdlib.errors import KDError, error_in_user_code, some_of
 from kdlib.parts import Parts
 from kdlib.precision import usual_settings
 from kdlib.run.environment import source_files
 from kdlib.seeds import derive_seed, seed_globally, seeded
 
 __all__ = ["LoadedOnce", "Members", "modules_put_back"]
-
-SHOWN = 3  # changed parts that an error names
 
 
 @dataclass
@@ -78,10 +76,9 @@ class LoadedOnce:
             changed = [name for each in self.known if each.before for name in each.before.put_back()]
             self.known = [] if changed else self.known
         if changed:
-            more = f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
             raise KDError(
                 f"{label}: expected a training function that leaves the data as they are, found that it changed "
-                f"{', '.join(changed[:SHOWN])}{more} in place; write x = x - mean instead of x.sub_(mean), or do it in "
+                f"{some_of(changed)} in place; write x = x - mean instead of x.sub_(mean), or do it in "
                 "load_data"
             )
 
@@ -117,7 +114,7 @@ def modules_put_back(folder: Path) -> Iterator[None]:
     if changed:
         raise KDError(
             f"expected a training function that leaves what is at the top of its modules, found that it changed "
-            f"{', '.join(changed[:SHOWN])} in place, which cannot be put back; change a copy of it"
+            f"{some_of(changed)} in place, which cannot be put back; change a copy of it"
         )
 
 

@@ -80,7 +80,7 @@ def test_each_unfit_file_is_named_with_its_reason(write_files, jpeg):
     assert dict(found.skipped) == {name: reason for name, (_, reason) in unfit.items()}
     assert [file.name for file in found.files] == sorted(good)
     assert load(folder).skipped == found.skipped  # it is stored with the arrays
-    with pytest.raises(DataError, match=r"skipped 12 of the files: \w+.*\(.*\); .*; \.\.\.\. Replace"):
+    with pytest.raises(DataError, match=r"skipped 12 of the files: \w+.*\(.*\); .*; and 8 more\. Replace"):
         picture_files.refuse_damaged(folder, found.skipped)
 
 
