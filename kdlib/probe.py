@@ -1,4 +1,4 @@
-"""The probe of an objective: its loss for one fixed set of outputs, which leaves all that it uses as it is.
+"""The probe of an objective: its loss for fixed outputs of the model's form, which leaves all that it uses as it is.
 
 An objective may have a state: an average of the weights that it updates, a queue, a counter, a batch norm. A call that
 only observes must not move it.
@@ -6,7 +6,9 @@ only observes must not move it.
 
 from __future__ import annotations
 
+import copy
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,43 +22,119 @@ from kdlib.batches import Batch
 from kdlib.parts import Parts
 from kdlib.seeds import generator, global_generators_put_back
 
-__all__ = ["probed"]
+__all__ = ["form_of", "mean_squares", "probed"]
 
 ROWS = 4
+MASKED = 1e4  # such numbers are of masks that are added to logits, and no outputs
 
 
 def probed(
-    objective: Callable[[Any, Batch], Tensor], batch: Batch, students: int, used: Sequence[Any], later: bool = False
+    objective: Callable[[Any, Batch], Tensor],
+    form: Any,
+    batch: Batch,
+    students: int,
+    used: Sequence[Any],
+    later: bool = False,
 ) -> list[Any]:
     """Return the objective of fixed outputs, labels and soft targets, for each student; None if it has no such value.
 
-    It has none if it needs more than these, or if the call would change a tensor; `later`, in a training, also if it
-    depends on what is trained, such as a penalty of the weights. What else it changes, in itself and in the objects
-    that are `used`, is put back, and so are the global generators.
+    `form` is that of the model's outputs (`form_of`). It has none if the call fails or would change a tensor; `later`,
+    in a training, also if it depends on what is trained, such as a penalty of the weights. What else it changes, in
+    itself and in the objects that are `used`, is put back, and so are the global generators.
     """
-    assert batch.soft is not None
-    draws, rows, axis = generator(0, "probe"), min(ROWS, batch.soft.shape[-2]), batch.indices.ndim - 1
-    shape = (*batch.soft.shape[:-2], rows, batch.soft.shape[-1])
-    drawn = (torch.randn(shape[-2:], generator=draws, device="cpu") for _ in range(2))
-    outputs, soft = (each.to(batch.soft).expand(shape) for each in drawn)
-    labels = torch.arange(rows, device=batch.soft.device) % shape[-1]
+    if batch.soft is None or batch.soft.ndim < 2:
+        return [None] * students
+    draws, axis = generator(0, "probe"), batch.indices.ndim - 1
+    rows, of_students = min(ROWS, batch.soft.shape[axis]), batch.soft.shape[:axis]
+    drawn = (torch.randn(rows, *batch.soft.shape[axis + 1 :], generator=draws, device="cpu") for _ in range(2))
+    logits, soft = (each.to(batch.soft).expand(*of_students, *each.shape) for each in drawn)
+    classes = min(soft.shape[axis + 1 :])
+    labels = torch.arange(rows, device=soft.device) % classes
     if batch.labels.is_floating_point():  # mixed rows have distributions
-        labels = torch.nn.functional.one_hot(labels, shape[-1]).to(batch.labels)
+        labels = torch.nn.functional.one_hot(labels, classes).to(batch.labels)
+    elif batch.labels.ndim > axis + 1:  # of pixels or words
+        shape = (rows, *batch.labels.shape[axis + 1 :])
+        labels = (torch.arange(math.prod(shape), device=soft.device) % classes).view(shape)
+    made: list[Tensor] = [soft]
+
+    def fixed(part: Tensor) -> Tensor:
+        """The logits, other numbers in the place of features, ones and zeros in the place of anything else."""
+        shape = (rows, *part.shape[axis + 1 :])
+        if part.shape[axis : axis + 1] != (0,):  # of no example
+            found = torch.ones(part.shape, dtype=part.dtype, device=soft.device)
+        elif shape == soft.shape[axis:] and part.is_floating_point():
+            found = logits.clone()
+        elif part.is_floating_point():
+            found = torch.randn(shape, generator=draws, device="cpu").to(soft.device, part.dtype)
+            found = found.expand(*of_students, *shape)
+        else:
+            found = torch.zeros(*of_students, *shape, dtype=part.dtype, device=soft.device)
+        made.append(found)
+        return found
+
     try:
         inputs = tree_map(lambda part: part.narrow(axis, 0, rows), batch.inputs)  # it may be a dictionary of tensors
         labels = labels.expand(*batch.labels.shape[:axis], *labels.shape)
         part = Batch(inputs, labels, batch.indices.narrow(axis, 0, rows), soft)
+        outputs = _mapped(fixed, form)
         with (
             torch.enable_grad(),
             global_generators_put_back(),
             _put_back(objective, used),
-            _NoChange([outputs, soft, labels]),
+            warnings.catch_warnings(),
+            _NoChange([*made, labels]),
         ):
+            warnings.simplefilter("ignore")  # the training warns of the same
             loss = objective(outputs, part)
             values = [None] * students if later and loss.requires_grad else loss.view(students).tolist()
             return [value if value is not None and math.isfinite(value) else None for value in values]
-    except Exception:  # an objective of features, for example, which needs more outputs than logits
+    except Exception:  # an objective that keeps what it has seen of all rows, for example
         return [None] * students
+
+
+def form_of(outputs: Any, batch: Batch) -> Any:
+    """Return the form of a model's outputs: the tensors without numbers, with 0 in the place of the batch's rows."""
+    axis, rows = batch.indices.ndim - 1, batch.indices.shape[-1]
+
+    def of_part(part: Tensor) -> Tensor:
+        shape = [*part.shape]
+        shape[axis : axis + 1] = [0 if size == rows else size for size in shape[axis : axis + 1]]
+        return torch.empty(shape, dtype=part.dtype, device="meta")
+
+    return _mapped(of_part, outputs)
+
+
+def _mapped(function: Callable[[Tensor], Any], outputs: Any) -> Any:
+    """Return a model's outputs with another value in the place of each tensor; the outputs remain as they are."""
+
+    def of_leaf(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return function(leaf)
+        own = getattr(leaf, "__dict__", None)
+        if type(own) is not dict or not _tensors(own):
+            return leaf
+        found = copy.copy(leaf)  # a dataclass, for example
+        for name, part in own.items():
+            object.__setattr__(found, name, tree_map(of_leaf, part))
+        return found
+
+    return tree_map(of_leaf, outputs)
+
+
+def mean_squares(outputs: Any, students: int) -> list[Any]:
+    """Return the mean square of the numbers in a model's outputs, for each student; None if there are none."""
+    leaves: list[Tensor] = []
+    _mapped(leaves.append, outputs)
+    total, count = (torch.zeros(students, dtype=torch.float64, device="cpu") for _ in range(2))
+    try:
+        for leaf in (each.detach() for each in leaves if each.is_floating_point()):
+            values = leaf.cpu().double().reshape(students, -1)
+            usual = values.abs() < MASKED  # NaN is not
+            total += torch.where(usual, values, 0.0).square().sum(1)
+            count += usual.sum(1)
+    except RuntimeError:  # outputs without the students' axis
+        return [None] * students
+    return [float(one / other) if other else None for one, other in zip(total, count, strict=True)]
 
 
 class _NoChange(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -26,6 +26,7 @@ from kdlib.checkpoint import (
     unpacked,
     write_checkpoint,
 )
+from kdlib.descriptions import description
 from kdlib.epoch import Unfinished, marks_of
 from kdlib.errors import KDError
 from kdlib.files import DamagedFile, ForeignFile, identity, is_there, set_aside, tensor_digest
@@ -46,7 +47,7 @@ from kdlib.ownership import (
 from kdlib.packing import device_of, pack, unwrapped
 from kdlib.rates import Rates
 from kdlib.replicas import layer_generators
-from kdlib.trace import Tracer, description
+from kdlib.trace import Tracer
 from kdlib.trainable import check_measurement, check_optimizers, check_training, load_state, state_of
 
 __all__ = ["CHECKPOINT_SECONDS", "Progress"]
@@ -72,8 +73,8 @@ class Progress:
     A checkpoint is written after each epoch, and within an epoch when the last one is CHECKPOINT_SECONDS old; the one
     before it is kept as `previous-<name>`. `on_epoch` is called after each epoch's checkpoint, `on_step` after each
     step: it then decides about checkpoints within an epoch. `graphs`: on a CUDA device, the loop replays recorded steps
-    (`kdlib.captured`). `traced`: `traces` says what the loop did; for this, the labels and soft targets of an epoch are
-    held, and the objective is called on random logits, without a change of anything (`kdlib.probe`).
+    (`kdlib.captured`). `traced`: `traces` says what the loop did; for this, the objective is called on random outputs
+    before the first step and after each epoch, without a change of anything (`kdlib.probe`).
     """
 
     def __init__(
@@ -162,6 +163,8 @@ class Progress:
 
     def keep(self, name: str) -> None:
         """Copy the model's current weights under `name`; this replaces an older copy of that name."""
+        if name in self.kept:
+            self.tracer.may_choose()
         self.kept[name] = self.layers.state("copy the weights yourself")
 
     def restore(self, name: str) -> None:
@@ -253,8 +256,7 @@ class Progress:
             notes["batch"] = tensor_digest(self._marks)
         notes |= {"history": self.history, "traces": self.traces, "state": self.tracer.state}
         notes |= {"settings": {name: description(each) for name, each in self.optimizers.items()}}
-        notes |= self.layers.notes(self.optimizers)
-        notes |= self._packed(tensors)
+        notes |= self.layers.notes(self.optimizers) | self._packed(tensors)
         refuse_replaced(self.checkpoint, self._own_file, (self._owner, self.history, self._loop), self._place())
         write_checkpoint(self.checkpoint, tensors, notes, self._place())
         self._own_file = identity(self.checkpoint)
@@ -284,17 +286,15 @@ class Progress:
             raise KDError(f"{self._place()}: expected a checkpoint, found a file of another kind; {REMEDY}") from error
         except DamagedFile as error:
             self._own_file = None
-            aside = set_aside(path)
-            goes_on = is_there(path)  # the one before it took its place
+            aside, goes_on = set_aside(path), is_there(path)  # the one before it took its place
             where = "goes on from the checkpoint before it" if goes_on else "starts from its first epoch"
-            self.notice = " ".join([self.notice, f"{error}. Set aside as {aside.name}; this run {where}."]).strip()
+            self.notice = f"{self.notice} {error}. Set aside as {aside.name}; this run {where}.".strip()
             if goes_on:
                 self._load(path)
             return
         own = {**self._packed({}), "owner": self._owner, "first": self._first, "layers": self.layers}
         with as_of_a_checkpoint(path):
-            device = device_of(self.model)
-            parts = unpacked(notes, tensors, device)
+            parts = unpacked(notes, tensors, device_of(self.model))
             refuse_another(notes, own, self._place())
             began_with, own_start = notes["first"], self._first
             self._take(notes, parts)

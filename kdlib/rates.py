@@ -14,9 +14,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils._pytree import tree_leaves
 
 from kdlib.checks import check_number
+from kdlib.descriptions import description
 from kdlib.errors import KDError
 from kdlib.packing import pack
-from kdlib.trace import description
 from kdlib.trainable import Optimizers
 
 __all__ = ["Rates"]

@@ -56,6 +56,8 @@ class TraceShape(msgspec.Struct):
     outputs: Number | None = None
     probes: list[tuple[Count, Number]] = []
     loose: list[str] = []
+    early: list[str] = []
+    chooses: bool = False
 
 
 class OptimizerShape(msgspec.Struct, rename={"kind": "class"}):

@@ -8,15 +8,17 @@ did. A resumed run has the same trace as one without interruption; a member of a
     optimizer     its class, and the hyper-parameters of its groups without learning rates
     data          digest and view of the examples, batch size, and where the soft targets came from
     first_loss    the loss of the first batch, before any step
-    probe         the loss that the objective gives to one fixed set of outputs, labels and soft targets, after the
+    probe         the loss that the objective gives to one fixed set of outputs, labels and soft targets, before the
                   first step. Two objectives can be compared by it, whatever else differs. null without soft targets,
-                  or if the objective needs more than these, or changes a tensor (`kdlib.probe`)
+                  or if the objective needs the numbers of all rows, or changes a tensor (`kdlib.probe`)
     probes        [epoch, value] where the probe at an epoch's end is another one than before: a loss that changes. None
                   of an objective that uses what is trained, such as a penalty of the weights
-    settings      digest of what layers and optimizer say of themselves (strides, momentum), and of their hooks
+    settings      digest of what layers say of themselves (a stride), of which weights learn, and of hooks, but those
+                  of the forward pass
     outputs       the mean square of the network's outputs for the first batch, before any step
-    ends          digests of weights and buffers at the end of each epoch. A record has `loose` instead: the snapshots
-                  whose weights are of no epoch's end
+    ends          digests of weights and buffers at the end of each epoch. A record has `loose` and `early` instead:
+                  the snapshots whose weights are of no epoch's end, and those of an earlier end than the last one
+    chooses       whether weights were kept again under the same name, as those of the best epoch so far are
     steps         number of optimizer steps
     mixed         whether labels were mixed
     epochs        digests after each epoch, each over all epochs so far: `rows` (row numbers in order), `labels`,
@@ -29,33 +31,30 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from kdlib.batches import Batch
+from kdlib.descriptions import description, settings
 from kdlib.errors import KDError
 from kdlib.files import canonical_json, sha256, tensor_digest
 from kdlib.packing import pack, tensors_of_state
-from kdlib.probe import probed
+from kdlib.probe import form_of, mean_squares, probed
 from kdlib.replicas import Replicas
 
 if TYPE_CHECKING:
     from kdlib.progress import Progress
 
-__all__ = ["Objective", "Tracer", "description", "with_loose"]
+__all__ = ["Objective", "Tracer", "with_snapshots"]
 
 ROLLING = ("rows", "labels", "sizes", "rates", "targets", "layers")
 DIGITS = 16  # of the digests after each epoch
-MASKED = 1e4  # such numbers are of masks that are added to logits, and no outputs
 PROBE = 1e-5  # relative: a probe that differs by more is another one
-# Of an optimizer's groups: names of weights are others in a network that torch.compile has wrapped.
-NOT_DESCRIBED = "params", "param_names", "lr", "initial_lr"
+HELD = 2**26  # bytes of soft targets, labels and rows that are kept until they are digested
 
 Objective = Callable[[Any, Batch], Tensor]  # a model may return several tensors
 
@@ -70,9 +69,12 @@ class Tracer:
         self.traces: list[dict[str, Any]] = []
         self.state = ""  # SHA-256 of weights, buffers and optimizer state after the last epoch or checkpoint
         self.seeds: Sequence[int] = []
-        self.seen: dict[str, list[Tensor]] = {}
+        self.seen: dict[str, list[Tensor]] = {}  # since they were digested last
+        self.digests: list[dict[str, Any]] = []  # of the epoch so far, for each student
+        self.sizes: list[int] = []
         self.rates: list[tuple[Any, ...]] = []
         self.first: Batch | None = None  # of an epoch
+        self.form: Any = None  # of the model's outputs
 
     @property
     def progress(self) -> Progress:
@@ -101,9 +103,10 @@ class Tracer:
                     "first_loss": None,
                     "probe": None,
                     "probes": [],
-                    "settings": sha256(repr([*map(_settings_of, self._layers()), _hooks(optimizer)]).encode())[:DIGITS],
+                    "settings": sha256(repr(settings(self._layers(), optimizer)).encode())[:DIGITS],
                     "outputs": None,
                     "ends": [],
+                    "chooses": False,
                     "steps": 0,
                     "epochs": {name: [] for name in ROLLING},
                     "changed": [],
@@ -122,7 +125,9 @@ class Tracer:
         if not self.progress.traced:
             yield from batches
             return
-        self.seen, self.rates = {"rows": [], "labels": [], "targets": []}, []
+        self.seen, self.sizes, self.rates = {"rows": [], "labels": [], "targets": []}, [], []
+        held = 0
+        self.digests = [{name: _goes_on(trace, name) for name in self.seen} for trace in self.traces]
         before: Any = None
         for step, batch in enumerate(batches):
             if batch.labels is None or batch.indices is None:  # nothing else needs them
@@ -135,40 +140,52 @@ class Tracer:
             if now != before:
                 self.rates.append((step, *self._rates()))
                 before = now
-            self.seen["rows"].append(batch.indices)
-            self.seen["labels"].append(batch.labels)
-            if batch.soft is not None:
-                self.seen["targets"].append(batch.soft)
+            self.sizes.append(batch.indices.shape[-1])
+            for name, part in (("rows", batch.indices), ("labels", batch.labels), ("targets", batch.soft)):
+                if part is not None:
+                    self.seen[name].append(part)
+                    held += part.numel() * part.element_size()
+            if held > HELD:
+                self._digest_seen()
+                held = 0
             self.first = batch if step == 0 else self.first
             yield batch
 
-    def noting_outputs(self, objective: Objective) -> Objective:
-        """Return the objective, which notes the outputs that it is given at the very first step."""
-        if not self.progress.traced or self.traces[0]["steps"] or self.progress.resumed.losses:
-            return objective
-        is_noted = False
+    def _digest_seen(self) -> None:
+        """Digest the rows, labels and soft targets that are held, and note whether labels are mixed."""
+        for name, parts in self.seen.items():
+            for trace, digests, content in zip(self.traces, self.digests, self._by_student(parts), strict=True):
+                digests[name].update(_bytes(content))
+                trace["mixed"] = trace["mixed"] or (name == "labels" and _is_mixed(content))
+            parts.clear()
+
+    def noting_outputs(self, called: Objective, objective: Objective) -> Objective:
+        """Return `called`, which notes the form of the outputs and, before the very first step, outputs and probe."""
+        if not self.progress.traced:
+            return called
+        is_first = not self.traces[0]["steps"] and not self.progress.resumed.losses
 
         def noted(outputs: Any, batch: Batch) -> Tensor:
-            nonlocal is_noted
-            if not is_noted:
-                is_noted = True
-                for trace, value in zip(self.traces, _mean_squares(outputs, len(self.traces)), strict=True):
-                    trace["outputs"] = value
-            return objective(outputs, batch)
+            nonlocal is_first
+            if self.form is None:
+                self.form = form_of(outputs, batch)
+            if is_first:
+                is_first = False
+                squares, values = mean_squares(outputs, len(self.traces)), self._probed(objective, batch)
+                for trace, square, value in zip(self.traces, squares, values, strict=True):
+                    trace |= {"outputs": square, "probe": value}
+            return called(outputs, batch)
 
         return noted
 
-    def step_ends(self, batch: Batch, objective: Objective) -> None:
-        """After the very first step, note the objective of fixed outputs."""
-        if self.progress.traced and len(self.seen["rows"]) == 1 and not self.traces[0]["steps"]:
-            for trace, value in zip(self.traces, self._probed(objective), strict=True):
-                trace["probe"] = value
+    def _probed(self, objective: Objective, batch: Batch, later: bool = False) -> list[Any]:
+        used = [self.progress.model, self.progress.optimizer, self.progress.extras]
+        return probed(objective, self.form, batch, len(self.traces), used, later)
 
-    def _probed(self, objective: Objective, later: bool = False) -> list[Any]:
-        batch, progress = self.first, self.progress
-        if batch is None or batch.soft is None or batch.soft.ndim < 2:
-            return [None] * len(self.traces)
-        return probed(objective, batch, len(self.traces), [progress.model, progress.optimizer, progress.extras], later)
+    def may_choose(self) -> None:
+        """Note that the weights of an epoch may be chosen, and not those of the last one."""
+        for trace in self.traces:
+            trace["chooses"] = True
 
     def note_state(self) -> None:
         """Note weights, buffers and optimizer state as they are now, so that a later change is seen."""
@@ -180,21 +197,21 @@ class Tracer:
         if not self.progress.traced:
             return
         self.note_state()
-        for trace, state, value in zip(self.traces, self._states(), self._probed(objective, later=True), strict=True):
+        assert self.first is not None
+        values = self._probed(objective, self.first, later=True)
+        for trace, state, value in zip(self.traces, self._states(), values, strict=True):
             trace["ends"].append(tensor_digest(state)[:DIGITS])
             before = trace["probes"][-1][1] if trace["probes"] else trace["probe"]
             if None not in (value, before) and not math.isclose(value, before, rel_tol=PROBE):
                 trace["probes"].append([epoch, value])
-        sizes = [part.shape[-1] for part in self.seen["rows"]]
-        seen = {name: self._by_student(parts) for name, parts in self.seen.items()}
+        self._digest_seen()
         losses = first_loss.view(-1).tolist()
-        for number, (trace, loss, seed) in enumerate(zip(self.traces, losses, self.seeds, strict=True)):
-            for name, content in seen.items():
-                _roll(trace, name, _bytes(content[number]))
-            for name, value in (("sizes", sizes), ("rates", self.rates), ("layers", seed)):
-                _roll(trace, name, repr(value).encode())
-            trace["mixed"] = trace["mixed"] or _is_mixed(seen["labels"][number])
-            trace["steps"] += len(sizes)
+        for trace, digests, loss, seed in zip(self.traces, self.digests, losses, self.seeds, strict=True):
+            for name, value in (("sizes", self.sizes), ("rates", self.rates), ("layers", seed)):
+                digests[name] = _goes_on(trace, name, repr(value).encode())
+            for name, digest in digests.items():
+                trace["epochs"][name].append(digest.hexdigest()[:DIGITS])
+            trace["steps"] += len(self.sizes)
             if trace["first_loss"] is None:
                 trace["first_loss"] = loss
 
@@ -231,59 +248,29 @@ class Tracer:
         return sha256(f"{tensor_digest(tensors)} {canonical_json(notes)}".encode())
 
 
-def with_loose(trace: Mapping[str, Any], weights: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Return a trace as a record has it: instead of `ends`, the snapshots whose weights are of no epoch's end."""
+def with_snapshots(trace: Mapping[str, Any], weights: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return a trace as a record has it: instead of `ends`, the snapshots that are `loose`, and those that are `early`.
+
+    Weights from before the first step are those of an early end.
+    """
     if not trace:
         return trace
-    ends = {*trace["ends"], trace["start"][:DIGITS]}
+    ends = [trace["start"][:DIGITS], *trace["ends"]]
     digests = {name: tensor_digest(tensors_of_state(state))[:DIGITS] for name, state in weights.items()}
     loose = sorted(name for name, digest in digests.items() if digest not in ends)
-    return {name: value for name, value in trace.items() if name != "ends"} | {"loose": loose}
+    early = sorted(name for name, digest in digests.items() if digest in ends and digest != ends[-1])
+    return {name: value for name, value in trace.items() if name != "ends"} | {"loose": loose, "early": early}
 
 
-def _roll(trace: dict[str, Any], name: str, content: bytes) -> None:
+def _goes_on(trace: Mapping[str, Any], name: str, content: bytes = b"") -> Any:
+    """The digest of an epoch, over that of the epochs before it."""
     digests: list[str] = trace["epochs"][name]
-    before = digests[-1] if digests else ""
-    digests.append(hashlib.sha256(before.encode() + content).hexdigest()[:DIGITS])
+    return hashlib.sha256((digests[-1] if digests else "").encode() + content)
 
 
 def _bytes(values: Tensor) -> bytes:
     values = values.detach().contiguous().reshape(-1)
     return values.view(torch.uint8).numpy().tobytes()  # as bytes: NumPy has no bfloat16
-
-
-def _mean_squares(outputs: Any, students: int) -> list[Any]:
-    """The mean square of the numbers in a model's outputs, for each student; None if there are none."""
-    leaves = [each.detach() for each in tree_leaves(outputs) if isinstance(each, Tensor)]
-    total, count = (torch.zeros(students, dtype=torch.float64, device="cpu") for _ in range(2))
-    try:
-        for leaf in (each for each in leaves if each.is_floating_point()):
-            values = leaf.cpu().double().reshape(students, -1)
-            usual = values.abs() < MASKED  # NaN is not
-            total += torch.where(usual, values, 0.0).square().sum(1)
-            count += usual.sum(1)
-    except RuntimeError:  # outputs without the students' axis
-        return [None] * students
-    return [float(one / other) if other else None for one, other in zip(total, count, strict=True)]
-
-
-def _settings_of(layer: tuple[str, nn.Module]) -> tuple[str, str, list[str]]:
-    """A layer's name, what it says of itself, and the hooks of the layer and its weights."""
-    name, module = layer
-    own = [*_hooks(module), *(each for value in module.parameters(recurse=False) for each in _hooks(value))]
-    try:
-        return name, re.sub(" at 0x[0-9a-fA-F]+", "", module.extra_repr()), own
-    except Exception:  # it is the user's own
-        return name, "", own
-
-
-def _hooks(value: Any) -> list[str]:
-    """The names of hooks of a layer, a weight or an optimizer."""
-    of_tensors = ("_backward_hooks", "_post_accumulate_grad_hooks")  # torch keeps these elsewhere
-    names = of_tensors if isinstance(value, Tensor) else sorted(name for name in vars(value) if "hook" in name)
-    maps = {name: each for name in names if isinstance(each := getattr(value, name, None), Mapping)}
-    hooks = [(name, hook) for name, each in maps.items() for hook in each.values()]
-    return [f"{name} {getattr(hook, '__qualname__', type(hook).__name__)}" for name, hook in hooks]
 
 
 def _is_mixed(labels: Tensor) -> bool:
@@ -296,22 +283,3 @@ def _settings(optimizer: torch.optim.Optimizer) -> Any:
         (float(group["lr"]), len(group["params"]), {k: v for k, v in group.items() if k not in ("params", "lr")})
         for group in optimizer.param_groups
     ]
-
-
-def description(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return an optimizer's class and the hyper-parameters of its groups, without learning rates."""
-    groups = [
-        {str(name): _plain(value) for name, value in group.items() if name not in NOT_DESCRIBED}
-        | {"tensors": len(group["params"])}
-        for group in optimizer.param_groups
-    ]
-    return {"class": type(optimizer).__name__, "groups": groups}
-
-
-def _plain(value: Any) -> Any:
-    """The value if JSON can hold it, else its text, without a place in memory, which is another in each process."""
-    try:
-        canonical_json(value)
-    except (TypeError, ValueError):
-        return re.sub(" at 0x[0-9a-fA-F]+", "", repr(value))
-    return list(value) if isinstance(value, tuple) else value

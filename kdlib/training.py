@@ -136,7 +136,7 @@ def epochs(
         tracer.begin(batches)
     held = OwnGenerators([] if progress.checkpoint is None else [objective, batches, rate], progress.extras)
     watched = WatchedObjective(objective, progress.network, progress.extras)
-    make_step, first = _step(progress, tracer.noting_outputs(watched)), progress.epoch + 1
+    make_step, first = _step(progress, tracer.noting_outputs(watched, objective)), progress.epoch + 1
     copies = Copies(progress.network, progress.extras, progress.optimizer)
     infinite = weights_that_are_not_finite(progress.optimizers)
     with global_generators_put_back():
@@ -155,7 +155,6 @@ def epochs(
                     set_modes(progress.network, modes)
                     marks = progress.step_begins(batch)
                     loss = make_step(batch)
-                    tracer.step_ends(batch, objective)
                     progress.step_ends(loss, marks)
                 elif step == done:
                     progress.steps_are_skipped(batch)

@@ -115,6 +115,9 @@ def test_an_arm_that_is_not_trained_is_like_one_that_is(name):
 # ---- made-up traces
 
 
+LATER = "settings", "outputs", "probes", "loose", "early", "chooses"  # keys that older traces do not have
+
+
 def trace(**other: Any) -> dict[str, Any]:
     """A trace of two epochs; `other` has other values of its keys, or of the keys of its tables."""
     made: dict[str, Any] = {
@@ -132,9 +135,11 @@ def trace(**other: Any) -> dict[str, Any]:
         "outputs": 1.0,
         "probes": [],
         "loose": [],
+        "early": [],
+        "chooses": False,
     }
     if other.pop("is_old", False):
-        made = {key: value for key, value in made.items() if key not in ("settings", "outputs", "probes", "loose")}
+        made = {key: value for key, value in made.items() if key not in LATER}
     for key, value in other.items():
         place = next((part for part in (made, made["data"], made["epochs"]) if key in part), {})
         place[key] = value
@@ -166,6 +171,8 @@ OTHERS: Mapping[str, Any] = {
     "outputs": 2.0,
     "probes": [[2, 0.7]],
     "loose": ["final"],
+    "early": ["final"],
+    "chooses": True,
     **{name: ["1", "3"] for name in ("rows", "labels", "sizes", "rates", "targets", "layers")},
     "precision": "bfloat16",
 }

@@ -6,7 +6,8 @@ import hashlib
 import itertools
 import json
 import random
-from dataclasses import replace
+import warnings
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from kdlib.run.experiment import Run
 from kdlib.run.store import Description, Result, Store
 from kdlib.seeds import generator
 from kdlib.targets import SoftTargets, mix_logits
-from kdlib.trace import with_loose
+from kdlib.trace import with_snapshots
 from kdlib.training import Progress, epochs, hard_targets, predict_logits
 from tests.made_runs import Killed
 
@@ -179,6 +180,7 @@ def test_a_trace_is_that_of_the_loop_written_by_hand():
         "changed": [],
         "settings": sha256(repr([*settings, []]).encode())[:16],
         "probes": [],
+        "chooses": False,
     }
 
 
@@ -193,8 +195,22 @@ def test_the_weights_of_each_end_are_in_the_trace():
         "first": Network().state_dict(),
         "half": {name: value / 2 for name, value in state.items()},
     }
-    assert with_loose(trace, weights)["loose"] == ["half"]
-    assert "ends" not in with_loose(trace, weights)
+    found = with_snapshots(trace, weights)
+    assert (found["loose"], found["early"]) == (["half"], ["first"])
+    assert "ends" not in found
+
+
+def test_whether_weights_may_have_been_chosen_is_in_the_trace():
+    def body(progress):
+        progress.record(error=abs(progress.epoch - 2))
+        if progress.is_lowest("error"):
+            progress.keep("best")
+
+    batches = Batches(EXAMPLES, SIZE, SEED)
+    chosen, last = trained(batches, body=body), trained(batches)
+    last.keep("best")
+    found = [with_snapshots(each.traces[0], each.kept) for each in (chosen, last)]
+    assert [(each["early"], each["chooses"]) for each in found] == [(["best"], True), ([], False)]
 
 
 class Counts:
@@ -371,22 +387,122 @@ def test_the_probe_leaves_the_training_as_it_is():
     assert all(torch.equal(value, without[name]) for name, value in with_trace.items())
 
 
-def test_an_objective_that_needs_more_than_logits_is_not_probed():
-    class Both(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layers = Network()
+@dataclass
+class Named:
+    logits: torch.Tensor
+    features: torch.Tensor
+    loss: None = None
 
-        def forward(self, inputs):
-            return self.layers(inputs), inputs
+
+FORMS = {
+    "tuple": (lambda *outputs: outputs, lambda outputs: outputs[0]),
+    "dictionary": (lambda logits, features: {"a": features, "b": logits}, lambda outputs: outputs["b"]),
+    "object": (Named, lambda outputs: outputs.logits),
+    "distribution": (
+        lambda logits, features: torch.distributions.Categorical(logits=logits, validate_args=False),
+        lambda outputs: outputs.logits,
+    ),
+}
+
+
+class Several(nn.Module):
+    def __init__(self, make):
+        super().__init__()
+        self.layers, self.make = Network(), make
+
+    def forward(self, inputs):
+        return self.make(self.layers(inputs), inputs)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_outputs_of_each_form_are_noted_and_probed(form):
+    make, logits_of = FORMS[form]
+    batches = Batches(EXAMPLES, SIZE, SEED, SOFT)
+    trace = trace_of(batches, lambda outputs, batch: soft_targets(logits_of(outputs), batch), Several(make))
+    if form == "distribution":  # it subtracts what the soft targets of a student do not depend on
+        assert trace["outputs"] > 0
+    else:
+        squares = trace_of(batches, soft_targets)["outputs"], float((INPUTS[ORDERS[0]][:SIZE] ** 2).mean())
+        assert trace["outputs"] == pytest.approx((K * squares[0] + 5 * squares[1]) / (K + 5))
+    assert trace["probe"] == pytest.approx(trace_of(batches, soft_targets)["probe"])
+
+
+def test_features_and_other_outputs_have_fixed_numbers_in_the_probe():
+    def objective(outputs, batch):
+        logits, features, words, scale = outputs
+        assert len(logits) > 4 or (features.shape == (4, 5, 2) and not words.any() and float(scale) == 1.0)
+        return soft_targets(logits, batch) * scale.detach() + features.square().mean() + words.sum()
+
+    def make(logits, inputs):
+        return logits, inputs[:, :, None].expand(-1, -1, 2), inputs.long().clamp(0, 1), logits.mean()
+
+    traces = [trace_of(Batches(EXAMPLES, SIZE, seed, SOFT), objective, Several(make)) for seed in (0, 1)]
+    assert traces[0]["probe"] is not None
+    assert traces[0]["probe"] == traces[1]["probe"]
+
+
+def test_the_probe_is_that_of_the_weights_before_the_first_step():
+    """An objective may depend on the weights, which soft targets move from the first step on."""
+    probes = []
+    for logits in (SOFT.logits, -SOFT.logits):
+        model = Network()
+        model.norm = nn.Identity()
+
+        def objective(outputs, batch, model=model):
+            return soft_targets(outputs, batch) + (model(batch.inputs + 0.1) - outputs).square().mean()
+
+        batches = Batches(EXAMPLES, SIZE, SEED, replace(SOFT, logits=logits))
+        trace = trace_of(batches, objective, model, lambda m: torch.optim.SGD(m.parameters(), lr=0.1))
+        probes.append(trace["probe"])
+    assert probes[0] == pytest.approx(probes[1])
+
+
+def test_the_probe_tells_nothing_to_the_user():
+    def objective(outputs, batch):
+        warnings.warn("of the first batch" if len(outputs) > 4 else "of the probe", stacklevel=2)
+        return soft_targets(outputs, batch)
+
+    with pytest.warns(UserWarning, match="of the first batch") as told:
+        trace_of(Batches(EXAMPLES, SIZE, SEED, SOFT), objective)
+    assert "of the probe" not in {str(each.message) for each in told}
+
+
+def test_words_and_pixels_are_probed():
+    """Soft targets (B, L, K) of words."""
+    inputs, labels = INPUTS[:, :, None].expand(-1, -1, K), (INPUTS > 0).long()
+    soft, model = torch.randn(N, 5, K, generator=generator(0, "words")), nn.Linear(K, K)
 
     def objective(outputs, batch):
-        logits, features = outputs
-        return soft_targets(logits, batch) + 0 * features.mean()
+        assert batch.labels.shape == outputs.shape[:2] == batch.soft.shape[:2]
+        return soft_targets(outputs.flatten(0, 1), replace(batch, soft=batch.soft.flatten(0, 1)))
 
-    trace = trace_of(Batches(EXAMPLES, SIZE, SEED, SOFT), objective, Both())
-    assert trace["probe"] is None
-    assert trace["steps"] == EPOCHS * len(SIZES)
+    def batches(epoch):
+        for rows in torch.arange(N).split(SIZE):
+            yield Batch(inputs[rows], labels[rows], rows, soft[rows])
+
+    assert trace_of(batches, objective, model)["probe"] > 0
+
+
+def test_long_epochs_have_the_same_digests(monkeypatch):
+    batches = Batches(EXAMPLES, SIZE, SEED, SOFT)
+    whole = trace_of(batches, soft_targets)
+    monkeypatch.setattr("kdlib.trace.HELD", 0)
+    assert trace_of(batches, soft_targets) == whole
+
+
+def test_hooks_that_only_read_are_no_difference():
+    def settings(change):
+        model = Network()
+        change(model)
+        return trace_of(Batches(EXAMPLES, SIZE, SEED), model=model)["settings"]
+
+    def limited(limit):
+        return lambda model: model.output.weight.register_hook(lambda gradient: gradient.clamp(-limit, limit))
+
+    plain = settings(lambda model: None)
+    assert settings(lambda model: model.hidden.register_forward_hook(lambda *given: None)) == plain
+    others = [settings(limited(0.1)), settings(limited(0.2)), settings(lambda m: m.hidden.requires_grad_(False))]
+    assert len({plain, *others}) == 4
 
 
 def test_without_a_teacher_there_are_no_targets():
@@ -683,10 +799,10 @@ class NoTracer:
     def begin(self, *_):
         pass
 
-    def noting_outputs(self, objective):
-        return objective
+    def noting_outputs(self, called, objective):
+        return called
 
-    epoch_begins = step_ends = epoch_ends = begin
+    epoch_begins = epoch_ends = begin
 
 
 @pytest.mark.parametrize("train", TRAININGS.values(), ids=TRAININGS)

@@ -58,6 +58,7 @@ DIFFERENCES = (
     "learning rate",
     "optimizer",
     "optimizer state",
+    "selection",
     "dropout",
     "soft targets",
     "precision",

@@ -31,7 +31,7 @@ from kdlib.run.plan import Job
 from kdlib.run.store import ID_LENGTH, Store, clear_work
 from kdlib.seeds import seeded
 from kdlib.terminal import shortened
-from kdlib.trace import with_loose
+from kdlib.trace import with_snapshots
 
 __all__ = ["Elsewhere", "Group", "Outcome", "Setting", "held", "notices", "train_group", "work_folder"]
 
@@ -230,7 +230,7 @@ def _train(
                 "function keep that snapshot, or correct the configuration so that it is reached"
             )
         if job in missing:
-            store.save(job.description, result, about, with_loose(trace, result.weights), digests)
+            store.save(job.description, result, about, with_snapshots(trace, result.weights), digests)
     if setting.checkpoints is None:  # otherwise the run has still to come to that store
         clear_work(work)
 

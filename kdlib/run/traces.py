@@ -14,7 +14,7 @@ from kdlib.run.records import Record
 __all__ = ["VOCABULARY", "arms_differ", "differences"]
 
 VOCABULARY: Mapping[str, str] = {
-    "network": "layers, what they are set to, their hooks, or names, types or shapes of weights and buffers",
+    "network": "layers, what they are set to, their hooks, which weights learn, or names, types and shapes of tensors",
     "initial weights": "the weights and buffers before the first step",
     "data": "the examples",
     "view": "the augmentation of the inputs",
@@ -25,11 +25,13 @@ VOCABULARY: Mapping[str, str] = {
     "learning rate": "the learning rate of a step",
     "optimizer": "the class or a hyper-parameter of the optimizer",
     "optimizer state": "a change of weights or optimizer state between two epochs, or after the last one",
+    "selection": "whether the weights are those of the last epoch, or of an earlier one that was chosen",
     "dropout": "the seeds of dropout",
     "soft targets": "the teacher's logits, or that there are any",
     "precision": "the precision of training steps, as configured",
     "outputs": "the network's outputs for the first batch, before any step, where nothing above can have changed them",
-    "loss": "the loss of the same outputs and targets; if an arm has no teacher, the loss of the first batch",
+    "loss": "the loss of the same outputs and targets, or of the first batch if both arms have no teacher; not "
+    "compared if one of them has",
 }
 SAME_LOSS = 1e-4  # relative: processors round differently
 _MOVES_OUTPUTS = ("network", "initial weights", "data", "view", "rows", "mixing", "batch size", "dropout", "precision")
@@ -48,9 +50,17 @@ def arms_differ(one: Record, arm: str, other: Record, rival: str) -> list[str] |
     traces = [record.trace if versions[0] == versions[1] else {**record.trace, "settings": None} for record, _ in pairs]
     found = differences(traces[0], traces[1], (epochs[0], epochs[1]), precisions[0] != precisions[1])
     # Two snapshots of one run have other weights: this is why they are two.
-    known = one.run != other.run and all("loose" in record.trace for record, _ in pairs)  # older traces have none
-    loose = [known and record.arms[name] in record.trace["loose"] for record, name in pairs]
-    return [word for word in VOCABULARY if word in found or (word == "optimizer state" and loose[0] != loose[1])]
+    if one.run != other.run:
+        loose, early = (
+            [record.arms[name] in record.trace.get(key, ()) for record, name in pairs] for key in ("loose", "early")
+        )
+        if loose[0] != loose[1] and all("loose" in trace for trace in traces):  # older traces have none
+            found.append("optimizer state")
+        # Of an arm whose best epoch may be its last one, it is not known.
+        last = [not is_early and not trace.get("chooses", True) for is_early, trace in zip(early, traces, strict=True)]
+        if (early[0] and last[1]) or (early[1] and last[0]):
+            found.append("selection")
+    return [word for word in VOCABULARY if word in found]
 
 
 def differences(
@@ -97,7 +107,7 @@ def differences(
         found["loss"] = False
     if _probes_differ(one, other, both):
         found["loss"] = True
-    return [word for word in VOCABULARY if found[word]]
+    return [word for word in VOCABULARY if found.get(word)]
 
 
 def _differ(one: Mapping[str, Any], other: Mapping[str, Any], name: str, epochs: int) -> bool:

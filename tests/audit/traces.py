@@ -44,6 +44,7 @@ def _shape(place: str, trace: Record, epochs: int) -> Faults:
             if "settings" not in trace
             else {**dict.fromkeys(("outputs", "probes", "loose"), ""), "settings": "0" * 16}
         ),
+        **({} if "early" not in trace else {"early": "", "chooses": ""}),
         **{"data": ["digest", "size", "soft", "view"], "optimizer": ["class", "groups"]},
         "epochs": {key: ["0" * 16] * epochs for key in EPOCHS},
     }
@@ -157,6 +158,8 @@ def differences(one: Done, other: Done) -> set[str]:
     say = one.run != other.run and all("loose" in each.trace for each in (one, other))
     is_loose = [say and each.snapshot in each.trace["loose"] for each in (one, other)]
     rolled |= {"optimizer state"} if changed[0] != changed[1] or is_loose[0] != is_loose[1] else set()
+    ends = {_end(each) for each in (one, other)} if one.run != other.run else set()
+    rolled |= {"selection"} if ends == {"early", "last"} else set()
     # Other data have other rows, and so on along this chain.
     if "data" in found:
         rolled -= {"rows", "mixing", "batch size", "soft targets"}
@@ -177,6 +180,13 @@ def differences(one: Done, other: Done) -> set[str]:
     if None not in probe and _later(one, other, common):
         found |= {"loss"}
     return found
+
+
+def _end(arm: Done) -> str:
+    """Of which epoch the weights are: an early one or the last one; they may have been chosen and be the last one's."""
+    if arm.snapshot in arm.trace.get("early", []):
+        return "early"
+    return "last" if arm.trace.get("chooses") is False else "not known"
 
 
 def _are_apart(numbers: Sequence[Any]) -> bool:

@@ -197,7 +197,7 @@ PAIRS = {
     "another schedule": ({}, {"rate": lambda epoch: 0.01 if epoch < 3 else 0.001}, ["learning rate"]),
     "a rate that the body changes": ({}, {"body": slower}, ["learning rate"]),
     "another class of optimizer": ({}, {"make": lambda m: torch.optim.AdamW(m.parameters(), 0.01)}, ["optimizer"]),
-    "frozen layers": ({}, {"make": frozen}, ["optimizer"]),
+    "frozen layers": ({}, {"make": frozen}, ["network"]),
     "another eps": ({}, {"make": lambda model: adam(model, eps=1e-7)}, ["optimizer"]),
     "a reset": ({}, {"body": reset}, ["optimizer state"]),
     "shrunk weights": ({}, {"body": shrink}, ["optimizer state"]),
@@ -256,9 +256,9 @@ def test_trainings_that_differ_in_one_thing(one, other, expected):
     assert words(trained(**one), trained(**other), counts) == expected
 
 
-def test_every_word_but_precision_and_steps_is_found_alone():
+def test_every_word_but_those_of_records_is_found_alone():
     alone = {expected[0] for _, _, expected in PAIRS.values() if len(expected) == 1}
-    assert alone == VOCABULARY.keys() - {"precision", "steps"}
+    assert alone == VOCABULARY.keys() - {"precision", "steps", "selection"}
 
 
 def test_the_vocabulary_is_that_of_the_claims():
@@ -368,6 +368,15 @@ def test_snapshots_are_compared_up_to_their_own_epochs(record):
     other = record(trained(rate=lambda epoch: 0.01 if epoch < 3 else 0.001), final, other="final")
     assert arms_differ(one, "early", other, "other") == ["steps"]
     assert arms_differ(one, "one", other, "other") == ["learning rate"]
+
+
+def test_the_last_epoch_against_a_chosen_one(record):
+    final, snapshots = {"final": {"accuracy": 0.5}}, {"loose": [], "early": []}
+    early, last = record(trained() | snapshots | {"early": ["final"]}, final, a="final"), trained() | snapshots
+    assert arms_differ(early, "a", record(last, final, b="final"), "b") == ["selection"]
+    # The best epoch may be the last one, and older traces do not say.
+    for other in (last | {"chooses": True}, {key: value for key, value in last.items() if key != "chooses"}):
+        assert arms_differ(early, "a", record(other, final, b="final"), "b") == []
 
 
 def test_the_precision_of_two_records(record):
