@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from kdlib.checks import readable
+from kdlib.checks import check_logits, readable
 
-__all__ = ["ProbabilitiesAsLogits", "warn_of_last_sigmoid", "warn_of_probabilities", "warn_of_sigmoid"]
+__all__ = [
+    "ProbabilitiesAsLogits",
+    "checked_logits",
+    "warn_of_last_sigmoid",
+    "warn_of_probabilities",
+    "warn_of_sigmoid",
+]
 
 LEAST_ROWS = 4  # fewer, of two classes, are distributions by chance in some step of a long training
 LEAST_LOGITS = 8
@@ -18,6 +25,13 @@ SAME_VALUES = ("Alias", "Clone", "Select", "Slice", "Squeeze", "ToCopy", "Unsque
 
 class ProbabilitiesAsLogits(UserWarning):
     """Rows that are distributions, or probabilities of a sigmoid, were given as logits."""
+
+
+def checked_logits(logits: Any, whose: str) -> Tensor:
+    """Return logits (N, K) as `check_logits` does; warn (ProbabilitiesAsLogits) if all rows are distributions."""
+    found = check_logits(logits, whose)
+    warn_of_probabilities(found, whose)
+    return found
 
 
 def warn_of_probabilities(logits: Tensor, whose: str) -> None:

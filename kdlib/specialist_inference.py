@@ -21,6 +21,7 @@ from torch import Tensor
 
 from kdlib.checks import check_values, whole_number
 from kdlib.errors import KDError
+from kdlib.probabilities import checked_logits
 from kdlib.specialists import Subset, check_subset
 
 __all__ = ["active_specialists", "combined_log_probs"]
@@ -63,6 +64,8 @@ def combined_log_probs(
     """
     inside = _membership(subsets, generalist.shape[-1]).to(generalist.device)
     _check_shapes(generalist, specialists, subsets, active)
+    for logits in (generalist, *specialists) if len(generalist) else ():
+        checked_logits(logits, "a generalist or specialist")
     log_general = F.log_softmax(generalist.double(), dim=-1)
     log_special = [F.log_softmax(logits.double(), dim=-1) for logits in specialists]
     if any(bool(torch.isnan(values).any()) for values in (log_general, *log_special)):

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from kdlib.checks import (
     check_classes,
     check_generator,
-    check_logits,
     check_number,
     check_values,
     computes_as,
@@ -37,6 +36,7 @@ from kdlib.checks import (
 )
 from kdlib.class_labels import class_numbers
 from kdlib.errors import KDError, needs
+from kdlib.probabilities import checked_logits
 
 __all__ = [
     "Subset",
@@ -220,7 +220,7 @@ def dustbin_logits(logits: Tensor, subset: Subset, temperature: float = 1.0) -> 
     logits that are not (N, K) with K >= 2, a subset that `check_subset` refuses, a temperature that is not above 0, and
     NaN or +inf.
     """
-    logits = check_logits(logits, "the generalist")
+    logits = checked_logits(logits, "the generalist")
     check_subset(subset, logits.shape[-1])
     temperature = check_number("temperature", temperature, 0, math.inf, "1 leaves the logits as they are", above=True)
     check_values(logits, "the generalist")
@@ -284,6 +284,6 @@ def corrected_dustbin(logits: Tensor, oversampled: float) -> Tensor:
     A specialist that is exact on its training set is then exact on data in their natural proportions. KDError unless
     `oversampled` is above 0.
     """
-    logits = check_logits(logits, "the specialist")
+    logits = checked_logits(logits, "the specialist")
     oversampled = check_number("oversampled", oversampled, 0, math.inf, "`oversampling` returns it", above=True)
     return torch.cat([logits[:, :-1], logits[:, -1:] + math.log(oversampled)], dim=1)

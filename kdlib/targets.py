@@ -19,7 +19,6 @@ from kdlib.checks import (
     check_classes,
     check_generator,
     check_kind,
-    check_logits,
     check_number,
     check_values,
     in_float32,
@@ -31,7 +30,7 @@ from kdlib.checks import (
 from kdlib.class_labels import class_numbers
 from kdlib.errors import KDError
 from kdlib.files import tensor_digest
-from kdlib.probabilities import warn_of_probabilities
+from kdlib.probabilities import checked_logits
 
 __all__ = [
     "SoftTargets",
@@ -88,7 +87,7 @@ class SoftTargets:
         KDError for logits that are not (N, K) with K >= 2.
         """
         temperature = _check_temperature(temperature)
-        return F.softmax(check_logits(self.logits, "the teacher") / temperature, dim=-1)
+        return F.softmax(checked_logits(self.logits, "the teacher") / temperature, dim=-1)
 
     def select(self, rows: Any) -> SoftTargets:
         """Return the soft targets of some rows, for a transfer set: row numbers (n,) or a mask (N,).
@@ -176,9 +175,7 @@ def mean_of_distributions(
     (Hinton, Vinyals, Dean 2015, section 1).
     """
     temperature = _check_temperature(temperature)
-    logits = [check_logits(member, "a member") for member in logits]
-    for member in logits:
-        warn_of_probabilities(member, "a member of the ensemble")
+    logits = [checked_logits(member, "a member of the ensemble") for member in logits]
     shapes = {tuple(member.shape) for member in logits}
     if len(shapes) != 1:
         raise KDError(f"expected logits of members, all of one shape, found shapes {sorted(shapes) or 'of no member'}")
@@ -205,7 +202,7 @@ def mix_logits(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
         )
     if outside_zero_to_one(weight):
         raise KDError("expected weights from 0 to 1, found others; give the first partner's share of each row")
-    first, second = check_logits(first, "the teacher"), check_logits(second, "the teacher")
+    first, second = checked_logits(first, "the teacher"), checked_logits(second, "the teacher")
     weight = in_float32(weight).unsqueeze(-1)
     return torch.logaddexp(
         weight.log() + F.log_softmax(first, dim=-1), torch.log1p(-weight) + F.log_softmax(second, dim=-1)

@@ -17,6 +17,7 @@ from kdlib.losses import (
     binary_logit,
     cross_entropy,
     kl_plus_mae,
+    label_smoothing,
     logit_matching,
     soft_target_kl,
 )
@@ -26,7 +27,9 @@ from kdlib.run import contradictions
 from kdlib.run.loaded import LoadedOnce
 from kdlib.run.session import prepare
 from kdlib.seeds import generator
-from kdlib.targets import SoftTargets, ensemble_targets, mix_logits
+from kdlib.specialist_inference import combined_log_probs
+from kdlib.specialists import corrected_dustbin, dustbin_logits
+from kdlib.targets import SoftTargets, ensemble_targets, mean_of_distributions, mix_logits
 from kdlib.training import epochs, hard_targets
 
 INPUTS = torch.randn(12, 4, generator=generator(0, "inputs"))
@@ -203,6 +206,30 @@ def test_a_warning_of_a_loss_is_of_the_line_that_calls_it_and_shown_once():
 def test_few_rows_are_no_distributions_by_chance():
     for rows in torch.rand(20_000, 1, 2, generator=generator(0, "rows")):
         cross_entropy(rows, torch.tensor([0]))  # a warning would fail
+
+
+SIX = 3 * torch.randn(64, 6, generator=generator(0, "six"))
+SUBSET = (0, 1, 2)
+ACTIVE = torch.ones(64, 1, dtype=torch.bool)
+TAKERS_OF_LOGITS = {
+    "a binary logit": lambda z: binary_logit(z[:, :2] if (z < 0).any() else z[:, :2] / z[:, :2].sum(1, keepdim=True)),
+    "label smoothing": lambda z: label_smoothing(z, torch.zeros(64).long(), 0.1),
+    "a mixture's first": lambda z: mix_logits(z, SIX, torch.full((64,), 0.5)),
+    "a mixture's second": lambda z: mix_logits(SIX, z, torch.full((64,), 0.5)),
+    "probabilities of soft targets": lambda z: SoftTargets(z, "run", "data").probabilities(4.0),
+    "members of an ensemble": lambda z: mean_of_distributions([SIX, z], "arithmetic"),
+    "the dustbin class": lambda z: dustbin_logits(z, SUBSET),
+    "a corrected dustbin class": lambda z: corrected_dustbin(z, 2.0),
+    "a generalist": lambda z: combined_log_probs(z, [SIX[:, :4]], [SUBSET], ACTIVE),
+    "a specialist": lambda z: combined_log_probs(SIX, [z[:, :4] / (z[:, :4].sum(1, keepdim=True))], [SUBSET], ACTIVE),
+}
+
+
+@pytest.mark.parametrize("take", TAKERS_OF_LOGITS.values(), ids=TAKERS_OF_LOGITS)
+def test_whoever_takes_logits_tells_probabilities(take):
+    take(SIX)  # no warning, which would fail
+    with pytest.warns(ProbabilitiesAsLogits, match="are distributions"):
+        take(SIX.softmax(1))
 
 
 def test_a_batch_of_probabilities_as_soft_targets_is_told():

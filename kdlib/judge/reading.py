@@ -73,8 +73,7 @@ def load_claims(path: Path, arms: Collection[str], metrics: Collection[str] = ()
     source = _source(root.table("source"))
     values: dict[str, ReportedValue] = {}
     for key, table in root.table("values", needed=False).tables():
-        value = _value(key, table, arms)
-        _known(table, "", value.metric, metrics)
+        value = _value(key, table, arms, metrics)
         for arm in value.arms:
             if _next_to(values, arm, value.metric):
                 raise table.error("also", f"one reported {value.metric} for {arm}", "a second one")
@@ -142,12 +141,13 @@ def _differs(table: Table) -> tuple[str, ...]:
 # ---- reported values
 
 
-def _value(key: str, table: Table, arms: Collection[str]) -> ReportedValue:
+def _value(key: str, table: Table, arms: Collection[str], metrics: Collection[str]) -> ReportedValue:
     table.only(_OF_VALUE)
     arm, dot, metric = key.partition(".")
     if not dot or arm not in arms or not re.fullmatch(_NAME, metric):
         known = ", ".join(sorted(arms))
         raise table.error("", f'a table named "<arm>.<metric>", the arm one of {known}', key)
+    _known(table, "", metric, metrics)
     runs = table.integer("runs", 1, 100_000) if "runs" in table.content else None
     number = table.number("value", *limits_of(metric))
     return ReportedValue(

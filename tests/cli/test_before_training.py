@@ -67,6 +67,7 @@ def refused(kd, root, words, commands=ALL):  # noqa: F811
             '"distilled.f1"',
             "expected a metric of this experiment (accuracy, loss, training_loss), found 'f1'",
         ),
+        ('"distilled.accuracy"', '"distilled.acc"', "expected a metric of this experiment (accuracy, loss, training_"),
         ('"distilled.accuracy"', '"taught.accuracy"', 'expected a table named "<arm>.<metric>", the arm one of'),
         ('by = "accuracy"', 'by = "validation_accuracy"', "by: expected a metric of this experiment"),
         ('kind = "direction"', "kind = ", "claims.toml"),
