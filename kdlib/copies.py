@@ -53,7 +53,8 @@ class OwnGenerators:
                 warnings.warn(
                     f"{place}: the objective or the batches draw from a {type(generator).__name__} of their own, whose "
                     "state no checkpoint holds: after a stop, it would begin anew. Make it in each epoch, from "
-                    'generator(seed, "noise", epoch) for example, or draw from the global generators',
+                    'generator(seed, "noise", epoch) for example, or draw from the global generators; one that is '
+                    "seeded anew in each epoch loses nothing",
                     GeneratorNotSaved,
                     stacklevel=3,
                 )

@@ -406,6 +406,19 @@ def test_a_generator_of_the_objective_that_no_checkpoint_holds_is_told_once(tmp_
     assert told_of_generators(recwarn) == 1
 
 
+def test_one_that_is_seeded_anew_in_each_epoch_loses_nothing(tmp_path):
+    """Such a generator does not know its seed, so that it is told; the warning says what holds for it."""
+    network, draws = student(), random.Random()
+
+    def batches(epoch):
+        draws.seed(epoch)
+        return BATCHES(epoch)
+
+    progress = Progress(network, adam(network), checkpoint=tmp_path / "c")
+    with pytest.warns(GeneratorNotSaved, match="one that is seeded anew in each epoch loses nothing"):
+        train(progress, 2, lambda outputs, batch: hard_targets(outputs, batch) * (1 + draws.random()), batches=batches)
+
+
 def test_a_generator_of_a_module_and_one_of_the_batches_are_told(tmp_path, recwarn):
     network, draws = student(), np.random.default_rng(5)
     batches = Batches(EXAMPLES, 8, 0, augment=lambda epoch: lambda inputs: inputs + draws.random(), view="noise")
