@@ -1,9 +1,10 @@
-"""Tells what changes in a training and is in no checkpoint: copies of the network (averages), generators of numbers."""
+"""Tells what a training would lose by a stop: copies of the network (averages, best weights), generators."""
 
 from __future__ import annotations
 
 import functools
 import gc
+import math
 import random
 import time
 import types
@@ -26,12 +27,13 @@ __all__ = ["Copies", "CopyNotSaved", "GeneratorNotSaved", "OwnGenerators"]
 
 LEAST_SECONDS = 2.0  # of an epoch: a search takes a tenth of a second, and of a shorter training a stop costs little
 DEEP = 3  # an object with a function that has taken a generator with it
+SAMPLES = 1024  # numbers of a weight by which it is known again
 NEAR = 0.7  # of the weights' norm: an average differs less from them than gradients or moments do
 _known: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # parts of a training with a loop of its own, and of its extras
 
 
 class CopyNotSaved(UserWarning):
-    """A copy of the network changes in the training, but is not among the extras of Progress."""
+    """A copy of the network changes in the training, or is of an older epoch, and no checkpoint holds it."""
 
 
 class GeneratorNotSaved(UserWarning):
@@ -109,8 +111,14 @@ def _state(generator: Any) -> tuple[int | None, Any]:
 class Copies:
     """The copies of a network that another object holds while it is trained: networks, and maps or lists of weights."""
 
-    def __init__(self, network: nn.Module, extras: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
-        self.network, self.at = network, time.monotonic()
+    def __init__(
+        self,
+        network: nn.Module,
+        extras: Mapping[str, Any],
+        optimizer: torch.optim.Optimizer,
+        kept: Mapping[str, Mapping[str, Tensor]],
+    ) -> None:
+        self.network, self.kept, self.at = network, kept, time.monotonic()
         self.saved = [*extras.values(), optimizer]
         for part in (network, *(part for each in extras.values() for part in (each, *_held_by(each)))):
             if isinstance(part, nn.Module):
@@ -120,55 +128,108 @@ class Copies:
         self.shapes = {name: weight.shape for name, weight in named.items()}
         self.name = next(iter(named), "")  # one weight is enough: an average of all changes with it
         self.before: list[tuple[Callable[[], Any], Tensor]] = []
-        self.looks = 0
+        self.found: dict[int, tuple[weakref.ref[Tensor], int | None]] = {}  # weights of copies; a mark from elsewhere
+        self.looks = self.epoch = 0
+        # The last epoch with a mark. That of the first weights is never old: a training that goes on makes them again.
+        self.ends: dict[int | None, float] = {self._mark(network): math.inf, None: math.inf}
+
+    def epoch_ends(self, epoch: int) -> None:
+        """Note the weights of the network, of which the body may take a copy before it changes them."""
+        self.epoch = epoch
+        mark = self._mark(self.network)
+        self.ends[mark] = max(self.ends.get(mark, 0), epoch)
 
     def look(self, place: str) -> None:
-        """Warn (CopyNotSaved), at the end of an epoch, of a copy that has changed since the end of the last one."""
+        """Warn (CopyNotSaved), after an epoch's body, of a copy that has changed since the last one, or that is old.
+
+        An old copy has the network's weights of the end of an earlier epoch. One that is filled anew in each epoch
+        never has: there is a new one when it is looked at again.
+        """
         seconds, self.at = time.monotonic() - self.at, time.monotonic()
+        self.epoch_ends(self.epoch)
         if seconds < LEAST_SECONDS or not self.name:
             return
-        for copy, value in self.before:
-            now = self._weight(copy())
-            is_other = now is not None and now.dtype == value.dtype and not torch.equal(now, value)
-            if now is not None and is_other and not self._is_saved(now):
-                self.name = ""  # once is enough
-                warnings.warn(
-                    f"{place}: a copy of the network changes in this training, and its checkpoint does not hold it: "
-                    "after a stop, it would begin anew. Name it in Progress(..., extras=...), such as "
-                    'extras={"average": average}; a copy that you only look at needs nothing',
-                    CopyNotSaved,
-                    stacklevel=3,
-                )
-                return
-        self.looks += 1
+        is_lost = any(self._changes(copy(), value) for copy, value in self.before)
         self.before = [each for each in self.before if not isinstance(each[0], _Held)]
+        if is_lost or any(self._is_old(*each) for each in self.found.values()):
+            self.name = ""  # once is enough
+            warnings.warn(
+                f"{place}: this training has a copy of the network (an average of its weights, or older ones) that its "
+                "checkpoint does not hold: after a stop, it would begin anew or be gone. Name it in Progress(..., "
+                'extras=...), such as extras={"average": average}; if it is the best weights, write '
+                'progress.keep("best") instead; a copy that you only look at needs nothing',
+                CopyNotSaved,
+                stacklevel=3,
+            )
+            return
+        self.looks += 1
         if self.looks.bit_count() == 1:  # 1, 2, 4, 8: an average may begin late, and a search takes time
-            known = {id(copy()) for copy, _ in self.before}
-            found: list[Callable[[], Any]] = [weakref.ref(each) for each in self._networks() if id(each) not in known]
-            found += [_Held(each) for each in self._tensors()]
-            self.before += [(copy, weight.clone()) for copy in found if (weight := self._weight(copy())) is not None]
+            self._search()
+
+    def _changes(self, copy: Any, value: Tensor) -> bool:
+        now = self._weight(copy)
+        is_other = now is not None and now.dtype == value.dtype and not torch.equal(now, value)
+        return is_other and not self._is_saved(copy)
+
+    def _is_old(self, copy: weakref.ref[Tensor], elsewhere: int | None) -> bool:
+        mark = self._mark(copy())
+        if mark == elsewhere or self.ends.get(mark, math.inf) >= self.epoch or self._is_saved(copy()):
+            return False
+        gc.collect()  # a network that is replaced may live on in a cycle
+        return copy() is not None
+
+    def _search(self) -> None:
+        known = {id(copy()) for copy, _ in self.before}
+        copies: list[Callable[[], Any]] = [weakref.ref(each) for each in self._networks() if id(each) not in known]
+        copies += [_Held(each) for each in self._tensors()]
+        self.found = {key: each for key, each in self.found.items() if each[0]() is not None}
+        for copy in copies:
+            weight, mark = self._weight(copy()), self._mark(copy())
+            if weight is None:
+                continue
+            # Numbers that the network has not had yet are of another training, although it may come to them.
+            self.found.setdefault(id(weight), (weakref.ref(weight), None if mark in self.ends else mark))
+            if not isinstance(copy, _Held) or self._is_near(weight):
+                self.before.append((copy, weight.detach().clone()))
 
     def _weight(self, copy: Any) -> Tensor | None:
         """The weight of a copy; None if it is none any more, in whatever way: it is somebody else's object."""
         try:
             own = self.network.get_parameter(self.name)
-            weight = (copy.get_parameter(self.name) if isinstance(copy, nn.Module) else self._first(copy)).detach()
+            is_network = isinstance(copy, nn.Module)
+            weight = copy.get_parameter(self.name) if is_network else copy if _is_tensor(copy) else self._first(copy)
             if weight.is_meta or weight.shape != own.shape:
                 return None
             return weight if bool(weight.isfinite().all()) else None
         except Exception:
             return None
 
+    def _mark(self, copy: Any) -> int | None:
+        """A number that is the same for the same numbers of the weight, on any device; None if there is none."""
+        weight = self._weight(copy)
+        if weight is None:
+            return None
+        with suppress(Exception):  # a tensor of another kind
+            flat = weight.detach().reshape(-1)
+            return hash(tuple(flat[:: max(1, len(flat) // SAMPLES)].tolist()))
+        return None
+
     def _first(self, copy: Any) -> Tensor:
         """The weight in a map or a list, which may have the network's names, others, or none."""
         weight: Tensor = copy[self.name] if type(copy) is not list and self.name in copy else next(iter(_values(copy)))
         return weight
 
-    def _is_saved(self, weight: Tensor) -> bool:
-        """Whether the state of an extra, or of the optimizer, holds these numbers."""
+    def _is_saved(self, copy: Any) -> bool:
+        """Whether the state of an extra or of the optimizer, a buffer, or what Progress keeps holds these numbers."""
         with suppress(Exception):
-            states = tree_leaves([each.state_dict() for each in self.saved])
-            return any(torch.equal(each, weight) for each in states if getattr(each, "shape", None) == weight.shape)
+            states = [*(each.state_dict() for each in self.saved), self.kept, [*self.network.buffers()]]
+            return self._mark(copy) in {self._mark(each) for each in tree_leaves(states) if _is_tensor(each)}
+        return False
+
+    def _is_near(self, weight: Tensor) -> bool:
+        own = self.network.get_parameter(self.name).detach()
+        with suppress(Exception):  # a tensor of another kind
+            return bool((weight.detach().to(own) - own).norm() < NEAR * own.norm())
         return False
 
     def _networks(self) -> Iterator[nn.Module]:
@@ -181,7 +242,7 @@ class Copies:
                         yield value
 
     def _tensors(self) -> Iterator[Any]:
-        """Maps and lists of tensors with the shapes of the trained weights, that are near these and not the same."""
+        """Maps and lists of tensors with the shapes of the trained weights, that are not the same tensors."""
         own = self.network.get_parameter(self.name).detach()
         for value in gc.get_objects():
             if type(value) not in (dict, OrderedDict, list) or len(value) < len(self.shapes):
@@ -193,7 +254,7 @@ class Copies:
                 is_by_name = type(value) is not list and self.name in value
                 parts = [value[name] for name in self.shapes] if is_by_name else [*_values(value)]
                 is_copy = [each.shape for each in parts] == [*self.shapes.values()]
-                if is_copy and first.data_ptr() != own.data_ptr() and (first.to(own) - own).norm() < NEAR * own.norm():
+                if is_copy and first.data_ptr() != own.data_ptr():
                     yield value
 
 
@@ -211,8 +272,12 @@ def _values(copy: Any) -> Any:
     return copy if type(copy) is list else copy.values()
 
 
-def _is_plain(value: Any) -> bool:  # isinstance would ask the object, which may be anybody's
-    return issubclass(type(value), Tensor) and not issubclass(type(value), nn.Parameter)
+def _is_tensor(value: Any) -> bool:  # isinstance would ask the object, which may be anybody's
+    return issubclass(type(value), Tensor)
+
+
+def _is_plain(value: Any) -> bool:
+    return _is_tensor(value) and not issubclass(type(value), nn.Parameter)
 
 
 def _held_by(extra: Any) -> list[Any]:

@@ -137,7 +137,7 @@ def epochs(
     held = OwnGenerators([] if progress.checkpoint is None else [objective, batches, rate], progress.extras)
     watched = WatchedObjective(objective, progress.network, progress.extras)
     make_step, first = _step(progress, tracer.noting_outputs(watched, objective)), progress.epoch + 1
-    copies = Copies(progress.network, progress.extras, progress.optimizer)
+    copies = Copies(progress.network, progress.extras, progress.optimizer, progress.kept)
     infinite = weights_that_are_not_finite(progress.optimizers)
     with global_generators_put_back():
         for epoch in range(first, last + 1):
@@ -163,6 +163,8 @@ def epochs(
             check_weights(progress.network, progress.optimizers, infinite, progress.label, epoch)
             tracer.epoch_ends(progress.losses[0], objective, epoch)
             progress.epoch_ends(means)
+            if progress.checkpoint is not None:
+                copies.epoch_ends(epoch)
             if epoch == first:
                 held.look(progress.label or "training")
             yield epoch

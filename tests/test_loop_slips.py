@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import gc
 import itertools
 import random
 from dataclasses import replace
@@ -22,7 +23,7 @@ from kdlib.networks import keras_glorot_
 from kdlib.replicas import Replicas
 from kdlib.seeds import derive_seed, generator
 from kdlib.training import Progress, epochs, hard_targets, predict_logits
-from tests.small_trainings import BATCHES, EXAMPLES, INPUTS, STEPS, adam, same, student, train
+from tests.small_trainings import BATCHES, EXAMPLES, INPUTS, STEPS, adam, same, state_of, student, train
 
 # ---- losses
 
@@ -210,7 +211,9 @@ def test_an_average_that_no_checkpoint_holds_is_told(tmp_path, monkeypatch, recw
     train(progress, 4, lambda o, b: soft_target_kl(o, predict_logits(teacher, b.inputs), 2.0), body)
     told = [str(each.message) for each in recwarn if each.category is CopyNotSaved]
     assert bool(told) == (is_updated and not is_saved)
-    assert all("a copy of the network changes in this training, and its checkpoint does not hold it" in t for t in told)
+    assert all(
+        "a copy of the network (an average of its weights, or older ones) that its checkpoint" in t for t in told
+    )
 
 
 class Shadow:
@@ -306,6 +309,113 @@ def test_other_maps_and_lists_of_a_training_are_not_told(tmp_path, monkeypatch, 
     assert told_of_copies(recwarn) == 0
     assert (len(views), len(weights)) == (len([*network.parameters()]),) * 2
     assert same(unchanged, first.state_dict())
+
+
+class Best:
+    """The weights of epoch 1, as variables of a training function that keeps its best ones hold them."""
+
+    def __init__(self, network, kind):
+        self.network, self.kind, self.held = network, kind, None
+
+    def body(self, epoch):
+        if epoch == 1:
+            self.held = copy.deepcopy(self.network if self.kind == "network" else self.network.state_dict())
+            if self.kind == "list":
+                self.held = [*self.held.values()]
+        elif self.kind == "snapshots":
+            self.held = [self.held, copy.deepcopy(self.network.state_dict())]
+
+    def state_dict(self):
+        return {"held": [*(self.held or self.network.state_dict()).values()]}
+
+    def load_state_dict(self, state):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["map", "list", "network", "snapshots"])
+def test_best_weights_in_a_variable_are_told(tmp_path, monkeypatch, recwarn, kind):
+    monkeypatch.setattr("kdlib.copies.LEAST_SECONDS", 0)
+    network = student()
+    best = Best(network, kind)
+    train(Progress(network, adam(network), checkpoint=tmp_path / "c"), 2, body=best.body)
+    assert [str(each.message).count('write progress.keep("best") instead') for each in recwarn] == [1]
+
+
+def test_best_weights_are_told_although_the_body_changes_the_network_after_it(tmp_path, monkeypatch, recwarn):
+    monkeypatch.setattr("kdlib.copies.LEAST_SECONDS", 0)
+    network = student()
+    best = Best(network, "map")
+
+    def body(epoch):
+        best.body(epoch)
+        with torch.no_grad():
+            network[0].weight.mul_(0.99)
+
+    train(Progress(network, adam(network), checkpoint=tmp_path / "c"), 2, body=body)
+    assert told_of_copies(recwarn) == 1
+
+
+def test_best_weights_that_a_checkpoint_holds_are_not_told(tmp_path, monkeypatch, recwarn):
+    monkeypatch.setattr("kdlib.copies.LEAST_SECONDS", 0)
+    network = student()
+    best = Best(network, "map")
+    progress = Progress(network, adam(network), checkpoint=tmp_path / "saved", extras={"best": best})
+    train(progress, 3, body=best.body)
+    network = student()
+    best = Best(network, "map")
+    progress = Progress(network, adam(network), checkpoint=tmp_path / "kept")
+
+    def body(epoch):
+        best.body(epoch)
+        if epoch == 1:
+            progress.keep("best")
+
+    train(progress, 3, body=body)
+    network = student()
+    for number in (0, 2):
+        network[number].register_buffer("best", torch.zeros_like(network[number].weight))
+        network[number].register_buffer("best_bias", torch.zeros_like(network[number].bias))
+    held = {name: buffer for name, buffer in network.named_buffers()}
+
+    def fill(epoch):
+        for own, value in zip(held.values(), network.parameters(), strict=True):
+            if epoch == 1:
+                own.copy_(value.detach())
+
+    train(Progress(network, adam(network), checkpoint=tmp_path / "buffers"), 3, body=fill)
+    assert told_of_copies(recwarn) == 0
+
+
+def test_weights_that_a_training_makes_again_are_not_told(tmp_path, monkeypatch, recwarn):
+    """The first and the last ones, those of an equal training, and replaced networks that are in cycles."""
+    monkeypatch.setattr("kdlib.copies.LEAST_SECONDS", 0)
+    others, network = {}, student()
+    training = Progress(network, adam(network))
+
+    def rate(epoch):  # epoch 1 ends with the first weights, those from epoch 4 on with the weights of epoch 3
+        return 0.05 if epoch in (2, 3) else 0.0
+
+    train(training, 5, body=lambda epoch: others.update({epoch: state_of(network)}), rate=rate)
+    network = student()
+    held = {"first": copy.deepcopy(network.state_dict()), "first network": copy.deepcopy(network)}
+
+    def batches(epoch):
+        held["before"] = copy.deepcopy(network.state_dict())
+        yield from BATCHES(epoch)
+
+    def body(epoch):
+        if epoch == 3:
+            held["last"] = state_of(network)
+        held["now"] = copy.deepcopy(network)
+        held["now"].itself = [held["now"]]  # only the collector frees it
+
+    gc.disable()
+    try:
+        train(Progress(network, adam(network), checkpoint=tmp_path / "c"), 6, body=body, batches=batches, rate=rate)
+    finally:
+        gc.enable()
+    assert same(others[5], training.network.state_dict())
+    assert told_of_copies(recwarn) == 0
 
 
 def test_a_weight_that_excludes_something_by_minus_infinity_is_trained():
