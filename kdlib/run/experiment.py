@@ -180,9 +180,8 @@ class Experiment:
     `metrics` names the numbers that runs have, in addition to `training_loss`. A claim, band or figure about another
     number is refused before anything is trained; if there are no names, only arms are checked.
 
-    `load_data` gets an object with the fields of the configuration as attributes, no instance of its class. It is
-    called once for all configurations that agree in the fields it has looked at. All runs share what it returns, so
-    training functions must not change the data.
+    `load_data` gets an object that reads like the configuration. It is called once for all configurations that agree in
+    the fields it has looked at. All runs share what it returns, so training functions must not change the data.
 
     `network(arm, config, data)` returns the network that takes the weights of an arm's runs, or None if there is none.
     `examples(arm, data, seed)` returns its training and test examples. Both are for `kd export` and `kd cost`.

@@ -7,9 +7,9 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from types import MethodType, ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -50,7 +50,7 @@ class LoadedOnce:
             same = all(repr(getattr(config, name)) == repr(value) for name, value in each.read.items())
             if same and each.folders == folders:
                 return each.data
-        watched = _Watched(config)
+        watched = _watched(config)
         try:
             with usual_settings(torch.device("cpu")), seeded(0):
                 data = self.load(watched, folders)
@@ -132,6 +132,27 @@ class Members(list[Any]):
         if not isinstance(key, slice) and not any(run.trainings for run in super().__iter__()):
             seed_globally(derive_seed(found.seed, "global"))
         return found
+
+
+def _watched(config: Any) -> Any:
+    """Return what `load_data` gets: a `_Watched` that Python and `dataclasses` take for the configuration."""
+    kind = type(config)
+    special = {
+        name: _of_whole(name)
+        for name in dir(kind)
+        if name[:2] == "__" and isinstance(getattr(kind, name), FunctionType) and name not in _NOT_OF_WHOLE
+    }
+    own = {"__module__": __name__, "__slots__": (), "__class__": property(lambda self: kind)}
+    fields_of = {"__dataclass_fields__": kind.__dataclass_fields__} if is_dataclass(kind) else {}
+    return type("_Watched", (_Watched,), special | own | fields_of)(config)
+
+
+# How an object is made, read, set and deleted.
+_NOT_OF_WHOLE = {"__init__", "__new__", "__getattr__", "__getattribute__", "__setattr__", "__delattr__", "__del__"}
+
+
+def _of_whole(name: str) -> Callable[..., Any]:
+    return lambda self, *others: getattr(self._whole(), name)(*others)
 
 
 class _Watched:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from array import array
 from collections import UserDict
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
@@ -513,13 +513,19 @@ def test_extras_of_a_run_go_on(trained, tmp_path):
     assert len(made_by(whole)) == 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Rows:
     rows: int = 3
     other: int = 1
 
     def twice(self):
         return 2 * self.rows
+
+    def key(self):
+        return asdict(self)["rows"]
+
+    def __len__(self):
+        return self.rows
 
 
 @pytest.mark.parametrize(
@@ -530,6 +536,16 @@ class Rows:
         lambda config: pickle.loads(pickle.dumps(config)),
         lambda config: SimpleNamespace(**vars(config)),
         lambda config: SimpleNamespace(rows=int(re.findall(r"rows=(\d+)", str(config))[0])),
+        lambda config: SimpleNamespace(**asdict(config)),
+        lambda config: SimpleNamespace(rows=getattr(config, fields(config)[0].name)),
+        lambda config: replace(config, other=5),
+        lambda config: SimpleNamespace(rows=config.key()),
+        lambda config: SimpleNamespace(rows=len(config)),
+        lambda config: SimpleNamespace(rows=3 if config == Rows(3) else 4),
+        lambda config: SimpleNamespace(rows=3 if Rows(3) == config else 4),
+        lambda config: SimpleNamespace(rows={Rows(3): 3}.get(config, 4)),
+        lambda config: SimpleNamespace(rows=3 if config < Rows(4) else 4),
+        lambda config: SimpleNamespace(rows=config.rows if isinstance(config, Rows) else 0),
     ],
 )
 def test_a_copied_configuration_is_read_as_a_whole(take):
