@@ -7,25 +7,27 @@ import inspect
 import random
 import sys
 from array import array
-from collections import ChainMap, UserDict, UserList, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, MutableMapping, MutableSequence, Sequence
 from contextlib import suppress
 from functools import partial
-from types import CodeType, FunctionType, MappingProxyType, MethodType, ModuleType, NoneType, SimpleNamespace
+from types import CodeType, FunctionType, MappingProxyType, MethodType, ModuleType, NoneType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdlib.contents import digest_of_numbers
+from kdlib.contents import columns_of, digest_of_numbers, is_table
 from kdlib.errors import KDError
 
 __all__ = ["Parts"]
 
 PLAIN = (ModuleType, str, bytes, int, float, complex, NoneType)
 MOST_BYTES = 2**24  # of an array that is copied for a call
-LOOKED_INTO = (SimpleNamespace, UserDict, UserList, ChainMap)  # of Python's own classes with attributes
+# Of Python's own classes with attributes. By name: only the command line imports argparse.
+LOOKED_INTO = [f"collections.{name}" for name in ("UserDict", "UserList", "ChainMap")]
+LOOKED_INTO += ["types.SimpleNamespace", "argparse.Namespace", "configparser.ConfigParser"]
 
 
 class Parts:
@@ -33,119 +35,152 @@ class Parts:
 
     `numbers`: "told" digests tensors, arrays and tables, so that `put_back` names those that have changed. "kept" keeps
     copies of tensors and arrays, and puts them back; of tables it has digests. "code" is for functions that are called
-    once more: copies of arrays alone, and what the functions and the classes of objects name in their modules.
+    once more: copies of arrays and gradients alone, and what the functions and the classes of objects name in their
+    modules.
 
     Of Python's own classes but the usual containers (open files, locks, loggers), nothing is looked at, and arrays that
-    cannot be written to have no digest. Objects of libraries' classes, which may have caches, are looked at if they are
-    told. KDError for iterators, which cannot be put back, unless they are to be kept.
+    cannot be written to have no digest. Maps and lists of libraries' classes, as settings, are looked at as users' are.
+    Their other objects may have caches: if told, numbers are compared and nothing is put back; for a call, their own
+    attributes are. What cannot be looked at is left out. KDError for iterators, unless they are to be kept.
     """
 
     def __init__(self, roots: Sequence[tuple[str, Any]], numbers: str = "told") -> None:
         self.numbers = numbers
         self.digests: list[tuple[str, Any, str]] = []
-        self.restores: list[Callable[[], object]] = []
-        todo, seen = [*roots], dict[int, Any]()  # kept: else another object could get the same id
-        for place, value in todo:  # grows
-            if id(value) not in seen:
-                seen[id(value)] = value
-                todo += self._look(place, value)
+        self.restores: list[tuple[str, Callable[[], object]]] = []
+        self.holder = "user"  # whose the part is that is looked at: "user", "settings" or "library"
+        todo = [(place, value, self.holder) for place, value in roots]
+        seen = dict[tuple[int, bool], Any]()  # kept: else another object could get the same id
+        for place, value, self.holder in todo:  # grows
+            if (key := (id(value), self.holder == "library")) in seen:
+                continue
+            seen[key] = value
+            try:
+                todo += [(*part, self.holder) for part in self._look(place, value)]
+            except Exception as error:  # of an object that cannot be looked at
+                if isinstance(error, KDError):
+                    raise
 
     def put_back(self) -> list[str]:
-        """Put the parts back; return the places of numbers that have changed."""
-        for restore in self.restores:
-            restore()
+        """Put the parts back; return the places of numbers that have changed, and of what cannot be put back."""
+        failed = []
+        for place, restore in self.restores:
+            try:
+                restore()
+            except Exception:  # of a user's class, or an array that is locked now
+                failed.append(place or "the data")
+        return failed + self.changed()
+
+    def changed(self) -> list[str]:
+        """Return the places of numbers that have changed; nothing is put back."""
         return [place for place, value, digest in self.digests if digest_of_numbers(value) != digest]
+
+    def _note(self, place: str, restore: Callable[..., object], *known: Any) -> None:
+        if self.numbers != "told" or self.holder != "library":
+            self.restores.append((place, partial(restore, *known)))
 
     def _look(self, place: str, value: Any) -> list[tuple[str, Any]]:
         """Note a part; return the parts within it."""
-        if isinstance(value, type):
+        kind = type(value)  # an object may say anything when it is asked itself
+        if issubclass(kind, type):
             return self._class(place, value)
-        if isinstance(value, PLAIN):
+        if issubclass(kind, PLAIN):
             return []
-        if isinstance(value, Tensor | np.ndarray) or hasattr(value, "to_numpy"):  # the last of pandas
+        if issubclass(kind, Tensor | np.ndarray) or is_table(value):
             return self._numbers(place, value)
         if (restore := _generator(value)) is not None:
-            self.restores.append(restore)
+            self._note(place, restore)
             return []
-        if isinstance(value, Iterator) and type(value).__module__ in ("builtins", "itertools"):
+        if issubclass(kind, Iterator) and kind.__module__ in ("builtins", "itertools"):
             if self.numbers == "kept":
                 return []
             raise KDError(
-                f"expected parts that can be read again, found a {type(value).__name__} at {place or 'the data'}: who "
+                f"expected parts that can be read again, found a {kind.__name__} at {place or 'the data'}: who "
                 "reads it first uses it up. Make a list of it"
             )
-        if isinstance(value, partial):
+        if issubclass(kind, partial):
             return [(f"{place}.{name}", getattr(value, name)) for name in ("func", "args", "keywords")]
-        if isinstance(value, MethodType):
+        if issubclass(kind, MethodType):
             return [(f"{place}.__self__", value.__self__)]
-        if isinstance(value, FunctionType):
+        if issubclass(kind, FunctionType):
             return self._function(place, value)
         return self._entries(place, value) + self._attributes(place, value)
 
     def _numbers(self, place: str, value: Any) -> list[tuple[str, Any]]:
-        if self.numbers == "code":
-            if isinstance(value, np.ndarray) and value.flags.writeable and value.nbytes <= MOST_BYTES:
-                self.restores.append(partial(_fill, value, value.copy()))
-            return []
+        found: list[tuple[str, Any]] = []
         if isinstance(value, Tensor) and value.is_leaf:
-            self.restores.append(partial(_put_gradient_back, value, value.requires_grad, value.grad))
+            self._note(place, _put_gradient_back, value, value.requires_grad, value.grad)
+            if value.grad is not None:
+                found = [(f"{place}'s gradient", value.grad)]
+        if self.numbers == "code":
+            for _, gradient in found:
+                self._copy(place, gradient)
+            if isinstance(value, np.ndarray) and value.nbytes <= MOST_BYTES:
+                self._copy(place, value)
+            return []
         if isinstance(value, np.ndarray) and value.dtype.hasobject and value.dtype.names is None:
             known = value.copy()
             if value.flags.writeable:
-                self.restores.append(partial(_fill, value, known))
+                self._note(place, _fill, value, known)
             return _numbered(place, known.reshape(-1).tolist())
         if self.numbers == "kept" and isinstance(value, Tensor | np.ndarray):
-            with suppress(Exception):  # of weights that are not made yet, for example
-                if isinstance(value, Tensor):
-                    self.restores.append(partial(_copy_back, value, value.detach().clone(), digest_of_numbers(value)))
-                elif value.flags.writeable:
-                    self.restores.append(partial(_fill, value, value.copy()))
-            return []
+            self._copy(place, value)
+            return found
         if (digest := digest_of_numbers(value)) is not None:
             self.digests.append((place or "the data", value, digest))
-        columns = value.select_dtypes("object") if hasattr(value, "select_dtypes") else value
-        if hasattr(columns, "to_numpy") and columns.to_numpy().dtype.hasobject:
-            return _numbered(place, columns.to_numpy().reshape(-1).tolist())
-        return []
+        for name, column in columns_of(value) if is_table(value) else ():
+            if column.dtype == object:
+                found += _numbered(f"{place}{name}", column.to_numpy().tolist())
+        return found
+
+    def _copy(self, place: str, value: Any) -> None:
+        if isinstance(value, Tensor):
+            self._note(place, _copy_back, value, value.detach().clone(), digest_of_numbers(value))
+        elif value.flags.writeable:
+            self._note(place, _fill, value, value.copy())
 
     def _entries(self, place: str, value: Any) -> list[tuple[str, Any]]:
-        if isinstance(value, list | deque | bytearray | array):
+        kind = type(value)
+        if issubclass(kind, list | deque | bytearray | array):
             known = list(value)
-            self.restores.append(partial(_refill, value, known))
-            numbers = isinstance(value, bytearray | array)
-            return [] if numbers else _numbered(place, known)
-        if isinstance(value, tuple):
+            self._note(place, _refill, value, known)
+            return [] if issubclass(kind, bytearray | array) else _numbered(place, known)
+        if issubclass(kind, tuple):
             return _numbered(place, value)
-        if isinstance(value, dict):
-            return [(f"{place}[{key!r}]", part) for key, part in self._keep(value).items()]
-        if isinstance(value, MappingProxyType):
+        if issubclass(kind, dict):
+            return [(f"{place}[{key!r}]", part) for key, part in self._keep(place, value).items()]
+        if issubclass(kind, MappingProxyType):
             if self.numbers == "told":
                 self.digests.append((place or "the data", value, str(digest_of_numbers(value))))
             return [(f"{place}[{key!r}]", part) for key, part in value.items()]
-        if isinstance(value, set):
-            self.restores.append(partial(_refill, value, set(value)))
+        if issubclass(kind, set):
+            self._note(place, _refill, value, set(value))
         return []
 
     def _attributes(self, place: str, value: Any) -> list[tuple[str, Any]]:
         kind, start = type(value), f"{place}." if place else ""
-        owner = kind.__module__.partition(".")[0]
-        if owner in sys.stdlib_module_names and kind not in LOOKED_INTO:
+        owner, is_container = kind.__module__.partition(".")[0], f"{kind.__module__}.{kind.__name__}" in LOOKED_INTO
+        if owner in sys.stdlib_module_names and not is_container:
             return []
         # What holds the data themselves, or a configuration that nobody can change: to look at it is to read it.
         if inspect.isroutine(value) or kind.__module__.startswith("kdlib.run."):
             return []
-        is_users = not _is_of_library(kind.__module__) or owner == "torch" or isinstance(value, nn.Module)
-        if self.numbers != "told" and not is_users and kind not in LOOKED_INTO:
+        if not is_container:  # containers are their holder's
+            is_users = not _is_of_library(kind.__module__) or owner == "torch" or issubclass(kind, nn.Module)
+            is_settings = self.holder == "settings" or issubclass(kind, MutableMapping | MutableSequence)
+            self.holder = "user" if is_users else "settings" if is_settings else "library"
+        if self.holder == "library" and self.numbers == "kept":
             return []
         found: dict[str, Any] = {"its class": kind} if self.numbers == "code" else {}
-        if isinstance(own := getattr(value, "__dict__", None), dict):
-            found |= self._keep(own)
+        with suppress(AttributeError):
+            found |= self._keep(place, object.__getattribute__(value, "__dict__"))
         for base in kind.__mro__:
-            names = base.__dict__.get("__slots__", ())
-            for name in (names,) if isinstance(names, str) else names:
-                if name not in ("__dict__", "__weakref__") and hasattr(value, name):
-                    found[name] = getattr(value, name)
-                    self.restores.append(partial(object.__setattr__, value, name, found[name]))
+            for slot in filter(inspect.ismemberdescriptor, vars(base).values() if "__slots__" in vars(base) else ()):
+                with suppress(AttributeError):  # not set yet
+                    found[slot.__name__] = slot.__get__(value)
+                    self._note(place, slot.__set__, value, found[slot.__name__])
+        if self.holder == "library" and self.numbers == "code":
+            return []
         return [(f"{start}{name}", part) for name, part in found.items()]
 
     def _class(self, place: str, value: type) -> list[tuple[str, Any]]:
@@ -153,7 +188,7 @@ class Parts:
         if self.numbers == "told" or value.__module__.partition(".")[0] == "kdlib" or _is_of_library(value.__module__):
             return []
         known = {name: part for name, part in vars(value).items() if name[:2] != "__" and name != "_abc_impl"}
-        self.restores.append(partial(_set_back, value, known))
+        self._note(place, _set_back, value, known)
         methods = [part for part in vars(value).values() if isinstance(part, FunctionType) and self.numbers == "code"]
         held = [(f"{place}.{name}", part) for name, part in known.items() if not isinstance(part, FunctionType)]
         return [*held, *((f"{place}.{part.__name__}", part) for part in methods)]
@@ -169,24 +204,28 @@ class Parts:
                 known = cell.cell_contents
             except ValueError:  # not set yet
                 continue
-            self.restores.append(partial(setattr, cell, "cell_contents", known))
+            self._note(place, setattr, cell, "cell_contents", known)
             found.append((f"{place}'s {name}", known))
         if self.numbers == "code":
             names = _names_of(value.__code__)
             named = {name: part for name, part in value.__globals__.items() if name in names}
-            self.restores.append(partial(value.__globals__.update, named))
+            self._note(place, value.__globals__.update, named)
             found += named.items()
-        return [*found, *self._keep(value.__dict__).items()]
+        return [*found, *self._keep(place, value.__dict__).items()]
 
-    def _keep(self, entries: dict[Any, Any]) -> dict[Any, Any]:
-        known = dict(entries)
+    def _keep(self, place: str, entries: dict[Any, Any]) -> dict[Any, Any]:
+        # A user's class may have other methods of the same names.
+        plain = OrderedDict if issubclass(type(entries), OrderedDict) else dict
+        known = dict(plain.items(entries))
 
         def restore() -> None:
-            if list(entries) != list(known) or any(entries[key] is not part for key, part in known.items()):
-                entries.clear()
-                entries.update(known)
+            now = dict(plain.items(entries))
+            if list(now) != list(known) or any(now[key] is not part for key, part in known.items()):
+                plain.clear(entries)
+                for key, part in known.items():
+                    plain.__setitem__(entries, key, part)
 
-        self.restores.append(restore)
+        self._note(place, restore)
         return known
 
 
@@ -253,14 +292,15 @@ def _put_gradient_back(value: Tensor, needs_gradient: bool, gradient: Tensor | N
 
 def _generator(value: Any) -> Callable[[], object] | None:
     """What puts the state of a generator back; None for anything else."""
-    if isinstance(value, torch.Generator):
+    kind = type(value)
+    if issubclass(kind, torch.Generator):
         state = value.get_state()
         return lambda: value.set_state(state)
-    if isinstance(value, np.random.Generator):
+    if issubclass(kind, np.random.Generator):
         of_bits = copy.deepcopy(value.bit_generator.state)
         return lambda: setattr(value.bit_generator, "state", of_bits)
-    if isinstance(value, random.Random | np.random.RandomState):
-        get, put = ("getstate", "setstate") if isinstance(value, random.Random) else ("get_state", "set_state")
+    if issubclass(kind, random.Random | np.random.RandomState):
+        get, put = ("getstate", "setstate") if issubclass(kind, random.Random) else ("get_state", "set_state")
         known = getattr(value, get)()
         return lambda: getattr(value, put)(known)
     return None

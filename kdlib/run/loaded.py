@@ -102,14 +102,16 @@ def modules_put_back(folder: Path) -> Iterator[None]:
     finally:
         for module, names in known:
             for name, value in [*vars(module).items()]:
-                if name[:2] != "__" and name not in names and not isinstance(value, ModuleType):
+                if name[:2] != "__" and name not in names and not issubclass(type(value), ModuleType):
                     delattr(module, name)
             for name, value in names.items():
                 setattr(module, name, value)
         changed = parts.put_back()
         for _, names in known:
             for value in names.values():
-                if hasattr(value, "cache_clear") and str(getattr(value, "__module__", "")).startswith("replications."):
+                if inspect.getattr_static(value, "cache_clear", None) is None:  # some objects answer to any name
+                    continue
+                if str(getattr(value, "__module__", "")).startswith("replications."):
                     value.cache_clear()  # it may hold a network that the run has trained
     if changed:
         raise KDError(

@@ -1,6 +1,7 @@
 """A run depends on its own configuration, data and seed, and not on what ran before it in the same process."""
 
 import copy
+import datetime
 import functools
 import itertools
 import os
@@ -9,8 +10,11 @@ import random
 import re
 import subprocess
 import sys
+from argparse import Namespace
 from array import array
-from collections import UserDict
+from collections import OrderedDict, UserDict
+from collections.abc import MutableMapping
+from configparser import ConfigParser
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -21,10 +25,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from kdlib.batches import Batches, Examples
+from kdlib.contents import digest_of_numbers
 from kdlib.errors import KDError
+from kdlib.parts import Parts
 from kdlib.run.engine import execute
 from kdlib.run.experiment import Arm, Compute
 from kdlib.run.loaded import LoadedOnce
@@ -53,8 +60,24 @@ class Extended(dict):
         self.extra = torch.arange(3.0)
 
 
+class Own:
+    """A data set of one's own, which is no table."""
+
+    def __init__(self):
+        self.x = np.arange(3.0)
+
+    def to_numpy(self):
+        return self.x.copy()
+
+
 def returning(kept):
     return lambda: kept
+
+
+def with_gradient():
+    made = torch.zeros(2, requires_grad=True)
+    made.grad = torch.ones(2)
+    return made
 
 
 def data():
@@ -84,6 +107,8 @@ def data():
         closure=returning(torch.arange(3.0)),
         extended=Extended(),
         sparse=torch.eye(3).to_sparse(),
+        own=Own(),
+        kept=with_gradient(),
         codes=array("i", [1, 2, 3]),
         draws=[torch.Generator().manual_seed(1), np.random.default_rng(1), random.Random(1)],
     )
@@ -102,7 +127,7 @@ IN_PLACE = {
     "table": lambda d: d.table.insert(1, "y", 1),
     "ragged[1]": lambda d: d.ragged[1].__setitem__(slice(1000, 2000), 0),
     "tensors[0]": lambda d: d.tensors[0].neg_(),
-    "column[1]": lambda d: d.column["x"][1].__imul__(2),
+    "column['x'][1]": lambda d: d.column["x"][1].__imul__(2),
     " train.inputs": lambda d: d.train.inputs.unsqueeze_(1),
     " array": lambda d: setattr(d.array, "dtype", np.int64),
     "read_only['x']": lambda d: d.read_only["x"].neg_(),
@@ -111,6 +136,8 @@ IN_PLACE = {
     "closure's kept": lambda d: d.closure().neg_(),
     "extended.extra": lambda d: d.extended.extra.neg_(),
     "sparse": lambda d: d.sparse._values().neg_(),
+    "own.x": lambda d: d.own.x.__imul__(2),
+    "kept's gradient": lambda d: d.kept.sum().backward(),
 }
 
 
@@ -122,6 +149,53 @@ def test_numbers_that_a_training_changes_in_place_are_told(name):
     with pytest.raises(KDError, match=told), load.unchanged("run"):
         IN_PLACE[name](first)
     assert load(object(), {}) is not first
+
+
+def table():
+    """A column of each type that pandas holds in a form of its own."""
+    days = pd.to_datetime(["2020-01-01", "2021-01-01"])
+    return pd.DataFrame(
+        {
+            "text": ["a", "b"],
+            "object": np.array([datetime.date(2020, 1, 1), "a"], dtype=object),
+            "day": days,
+            "zone": days.tz_localize("Europe/Berlin"),
+            "age": days - days[0],
+            "month": pd.period_range("2020-01", periods=2, freq="M"),
+            "part": pd.cut([1.0, 2.0], 2),
+            "span": pd.arrays.IntervalArray.from_breaks([0.0, 1.0, 2.0]),
+            "label": pd.Categorical(["x", "y"]),
+            "count": pd.array([1, None], dtype="Int64"),
+            "share": pd.array([0.5, None], dtype="Float32"),
+            "number": [1.0, 2.0],
+        }
+    )
+
+
+def test_tables_that_nobody_touches_are_the_same():
+    """pandas makes a new object of a time or an interval each time that it is asked for one."""
+    known = table()
+    named = np.array([(1, datetime.date(2020, 1, 1))], dtype=[("a", "i4"), ("b", "O")])
+    every = [known, known.set_index(["day", "part"]), named, *(known[name] for name in known), pd.Index(known["zone"])]
+    load = LoadedOnce(lambda config, folders: SimpleNamespace(digest="d", every=every))
+    load(object(), {})
+    with load.unchanged("run"):
+        kept = [np.arange(5) for _ in range(100)]  # takes the places of objects that are gone
+    assert len(kept) == 100
+    assert all(digest_of_numbers(each) for each in every)
+
+
+@pytest.mark.parametrize("name", table().columns)
+def test_each_value_and_type_of_a_table_counts(name):
+    known = table()
+    before = digest_of_numbers(known)
+    other = known.copy()
+    other.loc[1, name] = known.loc[0, name]
+    assert digest_of_numbers(other) != before
+    if known[name].dtype != object:
+        assert digest_of_numbers(known.assign(**{name: known[name].astype(object)})) != before
+    assert digest_of_numbers(known.rename(columns={name: "other"})) != before
+    assert digest_of_numbers(known.set_axis([0, 5])) != before
 
 
 def replaces(d):
@@ -181,6 +255,65 @@ def test_data_that_the_first_run_would_use_up_are_refused(make):
         load.unchanged("run"),
     ):
         pass
+
+
+def test_pictures_that_were_opened_with_the_data_are_read_by_each_run(tmp_path):
+    """A picture closes its file when it is read: to put the open file back is to break it."""
+    Image.fromarray(np.full((2, 2), 7, np.uint8)).save(tmp_path / "a.png")
+    np.savez(tmp_path / "a.npz", x=np.arange(5.0))
+
+    def load_data(config, folders):
+        return SimpleNamespace(
+            digest="d", picture=Image.open(tmp_path / "a.png"), file=np.load(tmp_path / "a.npz"), held=held
+        )
+
+    held = of_library(SimpleNamespace(x=np.arange(3.0)))
+    load = LoadedOnce(load_data)
+    first = load(object(), {})
+    for _ in range(2):
+        with load.unchanged("run"):
+            assert np.asarray(first.picture).mean() == 7
+            assert first.file["x"].sum() == 10
+            held.new = 1
+    assert held.new == 1
+    with pytest.raises(KDError, match=r"changed held\.x in place"), load.unchanged("run"):
+        held.x += 1
+
+
+class OfLibrary:
+    """An object of a library's class, as a meter or a tokenizer."""
+
+    def __init__(self, **parts):
+        self.__dict__.update(parts)
+
+
+class Settings(MutableMapping):
+    """As OmegaConf's settings: values are objects of the library's, within a dictionary of its own."""
+
+    def __init__(self, **values):
+        self.content = {name: OfLibrary(value=value) for name, value in values.items()}
+
+    def __getitem__(self, name):
+        return self.content[name].value
+
+    def __setitem__(self, name, value):
+        self.content.setdefault(name, OfLibrary()).value = value
+
+    def __delitem__(self, name):
+        del self.content[name]
+
+    def __iter__(self):
+        return iter(self.content)
+
+    def __len__(self):
+        return len(self.content)
+
+
+Settings.__module__ = OfLibrary.__module__ = "pandas.settings"  # an installed package
+
+
+def of_library(parts):
+    return OfLibrary(**vars(parts))
 
 
 def test_equal_values_of_other_types_have_data_of_their_own():
@@ -318,6 +451,82 @@ def test_what_is_at_the_top_of_a_module_is_the_same_for_each_run(trained, top):
     assert all(torch.equal(value, first[name]) for name, value in network.state_dict().items())
     assert network.training
     assert (module.SEEN, module.COUNT, [*module.KNOWN], table.tolist()) == ([], 0, ["a"], [0, 1, 2])
+
+
+class AnswersAll(dict):
+    __getattr__ = dict.get
+    __setattr__ = dict.__setitem__
+
+
+class FailsForAll(dict):
+    def __getattr__(self, name):
+        return self[name]
+
+
+class Hostile:
+    def __getattribute__(self, name):
+        raise ReferenceError(name)
+
+
+class Ordered(OrderedDict):
+    def items(self):
+        raise KeyError("items")
+
+
+def test_settings_at_the_top_are_the_same_for_each_run(trained, top):
+    parser = ConfigParser()
+    parser.read_dict({"a": {"width": "4"}})
+    every = {
+        "ARGS": Namespace(width=4),
+        "CONF": Settings(width=4),
+        "DOT": AnswersAll(width=4),
+        "ATTR": FailsForAll(width=4),
+        "ORDERED": Ordered(width=4),
+        "PARSER": parser,
+    }
+    module = top(**every, HOSTILE=Hostile())
+
+    def train(run):
+        assert (module.ARGS.width, module.PARSER["a"]["width"]) == (4, "4")
+        module.ARGS.width, module.PARSER["a"]["width"] = 5, "5"
+        for name in ("CONF", "DOT", "ATTR", "ORDERED"):
+            settings = every[name]
+            assert (settings["width"], len(settings)) == (4, 1)
+            settings["width"] = settings["new"] = 5
+        return torchs_own(run)
+
+    _, failed = trained(train, "store", (0, 1))
+    assert not failed
+    assert [*module.ORDERED] == ["width"]
+
+
+def test_an_objects_own_errors_leave_no_part_of_it_behind():
+    """What answers to any name, or to none, is no table, and what cannot be put back is told."""
+    locked = np.arange(3)
+    parts = Parts([("a", AnswersAll(x=1)), ("b", FailsForAll(x=1)), ("c", Hostile()), ("d", locked)], "kept")
+    locked[0] = 5
+    locked.flags.writeable = False
+    assert parts.put_back() == ["d"]
+
+
+@pytest.mark.parametrize("gradient", [None, [1.0, 2.0]])
+def test_a_call_that_is_put_back_leaves_no_gradients(gradient):
+    peer = nn.Linear(2, 1, bias=False)
+    peer.weight.grad = known = None if gradient is None else torch.tensor([gradient])
+    meter = OfLibrary(sum=0.0, count=0)
+
+    def objective():
+        peer(torch.ones(1, 2)).sum().backward()
+        meter.sum += 1.5
+        meter.count += 1
+
+    for kind in ("code", "kept"):
+        parts = Parts([("objective", objective)], kind)
+        objective()
+        parts.put_back()
+        assert peer.weight.grad is known
+        assert gradient is None or known.tolist() == [gradient]
+        assert kind == "kept" or vars(meter) == {"sum": 0.0, "count": 0}
 
 
 class Shared:
