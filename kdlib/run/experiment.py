@@ -241,10 +241,16 @@ class Experiment:
         return replace(profile.config, **arm.change)
 
     @contextmanager
-    def unchanged(self, label: str) -> Iterator[None]:
+    def unchanged(self, label: str) -> Iterator[Callable[[], None]]:
         """Keep data and modules as they are, as `LoadedOnce.unchanged` and `modules_put_back` do."""
-        with modules_put_back(self.folder), cast(LoadedOnce, self.load_data).unchanged(label):
-            yield
+        data = cast(LoadedOnce, self.load_data)
+        with modules_put_back(self.folder) as refuse_modules, data.unchanged(label) as refuse_data:
+
+            def refuse() -> None:
+                refuse_data()
+                refuse_modules()
+
+            yield refuse
 
     def describe(
         self, arm: Arm, config: Any, seed: int, data: str, compute: Compute, parents: Mapping[str, str]

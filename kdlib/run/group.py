@@ -169,6 +169,7 @@ def _train(
     origin = begun_with if any(bound) else made_by["source"]
     checkpoint = work / f"checkpoint-{origin}.safetensors"
     clock = Clock(work / f"seconds-{origin}.txt")
+    looked_at: list[Progress] = []
     if not is_there(checkpoint) and list(work.glob("checkpoint-*.safetensors")):
         text = (
             f"{work} holds a checkpoint of other source files than these, or of another parent; this run starts from "
@@ -186,6 +187,9 @@ def _train(
 
     def on_epoch(progress: Progress) -> None:
         clock.epoch_ends()
+        if progress not in looked_at:  # now, and not after hours of training
+            looked_at.append(progress)
+            refuse_changed()
         for number, job in enumerate(group):
             if job in missing:
                 numbers = {name.removesuffix(f"/{number}"): value for name, value in progress.history[-1].items()}
@@ -217,7 +221,7 @@ def _train(
     with warnings.catch_warnings():  # claims and bands judge teachers here; those of profile smoke may be at chance
         warnings.simplefilter("ignore", TeacherAtChance)
         # One call trains all students of a group, so the seed of the first run is used for all.
-        with _no_exit(group[0].label), experiment.unchanged(group[0].label), seeded(runs[0].seed):
+        with _no_exit(group[0].label), experiment.unchanged(group[0].label) as refuse_changed, seeded(runs[0].seed):
             results = arm.results(runs)
     _refuse_changed_configurations(group, runs)
     traces = _traces(runs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -63,31 +63,39 @@ class LoadedOnce:
         return data
 
     @contextmanager
-    def unchanged(self, label: str) -> Iterator[None]:
+    def unchanged(self, label: str) -> Iterator[Callable[[], None]]:
         """Put back what a training adds to the data, takes away or replaces: other runs have the same data.
 
-        Refuse (KDError) changes of numbers in place, which cannot be put back, and read the data again afterwards.
+        Refuse (KDError) changes of numbers in place, which cannot be put back, and read the data again afterwards. The
+        function that it yields refuses them at once.
         """
+        before = list[Parts]()
         for each in self.known:
             each.before = each.before or Parts([("", each.data)])
+            before.append(each.before)
+        told = (
+            f"{label}: expected a training function that leaves the data as they are",
+            "; write x = x - mean instead of x.sub_(mean), or do it in load_data",
+        )
         try:
-            yield
+            yield lambda: _refuse([name for parts in before for name in parts.changed()], *told)
         finally:
-            changed = [name for each in self.known if each.before for name in each.before.put_back()]
+            changed = [name for parts in before for name in parts.put_back()]
             self.known = [] if changed else self.known
-        if changed:
-            raise KDError(
-                f"{label}: expected a training function that leaves the data as they are, found that it changed "
-                f"{some_of(changed)} in place; write x = x - mean instead of x.sub_(mean), or do it in "
-                "load_data"
-            )
+        _refuse(changed, *told)
+
+
+def _refuse(changed: Sequence[str], expected: str, remedy: str) -> None:
+    if changed:
+        raise KDError(f"{expected}, found that it changed {some_of(changed)} in place{remedy}")
 
 
 @contextmanager
-def modules_put_back(folder: Path) -> Iterator[None]:
+def modules_put_back(folder: Path) -> Iterator[Callable[[], None]]:
     """Put back what a run changes at the top of its experiment's modules, such as a network that is made there.
 
-    Else the next run of the process would go on with it.
+    Else the next run of the process would go on with it. The function that it yields refuses (KDError), at once, what
+    cannot be put back.
     """
     files = {str(path) for path in source_files(folder)}
     modules = [
@@ -97,8 +105,12 @@ def modules_put_back(folder: Path) -> Iterator[None]:
     ]
     known = [(module, {name: value for name, value in vars(module).items() if name[:2] != "__"}) for module in modules]
     parts = Parts([item for _, names in known for item in names.items()], numbers="kept")
+    told = (
+        "expected a training function that leaves what is at the top of its modules",
+        ", which cannot be put back; change a copy of it",
+    )
     try:
-        yield
+        yield lambda: _refuse(parts.changed(), *told)
     finally:
         for module, names in known:
             for name, value in [*vars(module).items()]:
@@ -113,11 +125,7 @@ def modules_put_back(folder: Path) -> Iterator[None]:
                     continue
                 if str(getattr(value, "__module__", "")).startswith("replications."):
                     value.cache_clear()  # it may hold a network that the run has trained
-    if changed:
-        raise KDError(
-            f"expected a training function that leaves what is at the top of its modules, found that it changed "
-            f"{some_of(changed)} in place, which cannot be put back; change a copy of it"
-        )
+    _refuse(changed, *told)
 
 
 class Members(list[Any]):

@@ -179,8 +179,9 @@ def test_tables_that_nobody_touches_are_the_same():
     every = [known, known.set_index(["day", "part"]), named, *(known[name] for name in known), pd.Index(known["zone"])]
     load = LoadedOnce(lambda config, folders: SimpleNamespace(digest="d", every=every))
     load(object(), {})
-    with load.unchanged("run"):
+    with load.unchanged("run") as refuse:
         kept = [np.arange(5) for _ in range(100)]  # takes the places of objects that are gone
+        refuse()
     assert len(kept) == 100
     assert all(digest_of_numbers(each) for each in every)
 
@@ -527,6 +528,36 @@ def test_a_call_that_is_put_back_leaves_no_gradients(gradient):
         assert peer.weight.grad is known
         assert gradient is None or known.tolist() == [gradient]
         assert kind == "kept" or vars(meter) == {"sum": 0.0, "count": 0}
+
+
+@pytest.mark.parametrize("place", ["data", "top"])
+def test_changed_numbers_are_told_after_the_first_epoch(trained, top, monkeypatch, place):
+    module, looks, count = top(TABLE=pd.DataFrame({"weight": [1.0, 2.0]})), [], []
+    usual = Parts.changed
+    monkeypatch.setattr(Parts, "changed", lambda self: looks.append(1) or usual(self))
+
+    def train(run, changes=True):
+        model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        progress = run.progress(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        for epoch in epochs(progress, Batches(run.data.train, 16, run.seed), hard_targets, count=3, seed=run.seed):
+            count.append(epoch)
+            if changes and place == "data":
+                run.data.train.inputs.add_(1)
+            elif changes:
+                module.TABLE["weight"] *= 2
+        progress.keep("final")
+        return Result({"final": {"accuracy": 0.5}}, progress.history, progress.kept)
+
+    _, (told,) = trained(train, "store", (0,))
+    assert "in place" in told
+    assert count == [1]
+    module.TABLE = pd.DataFrame({"weight": [1.0, 2.0]})
+    looks.clear()
+    _, failed = trained(functools.partial(train, changes=False), "other", (0,))
+    assert not failed
+    assert count == [1, 1, 2, 3]
+    # At the end of the first epoch, and when data and modules are put back.
+    assert len(looks) == 4
 
 
 class Shared:
