@@ -27,6 +27,10 @@ class CheckpointReplaced(KDError):
     """Another training has written this one's checkpoint."""
 
 
+class DataChanged(KDError):
+    """A training function has changed data in place, or what lies at the top of its modules."""
+
+
 class UnknownName(KDError):
     """A figure names an arm or a metric that the experiment does not have."""
 

@@ -25,6 +25,7 @@ __all__ = ["Parts"]
 
 PLAIN = (ModuleType, str, bytes, int, float, complex, NoneType)
 MOST_BYTES = 2**24  # of an array that is copied for a call
+MOST_ENTRIES = 1000  # of a list that is looked into for a call: a longer one is data
 # Of Python's own classes with attributes. By name: only the command line imports argparse.
 LOOKED_INTO = [f"collections.{name}" for name in ("UserDict", "UserList", "ChainMap")]
 LOOKED_INTO += ["types.SimpleNamespace", "argparse.Namespace", "configparser.ConfigParser"]
@@ -144,7 +145,8 @@ class Parts:
         if issubclass(kind, list | deque | bytearray | array):
             known = list(value)
             self._note(place, _refill, value, known)
-            return [] if issubclass(kind, bytearray | array) else _numbered(place, known)
+            is_plain = issubclass(kind, bytearray | array) or (self.numbers == "code" and len(known) > MOST_ENTRIES)
+            return [] if is_plain else _numbered(place, known)
         if issubclass(kind, tuple):
             return _numbered(place, value)
         if issubclass(kind, dict):

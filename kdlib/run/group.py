@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import torch
 
 from kdlib.alive import refuse_dead
 from kdlib.batches import TeacherAtChance
-from kdlib.errors import CheckpointReplaced, KDError
-from kdlib.files import DamagedFile, atomic_write, canonical_json, is_there, read_file, set_aside, sha256
+from kdlib.errors import CheckpointReplaced, DataChanged, KDError
+from kdlib.files import atomic_write, canonical_json, is_there, sha256
 from kdlib.precision import arithmetic, set_precision, usual_settings
-from kdlib.progress import CHECKPOINT_SECONDS, Progress
+from kdlib.progress import Progress
+from kdlib.run.clock import Clock
 from kdlib.run.environment import environment, source_digest
 from kdlib.run.events import Event, Report
 from kdlib.run.experiment import Compute, Experiment, Run, load_experiment
@@ -169,7 +170,7 @@ def _train(
     origin = begun_with if any(bound) else made_by["source"]
     checkpoint = work / f"checkpoint-{origin}.safetensors"
     clock = Clock(work / f"seconds-{origin}.txt")
-    looked_at: list[Progress] = []
+    looked_at: WeakSet[Progress] = WeakSet()
     if not is_there(checkpoint) and list(work.glob("checkpoint-*.safetensors")):
         text = (
             f"{work} holds a checkpoint of other source files than these, or of another parent; this run starts from "
@@ -188,7 +189,7 @@ def _train(
     def on_epoch(progress: Progress) -> None:
         clock.epoch_ends()
         if progress not in looked_at:  # now, and not after hours of training
-            looked_at.append(progress)
+            looked_at.add(progress)
             refuse_changed()
         for number, job in enumerate(group):
             if job in missing:
@@ -221,8 +222,12 @@ def _train(
     with warnings.catch_warnings():  # claims and bands judge teachers here; those of profile smoke may be at chance
         warnings.simplefilter("ignore", TeacherAtChance)
         # One call trains all students of a group, so the seed of the first run is used for all.
-        with _no_exit(group[0].label), experiment.unchanged(group[0].label) as refuse_changed, seeded(runs[0].seed):
-            results = arm.results(runs)
+        try:
+            with _no_exit(group[0].label), experiment.unchanged(group[0].label) as refuse_changed, seeded(runs[0].seed):
+                results = arm.results(runs)
+        except DataChanged:  # its epochs were trained on data that no other run has
+            clear_work(work)
+            raise
     _refuse_changed_configurations(group, runs)
     traces = _traces(runs)
     about = {**made_by, "seconds": round(clock.seconds / len(runs), 2), "threads": torch.get_num_threads()}
@@ -272,49 +277,3 @@ def _traces(runs: Sequence[Run]) -> Sequence[Mapping[str, Any]]:
             "give further networks separate arms"
         )
     return traces
-
-
-LEAST_BUSY = 0.05  # of the time that passes: a process that uses less was stopped, by a scheduler or by the user
-
-
-class Clock:
-    """Training seconds, summed over interrupted sessions, without the time in which the process was stopped."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.last, self.epoch_seconds = path, time.monotonic(), 0.0  # end of the last epoch, and its length
-        self.before = self.counted = self.counted_at_epoch = 0.0
-        self.at = self.last, time.process_time()
-        try:
-            before = float(read_file(path))
-            self.before = before if math.isfinite(before) else 0.0
-        except ValueError:  # it was cut: this costs a number in a table, no result
-            pass
-        except DamagedFile:  # the first session, or a pipe, on which `save` would wait
-            if is_there(path):
-                set_aside(path)
-
-    @property
-    def seconds(self) -> float:
-        """Training seconds so far."""
-        now, used = time.monotonic(), time.process_time()
-        passed, busy = now - self.at[0], used - self.at[1]
-        self.counted += passed if busy >= LEAST_BUSY * passed else busy
-        self.at = now, used
-        return self.before + self.counted
-
-    def epoch_ends(self) -> None:
-        """Save the seconds, and note the length of the epoch with its evaluation and checkpoint."""
-        self.save()
-        self.last, self.epoch_seconds = self.at[0], self.counted - self.counted_at_epoch
-        self.counted_at_epoch = self.counted
-
-    def allows_an_epoch(self, deadline: float) -> bool:
-        """Return whether another epoch ends in time; a long one is begun, as it can stop within."""
-        return self.last + (self.epoch_seconds if self.epoch_seconds < CHECKPOINT_SECONDS else 0.0) < deadline
-
-    def save(self) -> None:
-        """Save the seconds for a later session, if the disk allows it."""
-        with suppress(OSError):
-            if self.path.is_symlink():  # what it leads to is the user's
-                self.path.unlink()
-            self.path.write_text(f"{self.seconds:.2f}\n")

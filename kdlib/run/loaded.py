@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from kdlib.errors import KDError, error_in_user_code, some_of
+from kdlib.errors import DataChanged, KDError, error_in_user_code, some_of
 from kdlib.parts import Parts
 from kdlib.precision import usual_settings
 from kdlib.run.environment import source_files
@@ -66,8 +66,8 @@ class LoadedOnce:
     def unchanged(self, label: str) -> Iterator[Callable[[], None]]:
         """Put back what a training adds to the data, takes away or replaces: other runs have the same data.
 
-        Refuse (KDError) changes of numbers in place, which cannot be put back, and read the data again afterwards. The
-        function that it yields refuses them at once.
+        Refuse (DataChanged) changes of numbers in place, which cannot be put back, and read the data again afterwards.
+        The function that it yields refuses them at once.
         """
         before = list[Parts]()
         for each in self.known:
@@ -87,15 +87,15 @@ class LoadedOnce:
 
 def _refuse(changed: Sequence[str], expected: str, remedy: str) -> None:
     if changed:
-        raise KDError(f"{expected}, found that it changed {some_of(changed)} in place{remedy}")
+        raise DataChanged(f"{expected}, found that it changed {some_of(changed)} in place{remedy}")
 
 
 @contextmanager
 def modules_put_back(folder: Path) -> Iterator[Callable[[], None]]:
     """Put back what a run changes at the top of its experiment's modules, such as a network that is made there.
 
-    Else the next run of the process would go on with it. The function that it yields refuses (KDError), at once, what
-    cannot be put back.
+    Else the next run of the process would go on with it. The function that it yields refuses (DataChanged), at once,
+    what cannot be put back.
     """
     files = {str(path) for path in source_files(folder)}
     modules = [

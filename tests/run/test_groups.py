@@ -454,7 +454,8 @@ def test_a_group_shares_its_seconds(experiment, store, monkeypatch):
     # Before the training the time is read for two locks, the deadline and the clock.
     passed, used = iter([0.0] * 4 + [6.0] * 99), iter([0.0] + [6.0] * 99)
     made_up = SimpleNamespace(monotonic=passed.__next__, process_time=used.__next__)
-    monkeypatch.setattr("kdlib.run.group.time", made_up)
+    for module in ("group", "clock"):
+        monkeypatch.setattr(f"kdlib.run.{module}.time", made_up)
     summary, _ = run(jobs, store)
     assert [summary.finished[job.description.id].environment["seconds"] for job in pupils_of(jobs)] == [3.0, 3.0]
 

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 
 from kdlib import training
+from kdlib.run.clock import Clock
 from kdlib.run.engine import execute
 from kdlib.run.experiment import Compute
-from kdlib.run.group import Clock
 from kdlib.run.limit import Limit
 from kdlib.run.plan import plan
 from kdlib.run.session import complete
@@ -29,7 +29,7 @@ ALL = 3 * EPOCHS * STEPS  # steps
 def clock(monkeypatch):
     """A clock that a step moves by `clock.step` seconds; `clock.steps` counts them."""
     clock = SimpleNamespace(now=0.0, step=1.0, steps=0)
-    for module in ("kdlib.progress", "kdlib.run.limit", "kdlib.run.group"):
+    for module in ("kdlib.progress", "kdlib.run.limit", "kdlib.run.group", "kdlib.run.clock"):
         monkeypatch.setattr(
             f"{module}.time", SimpleNamespace(monotonic=lambda: clock.now, process_time=lambda: clock.now)
         )
@@ -196,7 +196,7 @@ def test_a_run_that_another_process_trains_is_waited_for_until_the_deadline(toy,
 def test_time_in_which_the_process_is_stopped_is_not_training_time(monkeypatch, tmp_path):
     passed = SimpleNamespace(wall=0.0, busy=0.0)
     made_up = SimpleNamespace(monotonic=lambda: passed.wall, process_time=lambda: passed.busy)
-    monkeypatch.setattr("kdlib.run.group.time", made_up)
+    monkeypatch.setattr("kdlib.run.clock.time", made_up)
 
     def spend(seconds, busy):
         passed.wall += seconds

@@ -560,6 +560,25 @@ def test_changed_numbers_are_told_after_the_first_epoch(trained, top, monkeypatc
     assert len(looks) == 4
 
 
+def test_a_run_that_changed_its_data_begins_anew(trained):
+    """Its checkpoint has epochs on data that no other run has."""
+    begun = []
+
+    def train(run):
+        model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        progress = run.progress(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        begun.append(progress.epoch)
+        for epoch in epochs(progress, Batches(run.data.train, 16, run.seed), hard_targets, count=3, seed=run.seed):
+            if epoch == 1:  # as a cache that is filled once
+                run.data.train.inputs.add_(1)
+        progress.keep("final")
+        return Result({"final": {"accuracy": 0.5}}, progress.history, progress.kept)
+
+    told = [trained(train, "store", (0,))[1] for _ in range(2)]
+    assert all("in place" in message for (message,) in told)
+    assert begun == [0, 0]
+
+
 class Shared:
     """A class of the experiment."""
 
