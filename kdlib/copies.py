@@ -1,32 +1,26 @@
-"""Tells what a training would lose by a stop: copies of the network (averages, best weights), generators."""
+"""Tells what a training would lose by a stop: copies of the network, such as averages and best weights."""
 
 from __future__ import annotations
 
-import functools
 import gc
 import math
-import random
 import time
-import types
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from kdlib.attributes import GENERATORS, content
 from kdlib.trainable import weights_of
 
-__all__ = ["Copies", "CopyNotSaved", "GeneratorNotSaved", "OwnGenerators"]
+__all__ = ["Copies", "CopyNotSaved"]
 
 LEAST_SECONDS = 2.0  # of an epoch: a search takes a tenth of a second, and of a shorter training a stop costs little
-DEEP = 3  # an object with a function that has taken a generator with it
 SAMPLES = 1024  # numbers of a weight by which it is known again
 NEAR = 0.7  # of the weights' norm: an average differs less from them than gradients or moments do
 _known: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # parts of a training with a loop of its own, and of its extras
@@ -34,78 +28,6 @@ _known: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # parts of a training wi
 
 class CopyNotSaved(UserWarning):
     """A copy of the network changes in the training, or is of an older epoch, and no checkpoint holds it."""
-
-
-class GeneratorNotSaved(UserWarning):
-    """A generator of random numbers goes on through a training, and no checkpoint holds its state."""
-
-
-class OwnGenerators:
-    """The generators that functions of a training hold, but for those that an extra holds, and the global ones."""
-
-    def __init__(self, functions: Iterable[Any], extras: Mapping[str, Any]) -> None:
-        known = _generators([*extras.values(), random.random, np.random.rand])
-        held = {key: each for key, each in _generators(functions).items() if key not in known}
-        self.before = [(each, _state(each)) for each in held.values()]
-
-    def look(self, place: str) -> None:
-        """Warn (GeneratorNotSaved) of one whose state has changed, without a new seed, since it was found."""
-        for generator, (seed, state) in self.before:
-            if _state(generator)[0] == seed and _state(generator)[1] != state:
-                warnings.warn(
-                    f"{place}: the objective or the batches draw from a {type(generator).__name__} of their own, whose "
-                    "state no checkpoint holds: after a stop, it would begin anew. Make it in each epoch, from "
-                    'generator(seed, "noise", epoch) for example, or draw from the global generators; one that is '
-                    "seeded anew in each epoch loses nothing",
-                    GeneratorNotSaved,
-                    stacklevel=3,
-                )
-                break
-
-
-def _generators(roots: Iterable[Any]) -> dict[int, Any]:
-    """The generators that functions and objects lead to in a few steps, by their ids."""
-    found: dict[int, Any] = {}
-    seen: set[int] = set()
-    now = [*roots]
-    for _ in range(DEEP + 1):
-        found |= {id(each): each for each in now if issubclass(type(each), GENERATORS)}
-        new = {id(each): each for each in now if id(each) not in seen}
-        seen |= new.keys()
-        now = [part for each in new.values() for part in _parts(each)]
-    cuda = torch.cuda.default_generators  # none before CUDA is used
-    return {key: each for key, each in found.items() if each not in (torch.default_generator, *cuda)}
-
-
-def _parts(value: Any) -> list[Any]:
-    """What a function has taken with it or names, what a method is bound to, and the attributes of an object."""
-    if isinstance(value, types.FunctionType):
-        cells = [content(cell) for cell in value.__closure__ or ()]
-        named = [value.__globals__.get(name) for name in value.__code__.co_names]
-        return [*cells, *named, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
-    if isinstance(value, functools.partial):
-        return [value.func, *value.args, *value.keywords.values()]
-    if isinstance(value, types.MethodType):
-        return [value.__func__, value.__self__]
-    if isinstance(value, types.BuiltinFunctionType):
-        return [value.__self__]
-    if isinstance(value, types.ModuleType | type | Tensor):
-        return []
-    with suppress(Exception):  # of somebody else's objects
-        return [*vars(value).values()]
-    return []
-
-
-def _state(generator: Any) -> tuple[int | None, Any]:
-    """The seed of a generator, as far as it knows one, and its state."""
-    if isinstance(generator, torch.Generator):
-        return generator.initial_seed(), generator.get_state().tolist()
-    if isinstance(generator, random.Random):
-        return None, None if isinstance(generator, random.SystemRandom) else generator.getstate()
-    bits = generator.bit_generator if isinstance(generator, np.random.Generator) else generator
-    state = bits.state if isinstance(bits, np.random.BitGenerator) else bits.get_state(legacy=False)
-    with np.printoptions(threshold=2**20):
-        return None, repr(state)
 
 
 class Copies:

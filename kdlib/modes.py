@@ -16,6 +16,7 @@ __all__ = [
     "TrainedInEvaluation",
     "evaluated_by_train",
     "evaluated_within",
+    "depends_on_mode",
     "has_own_train",
     "is_norm",
     "learns",
@@ -130,7 +131,7 @@ def warn_of_modes(
         for name, each in named.items()
         if id(each) in slips and (id(each) in woken or not is_norm(each)) and learns(each, trained)
     ]
-    others = [module for module in frozen if _depends_on_mode(module)]
+    others = [module for module in frozen if depends_on_mode(module)]
     if others and (new := [name for name in learning if name not in told]):
         told |= {*new}
         warnings.warn(
@@ -175,7 +176,7 @@ def _adapts(module: nn.Module) -> bool:
     return has_averages and bool(own) and not any(value.requires_grad for value in own)
 
 
-def _depends_on_mode(module: nn.Module) -> bool:
+def depends_on_mode(module: nn.Module) -> bool:
     """Whether a layer computes something else in evaluation mode, as far as its class and attributes tell."""
     if getattr(module, "running_mean", None) is not None:
         return True

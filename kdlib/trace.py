@@ -180,7 +180,9 @@ class Tracer:
 
     def _probed(self, objective: Objective, batch: Batch, later: bool = False) -> list[Any]:
         used = [self.progress.model, self.progress.optimizer, self.progress.extras]
-        return probed(objective, self.form, batch, len(self.traces), used, later)
+        # Of an epoch whose last step was the checkpoint's, this process has seen no outputs: they are taken for logits.
+        form = form_of(batch.soft, batch) if self.form is None else self.form
+        return probed(objective, form, batch, len(self.traces), used, later)
 
     def may_choose(self) -> None:
         """Note that the weights of an epoch may be chosen, and not those of the last one."""

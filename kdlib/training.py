@@ -29,10 +29,11 @@ from torch.utils._pytree import tree_leaves
 from kdlib.batches import Batch, Examples
 from kdlib.captured import CapturedStep
 from kdlib.checks import check_kind, check_number, whole_number
-from kdlib.copies import Copies, OwnGenerators
+from kdlib.copies import Copies
 from kdlib.epoch import checked
 from kdlib.errors import KDError, NonFiniteLoss
 from kdlib.files import tensor_digest
+from kdlib.held import Held
 from kdlib.losses import cross_entropy
 from kdlib.modes import set_modes
 from kdlib.packing import device_of, tensors_of_state, unwrapped
@@ -134,7 +135,8 @@ def epochs(
     tracer = progress.tracer
     if not tracer.traces:
         tracer.begin(batches)
-    held = OwnGenerators([] if progress.checkpoint is None else [objective, batches, rate], progress.extras)
+    functions, stops = [objective, batches, rate], progress.checkpoint is not None
+    held = Held(functions, progress.network, progress.optimizers, progress.extras.values(), stops)
     watched = WatchedObjective(objective, progress.network, progress.extras)
     make_step, first = _step(progress, tracer.noting_outputs(watched, objective)), progress.epoch + 1
     copies = Copies(progress.network, progress.extras, progress.optimizer, progress.kept)
@@ -150,7 +152,8 @@ def epochs(
             done = progress.epoch_begins()
             if isinstance(make_step, CapturedStep):
                 make_step.refresh()
-            for step, batch in enumerate(tracer.watch(checked(batches(epoch), epoch, done)), 1):
+            given = checked(batches(epoch), epoch, done)
+            for step, batch in enumerate(tracer.watch(held.watching(given) if epoch == first else given), 1):
                 if step > done:
                     set_modes(progress.network, modes)
                     marks = progress.step_begins(batch)

@@ -15,9 +15,10 @@ import torch.nn.utils.prune
 from numpy.random import rand
 from torch import nn
 
-from kdlib.batches import Batches, Examples
-from kdlib.copies import CopyNotSaved, GeneratorNotSaved
+from kdlib.batches import Batch, Batches, Examples
+from kdlib.copies import CopyNotSaved
 from kdlib.errors import KDError, NonFiniteLoss
+from kdlib.held import GeneratorNotSaved, StateNotSaved, TeacherInTraining
 from kdlib.losses import soft_target_kl
 from kdlib.networks import keras_glorot_
 from kdlib.replicas import Replicas
@@ -527,6 +528,120 @@ def test_one_that_is_seeded_anew_in_each_epoch_loses_nothing(tmp_path):
     progress = Progress(network, adam(network), checkpoint=tmp_path / "c")
     with pytest.warns(GeneratorNotSaved, match="one that is seeded anew in each epoch loses nothing"):
         train(progress, 2, lambda outputs, batch: hard_targets(outputs, batch) * (1 + draws.random()), batches=batches)
+
+
+class Jitter:
+    """A transform with a generator, as those for pictures have."""
+
+    def __init__(self):
+        self.draws = np.random.default_rng(5)
+
+    def __call__(self, x):
+        return x + self.draws.random()
+
+
+class Transformed(torch.utils.data.Dataset):
+    def __init__(self, transforms):
+        self.transforms = transforms
+
+    def __len__(self):
+        return len(INPUTS)
+
+    def __getitem__(self, row):
+        x = EXAMPLES.inputs[row]
+        for each in self.transforms:
+            x = each(x)
+        return row, x, EXAMPLES.labels[row]
+
+
+@pytest.mark.parametrize("within", [lambda data: data, lambda data: torch.utils.data.Subset(data, range(16))])
+def test_a_generator_in_a_transform_of_a_data_set_is_told(tmp_path, recwarn, within):
+    network, loader = student(), torch.utils.data.DataLoader(within(Transformed([Jitter()])), 8)
+
+    def batches(epoch):
+        for rows, inputs, labels in loader:
+            yield Batch(inputs, labels, rows)
+
+    train(Progress(network, adam(network), checkpoint=tmp_path / "c"), 3, batches=batches)
+    assert told_of_generators(recwarn) == 1
+
+
+class Annealed(nn.Module):
+    """A loss with a state of its own."""
+
+    def __init__(self, step=1):
+        super().__init__()
+        self.step = step
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, outputs, batch):
+        self.steps += self.step
+        return hard_targets(outputs, batch) * (1 + self.steps / 12)
+
+
+class Counted:
+    """The same without a module."""
+
+    def __init__(self):
+        self.steps = 0
+
+    def __call__(self, outputs, batch):
+        self.steps += 1
+        return hard_targets(outputs, batch) * (1 + self.steps / 12)
+
+    def state_dict(self):
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state):
+        self.steps = state["steps"]
+
+
+@pytest.mark.parametrize("make", [Annealed, Counted])
+def test_a_loss_with_a_state_that_no_checkpoint_holds_is_told(tmp_path, make):
+    network, loss = student(), make()
+    with pytest.warns(StateNotSaved, match=f"hold a {make.__name__} that changes .* Name it in"):
+        train(Progress(network, adam(network), checkpoint=tmp_path / "c"), 3, lambda *given: loss(*given))
+    # No warning, which would fail: one that is saved, one that remains as it is, and a training that is not saved.
+    network, loss = student(), make()
+    train(Progress(network, adam(network), checkpoint=tmp_path / "d", extras={"loss": loss}), 3, loss)
+    network, loss = student(), make()
+    train(Progress(network, adam(network)), 3, loss)
+    network = student()
+    train(Progress(network, adam(network), checkpoint=tmp_path / "e"), 3, Annealed(step=0))
+
+
+TEACHERS = {
+    "dropout": lambda: nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3)),
+    "batch norm": lambda: nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)),
+}
+
+
+@pytest.mark.parametrize("teacher", TEACHERS)
+@pytest.mark.parametrize("of_batches", [True, False])
+def test_a_teacher_in_training_mode_is_told_when_it_is_called(teacher, of_batches):
+    made = TEACHERS[teacher]().requires_grad_(False)
+
+    def training(called=lambda inputs: made(inputs), **rest):
+        def batches(epoch):
+            for batch in BATCHES(epoch):
+                yield replace(batch, soft=called(batch.inputs)) if of_batches else batch
+
+        def objective(outputs, batch):
+            return soft_target_kl(outputs, batch.soft if of_batches else called(batch.inputs), 2.0)
+
+        network = student()
+        train(Progress(network, adam(network), **rest), 2, objective, batches=batches)
+
+    with pytest.warns(TeacherInTraining, match="a Sequential that does not learn is called in training mode") as told:
+        training()
+    assert len(told) == 1
+    assert not made._forward_pre_hooks
+    # No warning, which would fail.
+    training(lambda inputs: predict_logits(made, inputs))
+    training(lambda inputs: made.eval()(inputs))
+    made.train()
+    training(extras={"teacher": made})
+    training(lambda inputs: INPUTS[: len(inputs), :3])
 
 
 def test_a_generator_of_a_module_and_one_of_the_batches_are_told(tmp_path, recwarn):
