@@ -54,14 +54,14 @@ class Held:
         of_network = {id(module) for each in own for module in each.modules()}
         known = reached([*saved, random.random, np.random.rand, *_global_generators()], of_network)
         found = [*reached(functions, of_network | known.keys()).values()]
-        modules = [each for each in found if isinstance(each, nn.Module)]
+        modules = [each for each in found if issubclass(type(each), nn.Module)]
         parts = {id(part) for each in modules for part in list(each.modules())[1:]}
         trained = {id(weight) for weight in weights_of(optimizers)}
         self.teachers = [each for each in modules if id(each) not in parts and _is_slip(each, trained)]
         found = found if stops else []
         self.generators = [(each, _state(each)) for each in found if issubclass(type(each), GENERATORS)]
         like = _shapes(network)  # an average, of which CopyNotSaved tells
-        objects = [each for each in found if _has_state(each) and _shapes(each) != like]
+        objects = [each for each in found if _has_state(each) and (like is None or _shapes(each) != like)]
         self.objects = [(each, _digest(each)) for each in objects if id(each) not in parts]
 
     def watching(self, batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -153,10 +153,12 @@ def _global_generators() -> list[Any]:
 
 def _is_slip(module: nn.Module, trained: Collection[int]) -> bool:
     """Whether a network that does not learn is in training mode, and this matters."""
-    weights = {id(weight) for weight in module.parameters()}
-    if not weights or weights & {*trained} or not module.training or isinstance(module, torch.jit.ScriptModule):
-        return False
-    return any(part.training and depends_on_mode(part) for part in module.modules())
+    with suppress(Exception):  # of somebody else's class
+        weights = {id(weight) for weight in module.parameters()}
+        is_taught = bool(weights & {*trained}) or isinstance(module, torch.jit.ScriptModule)
+        if weights and module.training and not is_taught:
+            return any(part.training and depends_on_mode(part) for part in module.modules())
+    return False
 
 
 def _has_state(value: Any) -> bool:
@@ -164,7 +166,9 @@ def _has_state(value: Any) -> bool:
 
 
 def _shapes(value: Any) -> list[torch.Size] | None:
-    return [weight.shape for weight in value.parameters()] or None if isinstance(value, nn.Module) else None
+    with suppress(Exception):  # of weights that are not made yet
+        return [weight.shape for weight in value.parameters()] if issubclass(type(value), nn.Module) else None
+    return None
 
 
 def _digest(value: Any) -> str | None:

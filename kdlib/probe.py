@@ -10,7 +10,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -42,37 +42,37 @@ def probed(
     in a training, also if it depends on what is trained, such as a penalty of the weights. What else it changes, in
     itself and in the objects that are `used`, is put back, and so are the global generators.
     """
-    if batch.soft is None or batch.soft.ndim < 2:
+    if batch.soft is None or batch.soft.ndim <= batch.indices.ndim:
         return [None] * students
-    draws, axis = generator(0, "probe"), batch.indices.ndim - 1
-    rows, of_students = min(ROWS, batch.soft.shape[axis]), batch.soft.shape[:axis]
-    drawn = (torch.randn(rows, *batch.soft.shape[axis + 1 :], generator=draws, device="cpu") for _ in range(2))
-    logits, soft = (each.to(batch.soft).expand(*of_students, *each.shape) for each in drawn)
-    classes = min(soft.shape[axis + 1 :])
-    labels = torch.arange(rows, device=soft.device) % classes
-    if batch.labels.is_floating_point():  # mixed rows have distributions
-        labels = torch.nn.functional.one_hot(labels, classes).to(batch.labels)
-    elif batch.labels.ndim > axis + 1:  # of pixels or words
-        shape = (rows, *batch.labels.shape[axis + 1 :])
-        labels = (torch.arange(math.prod(shape), device=soft.device) % classes).view(shape)
-    made: list[Tensor] = [soft]
-
-    def fixed(part: Tensor) -> Tensor:
-        """The logits, other numbers in the place of features, ones and zeros in the place of anything else."""
-        shape = (rows, *part.shape[axis + 1 :])
-        if part.shape[axis : axis + 1] != (0,):  # of no example
-            found = torch.ones(part.shape, dtype=part.dtype, device=soft.device)
-        elif shape == soft.shape[axis:] and part.is_floating_point():
-            found = logits.clone()
-        elif part.is_floating_point():
-            found = torch.randn(shape, generator=draws, device="cpu").to(soft.device, part.dtype)
-            found = found.expand(*of_students, *shape)
-        else:
-            found = torch.zeros(*of_students, *shape, dtype=part.dtype, device=soft.device)
-        made.append(found)
-        return found
-
     try:
+        draws, axis = generator(0, "probe"), batch.indices.ndim - 1
+        rows, of_students = min(ROWS, batch.soft.shape[axis]), batch.soft.shape[:axis]
+        drawn = (torch.randn(rows, *batch.soft.shape[axis + 1 :], generator=draws, device="cpu") for _ in range(2))
+        logits, soft = (each.to(batch.soft).expand(*of_students, *each.shape) for each in drawn)
+        classes = min(soft.shape[axis + 1 :])
+        labels = torch.arange(rows, device=soft.device) % classes
+        if batch.labels.is_floating_point():  # mixed rows have distributions
+            labels = torch.nn.functional.one_hot(labels, classes).to(batch.labels)
+        elif batch.labels.ndim > axis + 1:  # of pixels or words
+            shape = (rows, *batch.labels.shape[axis + 1 :])
+            labels = (torch.arange(math.prod(shape), device=soft.device) % classes).view(shape)
+        made: list[Tensor] = [soft]
+
+        def fixed(part: Tensor) -> Tensor:
+            """The logits, other numbers in the place of features, ones and zeros in the place of anything else."""
+            shape = (rows, *part.shape[axis + 1 :])
+            if part.shape[axis : axis + 1] != (0,):  # of no example
+                found = torch.ones(part.shape, dtype=part.dtype, device=soft.device)
+            elif shape == soft.shape[axis:] and part.is_floating_point():
+                found = logits.clone()
+            elif part.is_floating_point():
+                found = torch.randn(shape, generator=draws, device="cpu").to(soft.device, part.dtype)
+                found = found.expand(*of_students, *shape)
+            else:
+                found = torch.zeros(*of_students, *shape, dtype=part.dtype, device=soft.device)
+            made.append(found)
+            return found
+
         inputs = tree_map(lambda part: part.narrow(axis, 0, rows), batch.inputs)  # it may be a dictionary of tensors
         labels = labels.expand(*batch.labels.shape[:axis], *labels.shape)
         part = Batch(inputs, labels, batch.indices.narrow(axis, 0, rows), soft)
@@ -93,7 +93,10 @@ def probed(
 
 
 def form_of(outputs: Any, batch: Batch) -> Any:
-    """Return the form of a model's outputs: the tensors without numbers, with 0 in the place of the batch's rows."""
+    """Return the form of a model's outputs: the tensors without numbers, with 0 in the place of the batch's rows.
+
+    None if a tensor is of a kind that has no such form.
+    """
     axis, rows = batch.indices.ndim - 1, batch.indices.shape[-1]
 
     def of_part(part: Tensor) -> Tensor:
@@ -101,7 +104,9 @@ def form_of(outputs: Any, batch: Batch) -> Any:
         shape[axis : axis + 1] = [0 if size == rows else size for size in shape[axis : axis + 1]]
         return torch.empty(shape, dtype=part.dtype, device="meta")
 
-    return _mapped(of_part, outputs)
+    with suppress(Exception):
+        return _mapped(of_part, outputs)
+    return None
 
 
 def _mapped(function: Callable[[Tensor], Any], outputs: Any) -> Any:
@@ -113,10 +118,12 @@ def _mapped(function: Callable[[Tensor], Any], outputs: Any) -> Any:
         own = getattr(leaf, "__dict__", None)
         if type(own) is not dict or not _tensors(own):
             return leaf
-        found = copy.copy(leaf)  # a dataclass, for example
-        for name, part in own.items():
-            object.__setattr__(found, name, tree_map(of_leaf, part))
-        return found
+        with suppress(Exception):  # of somebody else's object
+            found = copy.copy(leaf)  # a dataclass, for example
+            for name, part in own.items():
+                object.__setattr__(found, name, tree_map(of_leaf, part))
+            return found
+        return leaf
 
     return tree_map(of_leaf, outputs)
 

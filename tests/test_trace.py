@@ -18,6 +18,7 @@ from kdlib.augment import flip_and_shift, mixup, unmixed
 from kdlib.batches import Batch, Batches, Examples
 from kdlib.files import load_tensors, save_tensors
 from kdlib.losses import soft_target_kl
+from kdlib.probe import form_of, probed
 from kdlib.replicas import Replicas, side_by_side
 from kdlib.run.experiment import Run
 from kdlib.run.store import Description, Result, Store
@@ -465,6 +466,24 @@ def test_the_probe_tells_nothing_to_the_user():
     with pytest.warns(UserWarning, match="of the first batch") as told:
         trace_of(Batches(EXAMPLES, SIZE, SEED, SOFT), objective)
     assert "of the probe" not in {str(each.message) for each in told}
+
+
+class NoCopy:
+    def __init__(self, logits, features):
+        self.logits = logits
+
+    def __copy__(self):
+        raise TypeError("it is one of a kind")
+
+
+def test_outputs_that_cannot_be_looked_into_end_no_training():
+    batches = Batches(EXAMPLES, SIZE, SEED, SOFT)
+    trace = trace_of(batches, lambda outputs, batch: soft_targets(outputs.logits, batch), Several(NoCopy))
+    assert (trace["probe"], trace["steps"]) == (None, EPOCHS * len(SIZES))
+    ragged = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
+    assert form_of((ragged, ragged), Batch(INPUTS, EXAMPLES.labels, torch.arange(N))) is None
+    one_logit = Batch(INPUTS[None], EXAMPLES.labels[None], torch.arange(N)[None], soft=INPUTS[None, :, 0])
+    assert probed(soft_targets, form_of(one_logit.soft, one_logit), one_logit, 1, []) == [None]
 
 
 def test_words_and_pixels_are_probed():
