@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kdlib.attributes import content
 from kdlib.files import canonical_json
+from kdlib.parts import Parts
+from kdlib.seeds import generator, global_generators_put_back
 
 __all__ = ["description", "settings"]
 
 # Of an optimizer's groups: names of weights are others in a network that torch.compile has wrapped.
 NOT_DESCRIBED = "params", "param_names", "lr", "initial_lr"
-NUMBERS = bool, int, float
 
 
 def settings(layers: Iterable[tuple[str, nn.Module]], optimizer: torch.optim.Optimizer) -> list[Any]:
@@ -40,24 +40,31 @@ def _hooks(value: Any) -> list[str]:
     """The hooks of a layer, a weight or an optimizer, but those of the forward pass: the outputs tell what they do."""
     of_tensors = ("_backward_hooks", "_post_accumulate_grad_hooks")  # torch keeps these elsewhere
     names = of_tensors if isinstance(value, Tensor) else sorted(name for name in vars(value) if "hook" in name)
-    maps = {
-        name: each
-        for name in names
-        if not name.startswith("_forward") and isinstance(each := getattr(value, name, None), Mapping)
-    }
-    return [f"{name} {_said(hook)}" for name, each in maps.items() for hook in each.values()]
+    found = []
+    for name in names:
+        hooks = getattr(value, name, None)
+        for hook in hooks.values() if isinstance(hooks, Mapping) and not name.startswith("_forward") else ():
+            said = str(getattr(hook, "__qualname__", type(hook).__name__))
+            changes = _change_of(hook, value) if isinstance(value, Tensor) and name == "_backward_hooks" else ""
+            found += [f"{name} {said}{changes}"] if changes is not None else []
+    return found
 
 
-def _said(hook: Callable[..., Any]) -> str:
-    """A hook's name, and the numbers that it has taken with it, such as the limit of a gradient."""
-    function, taken = hook, list[Any]()
-    while isinstance(function, partial):
-        taken += [*function.args, *function.keywords.values()]
-        function = function.func
-    taken += [content(cell) for cell in getattr(function, "__closure__", None) or ()]
-    taken += [*(getattr(function, "__defaults__", None) or ())]
-    numbers = [repr(each) for each in taken if type(each) in NUMBERS]
-    return " ".join([str(getattr(function, "__qualname__", type(function).__name__)), *numbers])
+def _change_of(hook: Callable[[Tensor], Any], weight: Tensor) -> str | None:
+    """What a hook makes of one fixed gradient, such as a limit; None if it leaves it as it is."""
+    parts = Parts([("the hook", hook)], "code")
+    try:
+        with torch.no_grad(), global_generators_put_back(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            before = torch.randn(weight.shape, generator=generator(0, "hook"), device="cpu").to(weight)
+            given = before.clone()
+            found = hook(given)
+            found = given if found is None else found
+            return None if torch.equal(found, before) else f" {float(found.double().square().mean()):.6g}"
+    except Exception:  # of somebody else's code
+        return ""
+    finally:
+        parts.put_back()
 
 
 def description(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import random
 import types
 import warnings
@@ -14,18 +15,22 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from kdlib.attributes import GENERATORS, content
 from kdlib.batches import Batch
 from kdlib.files import canonical_json, tensor_digest
 from kdlib.modes import depends_on_mode
 from kdlib.packing import pack
+from kdlib.parts import is_of_library, names_of
+from kdlib.seeds import global_generators_put_back
 from kdlib.trainable import Optimizers, weights_of
 
 __all__ = ["GeneratorNotSaved", "Held", "StateNotSaved", "TeacherInTraining"]
 
 MOST = 10_000  # objects that are looked into, the nearest ones first
 ENTRIES = 100  # of a list or a dictionary that is looked into: a longer one is data
+STATES = "state_dict", "load_state_dict"
 
 
 class GeneratorNotSaved(UserWarning):
@@ -41,56 +46,66 @@ class TeacherInTraining(UserWarning):
 
 
 class Held:
-    """What functions of a training hold, but for its network and what is `saved` with it: extras and optimizers.
+    """What functions of a training hold, but for its network and what is saved with it: extras and optimizers.
 
-    Of a training without a checkpoint (`stops`), teachers are told alone.
+    Of a training without a checkpoint (`stops`), teachers are told alone. A network learns if an optimizer has a weight
+    of it, be it that of the loop or one that the functions hold.
     """
 
     def __init__(
         self, functions: Iterable[Any], network: nn.Module, optimizers: Optimizers, extras: Iterable[Any], stops: bool
     ) -> None:
         saved = [*extras, *optimizers.values()]
-        own = [network, *(each for each in saved if isinstance(each, nn.Module))]
-        of_network = {id(module) for each in own for module in each.modules()}
-        known = reached([*saved, random.random, np.random.rand, *_global_generators()], of_network)
-        found = [*reached(functions, of_network | known.keys()).values()]
-        modules = [each for each in found if issubclass(type(each), nn.Module)]
-        parts = {id(part) for each in modules for part in list(each.modules())[1:]}
-        trained = {id(weight) for weight in weights_of(optimizers)}
-        self.teachers = [each for each in modules if id(each) not in parts and _is_slip(each, trained)]
+        own = {id(part) for each in (network, *saved) for part in _modules_of(each)}
+        known = reached([*saved, random.random, np.random.rand, *_global_generators()], own)
+        found = [*reached(functions, own | known.keys()).values()]
+        others = {str(n): each for n, each in enumerate(found) if issubclass(type(each), torch.optim.Optimizer)}
+        trained = {id(weight) for weight in weights_of({**optimizers, **others})}
+        parts = {id(part): part for each in found for part in _modules_of(each) if id(part) not in own}
+        self.teachers = _that_depend_on_mode(parts.values(), trained)
         found = found if stops else []
         self.generators = [(each, _state(each)) for each in found if issubclass(type(each), GENERATORS)]
-        like = _shapes(network)  # an average, of which CopyNotSaved tells
-        objects = [each for each in found if _has_state(each) and (like is None or _shapes(each) != like)]
-        self.objects = [(each, _digest(each)) for each in objects if id(each) not in parts]
+        like = [weight.shape for weight in network.parameters()]  # of an average, of which CopyNotSaved tells
+        saved_tensors = {id(each) for part in (network, *saved) for each in _tensors_of(part).values()}
+        self.objects = [
+            (each, mark)
+            for each in found
+            if [weight.shape for weight in _weights_of(each)] != like and (mark := _mark(each, saved_tensors))
+        ]
+        self.saved_tensors, self.looks = saved_tensors, 0
 
     def watching(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Pass on an epoch's batches; warn (TeacherInTraining) of a teacher that is called meanwhile."""
-        hooks = [module.register_forward_pre_hook(self._called) for module in self.teachers]
+        hooks = [part.register_forward_pre_hook(self._called) for part in self.teachers]
         try:
             yield from batches
         finally:
             for hook in hooks:
                 hook.remove()
 
-    def _called(self, module: nn.Module, _: Any) -> None:
-        if module.training and module in self.teachers:  # not one that is evaluated for this call
+    def _called(self, part: nn.Module, _: Any) -> None:
+        if part.training and self.teachers:  # not one that is evaluated for this call
             self.teachers = []  # once is enough
             warnings.warn(
-                f"a {type(module).__name__} that does not learn is called in training mode, as a network is that has "
-                "just been made or loaded: its dropout is active, and its batch norm takes the averages of each batch. "
-                "Call predict_logits(teacher, inputs), or teacher.eval() before the training",
+                f"the {type(part).__name__} of a network that does not learn is called in training mode, as all are "
+                "that have just been made or loaded: dropout is active, and batch norm takes the averages of each "
+                "batch. Call predict_logits(teacher, inputs), or teacher.eval() before the training; name a network "
+                'that is meant so in Progress(..., extras={"teacher": teacher})',
                 TeacherInTraining,
                 stacklevel=2,
             )
 
     def look(self, place: str) -> None:
-        """Warn (GeneratorNotSaved, StateNotSaved) of the first one of each kind that has changed since it was found.
+        """After an epoch and its body, warn of what has changed since it was found: the first one of each kind.
 
-        A generator of torch that has another seed now was seeded anew.
+        GeneratorNotSaved, but for a generator of torch that was seeded anew, and StateNotSaved.
         """
+        self.looks += 1
+        if self.looks.bit_count() != 1:  # 1, 2, 4, 8: something may change from a later epoch on
+            return
         for generator, (seed, state) in self.generators:
             if _state(generator)[0] == seed and _state(generator)[1] != state:
+                self.generators = []  # once is enough
                 warnings.warn(
                     f"{place}: the objective or the batches draw from a {type(generator).__name__} of their own, whose "
                     "state no checkpoint holds: after a stop, it would begin anew. Make it in each epoch, from "
@@ -100,8 +115,9 @@ class Held:
                     stacklevel=3,
                 )
                 break
-        for each, digest in self.objects:
-            if digest is not None and _digest(each) != digest:
+        for each, mark in self.objects:
+            if _mark(each, self.saved_tensors) != mark:
+                self.objects = []
                 warnings.warn(
                     f"{place}: the objective or the batches hold a {type(each).__name__} that changes in this "
                     "training, and its checkpoint does not hold it: after a stop, it would begin anew. Name it in "
@@ -130,53 +146,97 @@ def reached(roots: Iterable[Any], known: Collection[int]) -> dict[int, Any]:
 def _parts(value: Any) -> list[Any]:
     kind = type(value)
     if issubclass(kind, types.FunctionType):
-        cells = [content(cell) for cell in value.__closure__ or ()]
-        named = [value.__globals__.get(name) for name in value.__code__.co_names]
-        return [*cells, *named, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+        return [] if is_of_library(str(value.__module__)) else _of_function(value)
     if issubclass(kind, functools.partial):
         return [value.func, *value.args, *value.keywords.values()]
     if issubclass(kind, types.MethodType):
         return [value.__func__, value.__self__]
     if issubclass(kind, types.BuiltinFunctionType):
         return [value.__self__]
-    if issubclass(kind, types.ModuleType | type | Tensor | np.ndarray):
+    if issubclass(kind, type):
+        return [] if is_of_library(value.__module__) else [*vars(value).values()]
+    if issubclass(kind, types.ModuleType | Tensor | np.ndarray):
         return []
-    entries: list[Any] = []
+    found: list[Any] = [] if is_of_library(kind.__module__) else [kind]  # its methods
     if issubclass(kind, dict | list | tuple | set | deque) and len(value) <= ENTRIES:
-        entries = [*(value.values() if issubclass(kind, dict) else value)]
-    return [*entries, *getattr(value, "__dict__", {}).values()]
+        found += value.values() if issubclass(kind, dict) else value
+    for base in kind.__mro__:
+        for slot in filter(inspect.ismemberdescriptor, vars(base).values() if "__slots__" in vars(base) else ()):
+            with suppress(AttributeError):  # not set yet
+                found.append(slot.__get__(value))
+    return [*found, *getattr(value, "__dict__", {}).values()]
+
+
+def _of_function(value: types.FunctionType) -> list[Any]:
+    """What a function, and the functions within it, name: of modules that are the user's, what the function names."""
+    names = names_of(value.__code__)
+    named = [value.__globals__[name] for name in names if name in value.__globals__]
+    for module in [each for each in named if isinstance(each, types.ModuleType)]:
+        if not is_of_library(module.__name__):
+            named += [part for name, part in vars(module).items() if name in names]
+    cells = [content(cell) for cell in value.__closure__ or ()]
+    return [*cells, *named, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
 
 
 def _global_generators() -> list[Any]:
     return [torch.default_generator, *torch.cuda.default_generators]  # none of CUDA before it is used
 
 
-def _is_slip(module: nn.Module, trained: Collection[int]) -> bool:
-    """Whether a network that does not learn is in training mode, and this matters."""
+def _modules_of(value: Any) -> list[nn.Module]:
+    """A module and those within it; none of anything else, and of a module that is half made."""
+    with suppress(Exception):
+        return [*value.modules()] if issubclass(type(value), nn.Module) else []
+    return []
+
+
+def _weights_of(value: Any) -> list[nn.Parameter]:
+    return [weight for part in _modules_of(value)[:1] for weight in part.parameters()]
+
+
+def _that_depend_on_mode(parts: Collection[nn.Module], trained: Collection[int]) -> list[nn.Module]:
+    """The layers of networks without weights that learn, which compute something else in training mode."""
+    found: dict[int, nn.Module] = {}
+    for each in parts:
+        weights = {id(weight) for weight in _weights_of(each)}
+        if weights and not weights & {*trained}:
+            found |= {id(part): part for part in _modules_of(each) if _is_told_by_a_hook(part)}
+    return [*found.values()]
+
+
+def _is_told_by_a_hook(part: nn.Module) -> bool:
     with suppress(Exception):  # of somebody else's class
-        weights = {id(weight) for weight in module.parameters()}
-        is_taught = bool(weights & {*trained}) or isinstance(module, torch.jit.ScriptModule)
-        if weights and module.training and not is_taught:
-            return any(part.training and depends_on_mode(part) for part in module.modules())
+        return depends_on_mode(part) and not isinstance(part, torch.jit.ScriptModule)
     return False
 
 
-def _has_state(value: Any) -> bool:
-    return all(callable(getattr(type(value), name, None)) for name in ("state_dict", "load_state_dict"))
+def _tensors_of(value: Any) -> dict[str, Tensor]:
+    """The weights and buffers of a module, those of the state of an optimizer, and no others."""
+    if issubclass(type(value), torch.optim.Optimizer):
+        return {str(n): each for n, each in enumerate(tree_leaves([*value.state.values()])) if isinstance(each, Tensor)}
+    return {
+        f"{number} {name}": each
+        for number, part in enumerate(_modules_of(value))
+        for name, each in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False))
+    }
 
 
-def _shapes(value: Any) -> list[torch.Size] | None:
-    with suppress(Exception):  # of weights that are not made yet
-        return [weight.shape for weight in value.parameters()] if issubclass(type(value), nn.Module) else None
-    return None
+def _mark(value: Any, saved: Collection[int]) -> str | None:
+    """What tells two states of a loss or another module apart, but for tensors that are saved; None of other objects.
 
-
-def _digest(value: Any) -> str | None:
-    """The digest of an object's state; None if it has none that a checkpoint could hold."""
+    Weights are known by torch's count of changes, since a teacher's would take long to digest. Only a loss is asked for
+    a `state_dict` of its own: the question begins the iterator of some loaders.
+    """
     tensors: dict[str, Tensor] = {}
     with suppress(Exception):  # of somebody else's objects
-        notes = pack(value.state_dict(), "state", tensors)
-        return f"{tensor_digest(tensors)} {canonical_json(notes)}"
+        if issubclass(type(value), nn.Module):
+            own = {name: each for name, each in _tensors_of(value).items() if id(each) not in saved}
+            tensors = {name: each for name, each in own.items() if not isinstance(each, nn.Parameter)}
+            counts = {name: each._version for name, each in own.items() if name not in tensors}
+            return f"{tensor_digest(tensors)} {counts}" if own else None
+        if callable(value) and all(callable(getattr(type(value), name, None)) for name in STATES):
+            with global_generators_put_back():
+                notes = pack(value.state_dict(), "state", tensors)
+            return f"{tensor_digest(tensors)} {canonical_json(notes)}"
     return None
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from kdlib.contents import columns_of, digest_of_numbers, is_table
 from kdlib.errors import KDError
 
-__all__ = ["Parts"]
+__all__ = ["Parts", "is_of_library", "names_of"]
 
 PLAIN = (ModuleType, str, bytes, int, float, complex, NoneType)
 MOST_BYTES = 2**24  # of an array that is copied for a call
@@ -168,7 +168,7 @@ class Parts:
         if inspect.isroutine(value) or kind.__module__.startswith("kdlib.run."):
             return []
         if not is_container:  # containers are their holder's
-            is_users = not _is_of_library(kind.__module__) or owner == "torch" or issubclass(kind, nn.Module)
+            is_users = not is_of_library(kind.__module__) or owner == "torch" or issubclass(kind, nn.Module)
             is_settings = self.holder == "settings" or issubclass(kind, MutableMapping | MutableSequence)
             self.holder = "user" if is_users else "settings" if is_settings else "library"
         if self.holder == "library" and self.numbers == "kept":
@@ -187,7 +187,7 @@ class Parts:
 
     def _class(self, place: str, value: type) -> list[tuple[str, Any]]:
         """What a user's class holds for all its objects; with "code", its methods too."""
-        if self.numbers == "told" or value.__module__.partition(".")[0] == "kdlib" or _is_of_library(value.__module__):
+        if self.numbers == "told" or value.__module__.partition(".")[0] == "kdlib" or is_of_library(value.__module__):
             return []
         known = {name: part for name, part in vars(value).items() if name[:2] != "__" and name != "_abc_impl"}
         self._note(place, _set_back, value, known)
@@ -198,7 +198,7 @@ class Parts:
     def _function(self, place: str, value: FunctionType) -> list[tuple[str, Any]]:
         """What a function holds: variables of the function around it, defaults, attributes."""
         owner = str(value.__module__)
-        if owner.partition(".")[0] == "kdlib" or _is_of_library(owner):  # their functions keep caches
+        if owner.partition(".")[0] == "kdlib" or is_of_library(owner):  # their functions keep caches
             return []
         found: list[tuple[str, Any]] = [(f"{place}'s defaults", [value.__defaults__, value.__kwdefaults__])]
         for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
@@ -209,7 +209,7 @@ class Parts:
             self._note(place, setattr, cell, "cell_contents", known)
             found.append((f"{place}'s {name}", known))
         if self.numbers == "code":
-            names = _names_of(value.__code__)
+            names = names_of(value.__code__)
             named = {name: part for name, part in value.__globals__.items() if name in names}
             self._note(place, value.__globals__.update, named)
             found += named.items()
@@ -231,10 +231,10 @@ class Parts:
         return known
 
 
-def _names_of(code: CodeType) -> set[str]:
+def names_of(code: CodeType) -> set[str]:
     """The names that a function, and the functions within it, use."""
     within = [each for each in code.co_consts if isinstance(each, CodeType)]
-    return {*code.co_names}.union(*map(_names_of, within))
+    return {*code.co_names}.union(*map(names_of, within))
 
 
 def _set_back(kind: type, known: dict[str, Any]) -> None:
@@ -251,7 +251,7 @@ def _numbered(place: str, parts: Sequence[Any]) -> list[tuple[str, Any]]:
     return [(f"{place}[{number}]", part) for number, part in enumerate(parts) if not isinstance(part, PLAIN)]
 
 
-def _is_of_library(module: str) -> bool:
+def is_of_library(module: str) -> bool:
     """Whether a module is Python's or an installed one, but kdlib, which may be installed too."""
     name = module.partition(".")[0]
     if name in sys.stdlib_module_names:

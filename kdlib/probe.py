@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -115,15 +116,17 @@ def _mapped(function: Callable[[Tensor], Any], outputs: Any) -> Any:
     def of_leaf(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
             return function(leaf)
-        own = getattr(leaf, "__dict__", None)
-        if type(own) is not dict or not _tensors(own):
-            return leaf
-        with suppress(Exception):  # of somebody else's object
+        with suppress(Exception):  # of somebody else's object, which has no form then
+            own = dict(getattr(leaf, "__dict__", {}))
+            if is_dataclass(leaf):  # it may have slots
+                own |= {field.name: getattr(leaf, field.name) for field in fields(leaf)}
+            if not _tensors(own):
+                return leaf
             found = copy.copy(leaf)  # a dataclass, for example
             for name, part in own.items():
                 object.__setattr__(found, name, tree_map(of_leaf, part))
             return found
-        return leaf
+        return None
 
     return tree_map(of_leaf, outputs)
 

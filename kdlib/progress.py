@@ -163,8 +163,7 @@ class Progress:
 
     def keep(self, name: str) -> None:
         """Copy the model's current weights under `name`; this replaces an older copy of that name."""
-        if name in self.kept:
-            self.tracer.may_choose()
+        self.tracer.keeps(name, again=name in self.kept)
         self.kept[name] = self.layers.state("copy the weights yourself")
 
     def restore(self, name: str) -> None:

@@ -57,7 +57,7 @@ class TraceShape(msgspec.Struct):
     probes: list[tuple[Count, Number]] = []
     loose: list[str] = []
     early: list[str] = []
-    chooses: bool = False
+    last: list[str] = []
 
 
 class OptimizerShape(msgspec.Struct, rename={"kind": "class"}):

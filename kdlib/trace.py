@@ -18,7 +18,10 @@ did. A resumed run has the same trace as one without interruption; a member of a
     outputs       the mean square of the network's outputs for the first batch, before any step
     ends          digests of weights and buffers at the end of each epoch. A record has `loose` and `early` instead:
                   the snapshots whose weights are of no epoch's end, and those of an earlier end than the last one
-    chooses       whether weights were kept again under the same name, as those of the best epoch so far are
+    chooses       whether weights were kept again under the same name, as those of the best epoch so far are. A record
+                  has it within `last`
+    last          the snapshots that were kept after the loop, so that they are the last epoch's in each seed; none if
+                  weights may have been chosen
     steps         number of optimizer steps
     mixed         whether labels were mixed
     epochs        digests after each epoch, each over all epochs so far: `rows` (row numbers in order), `labels`,
@@ -33,6 +36,7 @@ import hashlib
 import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,8 +47,10 @@ from kdlib.descriptions import description, settings
 from kdlib.errors import KDError
 from kdlib.files import canonical_json, sha256, tensor_digest
 from kdlib.packing import pack, tensors_of_state
+from kdlib.parts import Parts
 from kdlib.probe import form_of, mean_squares, probed
 from kdlib.replicas import Replicas
+from kdlib.seeds import global_generators_put_back
 
 if TYPE_CHECKING:
     from kdlib.progress import Progress
@@ -74,7 +80,8 @@ class Tracer:
         self.sizes: list[int] = []
         self.rates: list[tuple[Any, ...]] = []
         self.first: Batch | None = None  # of an epoch
-        self.form: Any = None  # of the model's outputs
+        self.form, self.is_form_known = None, False  # of the model's outputs
+        self.in_body = False  # of the loop
 
     @property
     def progress(self) -> Progress:
@@ -107,6 +114,7 @@ class Tracer:
                     "outputs": None,
                     "ends": [],
                     "chooses": False,
+                    "last": [],
                     "steps": 0,
                     "epochs": {name: [] for name in ROLLING},
                     "changed": [],
@@ -167,8 +175,8 @@ class Tracer:
 
         def noted(outputs: Any, batch: Batch) -> Tensor:
             nonlocal is_first
-            if self.form is None:
-                self.form = form_of(outputs, batch)
+            if not self.is_form_known:
+                self.form, self.is_form_known = form_of(outputs, batch), True
             if is_first:
                 is_first = False
                 squares, values = mean_squares(outputs, len(self.traces)), self._probed(objective, batch)
@@ -180,14 +188,20 @@ class Tracer:
 
     def _probed(self, objective: Objective, batch: Batch, later: bool = False) -> list[Any]:
         used = [self.progress.model, self.progress.optimizer, self.progress.extras]
-        # Of an epoch whose last step was the checkpoint's, this process has seen no outputs: they are taken for logits.
-        form = form_of(batch.soft, batch) if self.form is None else self.form
-        return probed(objective, form, batch, len(self.traces), used, later)
+        # Of an epoch whose last step was the checkpoint's, this process has seen no outputs.
+        if not self.is_form_known and batch.soft is not None:
+            self.is_form_known = True
+            parts = Parts([("the network", self.progress.model)], "kept")
+            with torch.no_grad(), global_generators_put_back(), suppress(Exception):
+                self.form = form_of(self.progress.model(batch.inputs), batch)
+            parts.put_back()
+        return probed(objective, self.form, batch, len(self.traces), used, later)
 
-    def may_choose(self) -> None:
-        """Note that the weights of an epoch may be chosen, and not those of the last one."""
+    def keeps(self, name: str, again: bool) -> None:
+        """Note a snapshot: again, it may be the best one; after the loop, it is the last one."""
         for trace in self.traces:
-            trace["chooses"] = True
+            trace["chooses"] = again or trace.get("chooses", False)  # of an older checkpoint, it is not known
+            trace["last"] = [*trace.get("last", []), *([] if self.in_body else [name])]
 
     def note_state(self) -> None:
         """Note weights, buffers and optimizer state as they are now, so that a later change is seen."""
@@ -251,7 +265,7 @@ class Tracer:
 
 
 def with_snapshots(trace: Mapping[str, Any], weights: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Return a trace as a record has it: instead of `ends`, the snapshots that are `loose`, and those that are `early`.
+    """Return a trace as a record has it: instead of `ends`, the snapshots that are `loose`, `early` and `last`.
 
     Weights from before the first step are those of an early end.
     """
@@ -261,7 +275,9 @@ def with_snapshots(trace: Mapping[str, Any], weights: Mapping[str, Mapping[str, 
     digests = {name: tensor_digest(tensors_of_state(state))[:DIGITS] for name, state in weights.items()}
     loose = sorted(name for name, digest in digests.items() if digest not in ends)
     early = sorted(name for name, digest in digests.items() if digest in ends and digest != ends[-1])
-    return {name: value for name, value in trace.items() if name != "ends"} | {"loose": loose, "early": early}
+    last = sorted(set() if trace["chooses"] else {*trace["last"]} & {*weights} - {*loose, *early})
+    own = {name: value for name, value in trace.items() if name not in ("ends", "chooses")}
+    return own | {"loose": loose, "early": early, "last": last}
 
 
 def _goes_on(trace: Mapping[str, Any], name: str, content: bytes = b"") -> Any:

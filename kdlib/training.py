@@ -152,8 +152,8 @@ def epochs(
             done = progress.epoch_begins()
             if isinstance(make_step, CapturedStep):
                 make_step.refresh()
-            given = checked(batches(epoch), epoch, done)
-            for step, batch in enumerate(tracer.watch(held.watching(given) if epoch == first else given), 1):
+            given = held.watching(checked(batches(epoch), epoch, done))
+            for step, batch in enumerate(tracer.watch(given), 1):
                 if step > done:
                     set_modes(progress.network, modes)
                     marks = progress.step_begins(batch)
@@ -168,9 +168,10 @@ def epochs(
             progress.epoch_ends(means)
             if progress.checkpoint is not None:
                 copies.epoch_ends(epoch)
-            if epoch == first:
-                held.look(progress.label or "training")
+            tracer.in_body = True
             yield epoch
+            tracer.in_body = False
+            held.look(progress.label or "training")
             if epoch == first:
                 watched.warn(progress.optimizers)
             progress.layers.freeze()

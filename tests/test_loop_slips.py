@@ -632,7 +632,7 @@ def test_a_teacher_in_training_mode_is_told_when_it_is_called(teacher, of_batche
         network = student()
         train(Progress(network, adam(network), **rest), 2, objective, batches=batches)
 
-    with pytest.warns(TeacherInTraining, match="a Sequential that does not learn is called in training mode") as told:
+    with pytest.warns(TeacherInTraining, match="of a network that does not learn is called in training mode") as told:
         training()
     assert len(told) == 1
     assert not made._forward_pre_hooks
@@ -642,6 +642,116 @@ def test_a_teacher_in_training_mode_is_told_when_it_is_called(teacher, of_batche
     made.train()
     training(extras={"teacher": made})
     training(lambda inputs: INPUTS[: len(inputs), :3])
+
+
+class Loss(nn.Module):
+    """A loss with a teacher, and a layer that learns."""
+
+    def __init__(self, call=lambda teacher, inputs: teacher(inputs)):
+        super().__init__()
+        self.teacher, self.layer, self.call = TEACHERS["dropout"]().requires_grad_(False), nn.Linear(3, 3), call
+
+    def forward(self, outputs, batch):
+        return soft_target_kl(self.layer(outputs), self.call(self.teacher, batch.inputs), 2.0)
+
+
+class Distiller(nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.student, self.teacher = network, TEACHERS["batch norm"]().requires_grad_(False).eval()
+
+    def loss(self, outputs, batch):
+        return soft_target_kl(outputs, self.teacher(batch.inputs), 2.0)
+
+
+class NotBegun(nn.Module):
+    def __init__(self):  # without that of nn.Module
+        pass
+
+    def __call__(self, outputs, batch):
+        return hard_targets(outputs, batch)
+
+
+class OfClass:
+    teacher = TEACHERS["dropout"]().requires_grad_(False)
+
+    def __call__(self, outputs, batch):
+        return soft_target_kl(outputs, self.targets(batch), 2.0)
+
+    def targets(self, batch):
+        return self.teacher(batch.inputs)
+
+
+class OfSlots:
+    __slots__ = ("teacher",)
+
+    def __init__(self):
+        self.teacher = TEACHERS["dropout"]().requires_grad_(False)
+
+    def __call__(self, outputs, batch):
+        return soft_target_kl(outputs, self.teacher(batch.inputs), 2.0)
+
+
+def with_parts():
+    teacher = TEACHERS["dropout"]().requires_grad_(False)
+    return lambda outputs, batch: soft_target_kl(outputs, teacher[1:](teacher[0](batch.inputs)), 2.0)
+
+
+def one_by_one():
+    teachers = nn.ModuleList([TEACHERS["dropout"]().requires_grad_(False) for _ in range(2)])
+    return lambda outputs, batch: soft_target_kl(outputs, sum(each(batch.inputs) for each in teachers), 2.0)
+
+
+def of_chunks(outputs, batch):
+    return soft_target_kl(outputs, torch.cat([OfClass.teacher(part) for part in batch.inputs.split(4)]), 2.0)
+
+
+@pytest.mark.parametrize("make", [with_parts, one_by_one, OfClass, OfSlots, lambda: of_chunks, Loss])
+def test_teachers_are_found_wherever_they_are(make):
+    network, objective = student(), make()
+    learns = objective.layer.parameters() if isinstance(objective, Loss) else []
+    optimizer = torch.optim.SGD([*network.parameters(), *learns], lr=0.1)
+    with pytest.warns(TeacherInTraining):
+        train(Progress(network, optimizer), 1, objective)
+
+
+def test_a_teacher_that_the_body_sets_to_training_mode_is_told():
+    network, teacher = student(), TEACHERS["dropout"]().requires_grad_(False).eval()
+    objective = functools.partial(lambda own, outputs, batch: soft_target_kl(outputs, own(batch.inputs), 2.0), teacher)
+    told = pytest.warns(TeacherInTraining)
+    with told:
+        train(Progress(network, adam(network)), 2, objective, body=lambda epoch: teacher.train())
+
+
+def test_other_networks_in_training_mode_are_not_told(tmp_path):  # a warning would fail
+    network, objective = student(), Loss(predict_logits)
+    optimizer = torch.optim.SGD([*network.parameters(), *objective.layer.parameters()], lr=0.1)
+    train(Progress(network, optimizer), 2, objective)
+    network, judge = student(), nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.1), nn.Linear(4, 1))
+    own = torch.optim.SGD(judge.parameters(), lr=0.1)
+
+    def adversarial(outputs, batch):
+        own.zero_grad()
+        judge(outputs.detach()).mean().backward()
+        own.step()
+        return hard_targets(outputs, batch) - judge(outputs).mean()
+
+    train(Progress(network, adam(network)), 2, adversarial)
+    network = student()
+    train(Progress(network, adam(network), checkpoint=tmp_path / "c"), 2, Distiller(network).loss)
+    network = student()
+    train(Progress(network, adam(network), checkpoint=tmp_path / "d"), 2, NotBegun())
+
+
+def test_a_state_that_the_body_changes_is_told(tmp_path):
+    network, loss = student(), Annealed(step=0)
+    with pytest.warns(StateNotSaved):
+        train(
+            Progress(network, adam(network), checkpoint=tmp_path / "c"),
+            4,
+            loss,
+            body=lambda epoch: loss.steps.add_(epoch > 1),
+        )
 
 
 def test_a_generator_of_a_module_and_one_of_the_batches_are_told(tmp_path, recwarn):

@@ -115,7 +115,7 @@ def test_an_arm_that_is_not_trained_is_like_one_that_is(name):
 # ---- made-up traces
 
 
-LATER = "settings", "outputs", "probes", "loose", "early", "chooses"  # keys that older traces do not have
+LATER = "settings", "outputs", "probes", "loose", "early", "last"  # keys that older traces do not have
 
 
 def trace(**other: Any) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def trace(**other: Any) -> dict[str, Any]:
         "probes": [],
         "loose": [],
         "early": [],
-        "chooses": False,
+        "last": ["final"],
     }
     if other.pop("is_old", False):
         made = {key: value for key, value in made.items() if key not in LATER}
@@ -172,7 +172,7 @@ OTHERS: Mapping[str, Any] = {
     "probes": [[2, 0.7]],
     "loose": ["final"],
     "early": ["final"],
-    "chooses": True,
+    "last": [],
     **{name: ["1", "3"] for name in ("rows", "labels", "sizes", "rates", "targets", "layers")},
     "precision": "bfloat16",
 }

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import random
+import time
 import warnings
 from dataclasses import dataclass, replace
 
@@ -182,6 +183,7 @@ def test_a_trace_is_that_of_the_loop_written_by_hand():
         "settings": sha256(repr([*settings, []]).encode())[:16],
         "probes": [],
         "chooses": False,
+        "last": [],
     }
 
 
@@ -211,7 +213,15 @@ def test_whether_weights_may_have_been_chosen_is_in_the_trace():
     chosen, last = trained(batches, body=body), trained(batches)
     last.keep("best")
     found = [with_snapshots(each.traces[0], each.kept) for each in (chosen, last)]
-    assert [(each["early"], each["chooses"]) for each in found] == [(["best"], True), ([], False)]
+    assert [(each["early"], each["last"]) for each in found] == [(["best"], []), ([], ["best"])]
+    # The best epoch is the last one by chance, or all are kept under names of their own.
+    often = [
+        trained(batches, body=lambda p: p.keep("best") if p.epoch != 2 else None),
+        trained(batches, body=lambda p: p.keep(f"epoch {p.epoch}")),
+    ]
+    often[0].keep("final")
+    for each in often:
+        assert with_snapshots(each.traces[0], each.kept)["last"] == []
 
 
 class Counts:
@@ -388,6 +398,12 @@ def test_the_probe_leaves_the_training_as_it_is():
     assert all(torch.equal(value, without[name]) for name, value in with_trace.items())
 
 
+@dataclass(slots=True)
+class Slots:
+    logits: torch.Tensor
+    features: torch.Tensor
+
+
 @dataclass
 class Named:
     logits: torch.Tensor
@@ -399,6 +415,7 @@ FORMS = {
     "tuple": (lambda *outputs: outputs, lambda outputs: outputs[0]),
     "dictionary": (lambda logits, features: {"a": features, "b": logits}, lambda outputs: outputs["b"]),
     "object": (Named, lambda outputs: outputs.logits),
+    "object with slots": (Slots, lambda outputs: outputs.logits),
     "distribution": (
         lambda logits, features: torch.distributions.Categorical(logits=logits, validate_args=False),
         lambda outputs: outputs.logits,
@@ -426,6 +443,32 @@ def test_outputs_of_each_form_are_noted_and_probed(form):
         squares = trace_of(batches, soft_targets)["outputs"], float((INPUTS[ORDERS[0]][:SIZE] ** 2).mean())
         assert trace["outputs"] == pytest.approx((K * squares[0] + 5 * squares[1]) / (K + 5))
     assert trace["probe"] == pytest.approx(trace_of(batches, soft_targets)["probe"])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_stop_after_an_epochs_last_step_leaves_the_trace_as_it_is(tmp_path, form):
+    make, logits_of = FORMS[form]
+
+    def ends(path, stop):
+        steps, model = 0, Several(make)
+
+        def on_step(progress):
+            nonlocal steps
+            steps += 1
+            if steps == stop:
+                progress.save()
+                raise Killed
+
+        def objective(outputs, batch):  # it changes from the second epoch on
+            return soft_targets(logits_of(outputs), batch) * (1 + (progress.epoch > 0))
+
+        progress = Progress(model, adam(model), checkpoint=path, on_step=on_step)
+        list(epochs(progress, Batches(EXAMPLES, SIZE, SEED, SOFT), objective, count=2, seed=SEED))
+        return progress.traces
+
+    with pytest.raises(Killed):
+        ends(tmp_path / "c", len(SIZES) * 2)
+    assert ends(tmp_path / "c", None) == ends(tmp_path / "whole", None)
 
 
 def test_features_and_other_outputs_have_fixed_numbers_in_the_probe():
@@ -516,10 +559,15 @@ def test_hooks_that_only_read_are_no_difference():
         return trace_of(Batches(EXAMPLES, SIZE, SEED), model=model)["settings"]
 
     def limited(limit):
-        return lambda model: model.output.weight.register_hook(lambda gradient: gradient.clamp(-limit, limit))
+        config = {"limit": limit}
+        return lambda model: model.output.weight.register_hook(lambda g: g.clamp(-config["limit"], config["limit"]))
 
+    norms, begun = [], time.time()
     plain = settings(lambda model: None)
     assert settings(lambda model: model.hidden.register_forward_hook(lambda *given: None)) == plain
+    reads = settings(lambda m: m.output.weight.register_hook(lambda g: norms.append((float(g.norm()), begun))))
+    assert reads == plain
+    assert len(norms) == EPOCHS * len(SIZES)  # and not once more
     others = [settings(limited(0.1)), settings(limited(0.2)), settings(lambda m: m.hidden.requires_grad_(False))]
     assert len({plain, *others}) == 4
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from kdlib.contents import digest_of_numbers
 from kdlib.errors import DataChanged, KDError, error_in_user_code, some_of
 from kdlib.parts import Parts
 from kdlib.precision import usual_settings
@@ -90,6 +91,9 @@ def _refuse(changed: Sequence[str], expected: str, remedy: str) -> None:
         raise DataChanged(f"{expected}, found that it changed {some_of(changed)} in place{remedy}")
 
 
+_spoiled: list[tuple[Any, str]] = []  # tables at the top of modules that a run has changed, and their first digests
+
+
 @contextmanager
 def modules_put_back(folder: Path) -> Iterator[Callable[[], None]]:
     """Put back what a run changes at the top of its experiment's modules, such as a network that is made there.
@@ -105,6 +109,12 @@ def modules_put_back(folder: Path) -> Iterator[Callable[[], None]]:
     ]
     known = [(module, {name: value for name, value in vars(module).items() if name[:2] != "__"}) for module in modules]
     parts = Parts([item for _, names in known for item in names.items()], numbers="kept")
+    others = [p for p, part, now in parts.digests if any(part is each and now != first for each, first in _spoiled)]
+    if others:
+        raise KDError(
+            f"this run was not begun: an earlier one of the process has changed {some_of(others)} in place; mend that "
+            "run, and run the same command again"
+        )
     told = (
         "expected a training function that leaves what is at the top of its modules",
         ", which cannot be put back; change a copy of it",
@@ -125,6 +135,9 @@ def modules_put_back(folder: Path) -> Iterator[Callable[[], None]]:
                     continue
                 if str(getattr(value, "__module__", "")).startswith("replications."):
                     value.cache_clear()  # it may hold a network that the run has trained
+        _spoiled.extend(
+            (part, first) for _, part, first in parts.digests if changed and digest_of_numbers(part) != first
+        )
     _refuse(changed, *told)
 
 

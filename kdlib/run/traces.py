@@ -51,13 +51,13 @@ def arms_differ(one: Record, arm: str, other: Record, rival: str) -> list[str] |
     found = differences(traces[0], traces[1], (epochs[0], epochs[1]), precisions[0] != precisions[1])
     # Two snapshots of one run have other weights: this is why they are two.
     if one.run != other.run:
-        loose, early = (
-            [record.arms[name] in record.trace.get(key, ()) for record, name in pairs] for key in ("loose", "early")
+        loose, early, last = (
+            [record.arms[name] in record.trace.get(key, ()) for record, name in pairs]
+            for key in ("loose", "early", "last")
         )
         if loose[0] != loose[1] and all("loose" in trace for trace in traces):  # older traces have none
             found.append("optimizer state")
-        # Of an arm whose best epoch may be its last one, it is not known.
-        last = [not is_early and not trace.get("chooses", True) for is_early, trace in zip(early, traces, strict=True)]
+        # Of an arm whose best epoch may be its last one, neither is known.
         if (early[0] and last[1]) or (early[1] and last[0]):
             found.append("selection")
     return [word for word in VOCABULARY if word in found]

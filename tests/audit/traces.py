@@ -44,7 +44,7 @@ def _shape(place: str, trace: Record, epochs: int) -> Faults:
             if "settings" not in trace
             else {**dict.fromkeys(("outputs", "probes", "loose"), ""), "settings": "0" * 16}
         ),
-        **({} if "early" not in trace else {"early": "", "chooses": ""}),
+        **({} if "early" not in trace else {"early": "", "last": ""}),
         **{"data": ["digest", "size", "soft", "view"], "optimizer": ["class", "groups"]},
         "epochs": {key: ["0" * 16] * epochs for key in EPOCHS},
     }
@@ -184,9 +184,8 @@ def differences(one: Done, other: Done) -> set[str]:
 
 def _end(arm: Done) -> str:
     """Of which epoch the weights are: an early one or the last one; they may have been chosen and be the last one's."""
-    if arm.snapshot in arm.trace.get("early", []):
-        return "early"
-    return "last" if arm.trace.get("chooses") is False else "not known"
+    named = [end for end in ("early", "last") if arm.snapshot in arm.trace.get(end, [])]
+    return named[0] if named else "not known"
 
 
 def _are_apart(numbers: Sequence[Any]) -> bool:

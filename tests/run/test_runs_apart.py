@@ -560,6 +560,21 @@ def test_changed_numbers_are_told_after_the_first_epoch(trained, top, monkeypatc
     assert len(looks) == 4
 
 
+def test_no_run_follows_on_one_that_changed_its_modules(trained, top):
+    module = top(TABLE=pd.DataFrame({"weight": [1.0, 2.0]}))
+
+    def train(run):
+        if run.seed == 0:
+            module.TABLE["weight"] *= 2
+        return Result({"final": {"accuracy": float(module.TABLE["weight"].sum())}}, [], {})
+
+    _, told = trained(train, "store", (0, 1))
+    assert "in place" in told[0]
+    assert told[1].startswith("this run was not begun: an earlier one of the process has changed TABLE in place")
+    module.TABLE["weight"] /= 2
+    assert "in place" in trained(train, "other", (0,))[1][0]
+
+
 def test_a_run_that_changed_its_data_begins_anew(trained):
     """Its checkpoint has epochs on data that no other run has."""
     begun = []
