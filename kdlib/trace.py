@@ -198,10 +198,12 @@ class Tracer:
         return probed(objective, self.form, batch, len(self.traces), used, later)
 
     def keeps(self, name: str, again: bool) -> None:
-        """Note a snapshot: again, it may be the best one; after the loop, it is the last one."""
+        """Note a snapshot: again in the loop's body, it may be the best one; after the loop, it is the last one."""
         for trace in self.traces:
-            trace["chooses"] = again or trace.get("chooses", False)  # of an older checkpoint, it is not known
-            trace["last"] = [*trace.get("last", []), *([] if self.in_body else [name])]
+            if self.in_body:
+                trace["chooses"] = again or trace.get("chooses", False)  # a checkpoint of before may not say it
+            else:
+                trace["last"] = sorted({*trace.get("last", []), name})
 
     def note_state(self) -> None:
         """Note weights, buffers and optimizer state as they are now, so that a later change is seen."""

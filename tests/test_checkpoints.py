@@ -532,6 +532,7 @@ def test_extra_states_of_modules_are_part_of_the_weights(tmp_path):
         resumed = train(tmp_path / "c", model=Extra(), count=count)
         resumed.keep("now")
     unbroken = train(None, model=Extra(), count=3)
+    unbroken.keep("now")
     assert resumed.model.state["seen"] == unbroken.model.state["seen"] == 3 * N
     assert resumed.traces == unbroken.traces
     resumed.model.state["seen"] = 0

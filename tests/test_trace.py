@@ -214,6 +214,8 @@ def test_whether_weights_may_have_been_chosen_is_in_the_trace():
     last.keep("best")
     found = [with_snapshots(each.traces[0], each.kept) for each in (chosen, last)]
     assert [(each["early"], each["last"]) for each in found] == [(["best"], []), ([], ["best"])]
+    last.keep("best")  # as a training does that is run again after its last checkpoint
+    assert with_snapshots(last.traces[0], last.kept) == found[1]
     # The best epoch is the last one by chance, or all are kept under names of their own.
     often = [
         trained(batches, body=lambda p: p.keep("best") if p.epoch != 2 else None),
