@@ -16,12 +16,12 @@ did. A resumed run has the same trace as one without interruption; a member of a
     settings      digest of what layers say of themselves (a stride), of which weights learn, and of hooks, but those
                   of the forward pass
     outputs       the mean square of the network's outputs for the first batch, before any step
-    ends          digests of weights and buffers at the end of each epoch. A record has `loose` and `early` instead:
-                  the snapshots whose weights are of no epoch's end, and those of an earlier end than the last one
+    ends          digests of weights and buffers at the end of each epoch. A record has `loose` instead: the snapshots
+                  whose weights are of no epoch's end
     chooses       whether weights were kept again under the same name, as those of the best epoch so far are. A record
-                  has it within `last`
-    last          the snapshots that were kept after the loop, so that they are the last epoch's in each seed; none if
-                  weights may have been chosen
+                  has `early` instead: if so, the snapshots whose weights are of an earlier end than the last one
+    last          the snapshots that were kept after the loop, so that they are the last epoch's in each seed; in a
+                  record, none if weights may have been chosen
     steps         number of optimizer steps
     mixed         whether labels were mixed
     epochs        digests after each epoch, each over all epochs so far: `rows` (row numbers in order), `labels`,
@@ -269,15 +269,16 @@ class Tracer:
 def with_snapshots(trace: Mapping[str, Any], weights: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
     """Return a trace as a record has it: instead of `ends`, the snapshots that are `loose`, `early` and `last`.
 
-    Weights from before the first step are those of an early end.
+    Weights from before the first step are those of an early end. None is early unless weights may have been chosen.
     """
     if not trace:
         return trace
     ends = [trace["start"][:DIGITS], *trace["ends"]]
     digests = {name: tensor_digest(tensors_of_state(state))[:DIGITS] for name, state in weights.items()}
     loose = sorted(name for name, digest in digests.items() if digest not in ends)
-    early = sorted(name for name, digest in digests.items() if digest in ends and digest != ends[-1])
-    last = sorted(set() if trace["chooses"] else {*trace["last"]} & {*weights} - {*loose, *early})
+    before = {name for name, digest in digests.items() if digest in ends and digest != ends[-1]}
+    early = sorted(before if trace["chooses"] else ())  # else it was planned, such as one after each 50 epochs
+    last = sorted(() if trace["chooses"] else {*trace["last"]} & {*weights} - {*loose, *before})
     own = {name: value for name, value in trace.items() if name not in ("ends", "chooses")}
     return own | {"loose": loose, "early": early, "last": last}
 

@@ -199,7 +199,8 @@ def test_the_weights_of_each_end_are_in_the_trace():
         "half": {name: value / 2 for name, value in state.items()},
     }
     found = with_snapshots(trace, weights)
-    assert (found["loose"], found["early"]) == (["half"], ["first"])
+    assert (found["loose"], found["early"]) == (["half"], [])
+    assert with_snapshots(trace | {"chooses": True}, weights)["early"] == ["first"]
     assert "ends" not in found
 
 
