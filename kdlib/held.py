@@ -1,4 +1,4 @@
-"""Tells slips with what the functions of a training hold: states that a stop would lose, teachers in training mode."""
+"""Finds slips in what the functions of a training hold: states that a stop would lose, teachers in training mode."""
 
 from __future__ import annotations
 
@@ -199,11 +199,11 @@ def _that_depend_on_mode(parts: Collection[nn.Module], trained: Collection[int])
     for each in parts:
         weights = {id(weight) for weight in _weights_of(each)}
         if weights and not weights & {*trained}:
-            found |= {id(part): part for part in _modules_of(each) if _is_told_by_a_hook(part)}
+            found |= {id(part): part for part in _modules_of(each) if _changes_with_mode(part)}
     return [*found.values()]
 
 
-def _is_told_by_a_hook(part: nn.Module) -> bool:
+def _changes_with_mode(part: nn.Module) -> bool:
     with suppress(Exception):  # of somebody else's class
         return depends_on_mode(part) and not isinstance(part, torch.jit.ScriptModule)
     return False
