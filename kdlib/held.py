@@ -65,12 +65,10 @@ class Held:
         self.teachers = _that_depend_on_mode(parts.values(), trained)
         found = found if stops else []
         self.generators = [(each, _state(each)) for each in found if issubclass(type(each), GENERATORS)]
-        like = [weight.shape for weight in network.parameters()]  # of an average, of which CopyNotSaved tells
+        like = _shapes_of(network)  # those of an average, of which CopyNotSaved tells
         saved_tensors = {id(each) for part in (network, *saved) for each in _tensors_of(part).values()}
         self.objects = [
-            (each, mark)
-            for each in found
-            if [weight.shape for weight in _weights_of(each)] != like and (mark := _mark(each, saved_tensors))
+            (each, mark) for each in found if _shapes_of(each) != like and (mark := _mark(each, saved_tensors))
         ]
         self.saved_tensors, self.looks = saved_tensors, 0
 
@@ -190,7 +188,15 @@ def _modules_of(value: Any) -> list[nn.Module]:
 
 
 def _weights_of(value: Any) -> list[nn.Parameter]:
-    return [weight for part in _modules_of(value)[:1] for weight in part.parameters()]
+    with suppress(Exception):  # of a module that is half made
+        return [*value.parameters()] if issubclass(type(value), nn.Module) else []
+    return []
+
+
+def _shapes_of(value: Any) -> list[torch.Size]:
+    with suppress(RuntimeError):  # of weights that are not made yet
+        return [weight.shape for weight in _weights_of(value)]
+    return []
 
 
 def _that_depend_on_mode(parts: Collection[nn.Module], trained: Collection[int]) -> list[nn.Module]:

@@ -741,6 +741,9 @@ def test_other_networks_in_training_mode_are_not_told(tmp_path):  # a warning wo
     train(Progress(network, adam(network), checkpoint=tmp_path / "c"), 2, Distiller(network).loss)
     network = student()
     train(Progress(network, adam(network), checkpoint=tmp_path / "d"), 2, NotBegun())
+    network, lazy = student(), nn.Sequential(nn.LazyLinear(3), nn.Dropout(0.5)).eval()
+    objective = functools.partial(lambda own, outputs, batch: hard_targets(outputs, batch) + 0 * len(own), lazy)
+    train(Progress(network, adam(network), checkpoint=tmp_path / "e"), 2, objective)
 
 
 def test_a_state_that_the_body_changes_is_told(tmp_path):
