@@ -119,8 +119,10 @@ def _text(objects: list[Any], held: bool = True) -> bytes:
     plain = (str, bytes, int, float, complex, bool, type(None))
     every: list[Any] = []
     for each in objects:
-        own = [type(each).__name__, str(each), repr(each)] if not held else id(each)
-        every.append(repr(each) if isinstance(each, plain) else own)
+        if isinstance(each, plain):
+            every.append(repr(each))
+        else:
+            every.append(id(each) if held else [type(each).__name__, str(each), repr(each)])
     return repr(every).encode(errors="backslashreplace")
 
 

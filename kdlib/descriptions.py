@@ -31,7 +31,7 @@ def _settings_of(layer: tuple[str, nn.Module]) -> tuple[str, str, list[str]]:
     for place, value in module.named_parameters(recurse=False):
         own += [*_hooks(value), *([] if value.requires_grad else [f"{place} is frozen"])]
     try:
-        return name, re.sub(" at 0x[0-9a-fA-F]+", "", module.extra_repr()), own
+        return name, _without_place(module.extra_repr()), own
     except Exception:  # it is the user's own
         return name, "", own
 
@@ -78,9 +78,14 @@ def description(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """The value if JSON can hold it, else its text, without a place in memory, which is another in each process."""
+    """The value if JSON can hold it, else its text."""
     try:
         canonical_json(value)
     except (TypeError, ValueError):
-        return re.sub(" at 0x[0-9a-fA-F]+", "", repr(value))
+        return _without_place(repr(value))
     return list(value) if isinstance(value, tuple) else value
+
+
+def _without_place(text: str) -> str:
+    """A text without places in memory, which are others in each process."""
+    return re.sub(" at 0x[0-9a-fA-F]+", "", text)

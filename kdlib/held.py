@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import random
 import types
 import warnings
@@ -22,7 +21,7 @@ from kdlib.batches import Batch
 from kdlib.files import canonical_json, tensor_digest
 from kdlib.modes import depends_on_mode
 from kdlib.packing import pack
-from kdlib.parts import is_of_library, names_of
+from kdlib.parts import is_of_library, names_of, slots_of
 from kdlib.seeds import global_generators_put_back
 from kdlib.trainable import Optimizers, weights_of
 
@@ -158,11 +157,7 @@ def _parts(value: Any) -> list[Any]:
     found: list[Any] = [] if is_of_library(kind.__module__) else [kind]  # its methods
     if issubclass(kind, dict | list | tuple | set | deque) and len(value) <= ENTRIES:
         found += value.values() if issubclass(kind, dict) else value
-    for base in kind.__mro__:
-        for slot in filter(inspect.ismemberdescriptor, vars(base).values() if "__slots__" in vars(base) else ()):
-            with suppress(AttributeError):  # not set yet
-                found.append(slot.__get__(value))
-    return [*found, *getattr(value, "__dict__", {}).values()]
+    return [*found, *(part for _, part in slots_of(value)), *getattr(value, "__dict__", {}).values()]
 
 
 def _of_function(value: types.FunctionType) -> list[Any]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from kdlib.contents import columns_of, digest_of_numbers, is_table
 from kdlib.errors import KDError
 
-__all__ = ["Parts", "is_of_library", "names_of"]
+__all__ = ["Parts", "is_of_library", "names_of", "slots_of"]
 
 PLAIN = (ModuleType, str, bytes, int, float, complex, NoneType)
 MOST_BYTES = 2**24  # of an array that is copied for a call
@@ -58,9 +58,10 @@ class Parts:
             seen[key] = value
             try:
                 todo += [(*part, self.holder) for part in self._look(place, value)]
-            except Exception as error:  # of an object that cannot be looked at
-                if isinstance(error, KDError):
-                    raise
+            except KDError:
+                raise
+            except Exception:  # of an object that cannot be looked at
+                continue
 
     def put_back(self) -> list[str]:
         """Put the parts back; return the places of numbers that have changed, and of what cannot be put back."""
@@ -176,11 +177,9 @@ class Parts:
         found: dict[str, Any] = {"its class": kind} if self.numbers == "code" else {}
         with suppress(AttributeError):
             found |= self._keep(place, object.__getattribute__(value, "__dict__"))
-        for base in kind.__mro__:
-            for slot in filter(inspect.ismemberdescriptor, vars(base).values() if "__slots__" in vars(base) else ()):
-                with suppress(AttributeError):  # not set yet
-                    found[slot.__name__] = slot.__get__(value)
-                    self._note(place, slot.__set__, value, found[slot.__name__])
+        for slot, part in slots_of(value):
+            found[slot.__name__] = part
+            self._note(place, slot.__set__, value, part)
         if self.holder == "library" and self.numbers == "code":
             return []
         return [(f"{start}{name}", part) for name, part in found.items()]
@@ -229,6 +228,16 @@ class Parts:
 
         self._note(place, restore)
         return known
+
+
+def slots_of(value: Any) -> list[tuple[Any, Any]]:
+    """Return the slots of an object's classes that are set, each with what it holds."""
+    found = []
+    for base in type(value).__mro__:
+        for slot in filter(inspect.ismemberdescriptor, vars(base).values() if "__slots__" in vars(base) else ()):
+            with suppress(AttributeError):  # not set yet
+                found.append((slot, slot.__get__(value)))
+    return found
 
 
 def names_of(code: CodeType) -> set[str]:
