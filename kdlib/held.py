@@ -143,7 +143,9 @@ def reached(roots: Iterable[Any], known: Collection[int]) -> dict[int, Any]:
 def _parts(value: Any) -> list[Any]:
     kind = type(value)
     if issubclass(kind, types.FunctionType):
-        return [] if is_of_library(str(value.__module__)) else _of_function(value)
+        return (
+            [] if is_of_library(str(value.__module__)) else _of_function(value)
+        )  # kdlib's may hold a user's in a cell
     if issubclass(kind, functools.partial):
         return [value.func, *value.args, *value.keywords.values()]
     if issubclass(kind, types.MethodType):
@@ -151,21 +153,25 @@ def _parts(value: Any) -> list[Any]:
     if issubclass(kind, types.BuiltinFunctionType):
         return [value.__self__]
     if issubclass(kind, type):
-        return [] if is_of_library(value.__module__) else [*vars(value).values()]
+        return [*vars(value).values()] if _is_users(value.__module__) else []
     if issubclass(kind, types.ModuleType | Tensor | np.ndarray):
         return []
-    found: list[Any] = [] if is_of_library(kind.__module__) else [kind]  # its methods
+    found: list[Any] = [kind] if _is_users(kind.__module__) else []  # its methods
     if issubclass(kind, dict | list | tuple | set | deque) and len(value) <= ENTRIES:
         found += value.values() if issubclass(kind, dict) else value
     return [*found, *(part for _, part in slots_of(value)), *getattr(value, "__dict__", {}).values()]
 
 
+def _is_users(module: str) -> bool:
+    return not is_of_library(module) and module.partition(".")[0] != "kdlib"
+
+
 def _of_function(value: types.FunctionType) -> list[Any]:
     """What a function, and the functions within it, name: of modules that are the user's, what the function names."""
-    names = names_of(value.__code__)
+    names = names_of(value.__code__) if _is_users(str(value.__module__)) else []
     named = [value.__globals__[name] for name in names if name in value.__globals__]
     for module in [each for each in named if isinstance(each, types.ModuleType)]:
-        if not is_of_library(module.__name__):
+        if _is_users(module.__name__):
             named += [part for name, part in vars(module).items() if name in names]
     cells = [content(cell) for cell in value.__closure__ or ()]
     return [*cells, *named, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]

@@ -74,7 +74,10 @@ OTHERS: list[_OfNumPy | _OfPython] = [_OfNumPy(), _OfPython()]  # the global gen
 
 def seed_globally(seed: int) -> None:
     """Seed the global generators of torch, NumPy and Python."""
-    torch.manual_seed(seed)
+    if torch.accelerator.current_accelerator() is not None:
+        torch.manual_seed(seed)
+    else:  # it would note the place of its call for a device that is not there, which takes a millisecond
+        torch.default_generator.manual_seed(seed)
     for each in OTHERS:
         each.manual_seed(seed)
 

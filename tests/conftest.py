@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import itertools
 import json
@@ -35,6 +36,12 @@ settings.load_profile("kdlib")
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """Spare the search for cycles, and kdlib's for copies and schedulers, all that is imported."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -214,23 +214,27 @@ def _imported(path: Path, root: Path) -> list[Path]:
     return every
 
 
-def imports_of(path: Path, root: Path) -> set[str]:
+def imports_of(path: Path, root: Path) -> frozenset[str]:
     """Return the full names of the modules that a file in replications/, `root`, imports, and of what it takes of them.
 
     None of a file that is no Python: who imports it is told.
     """
+    return _imports(read_file(path), ("replications", *path.relative_to(root).parent.parts))
+
+
+@cache  # a session asks for those of the same files again and again
+def _imports(content: bytes, package: tuple[str, ...]) -> frozenset[str]:
     try:
-        nodes = [*ast.walk(ast.parse(read_file(path)))]
+        nodes = [*ast.walk(ast.parse(content))]
     except (SyntaxError, ValueError):
-        return set()
+        return frozenset()
     found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    package = ["replications", *path.relative_to(root).parent.parts]
     for node in nodes:
         if isinstance(node, ast.ImportFrom):
             start = package[: len(package) + 1 - node.level] if node.level else []
             base = ".".join([*start, *([node.module] if node.module else [])])
             found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
-    return found
+    return frozenset(found)
 
 
 def reached(experiment: Path) -> dict[Path, None]:

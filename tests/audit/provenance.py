@@ -30,6 +30,7 @@ RULE = (
     "_sources_below",
     "_imported",
     "imports_of",
+    "_imports",
 )  # of a commit, as it has them
 HALF = 1e-4  # nats; rounding logits to float16 changes a mean entropy by less
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import re
 
@@ -24,14 +23,6 @@ from tests.judge.power import shares
 # five numbers of mean 0 and standard deviation 1
 UNIT = np.array([-1.0, -0.5, 0.0, 0.5, 1.0]) / math.sqrt(2.5 / 4)
 NONE = (0.0, 0.0, 0.0, 0.0)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _cheap_garbage_collection():
-    # statsmodels' multipletests collects garbage at every call: spare it everything imported
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @st.composite
