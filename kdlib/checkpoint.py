@@ -16,7 +16,18 @@ from torch import Tensor
 
 from kdlib.checks import path_of
 from kdlib.errors import KDError
-from kdlib.files import keep_previous, load_tensors, not_read, save_tensors, tensors_of
+from kdlib.files import (
+    DamagedFile,
+    ForeignFile,
+    identity,
+    is_there,
+    keep_previous,
+    load_tensors,
+    not_read,
+    save_tensors,
+    set_aside,
+    tensors_of,
+)
 from kdlib.packing import unpack
 from kdlib.shapes import Misshapen, Number, OptimizerShape, TraceShape, check
 
@@ -25,6 +36,7 @@ __all__ = [
     "as_of_a_checkpoint",
     "checkpoint_path",
     "read_checkpoint",
+    "sound_checkpoint",
     "steps_of",
     "tensors_of_epoch",
     "unpacked",
@@ -139,6 +151,25 @@ def read_checkpoint(path: Path, content: bytes | None = None) -> tuple[dict[str,
         check(notes, NotesShape, "")
         _check_epoch(tensors)
     return tensors, notes
+
+
+def sound_checkpoint(path: Path, place: str) -> tuple[Any, tuple[int, int] | None, str]:
+    """Return what `read_checkpoint` does, the file's identity and a notice: a damaged one is set aside.
+
+    Then the checkpoint before it is taken; (None, None, notice) without one. KDError for a file of another kind.
+    """
+    notice = ""
+    while is_there(path):
+        own = identity(path)
+        try:
+            return read_checkpoint(path), own, notice
+        except ForeignFile as error:
+            raise KDError(f"{place}: expected a checkpoint, found a file of another kind; {REMEDY}") from error
+        except DamagedFile as error:
+            aside = set_aside(path)  # the one before it takes its place
+            where = "goes on from the checkpoint before it" if is_there(path) else "starts from its first epoch"
+            notice = f"{notice} {error}. Set aside as {aside.name}; this run {where}.".strip()
+    return None, None, notice
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, Any], place: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -11,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from kdlib.files import canonical_json
-from kdlib.parts import Parts
-from kdlib.seeds import generator, global_generators_put_back
+from kdlib.probe import observing
+from kdlib.seeds import generator
 
 __all__ = ["description", "settings"]
 
@@ -51,20 +50,19 @@ def _hooks(value: Any) -> list[str]:
 
 
 def _change_of(hook: Callable[[Tensor], Any], weight: Tensor) -> str | None:
-    """What a hook makes of one fixed gradient, such as a limit; None if it leaves it as it is."""
-    parts = Parts([("the hook", hook)], "code")
+    """What a hook makes of one fixed gradient, such as a limit; None if it leaves it as it is.
+
+    Of a hook that changes a tensor, such as a running mean, or fails, nothing is known.
+    """
     try:
-        with torch.no_grad(), global_generators_put_back(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            before = torch.randn(weight.shape, generator=generator(0, "hook"), device="cpu").to(weight)
-            given = before.clone()
+        before = torch.randn(weight.shape, generator=generator(0, "hook"), device="cpu").to(weight)
+        given = before.clone()
+        with torch.no_grad(), observing([hook], [given]):
             found = hook(given)
             found = given if found is None else found
             return None if torch.equal(found, before) else f" {float(found.double().square().mean()):.6g}"
     except Exception:  # of somebody else's code
         return ""
-    finally:
-        parts.put_back()
 
 
 def description(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import random
 import types
 import warnings
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -30,6 +30,7 @@ __all__ = ["GeneratorNotSaved", "Held", "StateNotSaved", "TeacherInTraining"]
 MOST = 10_000  # objects that are looked into, the nearest ones first
 ENTRIES = 100  # of a list or a dictionary that is looked into: a longer one is data
 STATES = "state_dict", "load_state_dict"
+Weights = Sequence[tuple[Tensor, int]]  # each with torch's count of its changes
 
 
 class GeneratorNotSaved(UserWarning):
@@ -62,67 +63,109 @@ class Held:
         trained = {id(weight) for weight in weights_of({**optimizers, **others})}
         parts = {id(part): part for each in found for part in _modules_of(each) if id(part) not in own}
         self.teachers = _that_depend_on_mode(parts.values(), trained)
+        self.suspects: list[tuple[nn.Module, Weights]] = []  # called in training mode; an optimizer may train them
         found = found if stops else []
-        self.generators = [(each, _state(each)) for each in found if issubclass(type(each), GENERATORS)]
+        self.generators = [each for each in found if issubclass(type(each), GENERATORS)]
         like = _shapes_of(network)  # those of an average, of which CopyNotSaved tells
-        saved_tensors = {id(each) for part in (network, *saved) for each in _tensors_of(part).values()}
-        self.objects = [
-            (each, mark) for each in found if _shapes_of(each) != like and (mark := _mark(each, saved_tensors))
-        ]
-        self.saved_tensors, self.looks = saved_tensors, 0
+        self.saved_tensors = {id(each) for part in (network, *saved) for each in _tensors_of(part).values()}
+        within = {id(part) for each in found for part in _modules_of(each)[1:]}
+        objects = [each for each in found if id(each) not in within and _shapes_of(each) != like]
+        self.objects = [each for each in objects if _mark(each, self.saved_tensors) is not None]
+        self.first: tuple[list[Any], list[Any]] | None = None  # states of generators and objects at the first step
+        self.ends: list[Any] = []  # states of objects at the end of an epoch whose follower is looked at
+        self.looks = 0
 
-    def watching(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Pass on an epoch's batches; warn (TeacherInTraining) of a teacher that is called meanwhile."""
-        hooks = [part.register_forward_pre_hook(self._called) for part in self.teachers]
+    def watching(self, batches: Iterable[Batch], place: str) -> Iterator[Batch]:
+        """Pass on an epoch's batches. With the first one, warn of what goes on from the epoch before.
+
+        What is seeded or set anew in each epoch has been so by then. TeacherInTraining tells of a call meanwhile.
+        """
+        # None on a layer that is evaluated: its network may be scripted, copied or saved in a step.
+        layers = [(part, weights) for part, weights in self.teachers if part.training]
+        hooks = [part.register_forward_pre_hook(_Hook(self, weights)) for part, weights in layers]
         try:
-            yield from batches
+            for number, batch in enumerate(batches):
+                if number == 0:
+                    self._tell_what_goes_on(place)
+                yield batch
         finally:
             for hook in hooks:
                 hook.remove()
 
-    def _called(self, part: nn.Module, _: Any) -> None:
+    def called(self, part: nn.Module, weights: Weights) -> None:
+        """Take a call of a layer: warn if it is in training mode and, by its weights, will not learn."""
         if part.training and self.teachers:  # not one that is evaluated for this call
-            self.teachers = []  # once is enough
-            warnings.warn(
-                f"the {type(part).__name__} of a network that does not learn is called in training mode, as all are "
-                "that have just been made or loaded: dropout is active, and batch norm takes the averages of each "
-                "batch. Call predict_logits(teacher, inputs), or teacher.eval() before the training; name a network "
-                'that is meant so in Progress(..., extras={"teacher": teacher})',
-                TeacherInTraining,
-                stacklevel=2,
-            )
+            if any(weight.requires_grad for weight, _ in weights):
+                self.suspects.append((part, weights))
+            else:
+                self._tell_teacher(part)
 
-    def look(self, place: str) -> None:
-        """After an epoch and its body, warn of what has changed since it was found: the first one of each kind.
+    def _tell_teacher(self, part: nn.Module) -> None:
+        self.teachers, self.suspects = [], []  # once is enough
+        warnings.warn(
+            f"the {type(part).__name__} of a network that does not learn is called in training mode, as all are "
+            "that have just been made or loaded: dropout is active, and batch norm takes the averages of each "
+            "batch. Call predict_logits(teacher, inputs), or teacher.eval() before the training; name a network "
+            'that is meant so in Progress(..., extras={"teacher": teacher})',
+            TeacherInTraining,
+            stacklevel=3,
+        )
 
-        GeneratorNotSaved, but for a generator of torch that was seeded anew, and StateNotSaved.
-        """
+    def epoch_ends(self) -> None:
+        """Note, after an epoch and its body, the states of objects; warn of a teacher that has not learnt meanwhile."""
+        same = [part for part, weights in self.suspects if all(_count(each) == before for each, before in weights)]
+        if same:
+            self._tell_teacher(same[0])
+        self.suspects = []
         self.looks += 1
-        if self.looks.bit_count() != 1:  # 1, 2, 4, 8: something may change from a later epoch on
+        # 1, 2, 4, 8: something may change from a later epoch on
+        is_due = self.looks.bit_count() == 1
+        self.ends = [_mark(each, self.saved_tensors) for each in self.objects] if is_due else []
+
+    def _tell_what_goes_on(self, place: str) -> None:
+        """Warn of the first of each kind: GeneratorNotSaved, but for a torch one with a new seed, and StateNotSaved."""
+        states = [_state(each) for each in self.generators]
+        marks = [_mark(each, self.saved_tensors) for each in self.objects]
+        if self.first is None:
+            self.first = states, marks
             return
-        for generator, (seed, state) in self.generators:
-            if _state(generator)[0] == seed and _state(generator)[1] != state:
-                self.generators = []  # once is enough
-                warnings.warn(
-                    f"{place}: the objective or the batches draw from a {type(generator).__name__} of their own, whose "
-                    "state no checkpoint holds: after a stop, it would begin anew. Make it in each epoch, from "
-                    'generator(seed, "noise", epoch) for example, or draw from the global generators; one that is '
-                    "seeded anew in each epoch loses nothing",
-                    GeneratorNotSaved,
-                    stacklevel=3,
-                )
-                break
-        for each, mark in self.objects:
-            if _mark(each, self.saved_tensors) != mark:
-                self.objects = []
-                warnings.warn(
-                    f"{place}: the objective or the batches hold a {type(each).__name__} that changes in this "
-                    "training, and its checkpoint does not hold it: after a stop, it would begin anew. Name it in "
-                    'Progress(..., extras=...), such as extras={"loss": loss}; one that only you read needs nothing',
-                    StateNotSaved,
-                    stacklevel=3,
-                )
-                break
+        if self.looks.bit_count() != 1:
+            return
+        pairs = zip(self.generators, states, self.first[0], strict=True)
+        if goes_on := [each for each, now, first in pairs if now[0] == first[0] and now[1] != first[1]]:
+            warnings.warn(
+                f"{place}: the objective or the batches draw from a {type(goes_on[0]).__name__} of their own, whose "
+                "state no checkpoint holds: after a stop, it would begin anew. Make it in each epoch, from "
+                'generator(seed, "noise", epoch) for example, or draw from the global generators; one that is '
+                "seeded anew in each epoch loses nothing",
+                GeneratorNotSaved,
+                stacklevel=3,
+            )
+            self.generators, self.first = [], ([], self.first[1])  # once is enough
+        four = zip(self.objects, marks, self.ends, self.first[1], strict=True)
+        if goes_on := [each for each, now, end, first in four if now == end != first]:
+            warnings.warn(
+                f"{place}: the objective or the batches hold a {type(goes_on[0]).__name__} that changes in this "
+                "training, and its checkpoint does not hold it: after a stop, it would begin anew. Name it in "
+                'Progress(..., extras=...), such as extras={"loss": loss}; one that only you read needs nothing',
+                StateNotSaved,
+                stacklevel=3,
+            )
+            self.objects, self.first, self.ends = [], (self.first[0], []), []
+
+
+class _Hook:
+    """The hook of a layer; a copy or a file of its network has one that does nothing."""
+
+    def __init__(self, held: Held | None = None, weights: Weights = ()) -> None:
+        self.held, self.weights = held, weights
+
+    def __call__(self, part: nn.Module, _: Any) -> None:
+        if self.held is not None:
+            self.held.called(part, self.weights)
+
+    def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
+        return _Hook, ()
 
 
 def reached(roots: Iterable[Any], known: Collection[int]) -> dict[int, Any]:
@@ -153,7 +196,11 @@ def _parts(value: Any) -> list[Any]:
     if issubclass(kind, types.BuiltinFunctionType):
         return [value.__self__]
     if issubclass(kind, type):
-        return [*vars(value).values()] if _is_users(value.__module__) else []
+        return [part for each in value.__mro__ if _is_users(each.__module__) for part in vars(each).values()]
+    if issubclass(kind, staticmethod | classmethod):
+        return [value.__func__]
+    if issubclass(kind, property):
+        return [value.fget, value.fset]
     if issubclass(kind, types.ModuleType | Tensor | np.ndarray):
         return []
     found: list[Any] = [kind] if _is_users(kind.__module__) else []  # its methods
@@ -200,13 +247,17 @@ def _shapes_of(value: Any) -> list[torch.Size]:
     return []
 
 
-def _that_depend_on_mode(parts: Collection[nn.Module], trained: Collection[int]) -> list[nn.Module]:
-    """The layers of networks without weights that learn, which compute something else in training mode."""
-    found: dict[int, nn.Module] = {}
+def _that_depend_on_mode(parts: Iterable[nn.Module], trained: Collection[int]) -> list[tuple[nn.Module, Weights]]:
+    """The layers of networks without weights that learn, which compute something else in training mode.
+
+    Each has the weights of the largest network that it is a layer of.
+    """
+    found: dict[int, tuple[nn.Module, Weights]] = {}
     for each in parts:
-        weights = {id(weight) for weight in _weights_of(each)}
-        if weights and not weights & {*trained}:
-            found |= {id(part): part for part in _modules_of(each) if _changes_with_mode(part)}
+        weights = [(weight, _count(weight)) for weight in _weights_of(each)]
+        if weights and not any(id(weight) in trained for weight, _ in weights):
+            for part in filter(_changes_with_mode, _modules_of(each)):
+                found.setdefault(id(part), (part, weights))
     return [*found.values()]
 
 
@@ -214,6 +265,13 @@ def _changes_with_mode(part: nn.Module) -> bool:
     with suppress(Exception):  # of somebody else's class
         return depends_on_mode(part) and not isinstance(part, torch.jit.ScriptModule)
     return False
+
+
+def _count(weight: Tensor) -> int:
+    """How often a tensor has been changed, as torch counts it; not of one made in inference mode, or not made yet."""
+    with suppress(Exception):
+        return weight._version
+    return 0
 
 
 def _tensors_of(value: Any) -> dict[str, Tensor]:
@@ -238,7 +296,7 @@ def _mark(value: Any, saved: Collection[int]) -> str | None:
         if issubclass(type(value), nn.Module):
             own = {name: each for name, each in _tensors_of(value).items() if id(each) not in saved}
             tensors = {name: each for name, each in own.items() if not isinstance(each, nn.Parameter)}
-            counts = {name: each._version for name, each in own.items() if name not in tensors}
+            counts = {name: _count(each) for name, each in own.items() if name not in tensors}
             return f"{tensor_digest(tensors)} {counts}" if own else None
         if callable(value) and all(callable(getattr(type(value), name, None)) for name in STATES):
             with global_generators_put_back():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ __all__ = [
     "refuse_another",
     "refuse_another_loop",
     "refuse_changed",
+    "refuse_late_copy",
     "refuse_more_epochs",
     "refuse_replaced",
     "refuse_second_start",
@@ -176,6 +177,15 @@ def refuse_changed(is_changed: bool, place: str) -> None:
         raise KDError(
             f"{place}: expected the weights and the optimizer state of the checkpoint, which Progress has loaded, "
             "found that something has changed them; make Progress last, right before its loop"
+        )
+
+
+def refuse_late_copy(name: str, kept: Collection[str], place: str) -> None:
+    """Refuse (KDError) to keep weights before a loop that goes on, unless the checkpoint holds those of before it."""
+    if name not in kept:
+        raise KDError(
+            f"{place}: expected that weights kept before the loop are in its checkpoint, found none under {name!r}: "
+            "those of now are of a later epoch; keep them in or after the loop, or remove the checkpoint to train anew"
         )
 
 

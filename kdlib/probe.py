@@ -23,7 +23,7 @@ from kdlib.batches import Batch
 from kdlib.parts import Parts
 from kdlib.seeds import generator, global_generators_put_back
 
-__all__ = ["form_of", "mean_squares", "probed"]
+__all__ = ["form_of", "mean_squares", "observing", "probed"]
 
 ROWS = 4
 MASKED = 1e4  # such numbers are of masks that are added to logits, and no outputs
@@ -78,14 +78,7 @@ def probed(
         labels = labels.expand(*batch.labels.shape[:axis], *labels.shape)
         part = Batch(inputs, labels, batch.indices.narrow(axis, 0, rows), soft)
         outputs = _mapped(fixed, form)
-        with (
-            torch.enable_grad(),
-            global_generators_put_back(),
-            _put_back(objective, used),
-            warnings.catch_warnings(),
-            _NoChange([*made, labels]),
-        ):
-            warnings.simplefilter("ignore")  # the training warns of the same
+        with torch.enable_grad(), observing([objective, *used], [*made, labels]):
             loss = objective(outputs, part)
             values = [None] * students if later and loss.requires_grad else loss.view(students).tolist()
             return [value if value is not None and math.isfinite(value) else None for value in values]
@@ -112,17 +105,20 @@ def form_of(outputs: Any, batch: Batch) -> Any:
 
 def _mapped(function: Callable[[Tensor], Any], outputs: Any) -> Any:
     """Return a model's outputs with another value in the place of each tensor; the outputs remain as they are."""
+    made: dict[int, Any] = {}  # objects that refer to each other have one copy each
 
     def of_leaf(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
             return function(leaf)
+        if id(leaf) in made:
+            return made[id(leaf)]
         with suppress(Exception):  # of somebody else's object, which has no form then
             own = dict(getattr(leaf, "__dict__", {}))
             if is_dataclass(leaf):  # it may have slots
                 own |= {field.name: getattr(leaf, field.name) for field in fields(leaf)}
             if not _tensors(own):
                 return leaf
-            found = copy.copy(leaf)  # a dataclass, for example
+            made[id(leaf)] = found = copy.copy(leaf)  # a dataclass, for example
             for name, part in own.items():
                 object.__setattr__(found, name, tree_map(of_leaf, part))
             return found
@@ -180,11 +176,15 @@ def _tensors(values: Any) -> list[Tensor]:
 
 
 @contextmanager
-def _put_back(objective: Any, used: Sequence[Any]) -> Iterator[None]:
-    parts = Parts(
-        [("the objective", objective), *((f"part {number}", each) for number, each in enumerate(used))], "code"
-    )
+def observing(objects: Sequence[Any], own: Iterable[Tensor]) -> Iterator[None]:
+    """Let a call of somebody else's code only observe: what it draws, and what it changes in `objects`, is put back.
+
+    RuntimeError if it would change a tensor that is not its `own`. It warns of nothing: the training will.
+    """
+    parts = Parts([(f"part {number}", each) for number, each in enumerate(objects)], "code")
     try:
-        yield
+        with global_generators_put_back(), warnings.catch_warnings(), _NoChange(own):
+            warnings.simplefilter("ignore")
+            yield
     finally:
         parts.put_back()

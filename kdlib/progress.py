@@ -21,7 +21,7 @@ from kdlib.checkpoint import (
     REMEDY,
     as_of_a_checkpoint,
     checkpoint_path,
-    read_checkpoint,
+    sound_checkpoint,
     tensors_of_epoch,
     unpacked,
     write_checkpoint,
@@ -29,7 +29,7 @@ from kdlib.checkpoint import (
 from kdlib.descriptions import description
 from kdlib.epoch import Unfinished, marks_of
 from kdlib.errors import KDError
-from kdlib.files import DamagedFile, ForeignFile, identity, is_there, set_aside, tensor_digest
+from kdlib.files import identity, tensor_digest
 from kdlib.layers import Layers, in_order
 from kdlib.ownership import (
     first_of,
@@ -39,6 +39,7 @@ from kdlib.ownership import (
     refuse_another,
     refuse_another_loop,
     refuse_changed,
+    refuse_late_copy,
     refuse_more_epochs,
     refuse_replaced,
     refuse_second_start,
@@ -120,8 +121,7 @@ class Progress:
         if self.checkpoint is not None:
             self._packed({})  # what a checkpoint cannot hold is refused now, not after an epoch
             self._first |= {"start": self.layers.prove(self.optimizers), "extras": first_of(self.extras)}
-            if is_there(self.checkpoint):
-                self._load(self.checkpoint)
+            self._load(self.checkpoint)
 
     @property
     def traces(self) -> list[dict[str, Any]]:
@@ -162,9 +162,15 @@ class Progress:
         return all(now[metric] < entry[metric] for entry in earlier if metric in entry)
 
     def keep(self, name: str) -> None:
-        """Copy the model's current weights under `name`; this replaces an older copy of that name."""
-        self.tracer.keeps(name, again=name in self.kept)
-        self.kept[name] = self.layers.state("copy the weights yourself")
+        """Copy the model's current weights under `name`; this replaces an older copy of that name.
+
+        Before the loop of a training that goes on, the copy that its checkpoint holds remains; KDError if it has none.
+        """
+        if self._loaded_state and not self._is_begun:
+            refuse_late_copy(name, self.kept, self._place())
+        else:
+            self.tracer.keeps(name, self.epoch)
+            self.kept[name] = self.layers.state("copy the weights yourself")
 
     def restore(self, name: str) -> None:
         """Load the weights kept under `name` into the model; KDError if there are none."""
@@ -278,19 +284,10 @@ class Progress:
         return self.label or "training" if self.checkpoint is None else f"{self.label or 'training'}, {self.checkpoint}"
 
     def _load(self, path: Path) -> None:
-        self._own_file = identity(path)
-        try:
-            tensors, notes = read_checkpoint(path)
-        except ForeignFile as error:
-            raise KDError(f"{self._place()}: expected a checkpoint, found a file of another kind; {REMEDY}") from error
-        except DamagedFile as error:
-            self._own_file = None
-            aside, goes_on = set_aside(path), is_there(path)  # the one before it took its place
-            where = "goes on from the checkpoint before it" if goes_on else "starts from its first epoch"
-            self.notice = f"{self.notice} {error}. Set aside as {aside.name}; this run {where}.".strip()
-            if goes_on:
-                self._load(path)
+        found, self._own_file, self.notice = sound_checkpoint(path, self._place())
+        if found is None:
             return
+        tensors, notes = found
         own = {**self._packed({}), "owner": self._owner, "first": self._first, "layers": self.layers}
         with as_of_a_checkpoint(path):
             parts = unpacked(notes, tensors, device_of(self.model))

@@ -55,9 +55,11 @@ class TraceShape(msgspec.Struct):
     settings: str = ""
     outputs: Number | None = None
     probes: list[tuple[Count, Number]] = []
-    loose: list[str] = []
-    early: list[str] = []
-    last: list[str] = []
+    ends: list[str] = []
+    tensors: list[tuple[str, str, list[Count]]] = []
+    kept: dict[str, list[Count]] = {}
+    epoch_of: dict[str, Count | None] = {}
+    may_be_best: list[str] = []
 
 
 class OptimizerShape(msgspec.Struct, rename={"kind": "class"}):

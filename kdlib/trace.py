@@ -16,12 +16,11 @@ did. A resumed run has the same trace as one without interruption; a member of a
     settings      digest of what layers say of themselves (a stride), of which weights learn, and of hooks, but those
                   of the forward pass
     outputs       the mean square of the network's outputs for the first batch, before any step
-    ends          digests of weights and buffers at the end of each epoch. A record has `loose` instead: the snapshots
-                  whose weights are of no epoch's end
-    chooses       whether weights were kept again under the same name, as those of the best epoch so far are. A record
-                  has `early` instead: if so, the snapshots whose weights are of an earlier end than the last one
-    last          the snapshots that were kept after the loop, so that they are the last epoch's in each seed; in a
-                  record, none if weights may have been chosen
+    ends          digests of weights and buffers at the end of each epoch; `tensors`, what they are of: names, types
+                  and shapes. A record has `epoch_of` instead: the epoch at whose end each snapshot has its weights. It
+                  is 0 before the first step, and null at no end; a snapshot of other tensors is left out
+    kept          the epochs in which weights were kept, for each name. A record has `may_be_best` instead: the
+                  snapshots of an epoch in which weights were kept under a name that other epochs have had too
     steps         number of optimizer steps
     mixed         whether labels were mixed
     epochs        digests after each epoch, each over all epochs so far: `rows` (row numbers in order), `labels`,
@@ -81,7 +80,6 @@ class Tracer:
         self.rates: list[tuple[Any, ...]] = []
         self.first: Batch | None = None  # of an epoch
         self.form, self.is_form_known = None, False  # of the model's outputs
-        self.in_body = False  # of the loop
 
     @property
     def progress(self) -> Progress:
@@ -98,7 +96,7 @@ class Tracer:
         members = getattr(batches, "members", [batches])
         for state, member in zip(states, members if len(members) == len(states) else [None] * len(states), strict=True):
             about = getattr(member, "about", None)
-            shapes = [(name, str(value.dtype), tuple(value.shape)) for name, value in state.items()]
+            shapes = _shapes(state)
             layers = [(name, type(layer).__name__, getattr(layer, "p", None)) for name, layer in self._layers()]
             self.traces.append(
                 {
@@ -113,8 +111,8 @@ class Tracer:
                     "settings": sha256(repr(settings(self._layers(), optimizer)).encode())[:DIGITS],
                     "outputs": None,
                     "ends": [],
-                    "chooses": False,
-                    "last": [],
+                    "tensors": [[name, kind, [*size]] for name, kind, size in shapes],  # as JSON has them
+                    "kept": {},
                     "steps": 0,
                     "epochs": {name: [] for name in ROLLING},
                     "changed": [],
@@ -197,13 +195,11 @@ class Tracer:
             parts.put_back()
         return probed(objective, self.form, batch, len(self.traces), used, later)
 
-    def keeps(self, name: str, again: bool) -> None:
-        """Note a snapshot: again in the loop's body, it may be the best one; after the loop, it is the last one."""
+    def keeps(self, name: str, epoch: int) -> None:
+        """Note that weights are kept."""
         for trace in self.traces:
-            if self.in_body:
-                trace["chooses"] = again or trace.get("chooses", False)  # a checkpoint of before may not say it
-            else:
-                trace["last"] = sorted({*trace.get("last", []), name})
+            kept = trace.setdefault("kept", {}).setdefault(name, [])  # a checkpoint of an older version has none
+            kept += [] if epoch in kept else [epoch]
 
     def note_state(self) -> None:
         """Note weights, buffers and optimizer state as they are now, so that a later change is seen."""
@@ -267,20 +263,33 @@ class Tracer:
 
 
 def with_snapshots(trace: Mapping[str, Any], weights: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Return a trace as a record has it: instead of `ends`, the snapshots that are `loose`, `early` and `last`.
-
-    Weights from before the first step are those of an early end. None is early unless weights may have been chosen.
-    """
+    """Return a trace as a record has it: it says `epoch_of` and `may_be_best` of snapshots instead of `ends`."""
     if not trace:
         return trace
     ends = [trace["start"][:DIGITS], *trace["ends"]]
-    digests = {name: tensor_digest(tensors_of_state(state))[:DIGITS] for name, state in weights.items()}
-    loose = sorted(name for name, digest in digests.items() if digest not in ends)
-    before = {name for name, digest in digests.items() if digest in ends and digest != ends[-1]}
-    early = sorted(before if trace["chooses"] else ())  # else it was planned, such as one after each 50 epochs
-    last = sorted(() if trace["chooses"] else {*trace["last"]} & {*weights} - {*loose, *before})
-    own = {name: value for name, value in trace.items() if name not in ("ends", "chooses")}
-    return own | {"loose": loose, "early": early, "last": last}
+    epochs: dict[str, int | None] = {}
+    for name, state in weights.items():
+        if (tensors := _of_network(tensors_of_state(state), trace.get("tensors", []))) is not None:
+            digest = tensor_digest(tensors)[:DIGITS]
+            epochs[name] = max((epoch for epoch, end in enumerate(ends) if end == digest), default=None)
+    again = {epoch for kept in trace.get("kept", {}).values() if len(kept) > 1 for epoch in kept}
+    best = sorted(name for name, epoch in epochs.items() if epoch in again)
+    own = {name: value for name, value in trace.items() if name not in ("ends", "tensors", "kept")}
+    return own | {"epoch_of": epochs, "may_be_best": best}
+
+
+def _of_network(weights: Mapping[str, Tensor], shapes: Sequence[Sequence[Any]]) -> dict[str, Tensor] | None:
+    """The weights by the network's names, which a wrapper may have put a prefix before; None if they are others."""
+    first = shapes[0][0] if shapes else ""
+    for prefix in [name.removesuffix(first) for name in weights if name.endswith(first)]:
+        found = {name: weights[prefix + name] for name, *_ in shapes if prefix + name in weights}
+        if found and _shapes(found) == [(name, kind, tuple(size)) for name, kind, size in shapes]:
+            return found
+    return None
+
+
+def _shapes(state: Mapping[str, Tensor]) -> list[tuple[str, str, tuple[int, ...]]]:
+    return [(name, str(value.dtype), tuple(value.shape)) for name, value in state.items()]
 
 
 def _goes_on(trace: Mapping[str, Any], name: str, content: bytes = b"") -> Any:

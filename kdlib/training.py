@@ -135,7 +135,7 @@ def epochs(
     tracer = progress.tracer
     if not tracer.traces:
         tracer.begin(batches)
-    functions, stops = [objective, batches, rate], progress.checkpoint is not None
+    functions, stops, place = [objective, batches, rate], progress.checkpoint is not None, progress.label or "training"
     held = Held(functions, progress.network, progress.optimizers, progress.extras.values(), stops)
     watched = WatchedObjective(objective, progress.network, progress.extras)
     make_step, first = _step(progress, tracer.noting_outputs(watched, objective)), progress.epoch + 1
@@ -152,7 +152,7 @@ def epochs(
             done = progress.epoch_begins()
             if isinstance(make_step, CapturedStep):
                 make_step.refresh()
-            given = held.watching(checked(batches(epoch), epoch, done))
+            given = held.watching(checked(batches(epoch), epoch, done), place)
             for step, batch in enumerate(tracer.watch(given), 1):
                 if step > done:
                     set_modes(progress.network, modes)
@@ -168,16 +168,14 @@ def epochs(
             progress.epoch_ends(means)
             if progress.checkpoint is not None:
                 copies.epoch_ends(epoch)
-            tracer.in_body = True
             yield epoch
-            tracer.in_body = False
-            held.look(progress.label or "training")
+            held.epoch_ends()
             if epoch == first:
                 watched.warn(progress.optimizers)
             progress.layers.freeze()
             progress.save()
             if progress.checkpoint is not None:
-                copies.look(progress.label or "training")
+                copies.look(place)
             if progress.on_epoch is not None:
                 progress.on_epoch(progress)
 

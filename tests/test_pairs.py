@@ -115,7 +115,7 @@ def test_an_arm_that_is_not_trained_is_like_one_that_is(name):
 # ---- made-up traces
 
 
-LATER = "settings", "outputs", "probes", "loose", "early", "last"  # keys that older traces do not have
+LATER = "settings", "outputs", "probes", "epoch_of", "may_be_best"  # keys that older traces do not have
 
 
 def trace(**other: Any) -> dict[str, Any]:
@@ -134,9 +134,8 @@ def trace(**other: Any) -> dict[str, Any]:
         "settings": "l",
         "outputs": 1.0,
         "probes": [],
-        "loose": [],
-        "early": [],
-        "last": ["final"],
+        "epoch_of": {"final": 2},
+        "may_be_best": [],
     }
     if other.pop("is_old", False):
         made = {key: value for key, value in made.items() if key not in LATER}
@@ -170,9 +169,7 @@ OTHERS: Mapping[str, Any] = {
     "settings": "m",
     "outputs": 2.0,
     "probes": [[2, 0.7]],
-    "loose": ["final"],
-    "early": ["final"],
-    "last": [],
+    "epoch_of": {"final": 1},
     **{name: ["1", "3"] for name in ("rows", "labels", "sizes", "rates", "targets", "layers")},
     "precision": "bfloat16",
 }

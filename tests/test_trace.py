@@ -182,8 +182,8 @@ def test_a_trace_is_that_of_the_loop_written_by_hand():
         "changed": [],
         "settings": sha256(repr([*settings, []]).encode())[:16],
         "probes": [],
-        "chooses": False,
-        "last": [],
+        "tensors": [[name, kind, [*size]] for name, kind, size in shapes],
+        "kept": {},
     }
 
 
@@ -196,12 +196,17 @@ def test_the_weights_of_each_end_are_in_the_trace():
     weights = {
         "last": state,
         "first": Network().state_dict(),
-        "half": {name: value / 2 for name, value in state.items()},
+        "half": {name: value / 2 if value.is_floating_point() else value for name, value in state.items()},
     }
-    found = with_snapshots(trace, weights)
-    assert (found["loose"], found["early"]) == (["half"], [])
-    assert with_snapshots(trace | {"chooses": True}, weights)["early"] == ["first"]
-    assert "ends" not in found
+    wrapped = {f"module.{name}": value for name, value in state.items()} | {"n_averaged": torch.tensor(3)}
+    part = {name: value for name, value in state.items() if name != min(state)}
+    weights |= {"wrapped": wrapped, "part": part, "small": {name: value.half() for name, value in state.items()}}
+    found = with_snapshots(json.loads(json.dumps(trace)), weights)  # as of a checkpoint
+    assert found["epoch_of"] == {"last": EPOCHS, "first": 0, "half": None, "wrapped": EPOCHS}
+    assert found["may_be_best"] == []
+    assert not {"ends", "tensors", "kept"} & found.keys()
+    lacks = {name: value for name, value in trace.items() if name not in ("tensors", "kept")}  # of an older checkpoint
+    assert with_snapshots(lacks, weights)["epoch_of"] == {}
 
 
 def test_whether_weights_may_have_been_chosen_is_in_the_trace():
@@ -210,21 +215,31 @@ def test_whether_weights_may_have_been_chosen_is_in_the_trace():
         if progress.is_lowest("error"):
             progress.keep("best")
 
+    def found(progress, **weights):
+        made = with_snapshots(progress.traces[0], progress.kept | weights)
+        return made["epoch_of"], made["may_be_best"]
+
+    def stopped():
+        progress = Progress(model := Network(), torch.optim.Adam(model.parameters()), traced=True)
+        for epoch in epochs(progress, batches, hard_targets, count=EPOCHS, seed=SEED):
+            if epoch == 2:
+                break
+        return progress
+
     batches = Batches(EXAMPLES, SIZE, SEED)
-    chosen, last = trained(batches, body=body), trained(batches)
-    last.keep("best")
-    found = [with_snapshots(each.traces[0], each.kept) for each in (chosen, last)]
-    assert [(each["early"], each["last"]) for each in found] == [(["best"], []), ([], ["best"])]
-    last.keep("best")  # as a training does that is run again after its last checkpoint
-    assert with_snapshots(last.traces[0], last.kept) == found[1]
-    # The best epoch is the last one by chance, or all are kept under names of their own.
-    often = [
-        trained(batches, body=lambda p: p.keep("best") if p.epoch != 2 else None),
-        trained(batches, body=lambda p: p.keep(f"epoch {p.epoch}")),
-    ]
-    often[0].keep("final")
-    for each in often:
-        assert with_snapshots(each.traces[0], each.kept)["last"] == []
+    chosen, last, early = trained(batches, body=body), trained(batches), stopped()
+    for each in (last, early):
+        each.keep("final")
+        each.keep("final")  # as a training does that is run again after its last checkpoint
+    assert found(chosen) == ({"best": 2}, ["best"])
+    assert found(last) == ({"final": EPOCHS}, [])
+    assert found(early) == ({"final": 2}, [])
+    # The best epoch is the last one by chance, and may be kept under another name too; another one was planned.
+    often = trained(batches, body=lambda p: p.keep("best") if p.epoch != 2 else p.keep("at 2"))
+    often.keep("final")
+    assert found(often) == ({"best": EPOCHS, "at 2": 2, "final": EPOCHS}, ["best", "final"])
+    each = trained(batches, body=lambda p: p.keep(f"epoch {p.epoch}"))
+    assert found(each) == ({f"epoch {number}": number for number in range(1, EPOCHS + 1)}, [])
 
 
 class Counts:
@@ -941,7 +956,7 @@ def changing(change, epoch=2):
 def test_a_change_from_outside_is_seen_before_the_next_epoch(change):
     batches = Batches(EXAMPLES, SIZE, SEED)
     trace, plain = trace_of(batches, body=changing(change)), trace_of(batches)
-    assert trace == plain | {"changed": [3]}
+    assert trace == plain | {"changed": [3], "kept": {"first": [1]}}
     assert trace_of(batches, body=changing(change, 3))["changed"] == [4]
 
 

@@ -51,16 +51,25 @@ def arms_differ(one: Record, arm: str, other: Record, rival: str) -> list[str] |
     found = differences(traces[0], traces[1], (epochs[0], epochs[1]), precisions[0] != precisions[1])
     # Two snapshots of one run have other weights: this is why they are two.
     if one.run != other.run:
-        loose, early, last = (
-            [record.arms[name] in record.trace.get(key, ()) for record, name in pairs]
-            for key in ("loose", "early", "last")
-        )
-        if loose[0] != loose[1] and all("loose" in trace for trace in traces):  # older traces have none
+        ends = [_end(record, record.arms[name], until) for (record, name), until in zip(pairs, epochs, strict=True)]
+        if ends.count("none") == 1 and "unknown" not in ends:
             found.append("optimizer state")
-        # Of an arm whose best epoch may be its last one, neither is known.
-        if (early[0] and last[1]) or (early[1] and last[0]):
+        if {*ends} == {"early", "last"}:
             found.append("selection")
     return [word for word in VOCABULARY if word in found]
+
+
+def _end(record: Record, snapshot: str, epochs: int) -> str:
+    """At the end of which epoch a snapshot has its weights: an early one, the last one that it is said to have, none.
+
+    Also "last, or best" of weights that may have been chosen, as the best epoch may be the last one.
+    """
+    known = record.trace.get("epoch_of", {})  # older traces have none
+    if snapshot not in known or known[snapshot] is None:
+        return "none" if snapshot in known else "unknown"
+    if known[snapshot] < epochs:
+        return "early"
+    return "last, or best" if snapshot in record.trace["may_be_best"] else "last"
 
 
 def differences(

@@ -42,9 +42,8 @@ def _shape(place: str, trace: Record, epochs: int) -> Faults:
         **(
             {}
             if "settings" not in trace
-            else {**dict.fromkeys(("outputs", "probes", "loose"), ""), "settings": "0" * 16}
+            else {**dict.fromkeys(("outputs", "probes", "epoch_of", "may_be_best"), ""), "settings": "0" * 16}
         ),
-        **({} if "early" not in trace else {"early": "", "last": ""}),
         **{"data": ["digest", "size", "soft", "view"], "optimizer": ["class", "groups"]},
         "epochs": {key: ["0" * 16] * epochs for key in EPOCHS},
     }
@@ -155,11 +154,10 @@ def differences(one: Done, other: Done) -> set[str]:
         if [t["epochs"][name][:common] for t in (one.trace, other.trace)].count(one.trace["epochs"][name][:common]) < 2
     }
     changed = [[epoch for epoch in each.trace["changed"] if epoch <= each.epochs] for each in (one, other)]
-    say = one.run != other.run and all("loose" in each.trace for each in (one, other))
-    is_loose = [say and each.snapshot in each.trace["loose"] for each in (one, other)]
-    rolled |= {"optimizer state"} if changed[0] != changed[1] or is_loose[0] != is_loose[1] else set()
-    ends = {_end(each) for each in (one, other)} if one.run != other.run else set()
-    rolled |= {"selection"} if ends == {"early", "last"} else set()
+    known = [each.trace["epoch_of"] for each in (one, other) if each.snapshot in each.trace.get("epoch_of", {})]
+    ends = [_end(each) for each in (one, other)] if one.run != other.run and len(known) == 2 else []
+    rolled |= {"optimizer state"} if changed[0] != changed[1] or len({end == "loose" for end in ends}) == 2 else set()
+    rolled |= {"selection"} if set(ends) == {"early", "last"} else set()
     # Other data have other rows, and so on along this chain.
     if "data" in found:
         rolled -= {"rows", "mixing", "batch size", "soft targets"}
@@ -184,8 +182,10 @@ def differences(one: Done, other: Done) -> set[str]:
 
 def _end(arm: Done) -> str:
     """Of which epoch the weights are: an early one or the last one; they may have been chosen and be the last one's."""
-    named = [end for end in ("early", "last") if arm.snapshot in arm.trace.get(end, [])]
-    return named[0] if named else "not known"
+    epoch = arm.trace["epoch_of"][arm.snapshot]
+    if epoch is not None and epoch >= arm.epochs:
+        return "by chance" if arm.snapshot in arm.trace["may_be_best"] else "last"
+    return "loose" if epoch is None else "early"
 
 
 def _are_apart(numbers: Sequence[Any]) -> bool:
