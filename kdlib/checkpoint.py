@@ -79,6 +79,7 @@ class LoopShape(msgspec.Struct, forbid_unknown_fields=True):
     seed: int | list[int]
     data: Any
     frozen: list[str]
+    numbers: dict[str, str] = {}  # of the functions; an older version has not noted them
 
 
 class RatesShape(msgspec.Struct, forbid_unknown_fields=True):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import random
-import types
 import warnings
-from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -16,21 +14,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from kdlib.attributes import GENERATORS, content
+from kdlib.attributes import GENERATORS
 from kdlib.batches import Batch
+from kdlib.copies import CopyNotSaved
 from kdlib.files import canonical_json, tensor_digest
 from kdlib.modes import depends_on_mode
 from kdlib.packing import pack
-from kdlib.parts import is_of_library, names_of, slots_of
+from kdlib.reach import numbers_of, reached
 from kdlib.seeds import global_generators_put_back
 from kdlib.trainable import Optimizers, weights_of
 
 __all__ = ["GeneratorNotSaved", "Held", "StateNotSaved", "TeacherInTraining"]
 
-MOST = 10_000  # objects that are looked into, the nearest ones first
-ENTRIES = 100  # of a list or a dictionary that is looked into: a longer one is data
+SAMPLES = 4096  # numbers of an array by which it is known again
 STATES = "state_dict", "load_state_dict"
-Weights = Sequence[tuple[Tensor, int]]  # each with torch's count of its changes
+Reference = Callable[[], Any]  # a weak one, else what a training replaces would live on
+Weights = Sequence[tuple[Reference, int]]  # each with torch's count of its changes
 
 
 class GeneratorNotSaved(UserWarning):
@@ -55,25 +54,34 @@ class Held:
     def __init__(
         self, functions: Iterable[Any], network: nn.Module, optimizers: Optimizers, extras: Iterable[Any], stops: bool
     ) -> None:
+        self.functions, self.network, self.optimizers, self.stops = [*functions], network, optimizers, stops
         saved = [*extras, *optimizers.values()]
-        own = {id(part) for each in (network, *saved) for part in _modules_of(each)}
-        known = reached([*saved, random.random, np.random.rand, *_global_generators()], own)
-        found = [*reached(functions, own | known.keys()).values()]
-        others = {str(n): each for n, each in enumerate(found) if issubclass(type(each), torch.optim.Optimizer)}
-        trained = {id(weight) for weight in weights_of({**optimizers, **others})}
-        parts = {id(part): part for each in found for part in _modules_of(each) if id(part) not in own}
-        self.teachers = _that_depend_on_mode(parts.values(), trained)
-        self.suspects: list[tuple[nn.Module, Weights]] = []  # called in training mode; an optimizer may train them
-        found = found if stops else []
-        self.generators = [each for each in found if issubclass(type(each), GENERATORS)]
-        like = _shapes_of(network)  # those of an average, of which CopyNotSaved tells
+        self.own = {id(part) for each in (network, *saved) for part in _modules_of(each)}
+        known = reached([*saved, random.random, np.random.rand, *_global_generators()], self.own)
+        self.known = self.own | known.keys()
         self.saved_tensors = {id(each) for part in (network, *saved) for each in _tensors_of(part).values()}
-        within = {id(part) for each in found for part in _modules_of(each)[1:]}
-        objects = [each for each in found if id(each) not in within and _shapes_of(each) != like]
-        self.objects = [each for each in objects if _mark(each, self.saved_tensors) is not None]
-        self.first: tuple[list[Any], list[Any]] | None = None  # states of generators and objects at the first step
-        self.ends: list[Any] = []  # states of objects at the end of an epoch whose follower is looked at
+        self.suspects: list[tuple[nn.Module, Weights]] = []  # called in training mode; an optimizer may train them
+        self.is_told: set[type[UserWarning]] = set()  # once is enough
         self.looks = 0
+        # What has a state of its own: first as it was at the first step, then as it is after an epoch.
+        self.first: dict[int, tuple[Reference, Any]] = {}
+        self.ends: dict[int, Any] = {}
+        self.numbers = numbers_of(self.functions, self.known) if stops else {}
+        self.copies = [_reference(each) for each in self._search()[0]]  # that were there at the beginning
+
+    def _search(self) -> tuple[list[nn.Module], list[Any]]:
+        """Find teachers; return networks of the same shapes, and other objects. Some are made at their first use."""
+        found = [*reached(self.functions, self.known).values()]
+        others = {str(n): each for n, each in enumerate(found) if issubclass(type(each), torch.optim.Optimizer)}
+        trained = {id(weight) for weight in weights_of({**self.optimizers, **others})}
+        parts = {id(part): part for each in found for part in _modules_of(each) if id(part) not in self.own}
+        self.teachers = _that_depend_on_mode(parts.values(), trained)
+        like = _shapes_of(self.network)  # those of an average, of which CopyNotSaved tells
+        alike = [each for each in parts.values() if _shapes_of(each) == like]
+        within = {id(part) for each in parts.values() for part in _modules_of(each)[1:]}
+        within |= {id(each) for part in parts.values() for each in _tensors_of(part).values()} | self.saved_tensors
+        left_out = within | {id(each) for each in alike}
+        return alike, [each for each in found if id(each) not in left_out and self.stops]
 
     def watching(self, batches: Iterable[Batch], place: str) -> Iterator[Batch]:
         """Pass on an epoch's batches. With the first one, warn of what goes on from the epoch before.
@@ -81,8 +89,9 @@ class Held:
         What is seeded or set anew in each epoch has been so by then. TeacherInTraining tells of a call meanwhile.
         """
         # None on a layer that is evaluated: its network may be scripted, copied or saved in a step.
-        layers = [(part, weights) for part, weights in self.teachers if part.training]
+        layers = [(part, weights) for each, weights in self.teachers if (part := each()) is not None and part.training]
         hooks = [part.register_forward_pre_hook(_Hook(self, weights)) for part, weights in layers]
+        layers.clear()
         try:
             for number, batch in enumerate(batches):
                 if number == 0:
@@ -94,14 +103,14 @@ class Held:
 
     def called(self, part: nn.Module, weights: Weights) -> None:
         """Take a call of a layer: warn if it is in training mode and, by its weights, will not learn."""
-        if part.training and self.teachers:  # not one that is evaluated for this call
-            if any(weight.requires_grad for weight, _ in weights):
+        if part.training and TeacherInTraining not in self.is_told:  # not one that is evaluated for this call
+            if any(getattr(weight(), "requires_grad", False) for weight, _ in weights):
                 self.suspects.append((part, weights))
             else:
                 self._tell_teacher(part)
 
     def _tell_teacher(self, part: nn.Module) -> None:
-        self.teachers, self.suspects = [], []  # once is enough
+        self.is_told.add(TeacherInTraining)
         warnings.warn(
             f"the {type(part).__name__} of a network that does not learn is called in training mode, as all are "
             "that have just been made or loaded: dropout is active, and batch norm takes the averages of each "
@@ -113,45 +122,58 @@ class Held:
 
     def epoch_ends(self) -> None:
         """Note, after an epoch and its body, the states of objects; warn of a teacher that has not learnt meanwhile."""
-        same = [part for part, weights in self.suspects if all(_count(each) == before for each, before in weights)]
-        if same:
+        same = [part for part, weights in self.suspects if all(_count(each()) == before for each, before in weights)]
+        if same and TeacherInTraining not in self.is_told:
             self._tell_teacher(same[0])
         self.suspects = []
         self.looks += 1
-        # 1, 2, 4, 8: something may change from a later epoch on
-        is_due = self.looks.bit_count() == 1
-        self.ends = [_mark(each, self.saved_tensors) for each in self.objects] if is_due else []
+        if self.looks.bit_count() == 1:  # 1, 2, 4, 8: something may change from a later epoch on
+            self._search()
+            self.ends = {key: _mark(each(), self.saved_tensors) for key, (each, _) in self.first.items()}
 
     def _tell_what_goes_on(self, place: str) -> None:
         """Warn of the first of each kind: GeneratorNotSaved, but for a torch one with a new seed, and StateNotSaved."""
-        states = [_state(each) for each in self.generators]
-        marks = [_mark(each, self.saved_tensors) for each in self.objects]
-        if self.first is None:
-            self.first = states, marks
+        if self.looks.bit_count() > 1:  # none yet, or 1, 2, 4, 8
             return
-        if self.looks.bit_count() != 1:
-            return
-        pairs = zip(self.generators, states, self.first[0], strict=True)
-        if goes_on := [each for each, now, first in pairs if now[0] == first[0] and now[1] != first[1]]:
-            warnings.warn(
-                f"{place}: the objective or the batches draw from a {type(goes_on[0]).__name__} of their own, whose "
-                "state no checkpoint holds: after a stop, it would begin anew. Make it in each epoch, from "
-                'generator(seed, "noise", epoch) for example, or draw from the global generators; one that is '
-                "seeded anew in each epoch loses nothing",
-                GeneratorNotSaved,
-                stacklevel=3,
+        alike, objects = self._search()
+        for each in objects:
+            if (now := _mark(each, self.saved_tensors)) is None:
+                continue
+            known, first = self.first.setdefault(key := id(each), (_reference(each), now))
+            end = self.ends.get(key)
+            if known() is not each:  # it has the place of one that is gone
+                self.first[key] = _reference(each), now
+            elif issubclass(type(each), GENERATORS):
+                if now[0] == first[0] and now[1] != first[1]:
+                    self._tell(
+                        GeneratorNotSaved,
+                        f"{place}: the objective or the batches draw from a {type(each).__name__} of their own, whose "
+                        "state no checkpoint holds: after a stop, it would begin anew. Make it in each epoch, from "
+                        'generator(seed, "noise", epoch) for example, or draw from the global generators; one that is '
+                        "seeded anew in each epoch loses nothing",
+                    )
+            elif now == end != first:
+                self._tell(
+                    StateNotSaved,
+                    f"{place}: the objective or the batches hold a {type(each).__name__} that changes in this "
+                    "training, and its checkpoint does not hold it: after a stop, it would begin anew. Name it in "
+                    'Progress(..., extras=...), such as extras={"loss": loss}, and a tensor as a buffer of a module; '
+                    "one that only you read needs nothing",
+                )
+        copies = [each() for each in self.copies]
+        new = [each for each in alike if self.stops and not any(each is copy for copy in copies)]
+        if new and _numbers(self.network) in map(_numbers, new):
+            self._tell(
+                CopyNotSaved,
+                f"{place}: the objective or the batches use a copy that this training has made of its network, and its "
+                "checkpoint does not hold it: after a stop, it would be gone. Make the copy before the training, name "
+                'it in Progress(..., extras={"teacher": copy}), and load the weights into it in each epoch',
             )
-            self.generators, self.first = [], ([], self.first[1])  # once is enough
-        four = zip(self.objects, marks, self.ends, self.first[1], strict=True)
-        if goes_on := [each for each, now, end, first in four if now == end != first]:
-            warnings.warn(
-                f"{place}: the objective or the batches hold a {type(goes_on[0]).__name__} that changes in this "
-                "training, and its checkpoint does not hold it: after a stop, it would begin anew. Name it in "
-                'Progress(..., extras=...), such as extras={"loss": loss}; one that only you read needs nothing',
-                StateNotSaved,
-                stacklevel=3,
-            )
-            self.objects, self.first, self.ends = [], (self.first[0], []), []
+
+    def _tell(self, kind: type[UserWarning], text: str) -> None:
+        if kind not in self.is_told:
+            self.is_told.add(kind)
+            warnings.warn(text, kind, stacklevel=5)
 
 
 class _Hook:
@@ -166,62 +188,6 @@ class _Hook:
 
     def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
         return _Hook, ()
-
-
-def reached(roots: Iterable[Any], known: Collection[int]) -> dict[int, Any]:
-    """Return what functions and objects lead to, by their ids: closures, names, attributes, and entries of short lists.
-
-    What is `known` is left out, with all that only it leads to.
-    """
-    waiting, found = deque(roots), dict[int, Any]()
-    while waiting and len(found) < MOST:
-        value = waiting.popleft()
-        if id(value) not in found and id(value) not in known:
-            found[id(value)] = value
-            with suppress(Exception):  # of somebody else's objects
-                waiting += _parts(value)
-    return found
-
-
-def _parts(value: Any) -> list[Any]:
-    kind = type(value)
-    if issubclass(kind, types.FunctionType):
-        return (
-            [] if is_of_library(str(value.__module__)) else _of_function(value)
-        )  # kdlib's may hold a user's in a cell
-    if issubclass(kind, functools.partial):
-        return [value.func, *value.args, *value.keywords.values()]
-    if issubclass(kind, types.MethodType):
-        return [value.__func__, value.__self__]
-    if issubclass(kind, types.BuiltinFunctionType):
-        return [value.__self__]
-    if issubclass(kind, type):
-        return [part for each in value.__mro__ if _is_users(each.__module__) for part in vars(each).values()]
-    if issubclass(kind, staticmethod | classmethod):
-        return [value.__func__]
-    if issubclass(kind, property):
-        return [value.fget, value.fset]
-    if issubclass(kind, types.ModuleType | Tensor | np.ndarray):
-        return []
-    found: list[Any] = [kind] if _is_users(kind.__module__) else []  # its methods
-    if issubclass(kind, dict | list | tuple | set | deque) and len(value) <= ENTRIES:
-        found += value.values() if issubclass(kind, dict) else value
-    return [*found, *(part for _, part in slots_of(value)), *getattr(value, "__dict__", {}).values()]
-
-
-def _is_users(module: str) -> bool:
-    return not is_of_library(module) and module.partition(".")[0] != "kdlib"
-
-
-def _of_function(value: types.FunctionType) -> list[Any]:
-    """What a function, and the functions within it, name: of modules that are the user's, what the function names."""
-    names = names_of(value.__code__) if _is_users(str(value.__module__)) else []
-    named = [value.__globals__[name] for name in names if name in value.__globals__]
-    for module in [each for each in named if isinstance(each, types.ModuleType)]:
-        if _is_users(module.__name__):
-            named += [part for name, part in vars(module).items() if name in names]
-    cells = [content(cell) for cell in value.__closure__ or ()]
-    return [*cells, *named, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
 
 
 def _global_generators() -> list[Any]:
@@ -247,17 +213,18 @@ def _shapes_of(value: Any) -> list[torch.Size]:
     return []
 
 
-def _that_depend_on_mode(parts: Iterable[nn.Module], trained: Collection[int]) -> list[tuple[nn.Module, Weights]]:
+def _that_depend_on_mode(parts: Iterable[nn.Module], trained: Collection[int]) -> list[tuple[Reference, Weights]]:
     """The layers of networks without weights that learn, which compute something else in training mode.
 
     Each has the weights of the largest network that it is a layer of.
     """
-    found: dict[int, tuple[nn.Module, Weights]] = {}
+    found: dict[int, tuple[Reference, Weights]] = {}
     for each in parts:
-        weights = [(weight, _count(weight)) for weight in _weights_of(each)]
-        if weights and not any(id(weight) in trained for weight, _ in weights):
+        weights = _weights_of(each)
+        if weights and not any(id(weight) in trained for weight in weights):
+            counts = [(_reference(weight), _count(weight)) for weight in weights]
             for part in filter(_changes_with_mode, _modules_of(each)):
-                found.setdefault(id(part), (part, weights))
+                found.setdefault(id(part), (_reference(part), counts))
     return [*found.values()]
 
 
@@ -267,10 +234,16 @@ def _changes_with_mode(part: nn.Module) -> bool:
     return False
 
 
-def _count(weight: Tensor) -> int:
+def _reference(value: Any) -> Reference:
+    with suppress(TypeError):  # of a few objects that cannot be referred to weakly
+        return weakref.ref(value)
+    return lambda: value
+
+
+def _count(weight: Any) -> int:
     """How often a tensor has been changed, as torch counts it; not of one made in inference mode, or not made yet."""
     with suppress(Exception):
-        return weight._version
+        return int(weight._version)
     return 0
 
 
@@ -285,14 +258,31 @@ def _tensors_of(value: Any) -> dict[str, Tensor]:
     }
 
 
-def _mark(value: Any, saved: Collection[int]) -> str | None:
-    """What tells two states of a loss or another module apart, but for tensors that are saved; None of other objects.
+def _numbers(network: nn.Module) -> str:
+    """A digest of a sample of the weights."""
+    with suppress(Exception):  # of somebody else's class
+        return " ".join(str(_sample(each.detach().cpu().double().numpy())) for each in network.parameters())
+    return ""
 
-    Weights are known by torch's count of changes, since a teacher's would take long to digest. Only a loss is asked for
-    a `state_dict` of its own: the question begins the iterator of some loaders.
+
+def _sample(values: np.ndarray[Any, Any]) -> int:
+    return hash(values.flat[:: max(1, values.size // SAMPLES)].tobytes())
+
+
+def _mark(value: Any, saved: Collection[int]) -> Any:
+    """What tells two states of a value apart, but for tensors that are saved; None if it has no state.
+
+    Weights and other tensors are known by torch's count of changes, since a teacher's would take long to digest. Only
+    a loss is asked for a `state_dict` of its own: the question begins the iterator of some loaders.
     """
     tensors: dict[str, Tensor] = {}
     with suppress(Exception):  # of somebody else's objects
+        if issubclass(type(value), GENERATORS):
+            return _state(value)
+        if issubclass(type(value), Tensor):
+            return value.data_ptr(), _count(value)
+        if issubclass(type(value), np.ndarray):
+            return None if value.dtype.hasobject else (_sample(value), "sample")
         if issubclass(type(value), nn.Module):
             own = {name: each for name, each in _tensors_of(value).items() if id(each) not in saved}
             tensors = {name: each for name, each in own.items() if not isinstance(each, nn.Parameter)}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import CodeType
 from typing import Any
 
 from torch import Tensor, nn
 
 from kdlib.errors import some_of
+from kdlib.parts import is_of_library, names_of
 
 __all__ = [
     "FrozenWeightsAdapt",
@@ -186,4 +188,15 @@ def depends_on_mode(module: nn.Module) -> bool:
         rates += [value] if isinstance(value := getattr(module, "p", None), int | float) else []
         return any(rate > 0 for rate in rates) if rates else True
     # Of recurrent layers, of attention, and of classes that call torch.nn.functional.dropout.
-    return any(0 < rate <= 1 for rate in rates if isinstance(rate, float))
+    return any(0 < rate <= 1 for rate in rates if isinstance(rate, float)) or _drops_by_hand(module)
+
+
+def _drops_by_hand(module: nn.Module) -> bool:
+    """Whether `forward` is written with `self.training` and something that drops, at a rate that is not 0."""
+    names = names_of(code) if isinstance(code := getattr(type(module).forward, "__code__", None), CodeType) else set()
+    drops = {name for name in names if "drop" in name.lower()}
+    if "training" not in names or not drops or is_of_library(type(module).__module__):
+        return False
+    rates = [getattr(module, name, None) for name in (*drops, *({"p"} & names))]
+    numbers = [rate for rate in rates if isinstance(rate, int | float)]
+    return any(rate > 0 for rate in numbers) if numbers else True

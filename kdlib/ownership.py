@@ -56,10 +56,12 @@ def owner_of(label: str, about: Mapping[str, Any] | None, extras: Mapping[str, A
     return _json_of({"label": label, "about": about or {}, "extras": sorted(extras)}, place)
 
 
-def loop_of(batches: Any, seeds: Sequence[int], frozen: Sequence[str], place: str) -> dict[str, Any]:
-    """Return what a checkpoint says of the loop that trains it: seeds, what its batches are made of, frozen modules."""
+def loop_of(
+    batches: Any, seeds: Sequence[int], frozen: Sequence[str], numbers: Mapping[str, Any], place: str
+) -> dict[str, Any]:
+    """Return what a checkpoint says of the loop that trains it: seeds, data, frozen modules, numbers of functions."""
     seed = seeds[0] if len(seeds) == 1 else [*seeds]
-    return dict(_json_of({"seed": seed, "data": _data(batches), "frozen": [*frozen]}, place))
+    return dict(_json_of({"seed": seed, "data": _data(batches), "frozen": [*frozen], "numbers": numbers}, place))
 
 
 def first_of(extras: Mapping[str, Any]) -> dict[str, str]:
@@ -98,12 +100,27 @@ def warn_of_other_start(stored: Mapping[str, Any], own: Mapping[str, Any], epoch
 
 
 def refuse_another_loop(stored: Mapping[str, Any], now: Mapping[str, Any], place: str) -> None:
-    """Refuse (KDError) a checkpoint whose epochs were trained with other seeds, data or frozen modules."""
+    """Refuse (KDError) a checkpoint whose epochs were trained with other seeds, data or frozen modules.
+
+    Warn (OtherStart) if numbers of the objective and the other functions differ, of those that both have.
+    """
     hint = (
         "frozen are the modules that are in evaluation mode when the loop begins, and a loop may leave others so: if "
         "this is the same training, make the network again; else "
     )
-    _refuse(_differences(stored, now), place, hint if stored["frozen"] != now["frozen"] else "")
+    facts = [{name: each[name] for name in ("seed", "data", "frozen")} for each in (stored, now)]
+    _refuse(_differences(*facts), place, hint if stored["frozen"] != now["frozen"] else "")
+    known, own = stored.get("numbers", {}), now["numbers"]
+    both = known.keys() & own.keys()
+    if differ := _differences(*({name: each[name] for name in sorted(both)} for each in (known, own))):
+        warnings.warn(
+            f"{place}: these numbers of the objective, the batches or the rate are not as when the training of the "
+            f"checkpoint began: {some_of(differ, '; ')}. It goes on with the new ones, and trains only the epochs that "
+            "the checkpoint does not have. If this is another training, give it another checkpoint; put a temperature, "
+            'for example, into Progress(..., about={"temperature": 4.0}), and it is refused',
+            OtherStart,
+            stacklevel=5,
+        )
 
 
 def _data(batches: Any) -> Any:

@@ -183,8 +183,10 @@ class Progress:
         """Whether the last checkpoint is so old that one is to be written within the epoch."""
         return self.checkpoint is not None and time.monotonic() - self.saved_at >= CHECKPOINT_SECONDS
 
-    def loop_begins(self, batches: Any, seeds: Sequence[int], count: int, *, rate: bool) -> None:
-        """Take a loop of `count` epochs in all; `rate`: it sets the learning rates itself.
+    def loop_begins(
+        self, batches: Any, seeds: Sequence[int], count: int, *, numbers: Mapping[str, Any], rate: bool
+    ) -> None:
+        """Take a loop of `count` epochs in all, with `numbers` of its functions; `rate`: it sets the learning rates.
 
         KDError if the checkpoint's epochs were trained with other seeds, data or rates, or are too many, if the weights
         were changed after they were loaded, for a second loop with one checkpoint, and an optimizer of other weights.
@@ -194,7 +196,7 @@ class Progress:
             refuse_second_start(self.epoch, len(self.losses), count, self.checkpoint is not None, place)
         check_optimizers(self.network, self.optimizers, None if self.checkpoint is None else self.extras)
         self.rates.loop_begins(rate, self.optimizers, self.checkpoint is not None, place)
-        loop = loop_of(batches, seeds, self.layers.frozen_names(), place)
+        loop = loop_of(batches, seeds, self.layers.frozen_names(), numbers, place)
         if self._loaded_state:
             self._go_on(loop, place)
         self._loop, self._is_begun = loop, True

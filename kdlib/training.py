@@ -131,12 +131,12 @@ def epochs(
         )
     progress.layers.freeze(anew=True)
     seeds, last = _seeds(seed, progress.model), whole_number("count", count, least=0)
-    progress.loop_begins(batches, seeds, last, rate=rate is not None)
+    functions, stops, place = [objective, batches, rate], progress.checkpoint is not None, progress.label or "training"
+    held = Held(functions, progress.network, progress.optimizers, progress.extras.values(), stops)
+    progress.loop_begins(batches, seeds, last, numbers=held.numbers, rate=rate is not None)
     tracer = progress.tracer
     if not tracer.traces:
         tracer.begin(batches)
-    functions, stops, place = [objective, batches, rate], progress.checkpoint is not None, progress.label or "training"
-    held = Held(functions, progress.network, progress.optimizers, progress.extras.values(), stops)
     watched = WatchedObjective(objective, progress.network, progress.extras)
     make_step, first = _step(progress, tracer.noting_outputs(watched, objective)), progress.epoch + 1
     copies = Copies(progress.network, progress.extras, progress.optimizer, progress.kept)

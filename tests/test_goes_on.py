@@ -189,8 +189,25 @@ def test_a_network_that_freezes_its_norm_in_its_own_train_goes_on_however_it_was
     assert found[1].num_batches_tracked == 0
 
 
+def test_weights_kept_before_the_loop_remain_those_of_before_it(tmp_path):
+    def run(count, *names):
+        model = student()
+        progress = Progress(model, adam(model), checkpoint=tmp_path / "c", traced=True)
+        for name in names:
+            progress.keep(name)
+        return train(progress, count)
+
+    first = state_of(student())
+    assert same(run(1, "initial").kept["initial"], first)
+    resumed = run(2, "initial")
+    assert same(resumed.kept["initial"], first)
+    assert resumed.traces[0]["kept"] == {}
+    with pytest.raises(KDError, match=r"none under 'other': those of now are of a later epoch; keep them in or after"):
+        run(3, "initial", "other")
+
+
 def test_an_average_that_the_batches_update_goes_on(tmp_path):
-    def run(name, kill_at=0):
+    def run(name, *kill_at):
         model, calls = student(), []
         average = AveragedModel(model)
 
@@ -201,7 +218,7 @@ def test_an_average_that_the_batches_update_goes_on(tmp_path):
 
         def loss(outputs, batch):
             calls.append(batch)
-            if len(calls) == kill_at:
+            if len(calls) in kill_at:
                 raise Killed
             return hard_targets(outputs, batch)
 
@@ -213,7 +230,7 @@ def test_an_average_that_the_batches_update_goes_on(tmp_path):
 
     whole = run("whole")
     with pytest.raises(Killed):
-        run("c", kill_at=STEPS + 3)  # after two steps of the second epoch
+        run("c", STEPS + 3)  # after two steps of the second epoch
     resumed = run("c")
     assert resumed.n_averaged == whole.n_averaged == 2 * STEPS
     assert same(whole.state_dict(), resumed.state_dict())

@@ -399,6 +399,7 @@ def test_weights_that_a_training_makes_again_are_not_told(tmp_path, monkeypatch,
     train(training, 5, body=lambda epoch: others.update({epoch: state_of(network)}), rate=rate)
     network = student()
     held = {"first": copy.deepcopy(network.state_dict()), "first network": copy.deepcopy(network)}
+    kept = {}  # that neither the objective nor the batches read
 
     def batches(epoch):
         held["before"] = copy.deepcopy(network.state_dict())
@@ -407,8 +408,8 @@ def test_weights_that_a_training_makes_again_are_not_told(tmp_path, monkeypatch,
     def body(epoch):
         if epoch == 3:
             held["last"] = state_of(network)
-        held["now"] = copy.deepcopy(network)
-        held["now"].itself = [held["now"]]  # only the collector frees it
+        kept["now"] = copy.deepcopy(network)
+        kept["now"].itself = [kept["now"]]  # only the collector frees it
 
     gc.disable()
     try:

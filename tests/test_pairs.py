@@ -221,6 +221,26 @@ def test_a_difference_that_is_not_named_is_a_fault():
     assert faults(claims, *pair, record("a", 1, untraced=True), record("b", 1, size=32)) == []
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ({"epoch_of": {"final": 1}}, {}, ["selection"]),
+        ({"epoch_of": {"final": 1}}, {"may_be_best": ["final"]}, []),  # it may have been chosen too
+        ({"epoch_of": {"final": 1}, "may_be_best": ["final"]}, {}, ["selection"]),
+        ({"epoch_of": {"final": 1}}, {"epoch_of": {"final": 0}}, []),
+        ({"epoch_of": {"final": None}}, {}, ["optimizer state"]),
+        ({"epoch_of": {"final": None}}, {"epoch_of": {"final": None}}, []),
+        ({"epoch_of": {"final": None}}, {"may_be_best": ["final"]}, ["optimizer state"]),
+        ({"epoch_of": {}}, {"epoch_of": {"final": None}}, []),  # weights of other tensors are not compared
+        ({"is_old": True}, {"epoch_of": {"final": 1}}, []),
+        ({"epoch_of": {"final": 3}}, {}, []),  # a snapshot that says that it is of an earlier epoch
+    ],
+)
+def test_of_which_epoch_the_weights_are_is_compared(one, other, expected):
+    pair = record("a", **one), record("b", **other)
+    assert arms_differ(pair[0], "a", pair[1], "b") == arms_differ(pair[1], "b", pair[0], "a") == expected
+
+
 def test_a_difference_that_is_named_in_vain_is_a_fault():
     claims = reported(C1=("ab", ["steps", "soft targets"]))
     pair = [record("a", soft=OTHERS["soft"]), record("b")]

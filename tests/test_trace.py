@@ -19,7 +19,7 @@ from kdlib.augment import flip_and_shift, mixup, unmixed
 from kdlib.batches import Batch, Batches, Examples
 from kdlib.files import load_tensors, save_tensors
 from kdlib.losses import soft_target_kl
-from kdlib.probe import form_of, probed
+from kdlib.probe import form_of, mean_squares, probed
 from kdlib.replicas import Replicas, side_by_side
 from kdlib.run.experiment import Run
 from kdlib.run.store import Description, Result, Store
@@ -568,6 +568,64 @@ def test_long_epochs_have_the_same_digests(monkeypatch):
     whole = trace_of(batches, soft_targets)
     monkeypatch.setattr("kdlib.trace.HELD", 0)
     assert trace_of(batches, soft_targets) == whole
+
+
+class Mean(nn.Module):
+    """The hook of a weight that adds a running mean of its gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, gradient):
+        self.mean.mul_(0.9).add_(gradient.mean(), alpha=0.1)
+        return gradient + self.mean
+
+
+def in_closure():
+    mean = torch.zeros(())
+
+    def hook(gradient):
+        mean.mul_(0.9).add_(gradient.mean(), alpha=0.1)
+        return gradient + mean
+
+    return hook
+
+
+@pytest.mark.parametrize("make", [Mean, in_closure])
+def test_a_hook_with_a_state_is_not_called_for_the_trace(make):
+    def weights(is_traced):
+        model = Network()
+        model.output.weight.register_hook(make())
+        progress = Progress(model, adam(model), traced=is_traced)
+        for _ in epochs(progress, Batches(EXAMPLES, SIZE, SEED), hard_targets, count=2, seed=SEED):
+            pass
+        return model.state_dict()
+
+    traced, plain = weights(True), weights(False)
+    assert all(torch.equal(traced[name], plain[name]) for name in plain)
+
+
+class Node:
+    """Outputs that refer to those of which they are a part."""
+
+    def __init__(self, logits, parent=None):
+        self.logits, self.parent, self.parts = logits, parent, []
+        if parent is not None:
+            parent.parts.append(self)
+
+
+def test_outputs_that_refer_to_each_other_are_looked_at_once():
+    whole = Node(torch.full((N, K), 1.0))
+    parts = [Node(torch.full((N, K), float(number)), whole) for number in (2, 3)]
+    for part in parts:
+        part.others = [other for other in parts if other is not part]
+    assert mean_squares(whole, 1) == [pytest.approx((1 + 4 + 9) / 3)]
+    form = form_of(whole, Batch(INPUTS, EXAMPLES.labels, torch.arange(N)))
+    assert [part.parent is form for part in form.parts] == [True, True]
+    assert form.logits.shape == (0, K)
+    assert whole.parts[0].others[0] is whole.parts[1]
+    assert whole.logits.shape == (N, K)
 
 
 def test_hooks_that_only_read_are_no_difference():

@@ -69,7 +69,7 @@ def _end(record: Record, snapshot: str, epochs: int) -> str:
         return "none" if snapshot in known else "unknown"
     if known[snapshot] < epochs:
         return "early"
-    return "last, or best" if snapshot in record.trace["may_be_best"] else "last"
+    return "last, or best" if snapshot in record.trace.get("may_be_best", ()) else "last"
 
 
 def differences(

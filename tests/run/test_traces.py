@@ -370,16 +370,6 @@ def test_snapshots_are_compared_up_to_their_own_epochs(record):
     assert arms_differ(one, "one", other, "other") == ["learning rate"]
 
 
-def test_the_last_epoch_against_a_chosen_one(record):
-    final, snapshots = {"final": {"accuracy": 0.5}}, {"loose": [], "early": [], "last": []}
-    early = record(trained() | snapshots | {"early": ["final"]}, final, a="final")
-    last = record(trained() | snapshots | {"last": ["final"]}, final, b="final")
-    assert arms_differ(early, "a", last, "b") == arms_differ(last, "b", early, "a") == ["selection"]
-    # The best epoch may be the last one, and older traces do not say.
-    for other in (trained() | snapshots, {key: value for key, value in trained().items() if key != "last"}):
-        assert arms_differ(early, "a", record(other, final, c="final"), "c") == []
-
-
 def test_the_precision_of_two_records(record):
     final = {"final": {"epochs": EPOCHS}}
     one, other = record(trained(), final, a="final"), record(trained(), final, "bfloat16", b="final")

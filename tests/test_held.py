@@ -1,0 +1,379 @@
+"""What the functions of a training hold: teachers, states and copies that a stop would lose, and numbers."""
+
+import argparse
+import copy
+import functools
+import io
+import threading
+import types
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from kdlib.copies import CopyNotSaved
+from kdlib.held import GeneratorNotSaved, StateNotSaved, TeacherInTraining
+from kdlib.losses import hard_and_soft, soft_target_kl
+from kdlib.ownership import OtherStart
+from kdlib.reach import numbers_of
+from kdlib.training import Progress, epochs, hard_targets, predict_logits
+from tests.small_trainings import BATCHES, adam, student, train
+
+
+def teacher():
+    return student(nn.ReLU(), nn.Dropout(0.5), name="teacher")
+
+
+def taught_by(network):
+    return lambda outputs, batch: soft_target_kl(outputs, network(batch.inputs).detach(), 2.0)
+
+
+def fit(objective, count=2, place=None, body=lambda epoch: None, batches=BATCHES, network=None, **rest):
+    network = network or student()
+    return train(Progress(network, adam(network), checkpoint=place), count, objective, body, batches, **rest)
+
+
+# ---- teachers in training mode, wherever they are; a warning that is not expected fails
+
+
+class ByHand(nn.Module):
+    """Its dropout is no layer."""
+
+    def __init__(self, p):
+        super().__init__()
+        self.dense, self.p = nn.Linear(4, 3), p
+
+    def forward(self, inputs):
+        return F.dropout(self.dense(inputs), self.p, self.training)
+
+
+class InClass:
+    def __init__(self, network):
+        self.network = network
+
+    def logits(self, inputs):
+        return self.network(inputs)
+
+
+class Inherits(InClass):
+    def __call__(self, outputs, batch):
+        return soft_target_kl(outputs, self.logits(batch.inputs).detach(), 2.0)
+
+
+OF_CLASS = teacher()
+
+
+class OfStaticMethod:
+    @staticmethod
+    def logits(inputs):
+        return OF_CLASS(inputs)
+
+    def __call__(self, outputs, batch):
+        return soft_target_kl(outputs, self.logits(batch.inputs).detach(), 2.0)
+
+
+class OfProperty:
+    @property
+    def network(self):
+        return OF_CLASS
+
+    def __call__(self, outputs, batch):
+        return soft_target_kl(outputs, self.network(batch.inputs).detach(), 2.0)
+
+
+class AtFirstUse:
+    network = None
+
+    def __call__(self, outputs, batch):
+        self.network = self.network or teacher()
+        return soft_target_kl(outputs, self.network(batch.inputs).detach(), 2.0)
+
+
+def of_cache():
+    made = functools.cache(teacher)
+    return lambda outputs, batch: soft_target_kl(outputs, made()(batch.inputs).detach(), 2.0)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: taught_by(ByHand(0.5)),
+        lambda: Inherits(teacher()),
+        OfStaticMethod,
+        OfProperty,
+        AtFirstUse,
+        of_cache,
+        lambda: taught_by(teacher().requires_grad_(False)),
+    ],
+)
+def test_a_teacher_in_training_mode_is_told(make):
+    with pytest.warns(TeacherInTraining, match="is called in training mode"):
+        fit(make())
+
+
+@pytest.mark.parametrize("network", [ByHand(0.0), ByHand(0.5).eval(), teacher().eval()])
+def test_a_teacher_without_dropout_is_not_told(network):
+    fit(taught_by(network))
+
+
+def test_a_network_that_the_body_trains_is_no_teacher():
+    judge = teacher()
+    optimizer = torch.optim.SGD(judge.parameters(), lr=0.1)
+
+    def body(epoch):
+        optimizer.zero_grad()
+        judge(BATCHES(epoch).__iter__().__next__().inputs).mean().backward()
+        optimizer.step()
+
+    fit(taught_by(judge), body=body)
+
+
+class Locked(nn.Module):
+    """A loss that cannot be copied."""
+
+    def __init__(self):
+        super().__init__()
+        self.lock = threading.Lock()
+
+    def forward(self, outputs, batch):
+        return hard_targets(outputs, batch)
+
+
+def saved(network):
+    torch.save(network, io.BytesIO())
+    return network
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("use", [copy.deepcopy, saved, torch.jit.script])
+def test_a_teacher_can_be_copied_saved_and_scripted_in_a_step(tmp_path, use):
+    loss, network = Locked(), teacher().eval().requires_grad_(False)
+
+    def objective(outputs, batch):
+        return loss(outputs, batch) + soft_target_kl(outputs, use(network)(batch.inputs), 2.0)
+
+    fit(objective, place=tmp_path / "c")
+
+
+def test_the_copy_of_a_teacher_holds_nothing_of_the_training(tmp_path):
+    loss, network, copies = Locked(), teacher(), []
+
+    def objective(outputs, batch):
+        copies.append(copy.deepcopy(network))
+        return loss(outputs, batch) + 0 * len(str(network))
+
+    fit(objective, 1, tmp_path / "c")
+    (hook,) = copies[0][2]._forward_pre_hooks.values()
+    assert hook.held is None
+    assert not network[2]._forward_pre_hooks
+
+
+# ---- states
+
+
+class Bank:
+    """Self-distillation from the last epoch: the past logits of each row."""
+
+    def __init__(self, past):
+        self.past = past
+
+    def __call__(self, outputs, batch):
+        self.past[batch.indices] = outputs.detach() if isinstance(self.past, torch.Tensor) else outputs.detach().numpy()
+        return hard_targets(outputs, batch)
+
+
+def centred():
+    centre = torch.zeros(3)
+
+    def objective(outputs, batch):
+        loss = hard_targets(outputs - centre, batch)
+        centre.mul_(0.9).add_(outputs.detach().mean(0), alpha=0.1)
+        return loss
+
+    return objective
+
+
+@pytest.mark.parametrize("make", [centred, lambda: Bank(torch.zeros(24, 3)), lambda: Bank(np.zeros((24, 3)))])
+def test_tensors_that_go_on_through_a_training_are_told(tmp_path, make):
+    with pytest.warns(StateNotSaved, match="and a tensor as a buffer of a module"):
+        fit(make(), place=tmp_path / "c")
+    fit(make())  # without a checkpoint nothing goes on
+
+
+def test_weights_of_rows_that_the_body_changes_are_told(tmp_path):
+    weights = torch.ones(24)
+
+    def batches(epoch):
+        assert len(weights) == 24
+        yield from BATCHES(epoch)
+
+    with pytest.warns(StateNotSaved):
+        fit(hard_targets, place=tmp_path / "c", batches=batches, body=lambda epoch: weights.mul_(0.5))
+
+
+def seeded_by(epoch):
+    DRAWS.manual_seed(epoch)
+
+
+def seeded_alike(epoch):
+    DRAWS.manual_seed(7)
+
+
+def set_to_the_first_state(epoch):
+    DRAWS.set_state(FIRST)
+
+
+DRAWS = torch.Generator().manual_seed(1)
+FIRST = DRAWS.get_state()
+
+
+@pytest.mark.parametrize("begin", [seeded_by, seeded_alike, set_to_the_first_state])
+def test_a_generator_that_begins_anew_in_each_epoch_is_not_told(tmp_path, begin):
+    def batches(epoch):
+        begin(epoch)
+        yield from BATCHES(epoch)
+
+    def objective(outputs, batch):
+        return hard_targets(outputs, batch) * (1 + torch.rand((), generator=DRAWS))
+
+    fit(objective, 5, tmp_path / "c", batches=batches)
+    with pytest.warns(GeneratorNotSaved):
+        fit(objective, place=tmp_path / "other")
+
+
+def test_what_is_set_from_the_epoch_is_not_told(tmp_path):
+    class Annealed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("alpha", torch.zeros(()))
+
+        def forward(self, outputs, batch):
+            return self.alpha * hard_targets(outputs, batch)
+
+    loss, network, snapshots = Annealed(), teacher().eval(), [teacher().state_dict(), student(nn.ReLU(), nn.Dropout(0))]
+
+    def batches(epoch):
+        network.load_state_dict(snapshots[0] if epoch % 2 else snapshots[1].state_dict())
+        yield from BATCHES(epoch)
+
+    def rate(epoch):
+        loss.alpha.fill_(epoch / 10)
+        return 0.01
+
+    fit(lambda *given: loss(*given) + taught_by(network)(*given), 5, tmp_path / "c", batches=batches, rate=rate)
+
+
+def test_the_last_epochs_student_as_teacher_is_told(tmp_path):
+    network = student()
+    held = [copy.deepcopy(network)]
+
+    def objective(outputs, batch):
+        return hard_targets(outputs, batch) + soft_target_kl(outputs, predict_logits(held[0], batch.inputs), 2.0)
+
+    def body(epoch):
+        held[0] = copy.deepcopy(network)
+
+    with pytest.warns(CopyNotSaved, match="use a copy that this training has made of its network"):
+        fit(objective, place=tmp_path / "c", body=body, network=network)
+
+
+# ---- numbers
+
+
+@dataclass
+class Config:
+    temperature: float
+
+
+def by_closure(value):
+    return lambda outputs, batch: hard_and_soft(outputs, outputs.detach(), batch.labels, 1.0, 0.5, value)
+
+
+def by_default(value):
+    def objective(outputs, batch, temperature=value):
+        return by_closure(temperature)(outputs, batch)
+
+    return objective
+
+
+def by_partial(value):
+    return functools.partial(
+        lambda outputs, batch, temperature: by_closure(temperature)(outputs, batch), temperature=value
+    )
+
+
+def by_attribute(value):
+    config = Config(value)
+    return lambda outputs, batch: by_closure(config.temperature)(outputs, batch)
+
+
+def by_dictionary(value):
+    config = {"temperature": value}
+    return lambda outputs, batch: by_closure(config["temperature"])(outputs, batch)
+
+
+def by_namespace(value, make=types.SimpleNamespace):
+    config = make(temperature=value)
+    return lambda outputs, batch: by_closure(config.temperature)(outputs, batch)
+
+
+def by_arguments(value):
+    return by_namespace(value, argparse.Namespace)
+
+
+def by_constant(value):
+    names = {"by_closure": by_closure}
+    exec(f"def objective(outputs, batch): return by_closure({value})(outputs, batch)", names)
+    return names["objective"]
+
+
+def by_global(value):
+    names = {"by_closure": by_closure, "TEMPERATURE": value}
+    exec("def objective(outputs, batch): return by_closure(TEMPERATURE)(outputs, batch)", names)
+    return names["objective"]
+
+
+MAKERS = [
+    by_closure,
+    by_default,
+    by_partial,
+    by_attribute,
+    by_dictionary,
+    by_namespace,
+    by_arguments,
+    by_constant,
+    by_global,
+]
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_another_temperature_with_the_same_checkpoint_is_told(tmp_path, make):
+    fit(make(4.0), place=tmp_path / "c")
+    fit(make(4.0), place=tmp_path / "c")
+    with pytest.warns(
+        OtherStart, match=r"the checkpoint has '.*4\.0.*', this training '.*20\.0.*'.* trains only the epochs"
+    ):
+        assert fit(make(20.0), place=tmp_path / "c").epoch == 2
+
+
+def test_counters_in_lists_and_other_objects_are_no_numbers_of_a_function():
+    steps, network = [3], nn.Linear(2, 2)
+
+    def objective(outputs, batch):
+        steps[0] += 1
+        return network(outputs) * 2.5
+
+    name = "test_counters_in_lists_and_other_objects_are_no_numbers_of_a_function.<locals>.objective: number"
+    assert numbers_of([objective], ()) == {name: "0, 1, 2.5"}
+
+
+def test_a_checkpoint_without_numbers_goes_on(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("kdlib.held.numbers_of", lambda functions, known: {})
+        fit(by_closure(4.0), place=tmp_path / "c")
+    network = student()
+    progress = Progress(network, adam(network), checkpoint=tmp_path / "c")
+    assert [*epochs(progress, BATCHES, by_closure(20.0), count=3, seed=0)] == [3]
