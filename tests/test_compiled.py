@@ -308,6 +308,7 @@ for network, inputs in (
 """
 
 
+@pytest.mark.slow
 def test_networks_need_no_numba():
     done = subprocess.run([sys.executable, "-c", TRAIN], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -69,6 +69,7 @@ def found(root, *names):
 # ---- it passes, and is independent
 
 
+@pytest.mark.slow
 def test_it_passes_and_looks_at_every_file(made, history):
     files: list[str] = []
     assert [str(fault) for fault in audit.derived(made, NAMES, files.append)] == []
@@ -168,6 +169,7 @@ def test_a_seed_that_is_left_out_of_a_figure_is_found(root):
     assert [fault.place for fault in audit.derived(root, ["mnist"])] == ["line 21, teacher, its seeds"]
 
 
+@pytest.mark.slow
 def test_every_changed_line_is_found(made, root):
     counts = {}
     for path in (path for pattern in again.MADE for path in root.glob(pattern) if path.name not in again.MEASURED):
@@ -210,6 +212,7 @@ def test_a_pixel_that_differs_by_more_than_rounding_is_found(tmp_path, levels, c
     assert len([*again._differences(tmp_path / "made.png", tmp_path / "committed.png")]) == 1
 
 
+@pytest.mark.slow
 def test_what_cannot_be_made_again_is_found(root, tmp_path):
     (root / "replications/mnist/claims.toml").write_text("[source")
     (fault,) = again.make_again(root, tmp_path / "made", ["mnist"])
@@ -398,7 +401,7 @@ def test_a_line_that_is_no_record_is_found(root, old, new):
     path = root / "results/ecg/runs.jsonl"
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new, 1))
-    assert any("expected a finished run as canonical JSON" in line for line in found(root, "ecg"))
+    assert any("expected a finished run as canonical JSON" in str(fault) for fault in records.read(path)[1])
 
 
 def test_a_verdict_and_bands_of_too_few_seeds_are_found(root):

@@ -372,6 +372,7 @@ def test_the_test_part_moves_no_weight():
     assert first.metrics["final"]["accuracy"] != second.metrics["final"]["accuracy"]
 
 
+@pytest.mark.slow
 def test_smoke_repeats_to_the_last_bit(trained, tmp_path):
     again = smoke(tmp_path)
     assert again.keys() == trained.keys()

@@ -52,6 +52,7 @@ def test_a_stored_student_is_exported_by_the_beginning_of_its_id(tree, capsys):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("digest", ["made up", "real"])
 def test_the_data_of_a_run_are_chosen_by_their_digest(monkeypatch, digest):
     """Profiles quick and smoke of a new replication have one configuration."""

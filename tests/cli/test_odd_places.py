@@ -62,6 +62,7 @@ def test_runs_of_an_older_protocol_are_of_no_profile(kd, toy, monkeypatch, tmp_p
     assert list((tmp_path / "copy").glob("runs/*")) == []
 
 
+@pytest.mark.slow
 def test_the_synthetic_heartbeats_can_be_split_by_patient(tmp_path):
     command = [sys.executable, "-m", "kdlib", "run", "ecg", "--profile", "smoke", "--set", "split=inter-patient"]
     done = subprocess.run(

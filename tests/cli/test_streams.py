@@ -18,6 +18,7 @@ def kd(redirected):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_is_told_on_the_other_stream():
     done = kd("> /dev/full")
@@ -28,6 +29,7 @@ def test_a_full_disk_is_told_on_the_other_stream():
     assert done.returncode == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="needs a shell that closes a stream")
 def test_without_a_standard_output_a_command_ends_as_usual():
     done = kd(">&-")

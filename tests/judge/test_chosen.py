@@ -454,6 +454,7 @@ NUMBERS = {  # held by independent code
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAGES)
 def test_a_tampered_page_is_named(root, tmp_path_factory, name):
     made = tmp_path_factory.mktemp("made") / "again"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import re
 
@@ -23,6 +24,11 @@ from tests.judge.power import shares
 # five numbers of mean 0 and standard deviation 1
 UNIT = np.array([-1.0, -0.5, 0.0, 0.5, 1.0]) / math.sqrt(2.5 / 4)
 NONE = (0.0, 0.0, 0.0, 0.0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _cheap_garbage_collection():
+    gc.freeze()  # statsmodels' multipletests collects garbage at every call: spare it what earlier tests have made
 
 
 @st.composite

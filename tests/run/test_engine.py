@@ -433,6 +433,7 @@ def test_a_run_whose_workers_end_again_and_again_fails_and_stops_no_other(server
 # ---- code and commits
 
 
+@pytest.mark.slow
 def test_edited_code_with_the_same_configuration_is_reused_with_a_notice(server, tmp_path):
     root = write_toy(tmp_path / "edited")
     server.run(tmp_path / "store", "teacher", root=root)

@@ -173,6 +173,7 @@ def test_a_run_that_waited_too_long_for_another_session_is_not_begun(toy, tmp_pa
     assert arms_of(jobs, summary.left) == {"teacher 0", "distilled 0", "baseline 0"}
 
 
+@pytest.mark.slow
 def test_a_run_that_another_process_trains_is_waited_for_until_the_deadline(toy, tmp_path, monkeypatch):
     monkeypatch.setattr("kdlib.run.limit.LEAST_SECONDS", 0.0)
     store = Store(tmp_path)

@@ -64,6 +64,7 @@ def stored(tmp_path_factory):
     return session, {arm: done[job.description.id] for job in jobs for arm in job.arms}
 
 
+@pytest.mark.slow
 def test_a_run_gets_its_arm_configuration_and_network_back(stored):
     session, runs = stored
     everything = [load_experiment(name) for name in NAMES]

@@ -66,6 +66,7 @@ def test_there_are_as_many_places_as_counted(server, tmp_path):
         assert len(answer["finished"]) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", CHOSEN)
 def test_killed_and_run_again(server, unbroken, tmp_path, place):
     log = tmp_path / "log"

@@ -668,6 +668,7 @@ def test_what_cannot_be_copied_at_the_top_is_left(trained, top):
     assert module.A.to_dense().tolist() == torch.eye(3).tolist()
 
 
+@pytest.mark.slow
 def test_a_network_at_the_top_of_a_module_has_the_same_weights_in_each_process(tmp_path):
     write_toy(tmp_path)
     path = tmp_path / "replications" / "toy" / "experiment.py"

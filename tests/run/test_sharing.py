@@ -33,6 +33,7 @@ def started(answer):
     return {label for kind, label, _ in answer["events"] if kind == "started"}
 
 
+@pytest.mark.slow
 def test_four_sessions_take_different_runs(server, tmp_path):
     """Each run takes about a second of sleep, so no session is done before the last one begins."""
     log = tmp_path / "log"

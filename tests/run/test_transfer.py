@@ -459,6 +459,7 @@ def test_mistakes_say_what_to_do(store, tmp_path, monkeypatch, capsys, arguments
     assert tree(store.folder) == before
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_command_and_the_same_one_goes_on(store, target):
     pytest.importorskip("resource")
     code = (

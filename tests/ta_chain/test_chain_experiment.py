@@ -285,6 +285,7 @@ def test_released_runs_stop_early_on_the_test_accuracy_and_others_never_look_at_
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_arms_that_differ_in_their_targets_end_in_different_students(trained):
     """All after six epochs from one start; a run's digest would also tell how many snapshots it has."""
     arms = {"scratch_2": "final", "direct": "round_1", "sham": "final"}
@@ -295,6 +296,7 @@ def test_arms_that_differ_in_their_targets_end_in_different_students(trained):
     assert not any(torch.equal(first, second) for first, second in combinations(weights, 2))
 
 
+@pytest.mark.slow
 def test_metrics_are_measured_on_the_test_pictures(trained):
     metrics = trained["sham"].metrics["final"]
     assert metrics.keys() == {"accuracy", "entropy", "confusion", "parameters", "agreement", "teacher_kl", "epochs"}

@@ -42,6 +42,7 @@ def faults_of(lines):
     return [str(fault) for fault in [*found, *provenance.check_weights(list(runs.values()), {})]]
 
 
+@pytest.mark.slow
 def test_the_runs_of_two_seeds_are_without_fault(lines):
     assert {*lines} == {
         ("teacher", 0),
