@@ -117,7 +117,7 @@ class Held:
             "batch. Call predict_logits(teacher, inputs), or teacher.eval() before the training; name a network "
             'that is meant so in Progress(..., extras={"teacher": teacher})',
             TeacherInTraining,
-            stacklevel=3,
+            stacklevel=4,
         )
 
     def epoch_ends(self) -> None:
@@ -173,7 +173,7 @@ class Held:
     def _tell(self, kind: type[UserWarning], text: str) -> None:
         if kind not in self.is_told:
             self.is_told.add(kind)
-            warnings.warn(text, kind, stacklevel=5)
+            warnings.warn(text, kind, stacklevel=6)  # the line of the loop
 
 
 class _Hook:

@@ -198,8 +198,9 @@ def centred():
 
 @pytest.mark.parametrize("make", [centred, lambda: Bank(torch.zeros(24, 3)), lambda: Bank(np.zeros((24, 3)))])
 def test_tensors_that_go_on_through_a_training_are_told(tmp_path, make):
-    with pytest.warns(StateNotSaved, match="and a tensor as a buffer of a module"):
+    with pytest.warns(StateNotSaved, match="and a tensor as a buffer of a module") as told:
         fit(make(), place=tmp_path / "c")
+    assert told[0].filename.endswith("small_trainings.py")  # the line of the loop
     fit(make())  # without a checkpoint nothing goes on
 
 
