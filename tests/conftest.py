@@ -44,6 +44,14 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_disks() -> Iterator[None]:
+    """Files are made safe against a power cut, which no test simulates; a killed process needs none of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
 @pytest.fixture
 def precision_put_back() -> Iterator[None]:
     """For tests that call `set_precision`, which holds for the process: afterwards all is as before."""

@@ -137,11 +137,11 @@ def test_a_second_progress_is_made_after_the_first_loop(tmp_path):
 
 
 def test_a_part_of_an_epoch_after_the_last_one_is_refused(tmp_path):
-    def train(count, stop=0):
+    def train(count, *stop):
         progress = Progress(model := network(), torch.optim.SGD(model.parameters(), lr=0.1), checkpoint=tmp_path / "c")
 
         def loss(outputs, batch):
-            if progress.epoch + 1 == stop and progress.losses:
+            if progress.epoch + 1 in stop and progress.losses:
                 progress.save()
                 raise Stop
             return hard_targets(outputs, batch)
@@ -149,7 +149,7 @@ def test_a_part_of_an_epoch_after_the_last_one_is_refused(tmp_path):
         return [*epochs(progress, BATCHES, loss, count=count, seed=SEED)]
 
     with pytest.raises(Stop):
-        train(3, stop=3)
+        train(3, 3)
     with pytest.raises(KDError, match=r"expected at most 2 epochs, .* found 2 and a part of another; train more"):
         train(2)
     assert train(3) == [3]

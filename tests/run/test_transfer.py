@@ -488,7 +488,6 @@ def test_a_full_disk_ends_the_command_and_the_same_one_goes_on(store, target):
 @pytest.mark.parametrize(("direction", "begun_there"), [("export", False), ("import", True)])
 def test_killed_at_every_use_of_a_file(store, tmp_path, monkeypatch, direction, begun_there):
     """Whether the target is empty, or has a pruned run, a damaged one, and a checkpoint that is less far."""
-    monkeypatch.setattr(os, "fsync", lambda handle: None)  # for a power cut; it takes most of the time
     prepared, folder = Store(tmp_path / "prepared"), tmp_path / "killed"
     prepared.folder.mkdir()
     if begun_there:
