@@ -486,7 +486,7 @@ def test_a_full_disk_ends_the_command_and_the_same_one_goes_on(store, target):
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system that forks")
 @pytest.mark.parametrize(("direction", "begun_there"), [("export", False), ("import", True)])
-def test_killed_at_every_use_of_a_file(store, tmp_path, monkeypatch, direction, begun_there):
+def test_killed_at_every_use_of_a_file(store, tmp_path, direction, begun_there):
     """Whether the target is empty, or has a pruned run, a damaged one, and a checkpoint that is less far."""
     prepared, folder = Store(tmp_path / "prepared"), tmp_path / "killed"
     prepared.folder.mkdir()
