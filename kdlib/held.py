@@ -29,7 +29,7 @@ __all__ = ["GeneratorNotSaved", "Held", "StateNotSaved", "TeacherInTraining"]
 SAMPLES = 4096  # numbers of an array by which it is known again
 STATES = "state_dict", "load_state_dict"
 Reference = Callable[[], Any]  # a weak one, else what a training replaces would live on
-Weights = Sequence[tuple[Reference, int]]  # each with torch's count of its changes
+Weights = Sequence[tuple[Reference, Any]]  # each with a sample of its numbers
 
 
 class GeneratorNotSaved(UserWarning):
@@ -63,25 +63,36 @@ class Held:
         self.suspects: list[tuple[nn.Module, Weights]] = []  # called in training mode; an optimizer may train them
         self.is_told: set[type[UserWarning]] = set()  # once is enough
         self.looks = 0
-        # What has a state of its own: first as it was at the first step, then as it is after an epoch.
-        self.first: dict[int, tuple[Reference, Any]] = {}
-        self.ends: dict[int, Any] = {}
         self.numbers = numbers_of(self.functions, self.known) if stops else {}
-        self.copies = [_reference(each) for each in self._search()[0]]  # that were there at the beginning
+        alike, objects = self._search()
+        self.copies = [_reference(each) for each in alike]  # that were there at the beginning
+        # What has a state of its own: first as it was at the first step, then as it is after an epoch.
+        self.first = {id(each): (_reference(each), mark) for each, mark in objects}
+        self.ends: dict[int, Any] = {}
+        self.new: list[Reference] = []  # copies of the network that the last epoch has made
 
-    def _search(self) -> tuple[list[nn.Module], list[Any]]:
-        """Find teachers; return networks of the same shapes, and other objects. Some are made at their first use."""
+    def _search(self) -> tuple[list[nn.Module], list[tuple[Any, Any]]]:
+        """Find teachers; return networks of the same shapes, and what has a state, with it.
+
+        Some are made at their first use. Of networks within others the outermost are looked at, since it takes time.
+        """
         found = [*reached(self.functions, self.known).values()]
         others = {str(n): each for n, each in enumerate(found) if issubclass(type(each), torch.optim.Optimizer)}
         trained = {id(weight) for weight in weights_of({**self.optimizers, **others})}
-        parts = {id(part): part for each in found for part in _modules_of(each) if id(part) not in self.own}
-        self.teachers = _that_depend_on_mode(parts.values(), trained)
+        within, parts, outermost = set[int](), list[nn.Module](), list[nn.Module]()
+        for each in found:
+            if id(each) not in within and (inner := [part for part in _modules_of(each) if id(part) not in self.own]):
+                outermost.append(each)
+                parts += inner
+                within |= {id(part) for part in inner}
+        self.teachers = _that_depend_on_mode(outermost, trained)
         like = _shapes_of(self.network)  # those of an average, of which CopyNotSaved tells
-        alike = [each for each in parts.values() if _shapes_of(each) == like]
-        within = {id(part) for each in parts.values() for part in _modules_of(each)[1:]}
-        within |= {id(each) for part in parts.values() for each in _tensors_of(part).values()} | self.saved_tensors
-        left_out = within | {id(each) for each in alike}
-        return alike, [each for each in found if id(each) not in left_out and self.stops]
+        alike = [each for each in parts if type(each) is type(self.network) and _shapes_of(each) == like]
+        left_out = {id(each) for each in alike} | within - {id(each) for each in outermost}
+        left_out |= {id(each) for part in outermost for each in _tensors_of(part).values()} | self.saved_tensors
+        objects = [each for each in found if id(each) not in left_out and self.stops]
+        marks = [(each, _mark(each, self.saved_tensors)) for each in objects]
+        return alike, [(each, mark) for each, mark in marks if mark is not None]
 
     def watching(self, batches: Iterable[Batch], place: str) -> Iterator[Batch]:
         """Pass on an epoch's batches. With the first one, warn of what goes on from the epoch before.
@@ -122,28 +133,29 @@ class Held:
 
     def epoch_ends(self) -> None:
         """Note, after an epoch and its body, the states of objects; warn of a teacher that has not learnt meanwhile."""
-        same = [part for part, weights in self.suspects if all(_count(each()) == before for each, before in weights)]
+        same = [part for part, weights in self.suspects if all(_sample(each()) == before for each, before in weights)]
         if same and TeacherInTraining not in self.is_told:
             self._tell_teacher(same[0])
         self.suspects = []
         self.looks += 1
+        self.ends, self.new = {}, []
         if self.looks.bit_count() == 1:  # 1, 2, 4, 8: something may change from a later epoch on
-            self._search()
-            self.ends = {key: _mark(each(), self.saved_tensors) for key, (each, _) in self.first.items()}
+            alike, objects = self._search()
+            copies = [copy() for copy in self.copies]
+            self.new = [_reference(each) for each in alike if self.stops and not any(each is copy for copy in copies)]
+            for each, mark in objects:
+                if self.first.setdefault(id(each), (_reference(each), mark))[0]() is not each:
+                    self.first[id(each)] = _reference(each), mark  # it has the place of one that is gone
+                self.ends[id(each)] = mark
 
     def _tell_what_goes_on(self, place: str) -> None:
         """Warn of the first of each kind: GeneratorNotSaved, but for a torch one with a new seed, and StateNotSaved."""
-        if self.looks.bit_count() > 1:  # none yet, or 1, 2, 4, 8
-            return
-        alike, objects = self._search()
-        for each in objects:
-            if (now := _mark(each, self.saved_tensors)) is None:
-                continue
-            known, first = self.first.setdefault(key := id(each), (_reference(each), now))
-            end = self.ends.get(key)
-            if known() is not each:  # it has the place of one that is gone
-                self.first[key] = _reference(each), now
-            elif issubclass(type(each), GENERATORS):
+        if not self.looks:
+            self.first = {key: (each, _mark(each(), self.saved_tensors)) for key, (each, _) in self.first.items()}
+        for key, end in self.ends.items():
+            known, first = self.first[key]
+            each, now = known(), _mark(known(), self.saved_tensors)
+            if issubclass(type(each), GENERATORS):
                 if now[0] == first[0] and now[1] != first[1]:
                     self._tell(
                         GeneratorNotSaved,
@@ -152,17 +164,15 @@ class Held:
                         'generator(seed, "noise", epoch) for example, or draw from the global generators; one that is '
                         "seeded anew in each epoch loses nothing",
                     )
-            elif now == end != first:
+            elif each is not None and now == end != first:
                 self._tell(
                     StateNotSaved,
                     f"{place}: the objective or the batches hold a {type(each).__name__} that changes in this "
                     "training, and its checkpoint does not hold it: after a stop, it would begin anew. Name it in "
                     'Progress(..., extras=...), such as extras={"loss": loss}, and a tensor as a buffer of a module; '
-                    "one that only you read needs nothing",
+                    "one that only you read, or that each epoch writes anew, needs nothing",
                 )
-        copies = [each() for each in self.copies]
-        new = [each for each in alike if self.stops and not any(each is copy for copy in copies)]
-        if new and _numbers(self.network) in map(_numbers, new):
+        if self.new and _numbers(self.network) in [_numbers(copy) for each in self.new if (copy := each()) is not None]:
             self._tell(
                 CopyNotSaved,
                 f"{place}: the objective or the batches use a copy that this training has made of its network, and its "
@@ -218,19 +228,20 @@ def _that_depend_on_mode(parts: Iterable[nn.Module], trained: Collection[int]) -
 
     Each has the weights of the largest network that it is a layer of.
     """
-    found: dict[int, tuple[Reference, Weights]] = {}
+    found: list[tuple[Reference, Weights]] = []
     for each in parts:
         weights = _weights_of(each)
-        if weights and not any(id(weight) in trained for weight in weights):
-            counts = [(_reference(weight), _count(weight)) for weight in weights]
-            for part in filter(_changes_with_mode, _modules_of(each)):
-                found.setdefault(id(part), (_reference(part), counts))
-    return [*found.values()]
+        if any(id(weight) in trained for weight in weights):
+            found += _that_depend_on_mode(each.children(), trained)
+        elif weights and (layers := [*filter(_changes_with_mode, _modules_of(each))]):
+            samples = [(_reference(weight), _sample(weight)) for weight in weights]
+            found += [(_reference(part), samples) for part in layers]
+    return found
 
 
 def _changes_with_mode(part: nn.Module) -> bool:
     with suppress(Exception):  # of somebody else's class
-        return depends_on_mode(part) and not isinstance(part, torch.jit.ScriptModule)
+        return depends_on_mode(part) and not isinstance(part, torch.jit.ScriptModule)  # which can have no hook
     return False
 
 
@@ -238,13 +249,6 @@ def _reference(value: Any) -> Reference:
     with suppress(TypeError):  # of a few objects that cannot be referred to weakly
         return weakref.ref(value)
     return lambda: value
-
-
-def _count(weight: Any) -> int:
-    """How often a tensor has been changed, as torch counts it; not of one made in inference mode, or not made yet."""
-    with suppress(Exception):
-        return int(weight._version)
-    return 0
 
 
 def _tensors_of(value: Any) -> dict[str, Tensor]:
@@ -258,36 +262,35 @@ def _tensors_of(value: Any) -> dict[str, Tensor]:
     }
 
 
-def _numbers(network: nn.Module) -> str:
-    """A digest of a sample of the weights."""
-    with suppress(Exception):  # of somebody else's class
-        return " ".join(str(_sample(each.detach().cpu().double().numpy())) for each in network.parameters())
-    return ""
+def _numbers(network: nn.Module) -> list[Any]:
+    return [_sample(weight) for weight in _weights_of(network)]
 
 
-def _sample(values: np.ndarray[Any, Any]) -> int:
-    return hash(values.flat[:: max(1, values.size // SAMPLES)].tobytes())
+def _sample(values: Any) -> Any:
+    """Some of the numbers of a tensor or an array; torch's count of changes does not see those by `.data` or NumPy."""
+    with suppress(Exception):  # of a weight that is not made yet, an array of objects
+        flat = values.detach().reshape(-1) if isinstance(values, Tensor) else values.reshape(-1)
+        some = flat[:: max(1, len(flat) // SAMPLES)]
+        array = some.cpu().double().numpy() if isinstance(some, Tensor) else some
+        return None if array.dtype.hasobject else hash((array.tobytes(), values.shape))
+    return None
 
 
 def _mark(value: Any, saved: Collection[int]) -> Any:
     """What tells two states of a value apart, but for tensors that are saved; None if it has no state.
 
-    Weights and other tensors are known by torch's count of changes, since a teacher's would take long to digest. Only
-    a loss is asked for a `state_dict` of its own: the question begins the iterator of some loaders.
+    Weights and other tensors are known by some of their numbers, since a teacher's would take long to digest. Only a
+    loss is asked for a `state_dict` of its own: the question begins the iterator of some loaders.
     """
     tensors: dict[str, Tensor] = {}
     with suppress(Exception):  # of somebody else's objects
         if issubclass(type(value), GENERATORS):
             return _state(value)
-        if issubclass(type(value), Tensor):
-            return value.data_ptr(), _count(value)
-        if issubclass(type(value), np.ndarray):
-            return None if value.dtype.hasobject else (_sample(value), "sample")
+        if issubclass(type(value), Tensor | np.ndarray):
+            return _sample(value)
         if issubclass(type(value), nn.Module):
             own = {name: each for name, each in _tensors_of(value).items() if id(each) not in saved}
-            tensors = {name: each for name, each in own.items() if not isinstance(each, nn.Parameter)}
-            counts = {name: _count(each) for name, each in own.items() if name not in tensors}
-            return f"{tensor_digest(tensors)} {counts}" if own else None
+            return {name: _sample(each) for name, each in own.items()} or None
         if callable(value) and all(callable(getattr(type(value), name, None)) for name in STATES):
             with global_generators_put_back():
                 notes = pack(value.state_dict(), "state", tensors)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cache
 from types import CodeType
 from typing import Any
 
@@ -192,11 +193,27 @@ def depends_on_mode(module: nn.Module) -> bool:
 
 
 def _drops_by_hand(module: nn.Module) -> bool:
-    """Whether `forward` is written with `self.training` and something that drops, at a rate that is not 0."""
-    names = names_of(code) if isinstance(code := getattr(type(module).forward, "__code__", None), CodeType) else set()
-    drops = {name for name in names if "drop" in name.lower()}
-    if "training" not in names or not drops or is_of_library(type(module).__module__):
+    """Whether `forward`, or a method that it calls, uses `self.training` and something that drops at a rate above 0."""
+    names = _names_of_forward(type(module))  # type: ignore[arg-type]  # mypy takes the hash of an object of the class
+    drops = {name for name in names if "drop" in name.lower() and not hasattr(type(module), name)}
+    if "training" not in names or not drops:
         return False
-    rates = [getattr(module, name, None) for name in (*drops, *({"p"} & names))]
+    holders = [module, *(part for name in names if (part := module.__dict__.get(name)) is not None)]  # a configuration
+    rates = [getattr(holder, name, None) for holder in holders for name in (*drops, *({"p"} & names))]
     numbers = [rate for rate in rates if isinstance(rate, int | float)]
     return any(rate > 0 for rate in numbers) if numbers else True
+
+
+@cache
+def _names_of_forward(kind: type) -> set[str]:
+    """The names that `forward` uses, and the methods of the class that it calls, but for those of libraries."""
+    found, methods = set[str](), {"forward"}
+    for name in (todo := [*methods]):  # grows
+        for each in kind.__mro__:
+            code = getattr(vars(each).get(name), "__code__", None)
+            if isinstance(code, CodeType) and not is_of_library(each.__module__):
+                found |= names_of(code)
+                new = {other for other in names_of(code) - methods if hasattr(kind, other)}
+                methods |= new
+                todo += sorted(new)
+    return found

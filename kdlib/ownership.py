@@ -108,8 +108,7 @@ def refuse_another_loop(stored: Mapping[str, Any], now: Mapping[str, Any], place
         "frozen are the modules that are in evaluation mode when the loop begins, and a loop may leave others so: if "
         "this is the same training, make the network again; else "
     )
-    facts = [{name: each[name] for name in ("seed", "data", "frozen")} for each in (stored, now)]
-    _refuse(_differences(*facts), place, hint if stored["frozen"] != now["frozen"] else "")
+    _refuse(_differences(_facts(stored), _facts(now)), place, hint if stored["frozen"] != now["frozen"] else "")
     known, own = stored.get("numbers", {}), now["numbers"]
     both = known.keys() & own.keys()
     if differ := _differences(*({name: each[name] for name in sorted(both)} for each in (known, own))):
@@ -121,6 +120,11 @@ def refuse_another_loop(stored: Mapping[str, Any], now: Mapping[str, Any], place
             OtherStart,
             stacklevel=5,
         )
+
+
+def _facts(loop: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a loop must not differ in."""
+    return {name: value for name, value in (loop or {}).items() if name != "numbers"}
 
 
 def _data(batches: Any) -> Any:
@@ -217,8 +221,9 @@ def refuse_replaced(path: Path, read: Any, told: tuple[Any, list[dict[str, float
         _, notes = read_checkpoint(path)
     except KDError:
         return
-    history = told[1]
-    if told != (notes["owner"], notes["history"] + history[len(notes["history"]) :], notes["loop"]):
+    owner, history, loop = told
+    found = notes["owner"], notes["history"] + history[len(notes["history"]) :], _facts(notes["loop"])
+    if (owner, history, _facts(loop)) != found:
         raise CheckpointReplaced(
             f"{place}: expected the checkpoint that this training has written, found that another one has replaced it; "
             "give each training a checkpoint of its own, with its seed in the name, for example"

@@ -74,7 +74,7 @@ OTHERS: list[_OfNumPy | _OfPython] = [_OfNumPy(), _OfPython()]  # the global gen
 
 def seed_globally(seed: int) -> None:
     """Seed the global generators of torch, NumPy and Python."""
-    if torch.accelerator.current_accelerator() is not None:
+    if not hasattr(torch, "accelerator") or torch.accelerator.current_accelerator() is not None:
         torch.manual_seed(seed)
     else:  # it would note the place of its call for a device that is not there, which takes a millisecond
         torch.default_generator.manual_seed(seed)

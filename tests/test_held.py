@@ -1,12 +1,15 @@
 """What the functions of a training hold: teachers, states and copies that a stop would lose, and numbers."""
 
 import argparse
+import collections
 import copy
 import functools
 import io
 import threading
+import time
 import types
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -20,7 +23,7 @@ from kdlib.losses import hard_and_soft, soft_target_kl
 from kdlib.ownership import OtherStart
 from kdlib.reach import numbers_of
 from kdlib.training import Progress, epochs, hard_targets, predict_logits
-from tests.small_trainings import BATCHES, adam, student, train
+from tests.small_trainings import BATCHES, STEPS, adam, student, train
 
 
 def teacher():
@@ -48,6 +51,41 @@ class ByHand(nn.Module):
 
     def forward(self, inputs):
         return F.dropout(self.dense(inputs), self.p, self.training)
+
+
+class OfBase(ByHand):
+    def forward(self, inputs):
+        return 1.0 * super().forward(inputs)
+
+
+class OfMethod(ByHand):
+    def forward(self, inputs):
+        return self.head(inputs)
+
+    def head(self, inputs):
+        return F.dropout(self.dense(inputs), self.p, self.training)
+
+
+class OfConfig(nn.Module):
+    def __init__(self, rate):
+        super().__init__()
+        self.dense, self.config = nn.Linear(4, 3), types.SimpleNamespace(dropout=rate)
+
+    def forward(self, inputs):
+        return F.dropout(self.dense(inputs), self.config.dropout, self.training)
+
+
+class TwoOutputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.dense = nn.Linear(4, 3)
+
+    def drop_auxiliary(self, outputs):
+        return outputs[0]
+
+    def forward(self, inputs):
+        outputs = self.dense(inputs), inputs
+        return outputs[0] if self.training else self.drop_auxiliary(outputs)
 
 
 class InClass:
@@ -101,6 +139,9 @@ def of_cache():
     "make",
     [
         lambda: taught_by(ByHand(0.5)),
+        lambda: taught_by(OfBase(0.5)),
+        lambda: taught_by(OfMethod(0.5)),
+        lambda: taught_by(OfConfig(0.5)),
         lambda: Inherits(teacher()),
         OfStaticMethod,
         OfProperty,
@@ -114,7 +155,7 @@ def test_a_teacher_in_training_mode_is_told(make):
         fit(make())
 
 
-@pytest.mark.parametrize("network", [ByHand(0.0), ByHand(0.5).eval(), teacher().eval()])
+@pytest.mark.parametrize("network", [ByHand(0.0), OfConfig(0.0), TwoOutputs(), OfBase(0.5).eval(), teacher().eval()])
 def test_a_teacher_without_dropout_is_not_told(network):
     fit(taught_by(network))
 
@@ -196,12 +237,54 @@ def centred():
     return objective
 
 
-@pytest.mark.parametrize("make", [centred, lambda: Bank(torch.zeros(24, 3)), lambda: Bank(np.zeros((24, 3)))])
+def by_data():
+    centre = torch.zeros(3)
+
+    def objective(outputs, batch):
+        centre.data.mul_(0.9).add_(outputs.detach().mean(0), alpha=0.1)  # torch does not count these changes
+        return hard_targets(outputs - centre, batch)
+
+    return objective
+
+
+BANKS = [lambda: Bank(torch.zeros(24, 3)), lambda: Bank(np.zeros((24, 3)))]
+
+
+@pytest.mark.parametrize("make", [centred, by_data, *BANKS])
 def test_tensors_that_go_on_through_a_training_are_told(tmp_path, make):
     with pytest.warns(StateNotSaved, match="and a tensor as a buffer of a module") as told:
         fit(make(), place=tmp_path / "c")
     assert told[0].filename.endswith("small_trainings.py")  # the line of the loop
     fit(make())  # without a checkpoint nothing goes on
+
+
+def test_a_sum_that_the_body_clears_is_not_told(tmp_path):
+    total = torch.zeros(3)
+
+    def objective(outputs, batch):
+        total.add_(outputs.detach().mean(0))
+        return hard_targets(outputs, batch)
+
+    fit(objective, 3, tmp_path / "c", body=lambda epoch: total.zero_())
+
+
+class Taken(collections.deque):
+    """Who iterates over it takes from it."""
+
+    def __iter__(self):
+        while len(self):
+            yield self.popleft()
+
+
+def test_what_a_container_does_when_it_is_read_is_not_done():
+    weights, seen = Taken([0.5, 0.25, 0.125]), []
+
+    def objective(outputs, batch):
+        seen.append(len(weights))
+        return hard_targets(outputs, batch)
+
+    fit(objective, 1)
+    assert {*seen} == {3}
 
 
 def test_weights_of_rows_that_the_body_changes_are_told(tmp_path):
@@ -337,7 +420,53 @@ def by_global(value):
     return names["objective"]
 
 
+def by_tuple(value):
+    def objective(outputs, batch):
+        temperature, weight = value_and_weight
+        return by_closure(temperature)(outputs, batch) * weight
+
+    value_and_weight = value, 1.0
+    return objective
+
+
+def by_literals(value):
+    names = {"by_closure": by_closure}
+    exec(
+        f"def objective(outputs, batch):\n    t, w = {value}, 1.0\n    return by_closure(t)(outputs, batch) * w", names
+    )
+    return names["objective"]
+
+
+class Setting(NamedTuple):
+    temperature: float
+
+
+def by_named_tuple(value):
+    config = Setting(value)
+    return lambda outputs, batch: by_closure(config.temperature)(outputs, batch)
+
+
+def by_numpy(value):
+    return by_closure(np.float64(value))
+
+
+def by_unpacking(value):
+    config = {"temperature": value}
+    return lambda outputs, batch: by_partial(1.0)(outputs, batch, **config)
+
+
+def by_loss(value):
+    loss = nn.SmoothL1Loss(beta=value)
+    return lambda outputs, batch: loss(outputs, torch.zeros_like(outputs))
+
+
 MAKERS = [
+    by_tuple,
+    by_literals,
+    by_named_tuple,
+    by_numpy,
+    by_unpacking,
+    by_loss,
     by_closure,
     by_default,
     by_partial,
@@ -367,8 +496,59 @@ def test_counters_in_lists_and_other_objects_are_no_numbers_of_a_function():
         steps[0] += 1
         return network(outputs) * 2.5
 
-    name = "test_counters_in_lists_and_other_objects_are_no_numbers_of_a_function.<locals>.objective: number"
+    name = "test_counters_in_lists_and_other_objects_are_no_numbers_of_a_function.<locals>.objective.numbers"
     assert numbers_of([objective], ()) == {name: "0, 1, 2.5"}
+
+
+def test_swapped_weights_are_told():
+    def one(outputs, batch):
+        return hard_and_soft(outputs, outputs, batch.labels, 0.1, 0.9, 4.0)
+
+    def other(outputs, batch):
+        return hard_and_soft(outputs, outputs, batch.labels, 0.9, 0.1, 4.0)
+
+    assert {*numbers_of([one], ()).values()} == {"0.1, 0.9, 4.0"}
+    assert {*numbers_of([other], ()).values()} == {"0.9, 0.1, 4.0"}
+
+
+class Trainer:
+    def __init__(self, **settings):
+        self.step, self.began, self.log = 0, time.time(), {"caf\udce9": 3}
+        self.arguments = argparse.Namespace(temperature=4.0, **settings)
+
+    def __call__(self, outputs, batch):
+        self.step += 1
+        assert time.time() >= self.began
+        assert self.log
+        return by_closure(self.arguments.temperature)(outputs, batch)
+
+
+def test_what_a_rerun_has_otherwise_is_no_number(tmp_path):
+    calls = size = 0
+
+    def counted(outputs, batch):
+        nonlocal calls
+        calls += 1
+        return hard_targets(outputs, batch) * batch.inputs.size(0) / 8
+
+    assert numbers_of([counted], ()).keys() == {f"{counted.__qualname__}.numbers"}
+    assert size == 0
+    first, second = Trainer(epochs=2, workers=2), Trainer(epochs=3, workers=8)
+    fit(first, 2, tmp_path / "c")
+    fit(second, 3, tmp_path / "c")
+    fit(first, 4, tmp_path / "c")  # as a cell of a notebook that is run again
+    assert first.step == 3 * STEPS
+
+
+def test_a_file_that_has_another_number_on_its_disk_is_the_trainings_own(tmp_path):
+    fit(by_closure(4.0), 1, tmp_path / "c")
+    network = student()
+    progress = Progress(network, adam(network), checkpoint=tmp_path / "c")
+    content = (tmp_path / "c").read_bytes()
+    (tmp_path / "other").write_bytes(content)
+    (tmp_path / "other").replace(tmp_path / "c")
+    with pytest.warns(OtherStart):
+        assert train(progress, 2, by_closure(5.0)).epoch == 2
 
 
 def test_a_checkpoint_without_numbers_goes_on(tmp_path, monkeypatch):
