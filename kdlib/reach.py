@@ -23,7 +23,7 @@ __all__ = ["numbers_of", "reached"]
 MOST = 10_000  # objects that are looked into, the nearest ones first
 ENTRIES = 100  # of a list or a dictionary that is looked into: a longer one is data
 LARGEST = 1e8  # of a number that a user chooses: seconds since 1970 are more
-LONGEST = 100  # characters of a name
+LONGEST = 100  # characters of a name, of which the last ones say what it is
 CONTAINERS = dict, list, tuple, set, deque
 CALLED = types.FunctionType, types.MethodType, functools.partial, staticmethod, classmethod, property
 ENTRY = "STORE_SUBSCR"  # changes an entry of a dictionary, whose key is not known
@@ -68,7 +68,7 @@ def numbers_of(roots: Iterable[Any], known: Collection[int]) -> dict[str, str]:
                     is_used = (is_used or GIVES_ALL in used) and ENTRY not in changed
                 if is_used and str(key) not in changed and (texts := _texts(part)):
                     name = ascii(str(key) if place == "key" else f"{owner}.{key}")[1:-1]
-                    found.setdefault(name[:LONGEST], []).extend(texts)
+                    found.setdefault(name[-LONGEST:], []).extend(texts)
     return {name: ", ".join(texts) for name, texts in found.items()}
 
 

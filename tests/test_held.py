@@ -558,3 +558,16 @@ def test_a_checkpoint_without_numbers_goes_on(tmp_path, monkeypatch):
     network = student()
     progress = Progress(network, adam(network), checkpoint=tmp_path / "c")
     assert [*epochs(progress, BATCHES, by_closure(20.0), count=3, seed=0)] == [3]
+
+
+def test_long_names_are_told_apart_by_their_ends():
+    def a_function_with_a_name_that_is_as_long_as_the_names_of_functions_in_tests_are():
+        first, second = 2.5, 3.5
+        return lambda outputs, batch: first * second * 4.5
+
+    found = numbers_of([a_function_with_a_name_that_is_as_long_as_the_names_of_functions_in_tests_are()], ())
+    assert {name[-8:]: value for name, value in found.items()} == {
+        "a>.first": "2.5",
+        ">.second": "3.5",
+        ".numbers": "4.5",
+    }
