@@ -148,6 +148,7 @@ def test_every_changed_number_is_found(root, monkeypatch, name, same_bits):
         path.write_text(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("column", ["seed", "arm", "over", "metric"])
 def test_a_changed_name_of_a_drawn_number_is_found(root, column):
     path = root / "results/mnist/full-figure.csv"
@@ -414,6 +415,7 @@ def test_a_verdict_and_bands_of_too_few_seeds_are_found(root):
         assert any(line.startswith(f"replications/ecg/bands.toml, tables, {part}") for line in named)
 
 
+@pytest.mark.slow
 def test_an_edited_experiment_is_found(made, monkeypatch):
     profiles = load_experiment("ecg").profiles
     edited = replace(profiles["full"], config=replace(profiles["full"].config, batch=32))
@@ -607,6 +609,7 @@ def edited(path: Path, change: Callable[[Any], None], manifest: bool = True) -> 
         (path.parent / "manifest.json").write_text(json.dumps(sums))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["run.json", "soft_targets.safetensors"])
 def test_a_changed_byte_of_a_pruned_run_is_found(root, history, file):
     path = next(root.glob(f"replications/*/recorded_teachers/da8d35441307415d/{file}"))
@@ -616,6 +619,7 @@ def test_a_changed_byte_of_a_pruned_run_is_found(root, history, file):
     assert any(f"da8d35441307415d, manifest, {file}: expected" in line for line in of_origins(root, history))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -727,6 +731,7 @@ BUGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", BUGS)
 def test_an_error_of_the_code_that_writes_the_tables_is_found(root, monkeypatch, place):
     (root / "replications/ta_chain/figures.py").unlink()

@@ -28,6 +28,7 @@ def finished(answer):
     return {name.partition("/")[0] for name in answer["finished"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [100, 2000, 4000])
 def test_a_full_disk_is_told_and_loses_nothing(server, whole, tmp_path, limit):
     """A limit on file sizes acts as a full disk: at the first byte, in a checkpoint, in the teacher's weights."""
