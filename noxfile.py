@@ -50,7 +50,7 @@ TESTS = "-n 2 --ignore tests/browser --ignore tests/cluster"
 
 # Each session is one or more commands of the environment's Python. What follows `--` is added to the last one.
 SESSIONS = {
-    "tests": ("Run the tests (under 5 minutes on 2 cores).", f"-m pytest {TESTS} -m 'not slow'"),
+    "tests": ("Run the tests (some 6 minutes on 2 cores).", f"-m pytest {TESTS} -m 'not slow'"),
     "slow": ("Run the tests that take more than some seconds each.", f"-m pytest {TESTS} -m slow"),
     "lint": ("Check style and formatting with ruff.", "-m ruff check .", "-m ruff format --check ."),
     "types": ("Check types with mypy, strictly.", "-m mypy"),
