@@ -18,10 +18,10 @@ from torch.utils._pytree import tree_leaves
 
 from kdlib.trainable import weights_of
 
-__all__ = ["Copies", "CopyNotSaved"]
+__all__ = ["Copies", "CopyNotSaved", "sample"]
 
 LEAST_SECONDS = 2.0  # of an epoch: a search takes a tenth of a second, and of a shorter training a stop costs little
-SAMPLES = 1024  # numbers of a weight by which it is known again
+SAMPLES = 4096  # numbers of a tensor or an array by which it is known again
 NEAR = 0.7  # of the weights' norm: an average differs less from them than gradients or moments do
 _known: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # parts of a training with a loop of its own, and of its extras
 
@@ -128,13 +128,7 @@ class Copies:
 
     def _mark(self, copy: Any) -> int | None:
         """A number that is the same for the same numbers of the weight, on any device; None if there is none."""
-        weight = self._weight(copy)
-        if weight is None:
-            return None
-        with suppress(Exception):  # a tensor of another kind
-            flat = weight.detach().reshape(-1)
-            return hash(tuple(flat[:: max(1, len(flat) // SAMPLES)].tolist()))
-        return None
+        return sample(self._weight(copy))
 
     def _first(self, copy: Any) -> Tensor:
         """The weight in a map or a list, which may have the network's names, others, or none."""
@@ -178,6 +172,19 @@ class Copies:
                 is_copy = [each.shape for each in parts] == [*self.shapes.values()]
                 if is_copy and first.data_ptr() != own.data_ptr():
                     yield value
+
+
+def sample(values: Any) -> int | None:
+    """Return a number that is the same for the same numbers of a tensor or an array; None if there is none.
+
+    torch's own count of changes does not see those by `.data` or NumPy.
+    """
+    with suppress(Exception):  # nothing, a weight that is not made yet, an array of objects
+        flat = values.detach().reshape(-1) if isinstance(values, Tensor) else values.reshape(-1)
+        some = flat[:: max(1, len(flat) // SAMPLES)]
+        array = some.cpu().double().numpy() if isinstance(some, Tensor) else some
+        return None if array.dtype.hasobject else hash((array.tobytes(), values.shape))
+    return None
 
 
 class _Held:

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from kdlib.attributes import GENERATORS
 from kdlib.batches import Batch
-from kdlib.copies import CopyNotSaved
+from kdlib.copies import CopyNotSaved, sample
 from kdlib.files import canonical_json, tensor_digest
 from kdlib.modes import depends_on_mode
 from kdlib.packing import pack
@@ -26,7 +26,6 @@ from kdlib.trainable import Optimizers, weights_of
 
 __all__ = ["GeneratorNotSaved", "Held", "StateNotSaved", "TeacherInTraining"]
 
-SAMPLES = 4096  # numbers of an array by which it is known again
 STATES = "state_dict", "load_state_dict"
 Reference = Callable[[], Any]  # a weak one, else what a training replaces would live on
 Weights = Sequence[tuple[Reference, Any]]  # each with a sample of its numbers
@@ -64,17 +63,17 @@ class Held:
         self.is_told: set[type[UserWarning]] = set()  # once is enough
         self.looks = 0
         self.numbers = numbers_of(self.functions, self.known) if stops else {}
-        alike, objects = self._search()
-        self.copies = [_reference(each) for each in alike]  # that were there at the beginning
+        networks, states = self._search()
+        self.of_before = [_reference(network) for network in networks]  # a process that goes on makes these again
         # What has a state of its own: first as it was at the first step, then as it is after an epoch.
-        self.first = {id(each): (_reference(each), mark) for each, mark in objects}
+        self.first = {id(each): (_reference(each), state) for each, state in states}
         self.ends: dict[int, Any] = {}
-        self.new: list[Reference] = []  # copies of the network that the last epoch has made
+        self.made: list[Reference] = []  # copies of the network that the last epoch has made
 
     def _search(self) -> tuple[list[nn.Module], list[tuple[Any, Any]]]:
-        """Find teachers; return networks of the same shapes, and what has a state, with it.
+        """Find teachers; return networks like the one that is trained, and other objects that have a state, with it.
 
-        Some are made at their first use. Of networks within others the outermost are looked at, since it takes time.
+        Objects may be made at their first use, so this is done again. Neither is returned if nothing is to be saved.
         """
         found = [*reached(self.functions, self.known).values()]
         others = {str(n): each for n, each in enumerate(found) if issubclass(type(each), torch.optim.Optimizer)}
@@ -86,13 +85,19 @@ class Held:
                 parts += inner
                 within |= {id(part) for part in inner}
         self.teachers = _that_depend_on_mode(outermost, trained)
-        like = _shapes_of(self.network)  # those of an average, of which CopyNotSaved tells
-        alike = [each for each in parts if type(each) is type(self.network) and _shapes_of(each) == like]
-        left_out = {id(each) for each in alike} | within - {id(each) for each in outermost}
-        left_out |= {id(each) for part in outermost for each in _tensors_of(part).values()} | self.saved_tensors
-        objects = [each for each in found if id(each) not in left_out and self.stops]
-        marks = [(each, _mark(each, self.saved_tensors)) for each in objects]
-        return alike, [(each, mark) for each, mark in marks if mark is not None]
+        if not self.stops:
+            return [], []
+        shapes = _shapes_of(self.network)
+        networks = [part for part in parts if type(part) is type(self.network) and _shapes_of(part) == shapes]
+        # Of networks, CopyNotSaved tells. The parts and tensors of other modules belong to the state of the outermost.
+        left_out = self.saved_tensors | {id(network) for network in networks}
+        left_out |= within - {id(module) for module in outermost}
+        left_out |= {id(tensor) for module in outermost for tensor in _tensors_of(module).values()}
+        states = []
+        for each in found:
+            if id(each) not in left_out and (state := _mark(each, self.saved_tensors)) is not None:
+                states.append((each, state))
+        return networks, states
 
     def watching(self, batches: Iterable[Batch], place: str) -> Iterator[Batch]:
         """Pass on an epoch's batches. With the first one, warn of what goes on from the epoch before.
@@ -133,20 +138,21 @@ class Held:
 
     def epoch_ends(self) -> None:
         """Note, after an epoch and its body, the states of objects; warn of a teacher that has not learnt meanwhile."""
-        same = [part for part, weights in self.suspects if all(_sample(each()) == before for each, before in weights)]
+        same = [part for part, weights in self.suspects if all(sample(each()) == before for each, before in weights)]
         if same and TeacherInTraining not in self.is_told:
             self._tell_teacher(same[0])
         self.suspects = []
         self.looks += 1
-        self.ends, self.new = {}, []
+        self.ends, self.made = {}, []
         if self.looks.bit_count() == 1:  # 1, 2, 4, 8: something may change from a later epoch on
-            alike, objects = self._search()
-            copies = [copy() for copy in self.copies]
-            self.new = [_reference(each) for each in alike if self.stops and not any(each is copy for copy in copies)]
-            for each, mark in objects:
-                if self.first.setdefault(id(each), (_reference(each), mark))[0]() is not each:
-                    self.first[id(each)] = _reference(each), mark  # it has the place of one that is gone
-                self.ends[id(each)] = mark
+            networks, states = self._search()
+            of_before = {id(known()) for known in self.of_before}
+            self.made = [_reference(network) for network in networks if id(network) not in of_before]
+            for each, state in states:
+                known, _ = self.first.get(id(each), (None, None))
+                if known is None or known() is not each:  # it is new; it may have the place of one that is gone
+                    self.first[id(each)] = _reference(each), state
+                self.ends[id(each)] = state
 
     def _tell_what_goes_on(self, place: str) -> None:
         """Warn of the first of each kind: GeneratorNotSaved, but for a torch one with a new seed, and StateNotSaved."""
@@ -154,7 +160,8 @@ class Held:
             self.first = {key: (each, _mark(each(), self.saved_tensors)) for key, (each, _) in self.first.items()}
         for key, end in self.ends.items():
             known, first = self.first[key]
-            each, now = known(), _mark(known(), self.saved_tensors)
+            each = known()
+            now = _mark(each, self.saved_tensors)
             if issubclass(type(each), GENERATORS):
                 if now[0] == first[0] and now[1] != first[1]:
                     self._tell(
@@ -172,7 +179,7 @@ class Held:
                     'Progress(..., extras=...), such as extras={"loss": loss}, and a tensor as a buffer of a module; '
                     "one that only you read, or that each epoch writes anew, needs nothing",
                 )
-        if self.new and _numbers(self.network) in [_numbers(copy) for each in self.new if (copy := each()) is not None]:
+        if self.made and _numbers(self.network) in [_numbers(made()) for made in self.made]:
             self._tell(
                 CopyNotSaved,
                 f"{place}: the objective or the batches use a copy that this training has made of its network, and its "
@@ -234,7 +241,7 @@ def _that_depend_on_mode(parts: Iterable[nn.Module], trained: Collection[int]) -
         if any(id(weight) in trained for weight in weights):
             found += _that_depend_on_mode(each.children(), trained)
         elif weights and (layers := [*filter(_changes_with_mode, _modules_of(each))]):
-            samples = [(_reference(weight), _sample(weight)) for weight in weights]
+            samples = [(_reference(weight), sample(weight)) for weight in weights]
             found += [(_reference(part), samples) for part in layers]
     return found
 
@@ -263,17 +270,7 @@ def _tensors_of(value: Any) -> dict[str, Tensor]:
 
 
 def _numbers(network: nn.Module) -> list[Any]:
-    return [_sample(weight) for weight in _weights_of(network)]
-
-
-def _sample(values: Any) -> Any:
-    """Some of the numbers of a tensor or an array; torch's count of changes does not see those by `.data` or NumPy."""
-    with suppress(Exception):  # of a weight that is not made yet, an array of objects
-        flat = values.detach().reshape(-1) if isinstance(values, Tensor) else values.reshape(-1)
-        some = flat[:: max(1, len(flat) // SAMPLES)]
-        array = some.cpu().double().numpy() if isinstance(some, Tensor) else some
-        return None if array.dtype.hasobject else hash((array.tobytes(), values.shape))
-    return None
+    return [sample(weight) for weight in _weights_of(network)]
 
 
 def _mark(value: Any, saved: Collection[int]) -> Any:
@@ -287,10 +284,10 @@ def _mark(value: Any, saved: Collection[int]) -> Any:
         if issubclass(type(value), GENERATORS):
             return _state(value)
         if issubclass(type(value), Tensor | np.ndarray):
-            return _sample(value)
+            return sample(value)
         if issubclass(type(value), nn.Module):
             own = {name: each for name, each in _tensors_of(value).items() if id(each) not in saved}
-            return {name: _sample(each) for name, each in own.items()} or None
+            return {name: sample(each) for name, each in own.items()} or None
         if callable(value) and all(callable(getattr(type(value), name, None)) for name in STATES):
             with global_generators_put_back():
                 notes = pack(value.state_dict(), "state", tensors)

@@ -52,12 +52,12 @@ def numbers_of(roots: Iterable[Any], known: Collection[int]) -> dict[str, str]:
     What a function changes itself is a counter, and no number of it.
     """
     values = [*reached(roots, known, of_users=True).values()]
-    used, changed = set[str](), set[str]()
+    used, changed, done = set[str](), set[str](), set[str]()
     for code in (code for value in values for code in _codes(value)):
         steps = [*dis.get_instructions(code)]
         used |= {*code.co_names, *(each for each in code.co_consts if type(each) is str)}
-        used |= {step.opname for step in steps if step.opname == GIVES_ALL}
         changed |= {str(step.argval) for step in steps if _changes(step, code)}
+        done |= {step.opname for step in steps}
     found: dict[str, list[str]] = {}
     for value in values:
         with suppress(Exception):  # of somebody else's objects
@@ -65,7 +65,7 @@ def numbers_of(roots: Iterable[Any], known: Collection[int]) -> dict[str, str]:
             for place, key, part in [each for each in [*_parts(value), *_constants(value)] if each[0]]:
                 is_used = place in ("number", "given") or str(key) in used or type(key) is not str
                 if place == "key":
-                    is_used = (is_used or GIVES_ALL in used) and ENTRY not in changed
+                    is_used = (is_used or GIVES_ALL in done) and ENTRY not in done
                 if is_used and str(key) not in changed and (texts := _texts(part)):
                     name = ascii(str(key) if place == "key" else f"{owner}.{key}")[1:-1]
                     found.setdefault(name[-LONGEST:], []).extend(texts)
@@ -76,7 +76,7 @@ def _changes(step: dis.Instruction, code: types.CodeType) -> bool:
     """Whether an instruction changes something that outlives the function, but for the making of an object."""
     if code.co_name in ("__init__", "__post_init__", "__new__", "__setstate__"):
         return False
-    return step.opname in ("STORE_GLOBAL", "STORE_ATTR", ENTRY) or (
+    return step.opname in ("STORE_GLOBAL", "STORE_ATTR") or (
         step.opname == "STORE_DEREF" and step.argval in code.co_freevars
     )
 
@@ -158,9 +158,7 @@ def _of_function(value: types.FunctionType) -> list[tuple[str, Any, Any]]:
     """What a function, and the functions within it, name: of modules that are the user's, what the function names."""
     code = value.__code__
     names = sorted(names_of(code)) if _is_users(str(value.__module__)) else []
-    loaded = {
-        step.argval for each in _codes(value) for step in dis.get_instructions(each) if step.opname == "LOAD_GLOBAL"
-    }
+    loaded = {name for each in _codes(value) for name in _globals_of(each)}
     named = [(name, value.__globals__[name]) for name in names if name in value.__globals__ and name in loaded]
     for module in [part for _, part in named if isinstance(part, types.ModuleType)]:
         if _is_users(module.__name__):
@@ -172,6 +170,11 @@ def _of_function(value: types.FunctionType) -> list[tuple[str, Any, Any]]:
         *(("given", name, each) for name, each in [*cells, *given]),
         *(("attribute", name, each) for name, each in named),
     ]
+
+
+@functools.cache  # the same functions are searched again after epochs
+def _globals_of(code: types.CodeType) -> list[str]:
+    return [str(step.argval) for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"]
 
 
 def _is_users(module: str) -> bool:

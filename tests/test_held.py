@@ -500,6 +500,20 @@ def test_counters_in_lists_and_other_objects_are_no_numbers_of_a_function():
     assert numbers_of([objective], ()) == {name: "0, 1, 2.5"}
 
 
+def test_counters_in_a_dictionary_are_no_numbers_of_a_function():
+    state = {"step": 7, "temperature": 4.0}
+
+    def reads(outputs, batch):
+        return outputs * state["temperature"]
+
+    def counts(outputs, batch):
+        state["step"] += 1
+        return outputs * state["temperature"]
+
+    assert numbers_of([reads], ()) == {"temperature": "4.0"}
+    assert "step" not in "".join(numbers_of([counts], ()))
+
+
 def test_swapped_weights_are_told():
     def one(outputs, batch):
         return hard_and_soft(outputs, outputs, batch.labels, 0.1, 0.9, 4.0)
