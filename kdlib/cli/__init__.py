@@ -118,6 +118,7 @@ def _parser() -> _Parser:
     from kdlib import __version__
     from kdlib.cli import commands as kd
     from kdlib.cli import data, export, listing, runs, values
+    from kdlib.cli.check_resume import check_resume
     from kdlib.cli.gpu_check import gpu_check
     from kdlib.cli.new import new
     from kdlib.run.experiment import DEFAULT
@@ -227,6 +228,18 @@ def _parser() -> _Parser:
 
     look = command("gpu-check", gpu_check, "Say whether a device computes right, and how fast students are on it.")
     look.add_argument("--device", default="cuda", help="cuda (default), cuda:N or cpu")
+
+    stops = command(
+        "check-resume",
+        check_resume,
+        "Run a training script that uses kdlib, stop it again and again, and say whether it ends in the same state as "
+        "without a stop. Its checkpoints go into a temporary folder; whatever else it writes, it writes several times.",
+    )
+    stops.add_argument(
+        "--epochs", type=values.count, default=3, metavar="N", help="epochs of each training at most (default: 3)"
+    )
+    stops.add_argument("script", metavar="SCRIPT", help="a file train.py, or the name of a module, such as my.train")
+    stops.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="what the script gets")
 
     held = command("data", data.data, "List, fetch, verify or locate data sets.")
     held.add_argument("action", choices=("list", "fetch", "verify", "where"))
