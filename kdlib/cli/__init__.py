@@ -9,7 +9,6 @@ import select
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from kdlib.cli.again import how_to_go_on, name_of
 from kdlib.cli.stopping import INTERRUPTED, STOPPED, Stopped, Stopping
@@ -104,36 +103,27 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-class _Parser(argparse.ArgumentParser):
-    """Its errors repeat arguments, which may be names of files."""
-
-    def error(self, message: str) -> NoReturn:
-        from kdlib.terminal import printable
-
-        super().error(printable(message))
-
-
-def _parser() -> _Parser:
+def _parser() -> argparse.ArgumentParser:
     # Commands are imported when they run: `kd runs list` should not wait for pandas.
     from kdlib import __version__
     from kdlib.cli import commands as kd
-    from kdlib.cli import data, export, listing, runs, values
+    from kdlib.cli import data, export, listing, options, runs, values
     from kdlib.cli.check_resume import check_resume
     from kdlib.cli.gpu_check import gpu_check
     from kdlib.cli.new import new
     from kdlib.run.experiment import DEFAULT
 
-    parser = _Parser(prog="kd", description="Replications of knowledge-distillation results.")
+    parser = options.Parser(prog="kd", description="Replications of knowledge-distillation results.")
     parser.add_argument("--version", action="version", version=f"kdlib {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, function: object, about: str, *parents: _Parser) -> _Parser:
+    def command(name: str, function: object, about: str, *parents: options.Parser) -> options.Parser:
         # Whole names of options only: the command that goes on is made from those that were given.
         added = commands.add_parser(name, help=about, description=about, parents=parents, allow_abbrev=False)
         added.set_defaults(command=function)
         return added
 
-    common, store, limits = _common(), _store(), _sessions()
+    common, store, limits = options.common(), options.store(), options.sessions()
     one = command(
         "run", kd.run, "Run a replication: train what the store lacks, judge, write tables.", common, store, limits
     )
@@ -246,82 +236,3 @@ def _parser() -> _Parser:
     held.add_argument("names", nargs="*", metavar="NAME")
     held.add_argument("--data", type=values.folder, metavar="DIR", help="folder that holds the data sets' folders")
     return parser
-
-
-def _store() -> _Parser:
-    from kdlib.cli import values
-
-    options = _Parser(add_help=False)
-    options.add_argument(
-        "--store", type=values.folder, default=Path(".kd"), metavar="DIR", help="where runs are kept (default: .kd)"
-    )
-    return options
-
-
-def _sessions() -> _Parser:
-    from kdlib.cli import values
-
-    options = _Parser(add_help=False)
-    options.add_argument(
-        "--minutes",
-        type=values.minutes,
-        metavar="M",
-        help="stop training after so many minutes, at checkpoints, with status 3; the last line continues",
-    )
-    options.add_argument(
-        "--ray", type=values.word, metavar="ADDRESS", help="train on a Ray cluster: its address, auto or local"
-    )
-    options.add_argument(
-        "--print", action="store_true", help="print the whole Markdown tables before the summary of the session"
-    )
-    options.add_argument(
-        "--order",
-        choices=("seeds", "arms"),
-        default="seeds",
-        help="begin all arms of a seed before the next seed (default), or all seeds of an arm before the next arm",
-    )
-    return options
-
-
-def _common() -> _Parser:
-    from kdlib.cli import values
-
-    options = _Parser(add_help=False)
-    options.add_argument("--data", type=values.folder, metavar="DIR", help="folder that holds the data sets' folders")
-    options.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="another value of a field that chooses the data (its tables are kept apart)",
-    )
-    options.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    options.add_argument("--threads", type=values.count, default=1, help="threads of a training process (default: 1)")
-    options.add_argument(
-        "--workers",
-        type=values.count,
-        help="training processes side by side, spread over the visible cards of a GPU machine (default on a CPU: the "
-        "cores divided by --threads; with --ray: as many as fit)",
-    )
-    options.add_argument(
-        "--replicas",
-        type=values.count,
-        default=1,
-        metavar="N",
-        help="train up to N students of one kind side by side, for a GPU (default: 1); the number "
-        "is part of a run's identity",
-    )
-    options.add_argument(
-        "--convolutions",
-        default="grouped",
-        metavar="WAY",
-        help="of students side by side: grouped (default) or products (kd gpu-check measures both); part of "
-        "a run's identity",
-    )
-    options.add_argument(
-        "--no-graphs",
-        dest="graphs",
-        action="store_false",
-        help="on a CUDA device, launch each operation of a step by itself instead of replaying recorded steps",
-    )
-    return options
