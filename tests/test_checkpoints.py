@@ -553,6 +553,7 @@ def test_a_change_of_an_extra_state_is_seen():
 WRAPPERS = {"compiled": lambda model: torch.compile(model, backend="eager"), "data parallel": nn.DataParallel}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
 def test_wrapped_models_share_files_with_plain_ones(tmp_path, wrap):
     plain = train(tmp_path / "plain", count=3)

@@ -149,6 +149,7 @@ def test_a_damaged_file_is_not_read(tmp_path, damage):
     assert code_cache.read(tmp_path / "code") is None
 
 
+@pytest.mark.slow
 def test_a_damaged_file_and_one_that_is_no_code_are_made_again(source, tmp_path):
     cache = tmp_path / "cache"
     run(source, cache)

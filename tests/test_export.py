@@ -48,6 +48,7 @@ def file(model, inputs, tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 5, 70])
 def test_any_number_of_examples_gets_the_logits_of_torch(file, model, inputs, count):
     found = export.onnx_predictor(str(file))(inputs[:count])
@@ -90,6 +91,7 @@ def test_int8_is_smaller_and_predicts_nearly_the_same(file, model, inputs, tmp_p
     assert 0 < float((expected - found).abs().max()) < 0.05 * float(expected.abs().max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("off", [1e-3, float("nan")])
 def test_other_logits_are_refused_and_nothing_is_written(model, inputs, tmp_path, monkeypatch, off):
     right = export._predicted
@@ -152,6 +154,7 @@ class Rows(nn.Module):
         return self.head(x.view(len(x), -1))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile itself
 @pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
 def test_a_wrapped_network_is_exported_without_its_wrapper(tmp_path, wrap):
@@ -192,6 +195,7 @@ def test_a_latency_of_fewer_than_no_predictions_is_refused():
             latency(lambda: None, warm_up=wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["float64", "recurrent"])
 def test_a_file_without_weights_in_8_bits_is_no_int8_file(tmp_path, kind):
     class Recurrent(nn.Module):
@@ -228,6 +232,7 @@ def test_a_network_that_draws_in_evaluation_mode_is_told(tmp_path):
         export.onnx_file(Draws(4, 3), torch.randn(8, 4), tmp_path / "model.onnx")
 
 
+@pytest.mark.slow
 def test_examples_may_have_a_gradient(tmp_path):
     inputs = torch.randn(8, 4, requires_grad=True)
     export.onnx_file(nn.Linear(4, 3), inputs, tmp_path / "model.onnx")

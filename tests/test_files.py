@@ -296,6 +296,7 @@ def test_a_folder_or_nothing_in_place_of_a_file(tmp_path):
             load_tensors(path)
 
 
+@pytest.mark.slow
 def test_kdlib_reads_no_pickle_but_machine_code_that_it_keeps():
     """No other file imports a module that unpickles, or calls a function that unpickles under another name."""
     modules = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

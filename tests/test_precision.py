@@ -52,6 +52,7 @@ def test_another_precision_is_refused():
         set_precision("float16")
 
 
+@pytest.mark.slow
 def test_the_usual_settings_import_no_compiler():
     """Torch imports it to set deterministic algorithms: seconds in each process, and a signal may fall into them."""
     code = (

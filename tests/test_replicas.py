@@ -90,6 +90,7 @@ def pictures_with_targets(seed):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rates", [(0.0,) * 4, Student.RATES], ids=["no dropout", "dropout"])
 def test_replicas_end_where_single_runs_do(rates):
     """Weights, averages of batch norm and losses are equal after an epoch of four steps, of which the last is short.

@@ -63,6 +63,7 @@ def test_torchvision_loads_with_the_declarations_and_not_without():
     assert lines == ["without: operator torchvision::nms does not exist", "with: nms qnms"]
 
 
+@pytest.mark.slow
 def test_operators_that_are_there_are_left_alone():
     assert python(PRESENT) == ["[] [] [1.5, 1.5]"]
 

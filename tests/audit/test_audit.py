@@ -635,6 +635,7 @@ def test_a_pruned_run_has_the_metrics_of_its_logits(root, history, change, said)
     assert any(said in line for line in of_origins(root, history))
 
 
+@pytest.mark.slow
 def test_a_record_is_bound_to_the_pruned_run_of_its_id_or_of_its_configuration(root, history):
     lines = {name: read(root, name) for name in ("grid", "ta_chain")}
     (stand_in,) = (line for line in lines["grid"] if "teacher" in line["arms"])

@@ -72,6 +72,7 @@ def products(layers, side):
     return total
 
 
+@pytest.mark.slow
 def test_the_student_has_the_stated_parameters_and_operations():
     layers = [(3, 24, 4, 4, 0), (24, 32, 3, 2, 1), (32, 64, 3, 1, 1), (64, 64, 3, 2, 1)]
     weights = sum(into * out * kernel**2 for into, out, kernel, *_ in layers)
@@ -213,6 +214,7 @@ def test_the_second_half_of_the_training_part_is_the_first_mirrored():
     assert not (images[:N, None] == data.test.inputs[None, :8]).flatten(2).all(2).any()
 
 
+@pytest.mark.slow
 def test_all_arms_of_a_seed_take_the_same_steps_from_the_same_weights(monkeypatch):
     steps = []
 

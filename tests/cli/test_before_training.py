@@ -92,6 +92,7 @@ def test_the_loss_of_the_training_is_known_and_all_metrics_are_if_none_is_named(
         assert kd("run", "toy", "--dry-run")[0] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("profile", "bands", "words"),
     [
@@ -190,6 +191,7 @@ DRAWS = {
 }
 
 
+@pytest.mark.slow
 def test_a_page_without_a_figure_keeps_no_older_one(kd, root, write):  # noqa: F811
     """The site would show it next to the new tables."""
     drawing = "Drawing(matplotlib.figure.Figure(), 'alt', pandas.DataFrame({'a': [1]}))"
@@ -350,6 +352,7 @@ def lines_of(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_runs_of_two_data_sets_are_not_recorded_together(kd, root, known, monkeypatch):  # noqa: F811
     """Both would have the same table. As for two protocols, all of them are replaced, or nothing is trained."""
     path = root / "results" / "toy" / "runs.jsonl"

@@ -139,6 +139,7 @@ def test_records_are_read_and_written_under_one_lock(kd, root, monkeypatch):
     assert held == [True, True]  # read before the training, and before writing
 
 
+@pytest.mark.slow
 def test_a_number_far_outside_its_band(kd, root):
     assert kd("record", "toy", "--seeds", "5", "--arms", "teacher")[::2] == (0, [])
     commands = [("check",), ("check", "toy"), ("run", "toy", "--arms", "teacher")]
@@ -174,6 +175,7 @@ def test_a_number_just_outside_its_band_is_a_warning(kd, root):
         assert f"{place}warning: numbers outside their bands: 1 of 1; bands missed: 1 of 1, by chance up to 1\n" in out
 
 
+@pytest.mark.slow
 def test_replications_that_are_checked_together_share_the_level(kd, root):
     assert kd("record", "toy", "--seeds", "5", "--arms", "teacher")[::2] == (0, [])
     (known,) = read_bands(root / "replications" / "toy" / "bands.toml").values()
@@ -414,6 +416,7 @@ def test_runs_that_the_store_has_of_uncommitted_code_are_told(kd, root, monkeypa
     assert "1 runs of the store were trained with code that no commit is known to hold" in " ".join(out.split())
 
 
+@pytest.mark.slow
 def test_tables_are_of_the_records_at_the_time_of_writing_and_renew_the_bands(kd, root, toy, monkeypatch):
     assert kd("record", "toy", "--seeds", "5", "--arms", "baseline")[0] == 0
     results, bands = root / "results" / "toy", root / "replications" / "toy" / "bands.toml"
@@ -447,6 +450,7 @@ def test_tables_that_no_run_has_made_are_told(kd, root, capsys):
     assert "there is no replication gone, but results/gone/runs.jsonl is here" in told[1]
 
 
+@pytest.mark.slow
 def test_a_band_names_the_commits_of_its_arms_runs(kd, root):
     for arm, commit in (("teacher", "a" * 40), ("baseline", "b" * 40)):
         with pytest.MonkeyPatch.context() as patch:

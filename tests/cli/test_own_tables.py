@@ -37,6 +37,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != ".lock"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("earlier_version", [False, True])
 def test_tables_are_not_replaced_by_those_of_fewer_runs(kd, local, earlier_version):  # noqa: F811
     def run(*options):

@@ -65,6 +65,7 @@ def test_run_shows_what_is_finished_and_ends_with_the_command(kd, groups, root):
     assert "The time is up" not in out
 
 
+@pytest.mark.slow
 def test_record_writes_complete_seeds_only(kd, groups, root):  # noqa: F811
     path, command = root / "results" / "toy" / "runs.jsonl", ("record", "toy", "--seeds", "3", *ARMS)
     groups(2)

@@ -355,6 +355,7 @@ def test_a_fused_step_in_bfloat16_is_near_the_plain_one():
         assert nn.functional.cosine_similarity(one, other, 0) > 0.95, name
 
 
+@pytest.mark.slow
 def test_bfloat16_changes_training_and_not_predictions():
     for network in (course_cifar.Student, course_cifar.ResNet18):
         exact, rounded = network("float32"), network("bfloat16")
@@ -522,6 +523,7 @@ def test_soft_targets_of_other_pictures_are_refused(change):
 # ---- training
 
 
+@pytest.mark.slow
 def test_the_test_part_moves_no_weight_and_the_last_epochs_are_kept():
     config = replace(TINY, epochs=2)
     data = grid.load_data(config, {})

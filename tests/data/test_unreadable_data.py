@@ -49,6 +49,7 @@ for name, look in looks.items():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files as Linux does")
 def test_with_no_file_descriptor_left_no_data_are_damaged_or_skipped(tmp_path, jpeg):
     for name in ("pictures", "oxford-iiit-pet/annotations", "oxford-iiit-pet/images"):

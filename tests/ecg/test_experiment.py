@@ -127,6 +127,7 @@ def test_the_kept_epoch_is_the_one_with_the_lowest_validation_loss():
     assert all(torch.equal(value, again.weights["final"][name]) for name, value in result.weights["final"].items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [ecg.train_distilled, ecg.train_sham])
 def test_a_taught_student_too_keeps_the_epoch_with_its_lowest_validation_loss(train):
     change = {"epochs": 8, "learning_rate": 0.2}
@@ -170,6 +171,7 @@ def test_mixup_draws_classes_equally_and_renews_every_second_epoch():
     assert ecg.draws(run_of(TINY)) is None
 
 
+@pytest.mark.slow
 def test_the_sham_gives_every_row_the_targets_of_another_row_of_its_class(trained):
     teacher = trained["teacher"]
     config = replace(ecg.SMOKE, synthetic_rows=1500)
@@ -205,6 +207,7 @@ def test_a_teacher_at_chance_is_refused():
         ecg.train_teacher(run_of(replace(TINY, learning_rate=0.0)))
 
 
+@pytest.mark.slow
 def test_runs_repeat_to_the_last_bit(trained, tmp_path):
     experiment = load_experiment("ecg")
     profile = Profile(replace(ecg.SMOKE, synthetic_rows=1500), seeds=1, synthetic=True)

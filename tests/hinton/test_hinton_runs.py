@@ -47,6 +47,7 @@ def test_smoke_runs_repeat_to_the_last_bit(trained, tmp_path):
         assert run.trace == trained[name].trace
 
 
+@pytest.mark.slow
 def test_runs_that_differ_end_in_different_weights(trained):
     runs = {run.id: run.weights_sha256 for run in trained.values()}
     assert len({*runs.values()}) == len(runs)

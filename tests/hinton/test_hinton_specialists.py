@@ -162,6 +162,7 @@ def test_a_kept_specialist_is_corrected_for_its_pictures(known):
     torch.testing.assert_close(result.soft_targets["final.test_pictures"], logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 2])
 def test_both_together_are_nearest_to_the_generalist_and_the_active_specialists(n, known):
     run = run_of(f"specialists_n{n}", known)

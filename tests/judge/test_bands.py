@@ -224,6 +224,7 @@ def check_bands(name):
     return {key: known for key, known in quick.items() if key.partition(".")[0] in check}
 
 
+@pytest.mark.slow
 def test_at_most_one_honest_check_in_100_fails():
     rng, trials = np.random.default_rng(0), 3000
     each = [failing(rng, check_bands(name), 1, SESSION_LEVEL / len(NAMES), trials) for name in NAMES]
@@ -288,6 +289,7 @@ def test_bands_of_all_that_records_may_hold_are_read_back(tmp_path):
     assert found["a.score"].commit.endswith(f"{19:012x} and 40 more")
 
 
+@pytest.mark.slow
 def test_line_ends_of_windows_are_read_in_a_large_file(tmp_path):
     write_bands(tmp_path / "bands.toml", many(2_000))
     path = tmp_path / "bands.toml"

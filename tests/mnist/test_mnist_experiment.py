@@ -383,6 +383,7 @@ def test_a_smoke_run_has_every_arm_and_repeats_to_the_last_bit(trained, tmp_path
     assert again.metrics == trained["baseline", 0].metrics
 
 
+@pytest.mark.slow
 def test_arms_that_differ_in_their_targets_end_in_different_students(trained):
     arms = ("baseline", "distilled", "sham")
     assert len({trained[arm, 0].weights_sha256 for arm in arms}) == 3

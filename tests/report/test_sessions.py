@@ -67,6 +67,7 @@ def store(tmp_path_factory):
     return tmp_path_factory.mktemp("store")
 
 
+@pytest.mark.slow
 def test_a_notebook_gets_frames_of_arms_and_claims(root, store, capfd, tmp_path):
     session = prepare("toy", store=store, workers=1)
     found = replicate(session)
@@ -204,6 +205,7 @@ def test_record_then_check_and_replicate_against_the_bands(root, store, toy, mon
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_verdicts_on_seeds_with_a_failed_run_are_not_compared(root, store, monkeypatch, tmp_path):
     record(prepare("toy", store=store, workers=1), tmp_path / "results")
     path, module = root / "replications" / "toy" / "bands.toml", module_of("toy")

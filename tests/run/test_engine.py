@@ -479,6 +479,7 @@ def moves(tmp_path, monkeypatch):
     return edited
 
 
+@pytest.mark.slow
 def test_source_digest_follows_the_core_the_data_and_two_files_of_run(moves, tmp_path):
     """Compare with the files that exist, because a wrong name in a list would have no effect."""
     library, folder = tmp_path / "kdlib", tmp_path / "replications" / "toy"

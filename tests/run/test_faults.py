@@ -46,6 +46,7 @@ def test_a_full_disk_is_told_and_loses_nothing(server, whole, tmp_path, limit):
     assert contents(store) == whole
 
 
+@pytest.mark.slow
 def test_a_disk_too_full_for_the_traceback(server, tmp_path):
     """An error stops only its own arm, even if its traceback cannot be written."""
     answer = server.run(tmp_path / "store", "crashed", "refused", limit=10)

@@ -545,6 +545,7 @@ def test_a_group_that_was_killed_between_two_saves(experiment, store, tmp_path, 
     assert no_work_left(store)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epoch", [1, 2, 3])
 def test_what_a_killed_group_left_is_not_taken_up_by_another_that_begins_with_the_same_run(
     experiment, store, tmp_path, epoch
@@ -572,6 +573,7 @@ def test_what_a_killed_group_left_is_not_taken_up_by_another_that_begins_with_th
     assert no_work_left(store)
 
 
+@pytest.mark.slow
 def test_a_run_is_stored_with_one_and_trained_again_with_two_others(experiment, store, tmp_path, calls):
     """The run of seed 0 is saved once, and the runs in its groups are as they would be in a clean store."""
     for other in (1, 2, 3):

@@ -55,6 +55,7 @@ def arms_of(jobs, runs):
     return {f"{job.arms[0]} {job.description.seed}" for job in jobs if job.description.id in runs}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [1, 4, 10])
 def test_sessions_of_a_few_steps_end_in_the_same_bytes_and_repeat_no_step(toy, tmp_path, clock, seconds):
     whole, store = Store(tmp_path / "whole"), Store(tmp_path / "store")

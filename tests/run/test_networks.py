@@ -137,6 +137,7 @@ def test_a_configuration_comes_back_as_its_experiment_writes_it(change):
     assert (origin.config, origin.arm, origin.synthetic) == (config, arms[-1], True)
 
 
+@pytest.mark.slow
 def test_a_copied_folder_is_preferred_if_the_run_names_it(stored):
     _, runs = stored
     ecg = load_experiment("ecg")

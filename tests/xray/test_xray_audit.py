@@ -51,6 +51,7 @@ def test_the_runs_of_two_seeds_are_without_fault(lines):
     assert not faults_of(lines)
 
 
+@pytest.mark.slow
 def test_a_student_is_compared_with_the_teacher_on_the_pictures_of_its_seed(lines):
     metrics = lines["teacher_tested", 1]["metrics"]["final"]
     student = lines["distilled_T_2", 1]["metrics"]["final"]
