@@ -180,11 +180,19 @@ def sample(values: Any) -> int | None:
     torch's own count of changes does not see those by `.data` or NumPy.
     """
     with suppress(Exception):  # nothing, a weight that is not made yet, an array of objects
-        flat = values.detach().reshape(-1) if isinstance(values, Tensor) else values.reshape(-1)
-        some = flat[:: max(1, len(flat) // SAMPLES)]
-        array = some.cpu().double().numpy() if isinstance(some, Tensor) else some
+        array = _some(values) if isinstance(values, Tensor) else values.flat[:: max(1, values.size // SAMPLES)]
         return None if array.dtype.hasobject else hash((array.tobytes(), values.shape))
     return None
+
+
+def _some(values: Tensor) -> Any:
+    """Some numbers of a tensor, evenly spread; no copy of it is made for them."""
+    every = range(0, values.numel(), max(1, values.numel() // SAMPLES))
+    if values.is_contiguous():
+        some = values.detach().view(-1)[:: every.step]
+    else:
+        some = values.detach()[torch.unravel_index(torch.tensor(every, device=values.device), values.shape)]
+    return torch.view_as_real(some).cpu().double().numpy() if some.is_complex() else some.cpu().double().numpy()
 
 
 class _Held:

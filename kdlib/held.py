@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 import warnings
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from kdlib.copies import CopyNotSaved, sample
 from kdlib.files import canonical_json, tensor_digest
 from kdlib.modes import depends_on_mode
 from kdlib.packing import pack
-from kdlib.reach import numbers_of, reached
+from kdlib.reach import is_data, is_users, numbers_of, reached
 from kdlib.seeds import global_generators_put_back
 from kdlib.trainable import Optimizers, weights_of
 
@@ -56,10 +58,11 @@ class Held:
         self.functions, self.network, self.optimizers, self.stops = [*functions], network, optimizers, stops
         saved = [*extras, *optimizers.values()]
         self.own = {id(part) for each in (network, *saved) for part in _modules_of(each)}
-        known = reached([*saved, random.random, np.random.rand, *_global_generators()], self.own)
+        # What only a function of a saved object leads to is not saved with it: a trainer whose method a scheduler has.
+        known = reached([*saved, *_global_generators()], self.own, through=is_data)
         self.known = self.own | known.keys()
         self.saved_tensors = {id(each) for part in (network, *saved) for each in _tensors_of(part).values()}
-        self.suspects: list[tuple[nn.Module, Weights]] = []  # called in training mode; an optimizer may train them
+        self.suspects: dict[int, tuple[nn.Module, Weights]] = {}  # a layer called in training mode, of each network
         self.is_told: set[type[UserWarning]] = set()  # once is enough
         self.looks = 0
         self.numbers = numbers_of(self.functions, self.known) if stops else {}
@@ -69,6 +72,7 @@ class Held:
         self.first = {id(each): (_reference(each), state) for each, state in states}
         self.ends: dict[int, Any] = {}
         self.made: list[Reference] = []  # copies of the network that the last epoch has made
+        self.going_on: list[tuple[Reference, Any, str]] = []  # what has changed in one epoch and is not set anew
 
     def _search(self) -> tuple[list[nn.Module], list[tuple[Any, Any]]]:
         """Find teachers; return networks like the one that is trained, and other objects that have a state, with it.
@@ -77,7 +81,7 @@ class Held:
         """
         found = [*reached(self.functions, self.known).values()]
         others = {str(n): each for n, each in enumerate(found) if issubclass(type(each), torch.optim.Optimizer)}
-        trained = {id(weight) for weight in weights_of({**self.optimizers, **others})}
+        trained = {id(weight) for weight in (*weights_of(self.optimizers), *weights_of(others))}
         within, parts, outermost = set[int](), list[nn.Module](), list[nn.Module]()
         for each in found:
             if id(each) not in within and (inner := [part for part in _modules_of(each) if id(part) not in self.own]):
@@ -118,30 +122,35 @@ class Held:
                 hook.remove()
 
     def called(self, part: nn.Module, weights: Weights) -> None:
-        """Take a call of a layer: warn if it is in training mode and, by its weights, will not learn."""
-        if part.training and TeacherInTraining not in self.is_told:  # not one that is evaluated for this call
-            if any(getattr(weight(), "requires_grad", False) for weight, _ in weights):
-                self.suspects.append((part, weights))
-            else:
-                self._tell_teacher(part)
-
-    def _tell_teacher(self, part: nn.Module) -> None:
-        self.is_told.add(TeacherInTraining)
-        warnings.warn(
-            f"the {type(part).__name__} of a network that does not learn is called in training mode, as all are "
-            "that have just been made or loaded: dropout is active, and batch norm takes the averages of each "
-            "batch. Call predict_logits(teacher, inputs), or teacher.eval() before the training; name a network "
-            'that is meant so in Progress(..., extras={"teacher": teacher})',
-            TeacherInTraining,
-            stacklevel=4,
-        )
+        """Take a call of a layer in training mode: the body of the loop, or the objective, may train its network."""
+        if part.training:  # not one that is evaluated for this call
+            self.suspects.setdefault(id(weights), (part, weights))
 
     def epoch_ends(self) -> None:
-        """Note, after an epoch and its body, the states of objects; warn of a teacher that has not learnt meanwhile."""
-        same = [part for part, weights in self.suspects if all(sample(each()) == before for each, before in weights)]
-        if same and TeacherInTraining not in self.is_told:
-            self._tell_teacher(same[0])
-        self.suspects = []
+        """Note, after an epoch and its body, the states of objects.
+
+        Warn of a teacher that has not learnt meanwhile, and of a state that has gone on from the epoch before.
+        """
+        for part, weights in self.suspects.values():
+            if all(sample(each()) == before for each, before in weights):
+                self._tell(
+                    TeacherInTraining,
+                    f"the {type(part).__name__} of a network that does not learn is called in training mode, as all "
+                    "are that have just been made or loaded: dropout is active, and batch norm takes the averages of "
+                    "each batch. Call predict_logits(teacher, inputs), or teacher.eval() before the training; name a "
+                    'network that is meant so in Progress(..., extras={"teacher": teacher})',
+                )
+        self.suspects = {}
+        for candidate, end, place in self.going_on:
+            if (each := candidate()) is not None and _mark(each, self.saved_tensors) != end:
+                self._tell(
+                    StateNotSaved,
+                    f"{place}: the objective or the batches hold a {type(each).__name__} that changes in this "
+                    "training, and its checkpoint does not hold it: after a stop, it would begin anew. Name it in "
+                    'Progress(..., extras=...), such as extras={"loss": loss}, and a tensor as a buffer of a module; '
+                    "one that only you read, or that is written before it is read in each epoch, needs nothing",
+                )
+        self.going_on = []
         self.looks += 1
         self.ends, self.made = {}, []
         if self.looks.bit_count() == 1:  # 1, 2, 4, 8: something may change from a later epoch on
@@ -155,7 +164,7 @@ class Held:
                 self.ends[id(each)] = state
 
     def _tell_what_goes_on(self, place: str) -> None:
-        """Warn of the first of each kind: GeneratorNotSaved, but for a torch one with a new seed, and StateNotSaved."""
+        """Warn of generators, but for a torch one with a new seed, and of copies; note the states that go on."""
         if not self.looks:
             self.first = {key: (each, _mark(each(), self.saved_tensors)) for key, (each, _) in self.first.items()}
         for key, end in self.ends.items():
@@ -171,14 +180,8 @@ class Held:
                         'generator(seed, "noise", epoch) for example, or draw from the global generators; one that is '
                         "seeded anew in each epoch loses nothing",
                     )
-            elif each is not None and now == end != first:
-                self._tell(
-                    StateNotSaved,
-                    f"{place}: the objective or the batches hold a {type(each).__name__} that changes in this "
-                    "training, and its checkpoint does not hold it: after a stop, it would begin anew. Name it in "
-                    'Progress(..., extras=...), such as extras={"loss": loss}, and a tensor as a buffer of a module; '
-                    "one that only you read, or that each epoch writes anew, needs nothing",
-                )
+            elif each is not None and now == end != first:  # unless it is a cache, which is full by now
+                self.going_on.append((known, end, place))
         if self.made and _numbers(self.network) in [_numbers(made()) for made in self.made]:
             self._tell(
                 CopyNotSaved,
@@ -190,7 +193,11 @@ class Held:
     def _tell(self, kind: type[UserWarning], text: str) -> None:
         if kind not in self.is_told:
             self.is_told.add(kind)
-            warnings.warn(text, kind, stacklevel=6)  # the line of the loop
+            frame: FrameType | None = inspect.currentframe()
+            level = 1
+            while frame is not None and not is_users(frame.f_globals.get("__name__")):
+                frame, level = frame.f_back, level + 1
+            warnings.warn(text, kind, stacklevel=level)  # the line of the loop
 
 
 class _Hook:
@@ -208,7 +215,9 @@ class _Hook:
 
 
 def _global_generators() -> list[Any]:
-    return [torch.default_generator, *torch.cuda.default_generators]  # none of CUDA before it is used
+    methods: tuple[Any, ...] = random.random, np.random.rand
+    # None of CUDA before it is used.
+    return [torch.default_generator, *torch.cuda.default_generators, *(method.__self__ for method in methods)]
 
 
 def _modules_of(value: Any) -> list[nn.Module]:

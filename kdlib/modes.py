@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import cache
 from types import CodeType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 RATES = ("drop_prob", "drop_path", "drop_rate", "dropout")  # attributes of layers that drop something
+_forwards = WeakKeyDictionary[type, set[str]]()  # the names that the `forward` of a class uses
 
 
 class TrainedInEvaluation(UserWarning):
@@ -194,8 +196,9 @@ def depends_on_mode(module: nn.Module) -> bool:
 
 def _drops_by_hand(module: nn.Module) -> bool:
     """Whether `forward`, or a method that it calls, uses `self.training` and something that drops at a rate above 0."""
-    names = _names_of_forward(type(module))  # type: ignore[arg-type]  # mypy takes the hash of an object of the class
+    names = _names_of_forward(type(module))
     drops = {name for name in names if "drop" in name.lower() and not hasattr(type(module), name)}
+    drops -= module._modules.keys()  # layers, which are asked themselves
     if "training" not in names or not drops:
         return False
     holders = [module, *(part for name in names if (part := module.__dict__.get(name)) is not None)]  # a configuration
@@ -204,13 +207,15 @@ def _drops_by_hand(module: nn.Module) -> bool:
     return any(rate > 0 for rate in numbers) if numbers else True
 
 
-@cache
 def _names_of_forward(kind: type) -> set[str]:
     """The names that `forward` uses, and the methods of the class that it calls, but for those of libraries."""
-    found, methods = set[str](), {"forward"}
+    if kind in _forwards:
+        return _forwards[kind]
+    found, methods = _forwards.setdefault(kind, set()), {"forward"}
     for name in (todo := [*methods]):  # grows
         for each in kind.__mro__:
-            code = getattr(vars(each).get(name), "__code__", None)
+            method: Any = vars(each).get(name)
+            code = getattr(inspect.unwrap(method), "__code__", None)
             if isinstance(code, CodeType) and not is_of_library(each.__module__):
                 found |= names_of(code)
                 new = {other for other in names_of(code) - methods if hasattr(kind, other)}

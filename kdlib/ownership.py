@@ -206,7 +206,8 @@ def refuse_late_copy(name: str, kept: Collection[str], place: str) -> None:
     if name not in kept:
         raise KDError(
             f"{place}: expected that weights kept before the loop are in its checkpoint, found none under {name!r}: "
-            "those of now are of a later epoch; keep them in or after the loop, or remove the checkpoint to train anew"
+            "those of now are of a later epoch; keep them in the loop, or after it, and enter it also when all is "
+            "trained, or remove the checkpoint to train anew"
         )
 
 

@@ -112,7 +112,7 @@ class Tracer:
                     "outputs": None,
                     "ends": [],
                     "tensors": [[name, kind, [*size]] for name, kind, size in shapes],  # as JSON has them
-                    "kept": {},
+                    "kept": {name: [0] for name in self.progress.kept},
                     "steps": 0,
                     "epochs": {name: [] for name in ROLLING},
                     "changed": [],

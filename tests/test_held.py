@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kdlib.copies import CopyNotSaved
+from kdlib.copies import CopyNotSaved, sample
 from kdlib.held import GeneratorNotSaved, StateNotSaved, TeacherInTraining
 from kdlib.losses import hard_and_soft, soft_target_kl
 from kdlib.ownership import OtherStart
@@ -585,3 +585,75 @@ def test_long_names_are_told_apart_by_their_ends():
         ">.second": "3.5",
         ".numbers": "4.5",
     }
+
+
+# ---- what is filled once, and what is meant to be in training mode
+
+
+def test_caches_that_are_full_after_an_epoch_are_not_told(tmp_path):
+    network, cache = teacher().eval().requires_grad_(False), torch.full((len(BATCHES.examples.labels), 3), float("nan"))
+
+    def objective(outputs, batch):
+        if (new := cache[batch.indices].isnan().any(1)).any():
+            cache[batch.indices[new]] = network(batch.inputs[new])
+        return soft_target_kl(outputs, cache[batch.indices], 2.0)
+
+    fit(objective, 5, tmp_path / "c")
+
+
+def test_networks_that_learn_between_steps_without_requires_grad_are_not_told(tmp_path):
+    judge, mean = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 1)), teacher().requires_grad_(False)
+
+    def learns(outputs, batch):
+        with torch.no_grad():
+            for weight in mean.parameters():
+                weight *= 0.9
+        return hard_targets(outputs, batch) + soft_target_kl(outputs, mean(batch.inputs), 2.0) - judge(outputs).mean()
+
+    def body(epoch):
+        with torch.no_grad():
+            for weight in judge.parameters():
+                weight += 0.1
+
+    judge.requires_grad_(False)
+    fit(learns, 2, body=body)
+
+
+def test_the_layers_of_a_teacher_are_compared_once_and_not_for_each_call(monkeypatch):
+    compared = []
+    network = nn.Sequential(nn.Linear(4, 3), *(nn.Dropout(0.1) for _ in range(20)))
+    monkeypatch.setattr("kdlib.held.sample", lambda weight: compared.append(weight))
+    with pytest.warns(TeacherInTraining):
+        fit(taught_by(network), 1)
+    assert len(compared) < 40  # of 20 layers with two weights, in three steps
+
+
+def test_a_layer_without_a_rate_in_a_network_that_asks_its_mode_drops_nothing():
+    class Block(nn.Module):
+        def __init__(self, dropout):
+            super().__init__()
+            self.dense, self.dropout = nn.Linear(4, 3), dropout
+
+        def forward(self, inputs):
+            return self.dropout(self.dense(inputs) * (1.0 if self.training else 1))
+
+    class Decorated(ByHand):
+        @torch.no_grad()
+        def forward(self, inputs):
+            return F.dropout(self.dense(inputs), self.p, self.training)
+
+    fit(taught_by(Block(nn.Identity())), 1)
+    fit(taught_by(Block(nn.Dropout(0.0))), 1)
+    with pytest.warns(TeacherInTraining):
+        fit(taught_by(Decorated(0.5)), 1)
+
+
+def test_numbers_of_what_is_not_contiguous_or_complex_are_known_again():
+    pictures = np.random.default_rng(0).random((6, 5, 4, 3))
+    view = pictures.transpose(0, 3, 1, 2)
+    assert sample(view) == sample(view.copy()) == sample(torch.from_numpy(pictures).permute(0, 3, 1, 2))
+    assert sample(view) != sample(view + 1)
+    turns = torch.polar(torch.ones(5), torch.arange(5.0))
+    others = turns.conj().clone(), turns.real + 0j
+    assert sample(turns) == sample(turns.clone()) is not None
+    assert sample(turns) not in map(sample, others)
