@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from kdlib.attributes import attributes_of, class_of, reached, same
+from kdlib.attributes import attributes_of, class_of, ids_within, same
 from kdlib.checks import check_kind
 from kdlib.errors import KDError
 from kdlib.packing import lazy_names, unwrapped
@@ -85,7 +85,7 @@ def refuse_what_is_shared(member: nn.Module, copied: nn.Module) -> None:
         for name, value in attributes_of(module).items():
             if name in ("_modules", "_parameters", "_buffers"):
                 continue
-            if shared := [own[part] for part in own.keys() & reached(value)]:
+            if shared := [own[part] for part in own.keys() & ids_within(value)]:
                 whose = min(shared) or "the network"
                 raise KDError(
                     "expected a network whose copy has layers and weights of its own, found that "

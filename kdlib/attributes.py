@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from kdlib.files import tensor_digest
 
-__all__ = ["GENERATORS", "attributes_of", "class_of", "content", "reached", "same"]
+__all__ = ["GENERATORS", "attributes_of", "class_of", "content", "ids_within", "same"]
 
 _PLAIN = bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size
 GENERATORS = torch.Generator, np.random.Generator, np.random.BitGenerator, np.random.RandomState, random.Random
@@ -37,7 +37,7 @@ def same(first: Any, second: Any, stacked: Set[int]) -> bool:
     return first is second or bool(_Descriptions(stacked).of(first) == _Descriptions(stacked).of(second))
 
 
-def reached(value: Any) -> set[int]:
+def ids_within(value: Any) -> set[int]:
     """Return the ids of all that a value leads to: what it contains, and what its functions have taken with them."""
     found = _Descriptions(set(), values=False)
     found.of(value)
