@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os.path import realpath
@@ -32,6 +33,7 @@ from kdlib.packing import unpack
 from kdlib.shapes import Misshapen, Number, OptimizerShape, TraceShape, check
 
 __all__ = [
+    "CheckpointDamaged",
     "REMEDY",
     "as_of_a_checkpoint",
     "checkpoint_path",
@@ -51,6 +53,10 @@ LOSSES = "epoch/losses"
 
 Packed = dict[str, Any]  # what `kdlib.packing.pack` makes of a dict
 Layers = dict[str, dict[str, str]]
+
+
+class CheckpointDamaged(UserWarning):
+    """A checkpoint was set aside, and the training goes on from an older one or begins again."""
 
 
 class OwnerShape(msgspec.Struct, forbid_unknown_fields=True):
@@ -170,6 +176,9 @@ def sound_checkpoint(path: Path, place: str) -> tuple[Any, tuple[int, int] | Non
             aside = set_aside(path)  # the one before it takes its place
             where = "goes on from the checkpoint before it" if is_there(path) else "starts from its first epoch"
             notice = f"{notice} {error}. Set aside as {aside.name}; this run {where}.".strip()
+            warnings.warn(
+                f"{place}: {error}. Set aside as {aside.name}; this run {where}", CheckpointDamaged, stacklevel=4
+            )
     return None, None, notice
 
 

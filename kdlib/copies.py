@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from kdlib.files import sha256
 from kdlib.trainable import weights_of
 
 __all__ = ["Copies", "CopyNotSaved", "sample"]
@@ -50,10 +51,10 @@ class Copies:
         self.shapes = {name: weight.shape for name, weight in named.items()}
         self.name = next(iter(named), "")  # one weight is enough: an average of all changes with it
         self.before: list[tuple[Callable[[], Any], Tensor]] = []
-        self.found: dict[int, tuple[weakref.ref[Tensor], int | None]] = {}  # weights of copies; a mark from elsewhere
+        self.found: dict[int, tuple[weakref.ref[Tensor], str | None]] = {}  # weights of copies; a mark from elsewhere
         self.looks = self.epoch = 0
         # The last epoch with a mark. That of the first weights is never old: a training that goes on makes them again.
-        self.ends: dict[int | None, float] = {self._mark(network): math.inf, None: math.inf}
+        self.ends: dict[str | None, float] = {self._mark(network): math.inf, None: math.inf}
 
     def epoch_ends(self, epoch: int) -> None:
         """Note the weights of the network, of which the body may take a copy before it changes them."""
@@ -93,7 +94,7 @@ class Copies:
         is_other = now is not None and now.dtype == value.dtype and not torch.equal(now, value)
         return is_other and not self._is_saved(copy)
 
-    def _is_old(self, copy: weakref.ref[Tensor], elsewhere: int | None) -> bool:
+    def _is_old(self, copy: weakref.ref[Tensor], elsewhere: str | None) -> bool:
         mark = self._mark(copy())
         if mark == elsewhere or self.ends.get(mark, math.inf) >= self.epoch or self._is_saved(copy()):
             return False
@@ -126,8 +127,8 @@ class Copies:
         except Exception:
             return None
 
-    def _mark(self, copy: Any) -> int | None:
-        """A number that is the same for the same numbers of the weight, on any device; None if there is none."""
+    def _mark(self, copy: Any) -> str | None:
+        """A text that is the same for the same numbers of the weight, on any device; None if there is none."""
         return sample(self._weight(copy))
 
     def _first(self, copy: Any) -> Tensor:
@@ -174,14 +175,14 @@ class Copies:
                     yield value
 
 
-def sample(values: Any) -> int | None:
-    """Return a number that is the same for the same numbers of a tensor or an array; None if there is none.
+def sample(values: Any) -> str | None:
+    """Return a text that is the same for the same numbers of a tensor or an array; None if there is none.
 
     torch's own count of changes does not see those by `.data` or NumPy.
     """
     with suppress(Exception):  # nothing, a weight that is not made yet, an array of objects
         array = _some(values) if isinstance(values, Tensor) else values.flat[:: max(1, values.size // SAMPLES)]
-        return None if array.dtype.hasobject else hash((array.tobytes(), values.shape))
+        return None if array.dtype.hasobject else sha256(array.tobytes() + str(tuple(values.shape)).encode())
     return None
 
 

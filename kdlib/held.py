@@ -13,22 +13,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from kdlib.attributes import GENERATORS
 from kdlib.batches import Batch
 from kdlib.copies import CopyNotSaved, sample
-from kdlib.files import canonical_json, tensor_digest
+from kdlib.files import sha256
 from kdlib.modes import depends_on_mode
-from kdlib.packing import pack
 from kdlib.reach import is_data, is_users, numbers_of, reached
-from kdlib.seeds import global_generators_put_back
+from kdlib.states import mark, modules_of, tensors_of
 from kdlib.trainable import Optimizers, weights_of
 
 __all__ = ["GeneratorNotSaved", "Held", "StateNotSaved", "TeacherInTraining"]
 
-STATES = "state_dict", "load_state_dict"
 Reference = Callable[[], Any]  # a weak one, else what a training replaces would live on
 Weights = Sequence[tuple[Reference, Any]]  # each with a sample of its numbers
 
@@ -57,16 +54,16 @@ class Held:
     ) -> None:
         self.functions, self.network, self.optimizers, self.stops = [*functions], network, optimizers, stops
         saved = [*extras, *optimizers.values()]
-        self.own = {id(part) for each in (network, *saved) for part in _modules_of(each)}
+        self.own = {id(part) for each in (network, *saved) for part in modules_of(each)}
         # What only a function of a saved object leads to is not saved with it: a trainer whose method a scheduler has.
         known = reached([*saved, *_global_generators()], self.own, through=is_data)
         self.known = self.own | known.keys()
-        self.saved_tensors = {id(each) for part in (network, *saved) for each in _tensors_of(part).values()}
+        self.saved_tensors = {id(each) for part in (network, *saved) for each in tensors_of(part).values()}
         self.suspects: dict[int, tuple[nn.Module, Weights]] = {}  # a layer called in training mode, of each network
         self.is_told: set[type[UserWarning]] = set()  # once is enough
         self.looks = 0
-        self.numbers = numbers_of(self.functions, self.known) if stops else {}
         networks, states = self._search()
+        self.numbers = self._numbers() if stops else {}
         self.of_before = [_reference(network) for network in networks]  # a process that goes on makes these again
         # What has a state of its own: first as it was at the first step, then as it is after an epoch.
         self.first = {id(each): (_reference(each), state) for each, state in states}
@@ -84,11 +81,13 @@ class Held:
         trained = {id(weight) for weight in (*weights_of(self.optimizers), *weights_of(others))}
         within, parts, outermost = set[int](), list[nn.Module](), list[nn.Module]()
         for each in found:
-            if id(each) not in within and (inner := [part for part in _modules_of(each) if id(part) not in self.own]):
+            if id(each) not in within and (inner := [part for part in modules_of(each) if id(part) not in self.own]):
                 outermost.append(each)
                 parts += inner
                 within |= {id(part) for part in inner}
         self.teachers = _that_depend_on_mode(outermost, trained)
+        fixed = [own for each in outermost if (own := _weights_of(each)) and not any(id(one) in trained for one in own)]
+        self.teachers_weights = [[sample(weight) for weight in own] for own in fixed] if not self.looks else []
         if not self.stops:
             return [], []
         shapes = _shapes_of(self.network)
@@ -96,12 +95,25 @@ class Held:
         # Of networks, CopyNotSaved tells. The parts and tensors of other modules belong to the state of the outermost.
         left_out = self.saved_tensors | {id(network) for network in networks}
         left_out |= within - {id(module) for module in outermost}
-        left_out |= {id(tensor) for module in outermost for tensor in _tensors_of(module).values()}
+        left_out |= {id(tensor) for module in outermost for tensor in tensors_of(module).values()}
         states = []
         for each in found:
-            if id(each) not in left_out and (state := _mark(each, self.saved_tensors)) is not None:
+            if id(each) not in left_out and (state := mark(each, self.saved_tensors)) is not None:
                 states.append((each, state))
         return networks, states
+
+    def _numbers(self) -> dict[str, str]:
+        """The numbers that the functions use, their names, and what tells networks that do not learn from others."""
+        within = [
+            part for each in self.functions if not is_users(type(each).__module__) for part in _functions_in(each)
+        ]
+        found = numbers_of([*self.functions, *within], self.known | self.saved_tensors)
+        for role, each in zip(("objective", "batches", "rate"), self.functions, strict=True):
+            whole = getattr(each, "func", each)  # of a partial
+            found[f"the name of the {role}"] = str(getattr(whole, "__qualname__", type(whole).__qualname__))
+        if samples := sorted(sha256(repr(each).encode())[:16] for each in self.teachers_weights):
+            found["the weights of networks that the functions hold"] = ", ".join(samples)
+        return found
 
     def watching(self, batches: Iterable[Batch], place: str) -> Iterator[Batch]:
         """Pass on an epoch's batches. With the first one, warn of what goes on from the epoch before.
@@ -142,7 +154,7 @@ class Held:
                 )
         self.suspects = {}
         for candidate, end, place in self.going_on:
-            if (each := candidate()) is not None and _mark(each, self.saved_tensors) != end:
+            if (each := candidate()) is not None and mark(each, self.saved_tensors) != end:
                 self._tell(
                     StateNotSaved,
                     f"{place}: the objective or the batches hold a {type(each).__name__} that changes in this "
@@ -166,11 +178,11 @@ class Held:
     def _tell_what_goes_on(self, place: str) -> None:
         """Warn of generators, but for a torch one with a new seed, and of copies; note the states that go on."""
         if not self.looks:
-            self.first = {key: (each, _mark(each(), self.saved_tensors)) for key, (each, _) in self.first.items()}
+            self.first = {key: (each, mark(each(), self.saved_tensors)) for key, (each, _) in self.first.items()}
         for key, end in self.ends.items():
             known, first = self.first[key]
             each = known()
-            now = _mark(each, self.saved_tensors)
+            now = mark(each, self.saved_tensors)
             if issubclass(type(each), GENERATORS):
                 if now[0] == first[0] and now[1] != first[1]:
                     self._tell(
@@ -214,17 +226,15 @@ class _Hook:
         return _Hook, ()
 
 
+def _functions_in(value: Any) -> list[Any]:
+    """The user's functions that an object of kdlib has, such as the `augment` of Batches."""
+    return [part for part in getattr(value, "__dict__", {}).values() if callable(part)]
+
+
 def _global_generators() -> list[Any]:
     methods: tuple[Any, ...] = random.random, np.random.rand
     # None of CUDA before it is used.
     return [torch.default_generator, *torch.cuda.default_generators, *(method.__self__ for method in methods)]
-
-
-def _modules_of(value: Any) -> list[nn.Module]:
-    """A module and those within it; none of anything else, and of a module that is half made."""
-    with suppress(Exception):
-        return [*value.modules()] if issubclass(type(value), nn.Module) else []
-    return []
 
 
 def _weights_of(value: Any) -> list[nn.Parameter]:
@@ -249,7 +259,7 @@ def _that_depend_on_mode(parts: Iterable[nn.Module], trained: Collection[int]) -
         weights = _weights_of(each)
         if any(id(weight) in trained for weight in weights):
             found += _that_depend_on_mode(each.children(), trained)
-        elif weights and (layers := [*filter(_changes_with_mode, _modules_of(each))]):
+        elif weights and (layers := [*filter(_changes_with_mode, modules_of(each))]):
             samples = [(_reference(weight), sample(weight)) for weight in weights]
             found += [(_reference(part), samples) for part in layers]
     return found
@@ -267,50 +277,5 @@ def _reference(value: Any) -> Reference:
     return lambda: value
 
 
-def _tensors_of(value: Any) -> dict[str, Tensor]:
-    """The weights and buffers of a module, those of the state of an optimizer, and no others."""
-    if issubclass(type(value), torch.optim.Optimizer):
-        return {str(n): each for n, each in enumerate(tree_leaves([*value.state.values()])) if isinstance(each, Tensor)}
-    return {
-        f"{number} {name}": each
-        for number, part in enumerate(_modules_of(value))
-        for name, each in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False))
-    }
-
-
 def _numbers(network: nn.Module) -> list[Any]:
     return [sample(weight) for weight in _weights_of(network)]
-
-
-def _mark(value: Any, saved: Collection[int]) -> Any:
-    """What tells two states of a value apart, but for tensors that are saved; None if it has no state.
-
-    Weights and other tensors are known by some of their numbers, since a teacher's would take long to digest. Only a
-    loss is asked for a `state_dict` of its own: the question begins the iterator of some loaders.
-    """
-    tensors: dict[str, Tensor] = {}
-    with suppress(Exception):  # of somebody else's objects
-        if issubclass(type(value), GENERATORS):
-            return _state(value)
-        if issubclass(type(value), Tensor | np.ndarray):
-            return sample(value)
-        if issubclass(type(value), nn.Module):
-            own = {name: each for name, each in _tensors_of(value).items() if id(each) not in saved}
-            return {name: sample(each) for name, each in own.items()} or None
-        if callable(value) and all(callable(getattr(type(value), name, None)) for name in STATES):
-            with global_generators_put_back():
-                notes = pack(value.state_dict(), "state", tensors)
-            return f"{tensor_digest(tensors)} {canonical_json(notes)}"
-    return None
-
-
-def _state(generator: Any) -> tuple[int | None, Any]:
-    """The seed of a generator, as far as it knows one, and its state."""
-    if isinstance(generator, torch.Generator):
-        return generator.initial_seed(), generator.get_state().tolist()
-    if isinstance(generator, random.Random):
-        return None, None if isinstance(generator, random.SystemRandom) else generator.getstate()
-    bits = generator.bit_generator if isinstance(generator, np.random.Generator) else generator
-    state = bits.state if isinstance(bits, np.random.BitGenerator) else bits.get_state(legacy=False)
-    with np.printoptions(threshold=2**20):
-        return None, repr(state)

@@ -113,8 +113,8 @@ def refuse_another_loop(stored: Mapping[str, Any], now: Mapping[str, Any], place
     both = known.keys() & own.keys()
     if differ := _differences(*({name: each[name] for name in sorted(both)} for each in (known, own))):
         warnings.warn(
-            f"{place}: these numbers of the objective, the batches or the rate are not as when the training of the "
-            f"checkpoint began: {some_of(differ, '; ')}. It goes on with the new ones, and trains only the epochs that "
+            f"{place}: this of the objective, the batches or the rate is not as when the training of the checkpoint "
+            f"began: {some_of(differ, '; ')}. It goes on with the new ones, and trains only the epochs that "
             "the checkpoint does not have. If this is another training, give it another checkpoint; put a temperature, "
             'for example, into Progress(..., about={"temperature": 4.0}), and it is refused',
             OtherStart,

@@ -6,6 +6,7 @@ import dis
 import functools
 import gc
 import os
+import re
 import time
 import types
 from collections import OrderedDict, defaultdict, deque
@@ -17,6 +18,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from kdlib.attributes import content
+from kdlib.copies import sample
 from kdlib.parts import is_of_library, names_of, slots_of
 
 __all__ = ["is_data", "is_users", "numbers_of", "reached"]
@@ -61,6 +63,9 @@ def is_data(value: Any) -> bool:
 def numbers_of(roots: Sequence[Any], known: Collection[int]) -> dict[str, str]:
     """Return the numbers that functions use: written in them, of names, attributes and keys that they name.
 
+    Of names, attributes and keys, flags, short texts that choose a method, and digests of tensors that are not `known`
+    are returned, too.
+
     Of a class, the methods are looked at that these functions, or such methods, name. What any method or function
     changes itself is a counter, and no number of it.
     """
@@ -78,7 +83,7 @@ def numbers_of(roots: Sequence[Any], known: Collection[int]) -> dict[str, str]:
                 is_used = place in ("number", "given") or str(key) in uses.names or type(key) is not str
                 if place == "key":
                     is_used = (is_used or gives_all) and ENTRY not in changed
-                if is_used and str(key) not in changed and (texts := _texts(part)):
+                if is_used and str(key) not in changed and id(part) not in known and (texts := _texts(part)):
                     name = ascii(str(key) if place == "key" else f"{owner}.{key}")[1:-1]
                     own.setdefault(name[-LONGEST:], []).extend(texts)
         for name, texts in own.items():
@@ -148,15 +153,27 @@ def _steps(code: types.CodeType) -> list[dis.Instruction]:
 
 
 def _texts(part: Any) -> list[str]:
-    """The numbers of a value or a tuple; those in a list are counters, more often than not."""
+    """The numbers, flags and choices of a value or a tuple; those in a list are counters, more often than not.
+
+    A tensor or an array has a digest of some of its numbers.
+    """
+    if issubclass(type(part), Tensor | np.ndarray):
+        return [found[:16]] if (found := sample(part)) else []
     if type(part) in (tuple, frozenset):
         texts = [text for each in part for text in _texts(each)] if len(part) <= ENTRIES else []
         return texts if len(texts) <= ENTRIES else []
+    if type(part) is bool or (type(part) is str and _is_choice(part)):
+        return [repr(part)]
     if type(part) not in (int, float) and not isinstance(part, np.integer | np.floating):
         return []
     value = part if type(part) is int else float(part)
     is_time = type(value) is float and value % 1 and 0 <= time.monotonic() - value <= time.monotonic() - BEGAN
     return [] if abs(value) > LARGEST or value == os.getpid() or is_time else [repr(value)]
+
+
+def _is_choice(text: str) -> bool:
+    """Whether a text may choose between methods, and is no path, device or name of a session."""
+    return bool(re.fullmatch(r"[A-Za-z][\w+.-]{0,39}", text)) and not re.search(r"\d{6}|^(cpu|cuda|mps|xpu)$", text)
 
 
 def _is_of_user(value: Any) -> bool:
@@ -177,8 +194,9 @@ def _codes(value: Any) -> Iterator[types.CodeType]:
 
 
 def _constants(value: Any) -> list[tuple[str, Any, Any]]:
-    """The numbers that are written in a function of the user."""
-    return [("number", "numbers", each) for code in _codes(value) for each in code.co_consts]
+    """The numbers that are written in a function of the user, but for texts, which may be keys and messages."""
+    every = [each for code in _codes(value) for each in code.co_consts]
+    return [("number", "numbers", each) for each in every if not isinstance(each, bool | str)]
 
 
 def _parts(value: Any) -> list[tuple[str, Any, Any]]:

@@ -165,7 +165,11 @@ def _class_numbers(labels: Tensor, subset: Subset) -> Tensor:
     """Return labels (N,) as int64, and refuse what is wrong for any number of classes."""
     found = class_numbers(labels)
     if not _are_numbers(subset) or not 1 <= len({*subset}) == len(subset) or min(subset) < 0:
-        raise KDError(f"expected a subset of different classes from 0, found {subset}; `check_subset` says more")
+        found_subset = f"{type(subset).__name__} {subset}"
+        raise KDError(
+            f"expected a subset of different classes from 0, a tuple of whole numbers, found {found_subset}; write "
+            "(1, 3), for example, or tuple(subset.tolist())"
+        )
     return found
 
 

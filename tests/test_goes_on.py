@@ -201,8 +201,8 @@ def test_weights_kept_before_the_loop_remain_those_of_before_it(tmp_path):
     assert same(run(1, "initial").kept["initial"], first)
     resumed = run(2, "initial")
     assert same(resumed.kept["initial"], first)
-    assert resumed.traces[0]["kept"] == {}
-    with pytest.raises(KDError, match=r"none under 'other': those of now are of a later epoch; keep them in or after"):
+    assert resumed.traces[0]["kept"] == {"initial": [0]}
+    with pytest.raises(KDError, match=r"none under 'other': those of now are of a later epoch; keep them in the loop"):
         run(3, "initial", "other")
 
 

@@ -657,3 +657,43 @@ def test_numbers_of_what_is_not_contiguous_or_complex_are_known_again():
     others = turns.conj().clone(), turns.real + 0j
     assert sample(turns) == sample(turns.clone()) is not None
     assert sample(turns) not in map(sample, others)
+
+
+class Annealed:
+    """It is not called, but holds a number that the objective reads and the body changes."""
+
+    def __init__(self):
+        self.temperature = 4.0
+
+    def state_dict(self):
+        return {"temperature": self.temperature}
+
+    def load_state_dict(self, state):
+        self.temperature = state["temperature"]
+
+    def step(self, epoch):
+        self.temperature *= 0.8
+
+
+class Center(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("now", torch.zeros(3))
+
+
+def test_what_only_the_body_or_a_hook_of_the_optimizer_changes_is_told_too(tmp_path):
+    annealed, center, network, last = Annealed(), Center(), student(), []
+
+    def cools(outputs, batch):
+        return hard_targets(outputs / annealed.temperature, batch)
+
+    def centred(outputs, batch):
+        last[:] = [outputs.detach().mean(0)]
+        return hard_targets(outputs - center.now, batch)
+
+    with pytest.warns(StateNotSaved, match="hold a Annealed that changes"):
+        fit(cools, 3, tmp_path / "c", annealed.step)
+    optimizer = adam(network)
+    optimizer.register_step_post_hook(lambda *_: center.now.mul_(0.9).add_(0.1 * last[0]))
+    with pytest.warns(StateNotSaved, match="hold a Center that changes"):
+        train(Progress(network, optimizer, checkpoint=tmp_path / "d"), 3, centred)

@@ -146,7 +146,7 @@ def test_a_gradient_that_is_not_finite_replaces_no_checkpoint(tmp_path, epoch_of
         def objective(outputs, batch):
             steps[0] += 1
             loss = hard_targets(outputs, batch)
-            if breaks and steps[0] == epoch_of_it * STEPS:
+            if breaks[0] and steps[0] == epoch_of_it * STEPS:
                 loss = loss + torch.sqrt(outputs[0, 0] * 0)  # its gradient is 0 / 0
             return loss
 
@@ -154,8 +154,8 @@ def test_a_gradient_that_is_not_finite_replaces_no_checkpoint(tmp_path, epoch_of
         return network
 
     with pytest.raises(NonFiniteLoss, match=f"expected finite weights after epoch {epoch_of_it}, found NaN"):
-        run(True)
-    goes_on = run(False)
+        run([True])
+    goes_on = run([False])  # in a list: a flag is told
     assert all(bool(value.isfinite().all()) for value in goes_on.parameters())
     whole = student()
     train(Progress(whole, adam(whole)), 3)

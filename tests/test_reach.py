@@ -1,5 +1,6 @@
 """Which numbers of a program belong to a training: those that its functions use, in whatever class or module."""
 
+import argparse
 import subprocess
 import sys
 import time
@@ -10,12 +11,13 @@ import pytest
 import torch
 from torch import nn
 
+from kdlib.batches import Batches
 from kdlib.held import TeacherInTraining
 from kdlib.losses import soft_target_kl
 from kdlib.ownership import OtherStart
 from kdlib.reach import numbers_of
-from kdlib.training import Progress, cross_entropy, epochs
-from tests.small_trainings import BATCHES, adam, student
+from kdlib.training import Progress, cross_entropy, epochs, hard_targets, predict_logits
+from tests.small_trainings import BATCHES, EXAMPLES, adam, student
 
 ROOT = Path(__file__).parents[1]
 
@@ -76,6 +78,53 @@ def test_a_scheduler_with_a_method_of_the_trainer_hides_nothing_of_it(tmp_path):
     made(4.0).fit()
     with pytest.warns(OtherStart, match=r"Trainer\.temperature"):
         made(20.0).fit()
+
+
+EQUAL = torch.ones(3)
+METHODS = {
+    "a method": {"method": "other"},
+    "a flag": {"hint": True},
+    "the weights of a teacher": {"teacher": 2.0},
+    "a weight of each class": {"classes": torch.tensor([1.0, 2.0, 4.0])},
+    "the noise of an augmentation": {"noise": 0.5},
+    "a whole objective": {"objective": lambda outputs, batch: hard_targets(outputs, batch)},
+}
+
+
+@pytest.mark.parametrize("changed", METHODS.values(), ids=METHODS)
+def test_another_method_with_the_same_checkpoint_is_told(tmp_path, changed):
+    def run(method="kd", hint=False, teacher=1.0, classes=EQUAL, noise=0.1, objective=None, device="cpu"):
+        settings = argparse.Namespace(method=method, hint=hint, device=device, folder="runs/of/today")
+        fixed = nn.Linear(4, 3).requires_grad_(False)
+        nn.init.constant_(fixed.weight, teacher)
+        nn.init.zeros_(fixed.bias)
+
+        def loss(outputs, batch):
+            assert settings.folder
+            assert settings.device
+            soft = predict_logits(fixed, batch.inputs)
+            scale = 2.0 if settings.method == "kd" else 4.0
+            hint = outputs.pow(2).mean() if settings.hint else 0
+            return (
+                soft_target_kl(outputs, soft, scale)
+                + hint
+                + nn.functional.cross_entropy(outputs, batch.labels, classes)
+            )
+
+        def augment(epoch):
+            return lambda inputs: inputs + noise
+
+        network = student()
+        progress = Progress(network, adam(network), checkpoint=tmp_path / "c")
+        batches = Batches(EXAMPLES, 8, 0, augment=augment, view="noise")
+        for _ in epochs(progress, batches, objective or loss, count=1, seed=0):
+            pass
+
+    run()
+    run()
+    run(device="cuda")
+    with pytest.warns(OtherStart, match="this of the objective, the batches or the rate is not as when"):
+        run(**changed)
 
 
 def test_seconds_of_a_clock_are_no_number():

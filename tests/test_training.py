@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from kdlib.batches import Batch, Batches, Examples, TeacherAtChance
+from kdlib.checkpoint import CheckpointDamaged
 from kdlib.cost import prediction_cost
 from kdlib.losses import hard_and_soft
 from kdlib.seeds import derive_seed, generator
@@ -565,7 +566,8 @@ def test_a_damaged_checkpoint_is_set_aside_and_training_gives_the_same(tmp_path,
     damaged = damage(path.read_bytes())
     assert damaged != path.read_bytes()
     path.write_bytes(damaged)
-    resumed = trained(path, examples)
+    with pytest.warns(CheckpointDamaged, match="this run goes on from the checkpoint before it"):
+        resumed = trained(path, examples)
     assert str(path) in resumed.notice
     assert "Set aside as checkpoint.safetensors.damaged; this run goes on from the checkpoint before" in resumed.notice
     assert path.with_name("checkpoint.safetensors.damaged").read_bytes() == damaged
@@ -593,7 +595,9 @@ def test_the_checkpoint_before_the_last_one_is_kept(tmp_path, examples, monkeypa
     assert sorted(os.listdir(tmp_path)) == ["c", "previous-c"]
     assert (resume(path).epoch, resume(tmp_path / "previous-c").epoch) == (3, 2)
     path.write_bytes(b"")
-    assert resume(path).epoch == 2
+    with pytest.warns(CheckpointDamaged):
+        resumed = resume(path)
+    assert resumed.epoch == 2
     path.write_bytes(first)
     assert resume(path).epoch == 1
 
@@ -603,7 +607,9 @@ def test_two_damaged_checkpoints_are_set_aside_and_kept(tmp_path, examples):
     trained(path, examples, stop=3)
     path.write_bytes(b"\0last")
     (tmp_path / "previous-c").write_bytes(b"\0before")
-    resumed = trained(path, examples)
+    with pytest.warns(CheckpointDamaged) as told:
+        resumed = trained(path, examples)
+    assert [each.filename for each in told] == [__file__, __file__]
     assert "Set aside as c.damaged; this run goes on from the checkpoint before it." in resumed.notice
     assert "Set aside as c.damaged-2; this run starts from its first epoch." in resumed.notice
     assert [(tmp_path / name).read_bytes() for name in ("c.damaged", "c.damaged-2")] == [b"\0last", b"\0before"]
@@ -622,7 +628,8 @@ def test_a_kill_while_a_damaged_checkpoint_is_set_aside_loses_nothing(tmp_path, 
         patched.setattr("kdlib.files.replace", killed)
         with pytest.raises(KeyboardInterrupt):
             resume(path)
-    resumed = trained(path, examples)
+    with pytest.warns(CheckpointDamaged, match=r"c\.damaged-2"):
+        resumed = trained(path, examples)
     assert "goes on from the checkpoint before it" in resumed.notice
     assert same_everything(resumed, trained(None, examples))
 

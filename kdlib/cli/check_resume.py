@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import re
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,8 @@ SHOWN = 15  # last lines of a script that failed
 def check_resume(options: argparse.Namespace) -> int:
     """Print what differs after stops, and return 1 if anything does that is equal in two runs without a stop."""
     script = options.script
-    if script.endswith(".py") and not Path(script).is_file():
-        raise KDError(f"expected a training script, found no file {script}; give its path, or the name of a module")
+    if not (Path(script).is_file() if script.endswith(".py") else _is_module(script)):
+        raise KDError(f"expected a training script, found no file or module {script}; write train.py, or my.train")
     with tempfile.TemporaryDirectory(prefix="kd-check-resume-") as folder:
         return _compare(options, Path(folder), time.monotonic())
 
@@ -31,6 +33,8 @@ def _compare(options: argparse.Namespace, folder: Path, began: float) -> int:
     whole = _whole(folder / "whole", options)
     say(f"{options.script}: {_what(whole.end)}, in {time.monotonic() - began:.0f} s without a stop")
     stopped, problem = _stopped(folder / "stopped", options, [each["steps"] for each in whole.end])
+    if not problem and _what(stopped.end) != _what(whole.end):
+        problem = _other_trainings(whole, stopped)
     if problem:
         say(f"WRONG {problem}")
         return 1
@@ -41,8 +45,8 @@ def _compare(options: argparse.Namespace, folder: Path, began: float) -> int:
         say(f"not compared: {what}, which differs between two runs without a stop, too")
     for what, epoch in wrong.items():
         say(f"WRONG {what}: other than without a stop" + (f", first after epoch {epoch}" if epoch else ""))
+    _tell_warnings(whole, stopped)
     if wrong:
-        _tell_warnings(whole, stopped)
         say("check-resume: what goes on from step to step, or from epoch to epoch, is not all in the checkpoint.")
         say("kdlib/README.md says in 'Schedules, early stopping, resuming' where it belongs.")
     elif any(what.endswith(": weights") for what in again):
@@ -92,11 +96,13 @@ class _Trial:
 
     def states(self) -> dict[str, str]:
         """The digest of each part at the end, under a name that says which training's it is."""
-        return {
+        parts = {
             f"{_name(number, each)}: {part}": digest
             for number, each in enumerate(self.end)
             for part, digest in each["digests"].items()
         }
+        variables = json.loads((self.folder / "variables.json").read_text(encoding="utf-8"))
+        return parts | {f"the variable {name}": digest for name, digest in variables.items()}
 
     def output(self) -> list[str]:
         """The lines that the script has printed."""
@@ -161,7 +167,9 @@ def _differing(one: _Trial, other: _Trial) -> dict[str, int]:
             if ends.get((each["training"], each["epoch"]), {}).get(part) != digest:
                 first.setdefault(f"{name}: {part}", each["epoch"])
     own, others = one.states(), other.states()
-    return {what: first.get(what, 0) for what in own | others if own.get(what) != others.get(what)}
+    # A variable of the loop's body is not there if no epoch is left.
+    both = [what for what in own | others if (what in own and what in others) or not what.startswith("the variable ")]
+    return {what: first.get(what, 0) for what in both if own.get(what) != others.get(what)}
 
 
 def _tell_warnings(*trials: _Trial) -> None:
@@ -173,6 +181,19 @@ def _tell_warnings(*trials: _Trial) -> None:
 
 def _name(number: int, about: dict[str, Any]) -> str:
     return about["label"] or f"training {number + 1}"
+
+
+def _is_module(name: str) -> bool:
+    with suppress(Exception):  # of a package that does not import; no name of a module
+        return importlib.util.find_spec(name) is not None
+    return False
+
+
+def _other_trainings(one: _Trial, other: _Trial) -> str:
+    return (
+        f"the script has trained {_what(one.end)}, and then {_what(other.end)}: what it leaves behind, such as a file "
+        "with a teacher, changes its next run. If it only trains what is not there yet, run this command again"
+    )
 
 
 def _what(end: list[dict[str, Any]]) -> str:

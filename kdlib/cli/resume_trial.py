@@ -13,11 +13,13 @@ import json
 import os
 import runpy
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import numpy as np
+from torch import Tensor, nn
 
 import kdlib.api
 import kdlib.training
@@ -51,6 +53,14 @@ def _digest(name: str, state: Any) -> str:
     tensors: dict[str, Tensor] = {}
     notes = pack(state, name, tensors)
     return sha256((tensor_digest(tensors) + canonical_json(notes)).encode())
+
+
+def _digest_of_variable(name: str, value: Any) -> str:
+    """The digest of a network, a tensor, an array, or a map or list of them; "" of anything else."""
+    with suppress(Exception):  # of somebody else's objects
+        if name[:1] != "_" and isinstance(value, nn.Module | Tensor | np.ndarray | dict | list):
+            return _digest(name, value.state_dict() if isinstance(value, nn.Module) else value)
+    return ""
 
 
 class Trial:
@@ -121,8 +131,10 @@ class Trial:
             file.write(json.dumps(value) + "\n")
             file.flush()
 
-    def end(self) -> None:
-        """Note the states at the end of the script."""
+    def end(self, variables: Mapping[str, Any]) -> None:
+        """Note the states at the end of the script, and what its variables hold: networks, tensors, maps of them."""
+        held = {name: digest for name, value in variables.items() if (digest := _digest_of_variable(name, value))}
+        (self.folder / "variables.json").write_text(json.dumps(held))
         for number, progress in enumerate(self.trainings):
             steps = [count for _, count in sorted(self.counted[number].items())]
             about = {"label": progress.label, "epochs": progress.epoch, "steps": steps, "digests": digests(progress)}
@@ -135,17 +147,17 @@ def run(plan: Path, script: str, arguments: list[str]) -> None:
     given = json.loads(plan.read_text(encoding="utf-8"))
     trial = Trial(Path(given["folder"]), given["epochs"], given["steps"])
     trial.install()
-    sys.argv = [script, *arguments]
+    sys.argv, variables = [script, *arguments], dict[str, Any]()
     try:
         if script.endswith(".py"):
             sys.path[0] = str(Path(script).absolute().parent)
-            runpy.run_path(script, run_name="__main__")
+            variables = runpy.run_path(script, run_name="__main__")
         else:
-            runpy.run_module(script, run_name="__main__", alter_sys=True)
+            variables = runpy.run_module(script, run_name="__main__", alter_sys=True)
     except SystemExit as ending:
         if ending.code not in (None, 0):
             raise
-    trial.end()
+    trial.end(variables)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentTypeError
+from contextlib import suppress
 from pathlib import Path
 
 from kdlib.checks import path_of
@@ -54,7 +55,11 @@ def folder(text: str) -> Path:
     """Return the path of a folder, with ~ expanded; an empty text, as of an unset variable, is not the current one."""
     if not text.strip() or "\0" in text:
         raise ArgumentTypeError("expected the path of a folder, found none; write . for the current folder")
-    return _path(text)
+    path = _path(text)
+    with suppress(OSError):  # what cannot be looked at is told when it is used
+        if path.is_file():
+            raise ArgumentTypeError(f"expected the path of a folder, found the file {path}; choose a folder")
+    return path
 
 
 def file(text: str) -> Path:

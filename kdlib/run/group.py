@@ -18,6 +18,7 @@ import torch
 
 from kdlib.alive import refuse_dead
 from kdlib.batches import TeacherAtChance
+from kdlib.checkpoint import CheckpointDamaged
 from kdlib.errors import CheckpointReplaced, DataChanged, KDError
 from kdlib.files import atomic_write, canonical_json, is_there, sha256
 from kdlib.precision import arithmetic, set_precision, usual_settings
@@ -219,8 +220,9 @@ def _train(
         set_precision(getattr(group[0].config, "precision", "float32"))
         made_by = {**made_by, "float32": arithmetic()}
     keep_freed_memory()
-    with warnings.catch_warnings():  # claims and bands judge teachers here; those of profile smoke may be at chance
-        warnings.simplefilter("ignore", TeacherAtChance)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TeacherAtChance)  # claims and bands judge teachers; in profile smoke, chance is
+        warnings.simplefilter("ignore", CheckpointDamaged)  # it is told as a notice of the run
         # One call trains all students of a group, so the seed of the first run is used for all.
         try:
             with _no_exit(group[0].label), experiment.unchanged(group[0].label) as refuse_changed, seeded(runs[0].seed):

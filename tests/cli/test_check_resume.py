@@ -96,6 +96,30 @@ def test_what_only_the_body_keeps_is_found_at_the_end(check):
     assert "WRONG student: weights: other than without a stop" in lines
 
 
+def test_an_average_that_only_a_variable_holds_is_found(check):
+    before = "average = torch.optim.swa_utils.AveragedModel(model)"
+    status, lines = check("average.update_parameters(model)", before=before)
+    assert status == 1
+    assert lines[1] == "WRONG the variable average: other than without a stop"
+
+
+def test_a_script_that_finds_its_own_files_later_is_told_so(check):
+    before = """
+from pathlib import Path
+if not Path("teacher").exists():
+    teacher = nn.Linear(5, 3)
+    first = Progress(teacher, torch.optim.SGD(teacher.parameters(), lr=0.1), checkpoint="teacher.safetensors")
+    for _ in epochs(first, Batches(Examples(inputs, labels), size=10, seed=0), hard_targets, count=1, seed=0):
+        pass
+    Path("teacher").touch()
+"""
+    status, lines = check(before=before)
+    assert status == 1
+    told = "WRONG the script has trained 2 epochs of 2 trainings, and then 1 epoch of 1 training: what it leaves behind"
+    assert lines[-1].startswith(told)
+    assert check(before=before)[0] == 0  # the file is there now
+
+
 def test_the_warnings_of_kdlib_say_what_may_be_the_cause(check):
     before = """
 centre = torch.zeros(())
@@ -132,7 +156,7 @@ def test_a_script_that_fails_only_after_a_stop_is_told_with_the_last_stop(check)
 @pytest.mark.parametrize(
     ("script", "why"),
     [
-        ("", "found no file"),
+        ("", "found no file or module train.py"),
         ("import sys\nsys.exit(5)", "found exit status 5"),
         ("1 / 0", "found exit status 1"),
         ("print('nothing')", "found none; write Progress"),
