@@ -163,6 +163,11 @@ def test_clusters_take_lists_and_kmeans_a_part_of_the_classes(probs):
         (torch.eye(3, dtype=torch.int64), (0,), r"found torch.int64 of shape \(3, 3\)"),
         (torch.tensor([0, 1, 2]), (0, 0), "different classes from 0"),
         (torch.tensor([0, 1, 2]), (), "different classes from 0"),
+        (
+            torch.tensor([0, 1, 2]),
+            torch.tensor([0, 1]),
+            r"a tuple of whole numbers, found Tensor tensor.*write \(1, 3\)",
+        ),
         (torch.tensor([0, 1, 2]), (0, -1), "different classes from 0"),
     ],
 )

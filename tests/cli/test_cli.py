@@ -104,6 +104,8 @@ def test_mistakes_are_one_sentence_and_status_2(tree, capsys, arguments, said):
         ["run", "ecg", "--minutes", "-1"],
         ["run", "ecg", "--store", ""],
         ["runs", "list", "--store", " "],
+        ["runs", "list", "--store", __file__],
+        ["run", "ecg", "--store", __file__],
         ["run", "ecg", "--ray", ""],
         ["runs", "export", "folder", "--profile", " "],
         ["run", "ecg", "--data", ""],
