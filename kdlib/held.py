@@ -103,14 +103,13 @@ class Held:
         return networks, states
 
     def _numbers(self) -> dict[str, str]:
-        """The numbers that the functions use, their names, and what tells networks that do not learn from others."""
+        """The numbers that the functions use, the name of the objective, and digests of networks that do not learn."""
         within = [
             part for each in self.functions if not is_users(type(each).__module__) for part in _functions_in(each)
         ]
         found = numbers_of([*self.functions, *within], self.known | self.saved_tensors)
-        for role, each in zip(("objective", "batches", "rate"), self.functions, strict=True):
-            whole = getattr(each, "func", each)  # of a partial
-            found[f"the name of the {role}"] = str(getattr(whole, "__qualname__", type(whole).__qualname__))
+        objective = getattr(self.functions[0], "func", self.functions[0])  # of a partial
+        found["the name of the objective"] = str(getattr(objective, "__qualname__", type(objective).__qualname__))
         if samples := sorted(sha256(repr(each).encode())[:16] for each in self.teachers_weights):
             found["the weights of networks that the functions hold"] = ", ".join(samples)
         return found
@@ -118,7 +117,7 @@ class Held:
     def watching(self, batches: Iterable[Batch], place: str) -> Iterator[Batch]:
         """Pass on an epoch's batches. With the first one, warn of what goes on from the epoch before.
 
-        What is seeded or set anew in each epoch has been so by then. TeacherInTraining tells of a call meanwhile.
+        What is seeded or set anew in each epoch has been so by then. Layers that are called in training mode are noted.
         """
         # None on a layer that is evaluated: its network may be scripted, copied or saved in a step.
         layers = [(part, weights) for each, weights in self.teachers if (part := each()) is not None and part.training]

@@ -284,7 +284,7 @@ def test_a_loss_that_is_not_finite_replaces_no_checkpoint_and_is_named_by_its_st
         progress = Progress(model, optimizer, checkpoint=path, on_step=on_step)
 
         def third(outputs, batch):
-            return objective(outputs, batch) * (float("nan") if is_bad and len(progress.losses) == 2 else 1)
+            return objective(outputs, batch) * (float("nan") if is_bad[0] and len(progress.losses) == 2 else 1)
 
         list(training.epochs(progress, batches, third, count=1, seed=seed))
         return progress
@@ -295,11 +295,11 @@ def test_a_loss_that_is_not_finite_replaces_no_checkpoint_and_is_named_by_its_st
             raise Killed
 
     with pytest.raises(Killed):
-        run(True, die)
+        run([True], die)
     assert steps_of(load_tensors(path)[0]) == 2
     with pytest.raises(training.NonFiniteLoss, match=f"at epoch 1, step 3 of {STEPS}"):
-        run(True)
-    assert run(False).epoch == 1
+        run([True])
+    assert run([False]).epoch == 1
 
 
 # ---- what does not fit a checkpoint is refused

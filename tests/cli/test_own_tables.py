@@ -140,9 +140,10 @@ def test_a_run_that_is_recorded_twice_is_told_before_anything_is_trained(kd, roo
     assert not (root / ".kd").exists()
 
 
-@pytest.mark.parametrize("options", [[], ["--out", "a file"]])
+@pytest.mark.parametrize("options", [[], ["--out", "out"]])
 def test_tables_that_cannot_be_written_are_printed_before_the_error(kd, root, options):  # noqa: F811
-    (root / "a file").touch()
+    (root / "out").mkdir()
+    (root / "out" / "toy").touch()
     (root / "results" / "toy").mkdir(parents=True)
     (root / "results" / "toy" / "local").touch()
     status, out, errors = kd("run", "toy", "--seed", "0", "--arms", "baseline", *options)
@@ -150,7 +151,7 @@ def test_tables_that_cannot_be_written_are_printed_before_the_error(kd, root, op
     assert out.index("## Arms") < out.index("## Claims") < out.index("\ntoy, profile quick: seed 0; 1 run on toy")
     assert "Tables: not written\n" in out
     (error,) = errors
-    assert ("a file/toy" if options else "results/toy/local") in error
+    assert ("out/toy" if options else "results/toy/local") in error
     assert "choose another folder with --out DIR" in error
 
 
