@@ -102,7 +102,7 @@ def warn_of_other_start(stored: Mapping[str, Any], own: Mapping[str, Any], epoch
 def refuse_another_loop(stored: Mapping[str, Any], now: Mapping[str, Any], place: str) -> None:
     """Refuse (KDError) a checkpoint whose epochs were trained with other seeds, data or frozen modules.
 
-    Warn (OtherStart) if numbers of the objective and the other functions differ, of those that both have.
+    Warn (OtherStart) if values that the objective and the other functions use differ, of those that both have.
     """
     hint = (
         "frozen are the modules that are in evaluation mode when the loop begins, and a loop may leave others so: if "
@@ -113,8 +113,8 @@ def refuse_another_loop(stored: Mapping[str, Any], now: Mapping[str, Any], place
     both = known.keys() & own.keys()
     if differ := _differences(*({name: each[name] for name in sorted(both)} for each in (known, own))):
         warnings.warn(
-            f"{place}: this of the objective, the batches or the rate is not as when the training of the checkpoint "
-            f"began: {some_of(differ, '; ')}. It goes on with the new ones, and trains only the epochs that "
+            f"{place}: these values that the objective, the batches or the rate use are not as when the training of "
+            f"the checkpoint began: {some_of(differ, '; ')}. It goes on with the new ones, and trains only the epochs that "
             "the checkpoint does not have. If this is another training, give it another checkpoint; put a temperature, "
             'for example, into Progress(..., about={"temperature": 4.0}), and it is refused',
             OtherStart,

@@ -34,6 +34,8 @@ CALLED = types.FunctionType, types.MethodType, functools.partial, staticmethod, 
 ENTRY = "STORE_SUBSCR"  # changes an entry of a dictionary, whose key is not known
 GIVES_ALL = "DICT_MERGE"  # gives all entries of a dictionary to a function
 MAKERS = "__init__", "__post_init__", "__new__", "__setstate__"  # what they change is not changed later
+# Methods that are used without their names; others of Python's show, compare or copy an object.
+UNNAMED = "__call__", "__getitem__", "__iter__", "__next__", "__len__", "__getattr__", "__enter__", "__exit__"
 BEGAN = time.monotonic()
 SETTINGS = "argparse.Namespace", "types.SimpleNamespace"
 
@@ -117,7 +119,7 @@ class _Uses:
                 for method in _functions_of(part):
                     self.methods[id(method)], self.named[id(method)] = method, str(name)
         name = self.named.get(id(value), "__call__")
-        return name in self.names or (name[:2] == "__" and name not in MAKERS)
+        return name in self.names or name in UNNAMED
 
 
 def _functions_of(part: Any) -> list[Any]:
@@ -173,7 +175,8 @@ def _texts(part: Any) -> list[str]:
 
 def _is_choice(text: str) -> bool:
     """Whether a text may choose between methods, and is no path, device or name of a session."""
-    return bool(re.fullmatch(r"[A-Za-z][\w+.-]{0,39}", text)) and not re.search(r"\d{6}|^(cpu|cuda|mps|xpu)$", text)
+    is_word = re.fullmatch(r"[A-Za-z][\w+.-]{0,39}", text) and not re.fullmatch("cpu|cuda|mps|xpu", text)
+    return bool(is_word) and sum(map(str.isdigit, text)) < 6  # a name with a date has more
 
 
 def _is_of_user(value: Any) -> bool:

@@ -1,6 +1,7 @@
 """Which numbers of a program belong to a training: those that its functions use, in whatever class or module."""
 
 import argparse
+import dataclasses
 import subprocess
 import sys
 import time
@@ -123,7 +124,7 @@ def test_another_method_with_the_same_checkpoint_is_told(tmp_path, changed):
     run()
     run()
     run(device="cuda")
-    with pytest.warns(OtherStart, match="this of the objective, the batches or the rate is not as when"):
+    with pytest.warns(OtherStart, match="these values that the objective, the batches or the rate use are not"):
         run(**changed)
 
 
@@ -220,3 +221,16 @@ def test_many_plain_numbers_next_to_a_teacher_do_not_hide_it():
     with pytest.warns(TeacherInTraining):
         for _ in epochs(Progress(network, adam(network)), BATCHES, objective, count=1, seed=0):
             pass
+
+
+@dataclasses.dataclass
+class Config:
+    alpha: float = 0.5
+    epochs: int = 3
+    run: str = "kd-Dec-01-04h44m49"
+
+
+def test_of_a_configuration_only_the_fields_that_are_used_are_compared():
+    config = Config(epochs=7)
+    found = numbers_of([lambda outputs: (outputs * config.alpha, config.run)], ())
+    assert {*found} == {"Config.alpha"}

@@ -10,6 +10,7 @@ it is: in this process only, `Progress` writes its checkpoints into the folder, 
 from __future__ import annotations
 
 import json
+import operator
 import os
 import runpy
 import sys
@@ -92,7 +93,8 @@ class Trial:
                 self.written(progress)
 
         def limited(progress: Progress, *arguments: Any, count: Any, **rest: Any) -> Iterator[int]:
-            return epochs(progress, *arguments, count=min(count, self.count), **rest)
+            is_short = not hasattr(count, "__index__") or operator.index(count) <= self.count  # a wrong one is refused
+            return epochs(progress, *arguments, count=count if is_short else self.count, **rest)
 
         for name, value in {"__init__": begun, "save": saved, "due": property(self.is_due)}.items():
             setattr(Progress, name, value)
