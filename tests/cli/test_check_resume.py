@@ -173,9 +173,9 @@ def test_scripts_that_cannot_be_checked_are_refused_with_the_reason(script, why,
     assert ("ZeroDivisionError" in done.stderr) == (script == "1 / 0")
 
 
-@pytest.mark.parametrize("script", ["train", ".", "own.train", "own", "no such thing"])
+@pytest.mark.parametrize("script", ["training", ".", "own.training", "own", "no such thing"])
 def test_what_is_no_script_is_refused_before_anything_runs(script, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "train.txt").touch()
+    (tmp_path / "training.txt").touch()
     assert main(["check-resume", script]) == 2
     assert capsys.readouterr().err.endswith(f"found no file or module {script}; write train.py, or my.train\n")
