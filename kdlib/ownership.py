@@ -115,8 +115,8 @@ def refuse_another_loop(stored: Mapping[str, Any], now: Mapping[str, Any], place
         warnings.warn(
             f"{place}: these values that the objective, the batches or the rate use are not as when the training of "
             f"the checkpoint began: {some_of(differ, '; ')}. It goes on with the new ones, and trains only the epochs "
-            "that the checkpoint does not have. If this is another training, give it another checkpoint; put a temperature, "
-            'for example, into Progress(..., about={"temperature": 4.0}), and it is refused',
+            "that the checkpoint does not have. If this is another training, give it another checkpoint; put a "
+            'temperature, for example, into Progress(..., about={"temperature": 4.0}), and it is refused',
             OtherStart,
             stacklevel=5,
         )
