@@ -175,10 +175,9 @@ def sound_checkpoint(path: Path, place: str) -> tuple[Any, tuple[int, int] | Non
         except DamagedFile as error:
             aside = set_aside(path)  # the one before it takes its place
             where = "goes on from the checkpoint before it" if is_there(path) else "starts from its first epoch"
-            notice = f"{notice} {error}. Set aside as {aside.name}; this run {where}.".strip()
-            warnings.warn(
-                f"{place}: {error}. Set aside as {aside.name}; this run {where}", CheckpointDamaged, stacklevel=4
-            )
+            text = f"{error}. Set aside as {aside.name}; this run {where}"
+            notice = f"{notice} {text}.".strip()
+            warnings.warn(f"{place}: {text}", CheckpointDamaged, stacklevel=4)
     return None, None, notice
 
 

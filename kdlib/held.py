@@ -86,14 +86,14 @@ class Held:
                 parts += inner
                 within |= {id(part) for part in inner}
         self.teachers = _that_depend_on_mode(outermost, trained)
+        if not self.stops:
+            return [], []
         shapes = _shapes_of(self.network)
         others_of_it = [
             each for each in outermost if type(each) is not type(self.network) or _shapes_of(each) != shapes
         ]
         fixed = [own for part in others_of_it if (own := _weights_of(part)) and trained.isdisjoint(map(id, own))]
         self.teachers_weights = [[sample(weight) for weight in own] for own in fixed] if not self.looks else []
-        if not self.stops:
-            return [], []
         networks = [part for part in parts if type(part) is type(self.network) and _shapes_of(part) == shapes]
         # Of networks, CopyNotSaved tells. The parts and tensors of other modules belong to the state of the outermost.
         left_out = self.saved_tensors | {id(network) for network in networks}

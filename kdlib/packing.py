@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from kdlib.errors import KDError
-from kdlib.files import canonical_json
+from kdlib.files import canonical_json, sha256, tensor_digest
 
 __all__ = [
     "can_be_saved",
@@ -23,6 +23,7 @@ __all__ = [
     "layout_of",
     "lazy_names",
     "pack",
+    "state_digest",
     "tensors_of_state",
     "unpack",
     "unwrapped",
@@ -60,6 +61,13 @@ def pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         f"{name}: expected a state of tensors, numbers, texts, dicts and lists, found {type(value).__name__}, which a "
         "checkpoint cannot hold; let state_dict or get_extra_state return one of those"
     )
+
+
+def state_digest(value: Any, name: str) -> str:
+    """Return the SHA-256 of a state as `pack` describes it; KDError, with the name, for what it cannot hold."""
+    tensors: dict[str, Tensor] = {}
+    notes = pack(value, name, tensors)
+    return sha256((tensor_digest(tensors) + canonical_json(notes)).encode())
 
 
 def _packed_text(value: str, name: str) -> str:

@@ -14,8 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from kdlib.attributes import GENERATORS
 from kdlib.copies import sample
-from kdlib.files import canonical_json, tensor_digest
-from kdlib.packing import pack
+from kdlib.packing import state_digest
 from kdlib.seeds import global_generators_put_back
 
 __all__ = ["mark", "modules_of", "tensors_of"]
@@ -47,7 +46,6 @@ def mark(value: Any, saved: Collection[int]) -> Any:
     Weights and other tensors are known by some of their numbers, since a teacher's would take long to digest. What can
     be iterated is not asked for its `state_dict`: the question begins the iterator of some loaders.
     """
-    tensors: dict[str, Tensor] = {}
     with suppress(Exception):  # of somebody else's objects
         if issubclass(type(value), GENERATORS):
             return _state(value)
@@ -59,8 +57,7 @@ def mark(value: Any, saved: Collection[int]) -> Any:
         kind = type(value)
         if not hasattr(kind, "__iter__") and all(callable(getattr(kind, name, None)) for name in STATES):
             with global_generators_put_back():
-                notes = pack(value.state_dict(), "state", tensors)
-            return f"{tensor_digest(tensors)} {canonical_json(notes)}"
+                return state_digest(value.state_dict(), "state")
     return None
 
 

@@ -84,7 +84,7 @@ class _Trial:
 
     @property
     def has_ended(self) -> bool:
-        return (self.folder / "ended").exists()
+        return (self.folder / "variables.json").exists()
 
     @property
     def end(self) -> list[dict[str, Any]]:

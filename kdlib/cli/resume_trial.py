@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 import kdlib.api
 import kdlib.training
-from kdlib.files import canonical_json, identity, sha256, tensor_digest
-from kdlib.packing import pack
+from kdlib.files import identity, sha256
+from kdlib.packing import state_digest
 from kdlib.progress import Progress
 from kdlib.trainable import state_of
 from kdlib.training import epochs
@@ -47,20 +47,14 @@ def digests(progress: Progress) -> dict[str, str]:
             parts[f"extra {name}"] = extra.state_dict()
     for key in sorted({key for entry in history for key in entry}):
         parts[f"history of {key}"] = [entry.get(key) for entry in history]
-    return {name: _digest(name, part) for name, part in parts.items()}
-
-
-def _digest(name: str, state: Any) -> str:
-    tensors: dict[str, Tensor] = {}
-    notes = pack(state, name, tensors)
-    return sha256((tensor_digest(tensors) + canonical_json(notes)).encode())
+    return {name: state_digest(part, name) for name, part in parts.items()}
 
 
 def _digest_of_variable(name: str, value: Any) -> str:
     """The digest of a network, a tensor, an array, or a map or list of them; "" of anything else."""
     with suppress(Exception):  # of somebody else's objects
         if name[:1] != "_" and isinstance(value, nn.Module | Tensor | np.ndarray | dict | list):
-            return _digest(name, value.state_dict() if isinstance(value, nn.Module) else value)
+            return state_digest(value.state_dict() if isinstance(value, nn.Module) else value, name)
     return ""
 
 
@@ -131,17 +125,15 @@ class Trial:
     def _note(self, name: str, value: Any) -> None:
         with (self.folder / f"{name}.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(value) + "\n")
-            file.flush()
 
     def end(self, variables: Mapping[str, Any]) -> None:
         """Note the states at the end of the script, and what its variables hold: networks, tensors, maps of them."""
         held = {name: digest for name, value in variables.items() if (digest := _digest_of_variable(name, value))}
-        (self.folder / "variables.json").write_text(json.dumps(held))
         for number, progress in enumerate(self.trainings):
             steps = [count for _, count in sorted(self.counted[number].items())]
             about = {"label": progress.label, "epochs": progress.epoch, "steps": steps, "digests": digests(progress)}
             self._note("end", about)
-        (self.folder / "ended").touch()
+        (self.folder / "variables.json").write_text(json.dumps(held))  # last: it says that the script has ended
 
 
 def run(plan: Path, script: str, arguments: list[str]) -> None:

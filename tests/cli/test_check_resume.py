@@ -1,4 +1,4 @@
-"""`kd check-resume`: a script that goes on as it should is told from one that does not."""
+"""`kd check-resume` accepts a script whose result no stop changes; of other scripts it names what a stop changes."""
 
 import subprocess
 import sys
